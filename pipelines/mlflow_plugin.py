@@ -1,0 +1,106 @@
+"""Make the bare `mlflow run . -e X` work in the environment that is installed.
+
+Without an `--env-manager` flag MLflow builds a fresh environment through pyenv, and fails where pyenv is
+missing; no environment variable changes that. MLflow loads this module early, as a run context provider, in every process that
+imports its tracking client. For this project alone, and only when no `--env-manager` was given, it answers
+"local" and puts the folder of the running interpreter first on PATH.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PROJECT_NAME = "dinox-ct"
+_BACKEND = "mlflow.projects.backend.local"
+_ENV_MANAGER_KEY = "ENV_MANAGER"
+
+
+class DinoxContext:
+    """The context provider that MLflow asks for: it adds no tags, loading it is the point."""
+
+    def in_context(self) -> bool:
+        """Return False: there is nothing to tag."""
+        return False
+
+    def tags(self) -> dict[str, str]:
+        """Return no tags."""
+        return {}
+
+
+def is_this_project(project_uri: str) -> bool:
+    """Tell whether a project URI is a local folder whose MLproject carries this project's name."""
+    recipe = Path(project_uri.removeprefix("file://")) / "MLproject"
+    if not recipe.is_file():
+        return False
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    return any(line.split("#")[0].replace(" ", "") == f"name:{PROJECT_NAME}" for line in lines)
+
+
+def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `LocalBackend.run` so that this project runs in the installed environment by default."""
+
+    @functools.wraps(run)
+    def run_here(
+        self: object,
+        project_uri: str,
+        entry_point: str,
+        params: dict[str, str],
+        version: str | None,
+        backend_config: dict[str, Any],
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        if backend_config.get(_ENV_MANAGER_KEY) is None and is_this_project(project_uri):
+            backend_config[_ENV_MANAGER_KEY] = "local"
+            here = str(Path(sys.executable).parent)
+            os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
+        return run(self, project_uri, entry_point, params, version, backend_config, *rest, **named)
+
+    return run_here
+
+
+def _mend(module: ModuleType) -> None:
+    module.LocalBackend.run = wrap_run(module.LocalBackend.run)  # type: ignore[attr-defined]
+
+
+class _MendOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Find the backend module once, let its own loader run it, then wrap `run`."""
+
+    def __init__(self) -> None:
+        self._loader: importlib.abc.Loader | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _BACKEND:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        assert self._loader is not None
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert self._loader is not None
+        self._loader.exec_module(module)
+        _mend(module)
+
+
+if hasattr(sys.modules.get(_BACKEND), "LocalBackend"):
+    _mend(sys.modules[_BACKEND])
+else:
+    sys.meta_path.insert(0, _MendOnImport())
