@@ -45,15 +45,15 @@ def pylidc_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def _import_pylidc() -> types.ModuleType:
-    stub = types.ModuleType("pkg_resources")
-    stub.resource_filename = lambda _package, name: str(pylidc_folder() / name)  # type: ignore[attr-defined]
+    stub: Any = types.ModuleType("pkg_resources")
+    stub.resource_filename = lambda _package, name: str(pylidc_folder() / name)
     present = sys.modules.get("pkg_resources")
     sys.modules["pkg_resources"] = stub
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside pylidc that nobody here can mend
             pylidc = import_module("pylidc")
-            modules = [import_module(f"pylidc.{name}") for name in _MODULES_WITH_NUMPY]
+            modules: list[Any] = [import_module(f"pylidc.{name}") for name in _MODULES_WITH_NUMPY]
     finally:
         if present is None:
             del sys.modules["pkg_resources"]
@@ -65,7 +65,7 @@ def _import_pylidc() -> types.ModuleType:
         )
     old_numpy = _NumpyWithOldNames("numpy")
     for module in modules:
-        module.np = old_numpy  # type: ignore[attr-defined]
+        module.np = old_numpy
     return pylidc
 
 
@@ -86,6 +86,6 @@ def load_pylidc(dicom_root: Path | None = None) -> types.ModuleType:
         raise ValueError(f"DICOM root {dicom_root} is not a folder; name the one that holds LIDC-IDRI-dddd")
     pylidc = _import_pylidc()
     # `pylidc.Scan` is the class, which hides the module of the same name.
-    scan_module = sys.modules["pylidc.Scan"]
-    scan_module._get_dicom_file_path_from_config_file = lambda: str(dicom_root or "")  # type:
-    ignore[attr-defined] return pylidc
+    scan_module: Any = sys.modules["pylidc.Scan"]
+    scan_module._get_dicom_file_path_from_config_file = lambda: str(dicom_root or "")
+    return pylidc
