@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: backbones, heads, losses, aggregators. No disk, no MLflow."""

@@ -19,7 +19,7 @@ from pipelines.tracking import Run
 C = TypeVar("C")
 
 
-class EndWith(Exception):  # noqa: N818 - an ending, not always an error
+class EndWith(Exception):
     """End the entry point with a stated exit code and one sentence."""
 
     def __init__(self, code: int, sentence: str) -> None:
@@ -60,9 +60,7 @@ def resolve(schema: type[C], words: Sequence[str], recipe: str | None = None) ->
     return load_recipe(schema, read_yaml(path), overrides), path.stem
 
 
-def main(
-    name: str, schema: type[C], body: Callable[[C, Run], None], recipe: str | None = None
-) -> None:
+def main(name: str, schema: type[C], body: Callable[[C, Run], None], recipe: str | None = None) -> None:
     """Run an entry point and leave the process with its exit code."""
     sys.exit(run_entry_point(name, schema, body, recipe, sys.argv[1:]))
 
@@ -72,8 +70,8 @@ def run_entry_point(
 ) -> int:
     """Run `body` inside an MLflow run and return the exit code.
 
-    A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence. Anything
-    else is ours: it is raised with its trace.
+    A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence.
+    Anything else is ours: it is raised with its trace.
     """
     run = Run.start(name)
     try:

@@ -62,9 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def load_recipe(
-    schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()
-) -> C:
+def load_recipe(schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> C:
     """Build `schema` from a recipe's tree with dotted overrides laid over it.
 
     Args:
@@ -148,7 +146,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 def _is_text(kind: Any) -> bool:
     if kind is str:
         return True
-    return typing.get_origin(kind) is typing.Literal and all(isinstance(v, str) for v in typing.get_args(kind))
+    return typing.get_origin(kind) is typing.Literal and all(
+        isinstance(v, str) for v in typing.get_args(kind)
+    )
 
 
 def _from_text(key: str, text: str) -> Any:

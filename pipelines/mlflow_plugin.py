@@ -1,8 +1,8 @@
 """Make the bare `mlflow run . -e X` work in the environment that is installed.
 
 Without an `--env-manager` flag MLflow builds a fresh environment through pyenv, and fails where pyenv is
-missing; no environment variable changes that. MLflow loads this module early, as a run context provider, in every process that
-imports its tracking client. For this project alone, and only when no `--env-manager` was given, it answers
+missing; no environment variable changes that. MLflow loads this module early, as a run context provider, in every
+process that imports its tracking client. For this project alone, and only when no `--env-manager` was given, it answers
 "local" and puts the folder of the running interpreter first on PATH.
 """
 
@@ -69,7 +69,7 @@ def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mend(module: ModuleType) -> None:
-    module.LocalBackend.run = wrap_run(module.LocalBackend.run)  # type: ignore[attr-defined]
+    module.LocalBackend.run = wrap_run(module.LocalBackend.run)
 
 
 class _MendOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -1,1 +1,1 @@
-"""Features and labels in, fitted probes and numbers with intervals out; no disk, no MLflow, no CT reading."""
+"""Features and labels in, fitted probes and numbers out. No CT reading, no MLflow, no disk."""

@@ -1,0 +1,198 @@
+"""Vision transformers through timm: class token and patch tokens of a batch of views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import timm
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Arch = Literal["vit_small", "vit_large", "custom", "timm"]
+
+# The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
+_ARTICLE = {"vit_small": "vit_small_patch14_reg4_dinov2", "vit_large": "vit_large_patch14_reg4_dinov2"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """Which vision transformer, and where its first weights come from."""
+
+    arch: Arch = "vit_small"
+    """`vit_small` and `vit_large` are the article's ViT-S/14 and ViT-L/14; `custom` reads the five fields below;
+    `timm` takes `timm_name`."""
+    timm_name: str = ""
+    depth: int = 4
+    embed_dim: int = 96
+    heads: int = 4
+    patch_px: int = 14
+    registers: int = 4
+    image_px: int = 224
+    init: Literal["timm", "xavier"] = "timm"
+    """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
+    weights: str = ""
+    """Warm start: "timm" for the pretrained weights of the timm name, or a local folder or .safetensors file."""
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be."""
+        if self.arch in ("vit_small", "vit_large", "custom") and self.image_px % self.effective_patch_px:
+            raise ValueError(
+                f"image_px {self.image_px} is not a multiple of the patch of {self.effective_patch_px} px"
+            )
+        if self.arch == "custom" and self.embed_dim % self.heads:
+            raise ValueError(f"embed_dim {self.embed_dim} cannot be shared by {self.heads} heads")
+        if (self.arch == "timm") != bool(self.timm_name):
+            raise ValueError("timm_name goes with arch 'timm': give both or neither")
+
+    @property
+    def effective_patch_px(self) -> int:
+        """The patch size: the article's backbones fix it at 14 px."""
+        return self.patch_px if self.arch == "custom" else 14
+
+
+class Tokens(NamedTuple):
+    """What a backbone says of a batch, after the final norm."""
+
+    class_token: Tensor  # (B, D)
+    patch_tokens: Tensor  # (B, N, D), rows of patches first
+    register_tokens: Tensor  # (B, R, D): scratch space of the network, not places in the image
+
+
+class Backbone(nn.Module):
+    """A timm vision transformer that returns its class token and its patch tokens, never its registers."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        """Wrap a timm model; its classifier, if any, is dropped."""
+        super().__init__()
+        vit.reset_classifier(0)
+        self.vit = vit
+        self.embed_dim = int(vit.embed_dim)
+        self.patch_px = int(vit.patch_embed.patch_size[0])
+        self.image_px = int(vit.patch_embed.img_size[0])
+
+    def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
+        """Encode images (B, 3, S, S); where `mask` (B, N) is true, the patch is replaced by `mask_token` (D,)."""
+        patches = self.vit.patch_embed(images)
+        if mask is not None and mask_token is not None:
+            hidden = mask.view(*patches.shape[:-1], 1)
+            patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
+        return self._encode(self.vit._pos_embed(patches))
+
+    def encode_visible(self, images: Tensor, keep: Tensor) -> Tokens:
+        """Encode only the patches at `keep` (B, M), as a masked autoencoder does; patch tokens are (B, M, D)."""
+        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
+        prefix = self.vit.num_prefix_tokens
+        index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        shown = tokens[:, prefix:].gather(1, index)
+        return self._encode(torch.cat([tokens[:, :prefix], shown], dim=1))
+
+    def _encode(self, tokens: Tensor) -> Tokens:
+        vit = self.vit
+        tokens = vit.norm_pre(tokens)
+        for block in vit.blocks:
+            if vit.grad_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        tokens = vit.norm(tokens)
+        prefix = vit.num_prefix_tokens
+        return Tokens(tokens[:, 0], tokens[:, prefix:], tokens[:, 1:prefix])
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """Build the backbone that a recipe names, with its first weights.
+
+    Raises:
+        ValueError: If timm does not know the name, the model is no plain ViT with a class token, or the weights do
+            not fit.
+    """
+    backbone = Backbone(_build_vit(config))
+    if config.init == "xavier":
+        _xavier(backbone.vit)
+    if config.weights and config.weights != "timm":
+        load_weights(backbone, Path(config.weights))
+    backbone.vit.set_grad_checkpointing(config.grad_checkpointing)
+    return backbone
+
+
+def _build_vit(config: BackboneConfig) -> VisionTransformer:
+    pretrained = config.weights == "timm"
+    if config.arch == "custom":
+        return VisionTransformer(
+            img_size=config.image_px,
+            patch_size=config.patch_px,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.heads,
+            reg_tokens=config.registers,
+            no_embed_class=True,
+            num_classes=0,
+            dynamic_img_size=True,
+        )
+    name, options = config.timm_name, {}
+    if config.arch in _ARTICLE:
+        name = _ARTICLE[config.arch]
+        options = {} if pretrained else {"init_values": None}
+    if not pretrained and not name.startswith("local-dir:") and not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
+    vit = timm.create_model(
+        name, pretrained=pretrained or name.startswith("local-dir:"), num_classes=0,
+        img_size=config.image_px, dynamic_img_size=True, **options,
+    )  # fmt: skip
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise ValueError(
+            f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
+        )
+    return vit
+
+
+def _xavier(vit: VisionTransformer) -> None:
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if vit.pos_embed is not None:
+        nn.init.normal_(vit.pos_embed, std=0.1)
+
+
+def load_weights(backbone: Backbone, source: Path) -> None:
+    """Load safetensors weights of the same architecture; positions are interpolated to this image size.
+
+    Args:
+        backbone: The model to fill.
+        source: A .safetensors file, or a folder that holds `model.safetensors`.
+
+    Raises:
+        ValueError: If the file is missing or a tensor is missing, unknown or of another shape.
+    """
+    from safetensors.torch import load_file
+
+    file = source / "model.safetensors" if source.is_dir() else source
+    if not file.is_file():
+        raise ValueError(
+            f"no weights at {source}: give a .safetensors file or a folder with model.safetensors"
+        )
+    state = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("head.")}
+    own = backbone.vit.state_dict()
+    positions = state.get("pos_embed")
+    if positions is not None and positions.shape != own["pos_embed"].shape:
+        prefix = 0 if backbone.vit.no_embed_class else backbone.vit.num_prefix_tokens
+        grid = list(backbone.vit.patch_embed.grid_size)
+        state["pos_embed"] = resample_abs_pos_embed(positions, grid, num_prefix_tokens=prefix)
+    wrong = sorted(
+        name for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )  # fmt: skip
+    if wrong:
+        raise ValueError(
+            f"the weights in {source.name} are of another architecture: {len(wrong)} tensors differ,"
+            f" first '{wrong[0]}'"
+        )
+    backbone.vit.load_state_dict(state)

@@ -1,0 +1,44 @@
+"""The projection head: from a class token to logits over prototypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.losses.precision import wide
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """Size of the projection head; ln(prototypes) is the loss of a network that says nothing."""
+
+    prototypes: int = 8192
+
+    def __post_init__(self) -> None:
+        """Refuse a head that cannot tell anything apart."""
+        if self.prototypes < 2:
+            raise ValueError(f"prototypes must be at least 2, got {self.prototypes}")
+
+
+class ProjectionHead(nn.Module):
+    """Linear(D, D), GELU, Linear(D, K), with biases: the article's head.
+
+    The last layer runs in float32 under autocast too, because a softmax at temperature 0.04 turns the rounding of
+    half precision into other targets.
+    """
+
+    def __init__(self, embed_dim: int, config: HeadConfig) -> None:
+        """Build the two layers."""
+        super().__init__()
+        self.hidden = nn.Linear(embed_dim, embed_dim)
+        self.act = nn.GELU()
+        self.last = nn.Linear(embed_dim, config.prototypes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., D) to float32 logits (..., K)."""
+        hidden = self.act(self.hidden(tokens))
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits: Tensor = self.last(wide(hidden))
+        return logits

@@ -1,0 +1,64 @@
+"""Self-distillation: the student predicts the teacher's code of another view of the same slice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.losses.precision import wide
+
+
+def teacher_probabilities(logits: Tensor, center: Tensor, teacher_temp: float) -> Tensor:
+    """Centre and sharpen teacher logits (..., K) into target probabilities, in float32.
+
+    Source: Caron et al. 2021, arXiv:2104.14294, section 3.1.
+    """
+    return F.softmax((wide(logits) - center) / teacher_temp, dim=-1)
+
+
+def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float) -> Tensor:
+    """Cross-entropy between every teacher view and every other view of the student.
+
+    Args:
+        student_logits: (Vs, B, K); the first Vt views are the teacher's own, in the same order.
+        teacher_probs: (Vt, B, K), rows sum to one, no gradient.
+        student_temp: Temperature of the student's softmax.
+
+    Returns:
+        Scalar, nats, mean over samples and over the pairs (i, j) with i != j. A teacher and student that say nothing
+        give ln K.
+
+    Raises:
+        ValueError: If no pair of different views exists.
+
+    Source: Caron et al. 2021, arXiv:2104.14294, equation 3.
+    """
+    n_student, n_teacher = student_logits.shape[0], teacher_probs.shape[0]
+    if n_student < 2:
+        raise ValueError(f"DINO compares different views of a slice; the student was given {n_student} view")
+    log_probs = F.log_softmax(wide(student_logits) / student_temp, dim=-1)
+    pairs = -torch.einsum("tbk,sbk->ts", teacher_probs, log_probs) / student_logits.shape[1]
+    same = torch.eye(n_teacher, n_student, dtype=torch.bool, device=pairs.device)
+    return pairs.masked_fill(same, 0.0).sum() / (n_teacher * n_student - min(n_teacher, n_student))
+
+
+def sinkhorn_probabilities(logits: Tensor, teacher_temp: float, iterations: int = 3) -> Tensor:
+    """Share the prototypes evenly over a batch by Sinkhorn-Knopp instead of a running centre.
+
+    Args:
+        logits: Teacher logits of one view, (B, K).
+        teacher_temp: Temperature before the exponential.
+        iterations: Row and column normalisations.
+
+    Returns:
+        Probabilities (B, K), rows sum to one.
+
+    Source: Caron et al. 2020 (SwAV), arXiv:2006.09882, as used by DINOv2, arXiv:2304.07193.
+    """
+    scaled = wide(logits) / teacher_temp
+    plan = torch.exp(scaled - scaled.max())
+    for _ in range(iterations):
+        plan = plan / plan.sum(dim=0, keepdim=True).clamp_min(1e-12) / plan.shape[1]
+        plan = plan / plan.sum(dim=1, keepdim=True).clamp_min(1e-12) / plan.shape[0]
+    return plan * plan.shape[0]

@@ -1,0 +1,39 @@
+"""Batches that are spread over processes: seen whole by the terms that depend on the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def world() -> tuple[int, int]:
+    """Return (rank, number of processes); (0, 1) without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def gather(values: Tensor, dim: int) -> Tensor:
+    """Join the values of all processes along `dim`, in rank order, with gradient; unchanged in a single process."""
+    if world()[1] == 1:
+        return values
+    shares = all_gather(values.contiguous())  # type: ignore[no-untyped-call]
+    return torch.cat(shares, dim=dim)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Average values over processes, without gradient; unchanged in a single process."""
+    count = world()[1]
+    if count == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / count
+
+
+def own_share(values: Tensor, size: int) -> Tensor:
+    """Return this process's part of values (V, B of all, ...) that `gather` joined along dimension 1."""
+    rank = world()[0]
+    return values[:, rank * size : (rank + 1) * size]

@@ -1,0 +1,221 @@
+"""The named weighted sum: which terms a recipe asks for, and what they say of one batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.losses.dino import dino_loss, sinkhorn_probabilities, teacher_probabilities
+from models.losses.gather import gather, mean_over_ranks, own_share
+from models.losses.gram import gram_loss
+from models.losses.ibot import draw_mask, ibot_loss
+from models.losses.koleo import koleo_loss
+from models.losses.mae import MaskedDecoder, mae_loss
+from models.losses.simclr import nt_xent_loss
+from models.student_teacher import Network, Output, StudentTeacher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """Which terms, at which weights and temperatures."""
+
+    kind: Literal["dino", "simclr", "mae"] = "dino"
+    gram_weight: float = 1.0
+    gram_registers: bool = False
+    """Count register tokens as patches: the reference's error, kept as an arm."""
+    koleo_weight: float = 0.1
+    koleo_on: Literal["head_logits", "class_token"] = "head_logits"
+    """`head_logits` takes both views of the batch together, as the article's code does; `class_token` takes one view
+    at a time, as DINOv2 does. The first goes with centre momentum 0.999, the second with 0.9; crossing them fails."""
+    student_temp: float = 0.1
+    center: Literal["ema", "sinkhorn"] = "ema"
+    center_momentum: float = 0.999
+    simclr_temp: float = 0.1
+    ibot_weight: float = 0.0
+    ibot_mask: tuple[float, float] = (0.1, 0.5)
+    mae_mask: float = 0.7
+
+    def __post_init__(self) -> None:
+        """Refuse weights, temperatures and momenta that cannot be."""
+        if min(self.gram_weight, self.koleo_weight, self.ibot_weight) < 0:
+            raise ValueError("weights of losses cannot be negative; 0 leaves a term out")
+        if min(self.student_temp, self.simclr_temp) <= 0:
+            raise ValueError("temperatures must be above 0")
+        if not 0 <= self.center_momentum < 1:
+            raise ValueError(f"center_momentum must lie in [0, 1), got {self.center_momentum}")
+        if not 0 < self.mae_mask < 1:
+            raise ValueError(f"mae_mask is the hidden share of patches, between 0 and 1, got {self.mae_mask}")
+        if self.kind != "dino" and self.ibot_weight:
+            raise ValueError(f"ibot_weight goes with kind 'dino'; kind is '{self.kind}'")
+        if self.kind == "mae" and (self.gram_weight or self.koleo_weight):
+            raise ValueError(
+                "kind 'mae' has no views to align or spread: set gram_weight and koleo_weight to 0"
+            )
+
+
+class Batch(NamedTuple):
+    """What one forward pass needs beside the networks."""
+
+    global_views: Tensor  # (2, B, 3, S, S), normalised
+    local_views: Tensor | None  # (V, B, 3, s, s)
+    teacher_temp: float
+    rng: np.random.Generator  # draws masks; keyed by the step, so that a resumed run draws the same
+
+
+class Seen(NamedTuple):
+    """What a watcher may look at, without gradient."""
+
+    teacher_probs: Tensor | None  # (Vt, B, K)
+    student_logits: Tensor | None  # (Vs, B, K)
+    class_token: Tensor  # (Vt, B, D), the teacher's
+    gain: Tensor | None  # stands in for the gain of prototypes where there are none
+
+
+class Terms(NamedTuple):
+    """One batch's loss by name; `total` is the weighted sum that is minimised."""
+
+    total: Tensor
+    named: dict[str, Tensor]
+    seen: Seen
+    center_means: dict[str, Tensor]
+    """Means of teacher logits, by the name of the buffer that follows them."""
+
+
+class Objective(nn.Module):
+    """All that is minimised, with the state (centres) and the parameters (mask token, decoder) it needs.
+
+    `forward` changes no state; `update_centers` does, once an optimiser update.
+    """
+
+    def __init__(self, config: ObjectiveConfig, network: Network, prototypes: int) -> None:
+        """Build what the chosen terms need, for networks of this shape."""
+        super().__init__()
+        self.config = config
+        backbone = network.backbone
+        if config.kind == "dino" and config.center == "ema":
+            self.register_buffer("center", torch.zeros(prototypes))
+        if config.ibot_weight:
+            self.register_buffer("patch_center", torch.zeros(prototypes))
+            self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
+        if config.kind == "mae":
+            patches = (backbone.image_px // backbone.patch_px) ** 2
+            self.decoder = MaskedDecoder(backbone.embed_dim, patches, backbone.patch_px)
+
+    def forward(self, networks: StudentTeacher, batch: Batch) -> Terms:
+        """Compute every term: the teacher sees the global views, the student every view."""
+        match self.config.kind:
+            case "dino":
+                return self._dino(networks, batch)
+            case "simclr":
+                return self._simclr(networks, batch)
+            case "mae":
+                return self._mae(networks, batch)
+
+    @torch.no_grad()
+    def update_centers(self, means: dict[str, Tensor]) -> None:
+        """Move each centre towards the mean teacher logits of an update, over all processes."""
+        for name, mean in means.items():
+            self.get_buffer(name).lerp_(mean_over_ranks(mean), 1.0 - self.config.center_momentum)
+
+    def _dino(self, networks: StudentTeacher, batch: Batch) -> Terms:
+        config, views = self.config, batch.global_views
+        with torch.no_grad():
+            teacher = networks.teacher(views)
+            targets = self._targets(teacher.logits, batch.teacher_temp)
+        mask = self._draw_mask(teacher, batch.rng)
+        student = networks.student(views, mask, self.mask_token if mask is not None else None)
+        logits = student.logits
+        if batch.local_views is not None:
+            logits = torch.cat([logits, networks.student(batch.local_views).logits])
+        named = {"dino": dino_loss(logits, targets, config.student_temp)}
+        means = {"center": teacher.logits.flatten(0, 1).mean(0)} if config.center == "ema" else {}
+        if mask is not None:
+            hidden = networks.teacher.head(teacher.patch_tokens).detach()
+            means["patch_center"] = hidden.flatten(0, 2).mean(0)
+            codes = teacher_probabilities(hidden, self.get_buffer("patch_center"), batch.teacher_temp)
+            guesses = networks.student.head(student.patch_tokens)
+            named["ibot"] = ibot_loss(guesses, codes, mask, config.student_temp)
+        self._align_and_spread(named, networks, student, teacher, views)
+        seen = Seen(targets, logits.detach(), teacher.class_token, None)
+        return Terms(self._weigh(named), named, seen, means)
+
+    def _simclr(self, networks: StudentTeacher, batch: Batch) -> Terms:
+        student = networks.student(batch.global_views)
+        with torch.no_grad():
+            teacher = networks.teacher(batch.global_views)
+        logits = gather(student.logits, dim=1)
+        named = {"simclr": nt_xent_loss(logits, self.config.simclr_temp)}
+        self._align_and_spread(named, networks, student, teacher, batch.global_views)
+        # ln(2B - 1) - loss is the InfoNCE bound on what one view says about the other (arXiv:1807.03748).
+        gain = math.log(2 * logits.shape[1] - 1) - named["simclr"].detach()
+        return Terms(self._weigh(named), named, Seen(None, None, teacher.class_token, gain), {})
+
+    def _mae(self, networks: StudentTeacher, batch: Batch) -> Terms:
+        backbone, images = networks.student.backbone, batch.global_views.flatten(0, 1)
+        patches = self.decoder.positions.shape[1]
+        shown = max(1, round(patches * (1 - self.config.mae_mask)))
+        order = np.stack([batch.rng.permutation(patches) for _ in range(len(images))])
+        keep = torch.from_numpy(order[:, :shown].copy()).to(images.device)
+        hidden = torch.ones(len(images), patches, dtype=torch.bool, device=images.device).scatter(
+            1, keep, False
+        )
+        pixels = self.decoder(backbone.encode_visible(images, keep).patch_tokens, keep)
+        loss = mae_loss(pixels, images, hidden, backbone.patch_px)
+        with torch.no_grad():
+            class_token = networks.teacher.backbone(images).class_token
+        # The share of patch variance that the decoder explains: 0 for a prediction of the mean.
+        seen = Seen(None, None, class_token.unflatten(0, batch.global_views.shape[:2]), 1.0 - loss.detach())
+        return Terms(loss, {"mae": loss}, seen, {})
+
+    def _targets(self, logits: Tensor, teacher_temp: float) -> Tensor:
+        if self.config.center == "ema":
+            return teacher_probabilities(logits, self.get_buffer("center"), teacher_temp)
+        everyone = gather(logits, dim=1)
+        probs = torch.stack([sinkhorn_probabilities(view, teacher_temp) for view in everyone])
+        return own_share(probs, logits.shape[1])
+
+    def _draw_mask(self, teacher: Output, rng: np.random.Generator) -> Tensor | None:
+        if not self.config.ibot_weight:
+            return None
+        views, images, patches = teacher.patch_tokens.shape[:3]
+        mask = draw_mask((views, images, patches), self.config.ibot_mask, rng)
+        return mask.to(teacher.patch_tokens.device)
+
+    def _align_and_spread(
+        self,
+        named: dict[str, Tensor],
+        networks: StudentTeacher,
+        student: Output,
+        teacher: Output,
+        views: Tensor,
+    ) -> None:
+        config = self.config
+        if config.gram_weight:
+            target = teacher
+            if networks.gram_teacher is not None:
+                with torch.no_grad():
+                    target = networks.gram_teacher(views)
+            named["gram"] = gram_loss(self._places(student), self._places(target))
+        if config.koleo_weight and config.koleo_on == "head_logits":
+            named["koleo"] = koleo_loss(gather(student.logits, dim=1).flatten(0, 1))
+        elif config.koleo_weight:
+            tokens = gather(student.class_token, dim=1)
+            named["koleo"] = torch.stack([koleo_loss(view) for view in tokens]).mean()
+
+    def _places(self, output: Output) -> Tensor:
+        if self.config.gram_registers:
+            return torch.cat([output.register_tokens, output.patch_tokens], dim=2)
+        return output.patch_tokens
+
+    def _weigh(self, named: dict[str, Tensor]) -> Tensor:
+        weights = {
+            "gram": self.config.gram_weight,
+            "koleo": self.config.koleo_weight,
+            "ibot": self.config.ibot_weight,
+        }
+        return torch.stack([weights.get(name, 1.0) * term for name, term in named.items()]).sum()

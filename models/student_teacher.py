@@ -1,0 +1,84 @@
+"""The student, its teacher, and the only method by which the teacher may move."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from models.head import ProjectionHead
+
+
+class Output(NamedTuple):
+    """What a network says of views: each tensor begins with (V, B)."""
+
+    class_token: Tensor  # (V, B, D)
+    patch_tokens: Tensor  # (V, B, N, D)
+    register_tokens: Tensor  # (V, B, R, D)
+    logits: Tensor  # (V, B, K), float32
+
+
+class Network(nn.Module):
+    """A backbone with its projection head."""
+
+    def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
+        """Join the two."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, views: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Output:
+        """Encode views (V, B, 3, S, S) in one pass; `mask` (V, B, N) hides patches from it."""
+        count, batch = views.shape[:2]
+        flat = mask.flatten(0, 1) if mask is not None else None
+        tokens = self.backbone(views.flatten(0, 1), flat, mask_token)
+        return Output(
+            tokens.class_token.unflatten(0, (count, batch)),
+            tokens.patch_tokens.unflatten(0, (count, batch)),
+            tokens.register_tokens.unflatten(0, (count, batch)),
+            self.head(tokens.class_token).unflatten(0, (count, batch)),
+        )
+
+
+class StudentTeacher(nn.Module):
+    """Two networks of one shape: the student learns by gradient, the teacher follows as its moving average."""
+
+    student: Network
+    teacher: Network
+    gram_teacher: Network | None
+
+    def __init__(self, student: Network, frozen_gram_teacher: bool = False) -> None:
+        """Start the teacher as a copy of the student that no gradient reaches.
+
+        Args:
+            student: The network that learns.
+            frozen_gram_teacher: Keep a third network for the Gram term, an earlier teacher that `refresh_gram_teacher`
+                replaces now and then, as DINOv3 does.
+        """
+        super().__init__()
+        self.student = student
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self.gram_teacher = copy.deepcopy(self.teacher) if frozen_gram_teacher else None
+
+    def train(self, mode: bool = True) -> StudentTeacher:
+        """Set the student's mode; the teachers stay in evaluation."""
+        super().train(mode)
+        self.teacher.eval()
+        if self.gram_teacher is not None:
+            self.gram_teacher.eval()
+        return self
+
+    def refresh_gram_teacher(self) -> None:
+        """Make the frozen Gram teacher a copy of today's teacher."""
+        if self.gram_teacher is not None:
+            self.gram_teacher.load_state_dict(self.teacher.state_dict())
+
+    @torch.no_grad()
+    def update_teacher(self, ema_momentum: float) -> None:
+        """Move every teacher tensor to momentum * teacher + (1 - momentum) * student."""
+        follower: list[Tensor] = list(self.teacher.parameters())
+        leader: list[Tensor] = list(self.student.parameters())
+        torch._foreach_lerp_(follower, leader, 1.0 - ema_momentum)
