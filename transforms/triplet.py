@@ -1,0 +1,155 @@
+"""Three neighbouring slices as the three channels of one image: (z - 1, z, z + 1), or the same in millimetres.
+
+Nothing is interpolated. Where a neighbour does not exist (volume edge) or is not one (a gap between slices), z
+itself is repeated, and a flag says so.
+"""
+
+from collections.abc import Collection, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform, Transform
+from numpy.typing import NDArray
+
+
+def triplet_indices(
+    n_slices: int,
+    z: int,
+    spacing_z_mm: float | None,
+    gaps: Collection[int],
+    stride: int = 1,
+    distance_mm: float | None = None,
+) -> tuple[tuple[int, int, int], bool]:
+    """Find the slices below and above z.
+
+    Args:
+        n_slices: Number of slices of the volume.
+        z: Index of the middle slice.
+        spacing_z_mm: Distance between slice centres; needed only with `distance_mm`.
+        gaps: Indices i where a gap lies between slice i and slice i + 1; no triplet reaches across one.
+        stride: Distance of the neighbours in slices; used when `distance_mm` is None.
+        distance_mm: Distance of the neighbours in mm; the nearest slices are taken, at least one slice away.
+
+    Returns:
+        The indices (below, z, above), and whether one of them is a repetition of z.
+
+    Raises:
+        ValueError: If z is not a slice of the volume, or a distance is not positive.
+    """
+    if not 0 <= z < n_slices:
+        raise ValueError(
+            f"slice {z} is not in a volume of {n_slices} slices; z runs from 0 to {n_slices - 1}"
+        )
+    if distance_mm is not None:
+        if spacing_z_mm is None or not spacing_z_mm > 0:
+            raise ValueError(
+                f"a triplet at {distance_mm} mm needs the slice spacing in mm, got {spacing_z_mm}; "
+                "give spacing_z_mm, or choose neighbours by stride"
+            )
+        if not distance_mm > 0:
+            raise ValueError(
+                f"the distance between the slices of a triplet must be positive, got {distance_mm} mm"
+            )
+        stride = max(1, round(distance_mm / spacing_z_mm))
+    elif stride < 1:
+        raise ValueError(f"the stride of a triplet must be at least 1 slice, got {stride}")
+    below, above = z - stride, z + stride
+    if below < 0 or any(below <= gap < z for gap in gaps):
+        below = z
+    if above >= n_slices or any(z <= gap < above for gap in gaps):
+        above = z
+    return (below, z, above), below == z or above == z
+
+
+class SliceTriplet(Transform):
+    """Cut the triplet around one slice out of a volume; array form of `SliceTripletd`.
+
+    Args:
+        stride: Distance of the neighbours in slices.
+        distance_mm: Distance of the neighbours in mm instead; the nearest slices are taken.
+    """
+
+    def __init__(self, stride: int = 1, distance_mm: float | None = None) -> None:
+        """Keep how far away the neighbours are; ValueError if that is not a positive distance."""
+        triplet_indices(1, 0, 1.0, (), stride, distance_mm)
+        self.stride = stride
+        self.distance_mm = distance_mm
+        self.is_replicated = False
+
+    def __call__(
+        self,
+        volume_hu: torch.Tensor | NDArray[Any],
+        z: int,
+        spacing_z_mm: float | None = None,
+        gaps: Collection[int] | None = None,
+    ) -> torch.Tensor | NDArray[Any]:
+        """Cut the triplet; `is_replicated` then says whether z had to stand in for a neighbour.
+
+        Args:
+            volume_hu: (Z, Y, X), or channel first (1, Z, Y, X). A MetaTensor brings its own spacing (affine) and
+                gaps (`meta["gaps"]`).
+            z: Index of the middle slice.
+            spacing_z_mm: Distance between slice centres, for a plain array with `distance_mm`.
+            gaps: Indices i where a gap lies between slice i and i + 1; None takes those of the MetaTensor.
+
+        Returns:
+            (3, Y, X), channels (below, z, above), same kind and dtype. A MetaTensor keeps the in-plane geometry:
+            its affine takes (y, x, 0, 1) to RAS mm on slice z.
+
+        Raises:
+            ValueError: If the shape is not that of a volume, or z is not in it.
+        """
+        if volume_hu.ndim == 4 and volume_hu.shape[0] == 1:
+            volume = volume_hu[0]
+        elif volume_hu.ndim == 3:
+            volume = volume_hu
+        else:
+            raise ValueError(
+                f"a triplet is cut from a volume (Z, Y, X) or (1, Z, Y, X), got shape {tuple(volume_hu.shape)}"
+            )
+        affine_ras: NDArray[np.float64] | None = None
+        if isinstance(volume_hu, MetaTensor):
+            affine_ras = np.asarray(volume_hu.affine, dtype=np.float64)
+            spacing_z_mm = float(np.linalg.norm(affine_ras[:3, 0])) if spacing_z_mm is None else spacing_z_mm
+            gaps = volume_hu.meta.get("gaps", ()) if gaps is None else gaps
+            volume = volume_hu.as_tensor().reshape(volume_hu.shape[-3:])
+        indices, self.is_replicated = triplet_indices(
+            len(volume), int(z), spacing_z_mm, gaps or (), self.stride, self.distance_mm
+        )
+        triplet = volume[list(indices)]
+        if affine_ras is None:
+            return triplet
+        plane_ras = affine_ras[:, [1, 2, 0, 3]]
+        plane_ras[:3, 3] += affine_ras[:3, 0] * int(z)
+        return MetaTensor(triplet, affine=torch.from_numpy(plane_ras), meta=dict(volume_hu.meta))
+
+
+class SliceTripletd(MapTransform):
+    """Cut the triplet around slice `data[z_key]` out of each key.
+
+    Adds `<key>_is_replicated`: whether z stands in for a neighbour that does not exist.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        z_key: str = "z",
+        stride: int = 1,
+        distance_mm: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Take the keys, the key that holds the slice index, and how far away the neighbours are."""
+        super().__init__(keys, allow_missing_keys)
+        self.z_key = z_key
+        self.cut = SliceTriplet(stride, distance_mm)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Cut every key."""
+        cut = dict(data)
+        for key in self.key_iterator(cut):
+            cut[key] = self.cut(cut[key], cut[self.z_key])
+            cut[f"{key}_is_replicated"] = self.cut.is_replicated
+        return cut

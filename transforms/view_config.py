@@ -1,0 +1,83 @@
+"""What a view shows: its extent, centre, mirror, window and the intensity arms."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transforms.hounsfield import WindowConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _check_range(name: str, bounds: tuple[float, float], lowest: float, highest: float, unit: str) -> None:
+    """Raise ValueError unless lowest < bounds[0] <= bounds[1] <= highest."""
+    if not (len(bounds) == 2 and lowest < bounds[0] <= bounds[1] <= highest):
+        raise ValueError(
+            f"{name} must be a range (low, high) with {lowest:g} < low <= high <= {highest:g} {unit}, got {bounds}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewConfig:
+    """How the views of one sample are drawn: two global views and `n_local` local ones."""
+
+    size_px: int = 224
+    """Side of a global view."""
+    extent: Literal["fraction", "mm"] = "fraction"
+    """Whether a view's extent is a share of the slice's area or a field of view in mm."""
+    fraction: tuple[float, float] = (0.5, 1.0)
+    """Share of the slice's area, uniform, with an aspect ratio of 3/4 to 4/3 (torchvision's RandomResizedCrop)."""
+    square: bool = False
+    """Whether crops by `fraction` are square; crops in mm and those of `shared_scale` always are."""
+    fov_mm: tuple[float, float] = (30.0, 360.0)
+    """Side of the field of view, log-uniform; a slice that is smaller is shown whole, never padded."""
+    shared_scale: bool = False
+    """Whether all views of one sample have the same mm per pixel."""
+    center: Literal["body", "uniform", "point"] = "body"
+    """Crop centres: uniform over the body, uniform over the slice, or at the sample's point (else over the body)."""
+    center_jitter_mm: float = 0.0
+    """Half side of the square in which `center="point"` moves the centre."""
+    flip: bool = True
+    """Whether half of the views are mirrored left to right."""
+    window: WindowConfig = field(default_factory=WindowConfig)
+    n_local: int = 0
+    local_size_px: int = 98
+    local_fraction: tuple[float, float] = (0.05, 0.5)
+    """Share of the slice's area in a local view; not read under `shared_scale`."""
+    local_fov_mm: tuple[float, float] = (15.0, 60.0)
+    """Field of view of a local view; not read under `shared_scale`."""
+    color_jitter: tuple[float, float] = (0.0, 0.0)
+    """Largest relative change of brightness and contrast; (0, 0) is off."""
+    gaussian_blur: tuple[float, float] = (0.0, 0.0)
+    """Range of the blur's standard deviation in pixels of the view, uniform; (0, 0) is off."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        """Refuse views that cannot be."""
+        for name, size_px in (("size_px", self.size_px), ("local_size_px", self.local_size_px)):
+            if size_px < 1:
+                raise ValueError(f"{name} must be at least 1 pixel, got {size_px}")
+        if self.extent not in ("fraction", "mm"):
+            raise ValueError(f"extent {self.extent!r} is unknown; use 'fraction' or 'mm'")
+        if self.center not in ("body", "uniform", "point"):
+            raise ValueError(f"center {self.center!r} is unknown; use 'body', 'uniform' or 'point'")
+        _check_range("fraction", self.fraction, 0.0, 1.0, "of the slice")
+        _check_range("local_fraction", self.local_fraction, 0.0, 1.0, "of the slice")
+        _check_range("fov_mm", self.fov_mm, 0.0, 1000.0, "mm")
+        _check_range("local_fov_mm", self.local_fov_mm, 0.0, 1000.0, "mm")
+        if self.n_local < 0:
+            raise ValueError(f"n_local must be 0 or more, got {self.n_local}")
+        if not self.center_jitter_mm >= 0:
+            raise ValueError(f"center_jitter_mm must be 0 or more, got {self.center_jitter_mm}")
+        if not all(0 <= share < 1 for share in self.color_jitter):
+            raise ValueError(f"color_jitter must be two shares from 0 to below 1, got {self.color_jitter}")
+        if not 0 <= self.gaussian_blur[0] <= self.gaussian_blur[1]:
+            raise ValueError(f"gaussian_blur must be a rising range of pixels, got {self.gaussian_blur}")
+        if not all(deviation > 0 for deviation in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+        if self.shared_scale and self.n_local and self.local_size_px > self.size_px:
+            raise ValueError(
+                f"local views of {self.local_size_px} px at the scale of global views of {self.size_px} px "
+                "would show more than those; make local_size_px smaller"
+            )
