@@ -1,0 +1,126 @@
+"""Writes an HU volume as a CT series the way two makers do: real DICOM, one file a slice.
+
+GE-like: signed pixels, intercept -1024, and PixelPaddingValue -2000 outside the circular field of view. Philips-like:
+12 bits unsigned, intercept -1000. File names say nothing about the order of the slices, as in real archives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+Flavour = Literal["ge", "philips"]
+PADDING_STORED = -2000
+
+
+def phantom_uid(*names: object) -> UID:
+    """A UID under 2.25 (ITU-T X.667, UUID-derived) that is the same for the same names."""
+    digest = hashlib.sha256("|".join(["dinox-ct phantom", *map(str, names)]).encode()).digest()
+    return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesHeader:
+    """What a series says about itself beside its pixels."""
+
+    key: str
+    """Names the series; every UID is a hash of it."""
+    patient_id: str
+    flavour: Flavour
+    spacing_mm: tuple[float, float, float]
+    slice_thickness_mm: float
+    first_voxel_lps_mm: tuple[float, float, float]
+    personal: dict[str, str] = field(default_factory=dict)
+    """Further header elements by keyword, for the one patient whose headers are personal."""
+
+    @property
+    def study_uid(self) -> UID:
+        """StudyInstanceUID."""
+        return phantom_uid(self.key, "study")
+
+    @property
+    def series_uid(self) -> UID:
+        """SeriesInstanceUID."""
+        return phantom_uid(self.key, "series")
+
+
+def write_series(
+    folder: Path, header: SeriesHeader, volume_hu: NDArray[np.int16], rng: np.random.Generator
+) -> None:
+    """Write one file per slice of `volume_hu` (Z, Y, X; z towards the head) into a new folder."""
+    folder.mkdir(parents=True)
+    stored = _stored_pixels(volume_hu, header)
+    dataset = _series_dataset(header, volume_hu.shape[1:])
+    n_slices = volume_hu.shape[0]
+    x, y, z = header.first_voxel_lps_mm
+    for index, file_number in enumerate(rng.permutation(n_slices)):
+        height = z + index * header.spacing_mm[0]
+        dataset.SOPInstanceUID = phantom_uid(header.key, "slice", index)
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.InstanceNumber = n_slices - index if header.flavour == "ge" else index + 1
+        dataset.ImagePositionPatient = [f"{x:.4f}", f"{y:.4f}", f"{height:.4f}"]
+        dataset.SliceLocation = f"{height:.4f}"
+        dataset.PixelData = stored[index].tobytes()
+        dcmwrite(folder / f"1-{file_number + 1:03d}.dcm", dataset, enforce_file_format=True)
+
+
+def _stored_pixels(volume_hu: NDArray[np.int16], header: SeriesHeader) -> NDArray[np.generic]:
+    if header.flavour == "philips":
+        return np.clip(volume_hu.astype(np.int32) + 1000, 0, 4095).astype("<u2")
+    stored = (np.clip(volume_hu, -1024, 3071).astype(np.int32) + 1024).astype("<i2")
+    _, rows, columns = volume_hu.shape
+    y, x = np.mgrid[:rows, :columns] - np.array([rows - 1, columns - 1]).reshape(2, 1, 1) / 2
+    stored[:, np.hypot(y, x) > min(rows, columns) / 2] = PADDING_STORED
+    return stored
+
+
+def _series_dataset(header: SeriesHeader, shape: tuple[int, ...]) -> Dataset:
+    """Everything that the slices of a series share (PS3.3 A.3 CT Image IOD)."""
+    is_ge = header.flavour == "ge"
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_ge else ImplicitVRLittleEndian
+    dataset.file_meta.ImplementationClassUID = phantom_uid("implementation")
+    dataset.file_meta.ImplementationVersionName = "DINOX_PHANTOM"
+    dataset.SOPClassUID = CTImageStorage
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.Modality = "CT"
+    dataset.Manufacturer = "GE MEDICAL SYSTEMS" if is_ge else "Philips"
+    dataset.ManufacturerModelName = "Phantom"
+    dataset.PatientName, dataset.PatientID = header.patient_id, header.patient_id
+    dataset.PatientBirthDate, dataset.PatientSex, dataset.AccessionNumber = "", "", ""
+    dataset.StudyDate, dataset.StudyTime = "20000101", "000000"
+    dataset.ReferringPhysicianName, dataset.StudyID = "", ""
+    dataset.BodyPartExamined, dataset.PatientPosition = "CHEST", "HFS"
+    dataset.ConvolutionKernel = "STANDARD" if is_ge else "B"
+    dataset.KVP = "120"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = header.study_uid, header.series_uid
+    dataset.FrameOfReferenceUID = phantom_uid(header.key, "frame")
+    dataset.PositionReferenceIndicator = ""
+    dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing = [f"{header.spacing_mm[1]:.6g}", f"{header.spacing_mm[2]:.6g}"]
+    dataset.SliceThickness = f"{header.slice_thickness_mm:.6g}"
+    dataset.Rows, dataset.Columns = shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = 16
+    dataset.BitsStored, dataset.HighBit = (16, 15) if is_ge else (12, 11)
+    dataset.PixelRepresentation = 1 if is_ge else 0
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024 if is_ge else -1000
+    dataset.RescaleType = "HU"
+    dataset.WindowCenter, dataset.WindowWidth = -600, 1500
+    if is_ge:
+        dataset.PixelPaddingValue = PADDING_STORED
+    for keyword, text in header.personal.items():
+        setattr(dataset, keyword, text)
+    return dataset

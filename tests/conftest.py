@@ -1,0 +1,67 @@
+"""Fixtures that every room may use: one sphere of known size, one small phantom source, and real CT if named."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.phantom import write_phantom
+from pipelines.phantom_shapes import Grid, paint, sphere_coverage
+
+
+@dataclass(frozen=True)
+class PhantomSphere:
+    """A 10 mm sphere in a cylinder of tissue in air; its place and size are known, in mm."""
+
+    volume_hu: np.ndarray  # int16 (Z, Y, X), z towards the head
+    spacing_mm: tuple[float, float, float]
+    affine_ras: np.ndarray  # (z, y, x, 1) -> RAS mm
+    center_lps_mm: tuple[float, float, float]
+    center_index_zyx: tuple[float, float, float]
+    diameter_mm: float
+    air_hu: int = -1000
+    tissue_hu: int = -100
+    sphere_hu: int = 300
+
+
+@pytest.fixture(scope="session")
+def phantom_sphere() -> PhantomSphere:
+    shape, spacing = (16, 96, 80), (2.5, 0.7, 0.7)
+    first_voxel_lps, diameter = (-31.5, -150.25, -90.0), 10.0
+    index = (7.4, 40.2, 45.7)
+    center_mm = np.multiply(index, spacing)
+    volume = np.full(shape, -1000, dtype=np.float32)
+    y, x = np.mgrid[: shape[1], : shape[2]] - np.array([47.5, 39.5]).reshape(2, 1, 1)
+    volume[:, np.hypot(y, x) < 36] = -100
+    box, coverage = sphere_coverage(Grid(shape, spacing), center_mm, diameter)
+    paint(volume, box, coverage, 300)
+    affine = np.eye(4)
+    affine[:3, :3] = [[0, 0, -spacing[2]], [0, -spacing[1], 0], [spacing[0], 0, 0]]
+    affine[:3, 3] = [-first_voxel_lps[0], -first_voxel_lps[1], first_voxel_lps[2]]
+    return PhantomSphere(
+        volume_hu=np.rint(volume).astype(np.int16),
+        spacing_mm=spacing,
+        affine_ras=affine,
+        center_lps_mm=tuple(float(a + b) for a, b in zip(first_voxel_lps, center_mm[::-1], strict=True)),
+        center_index_zyx=index,
+        diameter_mm=diameter,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of DICOM series: six patients, the second with personal headers; read only, shared by all tests."""
+    root = tmp_path_factory.mktemp("phantom") / "source"
+    write_phantom(root, n_patients=6, size_px=64, height_mm=30.0, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dinox_data() -> Path:
+    """The folder of real CT that DINOX_DATA names."""
+    named = os.environ.get("DINOX_DATA")
+    if not named or not Path(named).is_dir():
+        pytest.skip("DINOX_DATA names no folder of real CT")
+    return Path(named)
