@@ -1,0 +1,316 @@
+"""Readers' ratings to binary labels, under rules with names.
+
+A rule takes the readers' marks (`annotations`) and pylidc's clusters of them (`nodules`) and gives labelled
+nodules. Rules that only summarise the ratings of a cluster also work on cohorts without marks (a CSV, the
+phantom); `article` and `luna_fmcib` regroup or drop marks and need them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+LabelRule = Literal[
+    "consensus", "article", "consensus_clear", "lora", "any_reader", "luna_fmcib", "tcia_diagnosis"
+]
+Fate = Literal["benign", "malignant", "dropped"]
+
+_NODULE_NEEDS = ("nodule_id", "volume_id", "series_uid", "patient_id", "malignancy_ratings")
+_MARK_NEEDS = (
+    "annotation_id",
+    "series_uid",
+    "patient_id",
+    "malignancy",
+    "diameter_mm",
+    "contour_z_median_mm",
+)
+_ARTICLE_REACH_MM = 10.0
+_LUNA_SMALLEST_MM = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCounts:
+    """What a rule made of the nodules it was given.
+
+    Attributes:
+        rule: Name of the rule.
+        n_given: Nodules (groups of marks) that the rule looked at.
+        n_malignant: Nodules labelled malignant.
+        n_benign: Nodules labelled benign.
+        n_patients: Patients with a labelled nodule.
+        n_three: Nodules with enough readers whose summary rating is exactly 3, "indeterminate".
+        fate_of_three: What the rule makes of a summary rating of exactly 3.
+        dropped: Reason -> nodules dropped for it; n_given = n_malignant + n_benign + sum of these.
+    """
+
+    rule: LabelRule
+    n_given: int
+    n_malignant: int
+    n_benign: int
+    n_patients: int
+    n_three: int
+    fate_of_three: Fate
+    dropped: dict[str, int]
+
+    @property
+    def n_labelled(self) -> int:
+        """Nodules with a label."""
+        return self.n_malignant + self.n_benign
+
+    def __str__(self) -> str:
+        """Render the counts and what becomes of 3 in one line."""
+        dropped = "".join(f"; dropped {n}: {reason}" for reason, n in self.dropped.items())
+        return (
+            f"{self.rule}: {self.n_labelled} nodules = {self.n_malignant} malignant + {self.n_benign} benign"
+            f" from {self.n_patients} patients; {self.n_three} rated exactly 3, {self.fate_of_three}{dropped}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Labelled nodules, those that the rule dropped, and the counts.
+
+    Attributes:
+        nodules: Rows of the nodule table with `malignancy_rating` (the rule's summary) and `is_malignant`
+            added.
+        dropped: nodule_id and reason of each nodule without a label.
+        counts: Counts of both.
+    """
+
+    nodules: pd.DataFrame
+    dropped: pd.DataFrame
+    counts: RuleCounts
+
+
+@dataclass(frozen=True, slots=True)
+class _Rating:
+    """A rule that summarises the ratings of one nodule and cuts the summary.
+
+    Attributes:
+        min_readers: Fewest ratings that a nodule needs.
+        summary: Ratings -> one number from 1 to 5.
+        is_malignant: Summary -> label, None to drop.
+    """
+
+    min_readers: int
+    summary: Callable[[list[int]], float]
+    is_malignant: Callable[[float], bool | None]
+
+
+def _median(ratings: list[int]) -> float:
+    return float(np.median(ratings))
+
+
+def _mean(ratings: list[int]) -> float:
+    return float(np.mean(ratings))
+
+
+def _rounded_mean(ratings: list[int]) -> float:
+    return float(round(_mean(ratings)))  # Python rounds halves to even
+
+
+def _above_three(rating: float) -> bool:
+    return rating > 3
+
+
+def _from_three(rating: float) -> bool:
+    return rating >= 3
+
+
+def _clear(rating: float) -> bool | None:
+    return True if rating >= 3.5 else False if rating <= 2.5 else None
+
+
+def _not_three(rating: float) -> bool | None:
+    return None if rating == 3 else rating > 3
+
+
+_RATING_RULES: dict[LabelRule, _Rating] = {
+    "consensus": _Rating(3, _median, _above_three),
+    "article": _Rating(1, _median, _above_three),
+    "consensus_clear": _Rating(3, _mean, _clear),
+    "lora": _Rating(2, _mean, _from_three),
+    "any_reader": _Rating(1, _median, _above_three),
+    "luna_fmcib": _Rating(3, _rounded_mean, _not_three),
+}
+
+
+def label_nodules(
+    rule: LabelRule,
+    annotations: pd.DataFrame,
+    nodules: pd.DataFrame,
+    diagnosis: pd.DataFrame | None = None,
+) -> Labelled:
+    """Label nodules as malignant or benign under a named rule.
+
+    - `consensus`: pylidc's clusters of >= 3 readers, median rating > 3 against <= 3. The default elsewhere.
+    - `article`: marks of one patient grouped by z alone (see `group_by_z`), >= 1 reader, median > 3 against
+    <= 3.
+      Merges different nodules at one height: for comparison with the DINO-X article, which used it.
+    - `consensus_clear`: clusters of >= 3 readers, mean >= 3.5 against <= 2.5, the rest dropped.
+    - `lora`: clusters of >= 2 readers, mean >= 3 against < 3.
+    - `any_reader`: clusters of >= 1 reader, median > 3 against <= 3.
+    - `luna_fmcib`: marks under 3 mm dropped, then clusters of >= 3 readers, mean rounded half to even, 3
+    dropped, {1, 2}
+      against {4, 5}. Source: Pai et al. 2024, doi 10.1038/s42256-024-00807-9 (on LUNA16's nodules).
+    - `tcia_diagnosis`: the patient's diagnosis, borne by the patient's largest nodule: primary or
+    metastatic against benign,
+      unknown dropped. Source: the table of patient diagnoses of LIDC-IDRI, The Cancer Imaging Archive.
+
+    Args:
+        rule: Name of the rule.
+        annotations: Rows of `annotations.parquet`; may be empty for rules that only summarise ratings.
+        nodules: Rows of `nodules.parquet`.
+        diagnosis: patient_id and diagnosis (0 unknown, 1 benign, 2 primary, 3 metastatic); `tcia_diagnosis`
+            alone reads it.
+
+    Returns:
+        Labelled and dropped nodules, one row for each nodule that the rule looked at, and the counts.
+
+    Raises:
+        ValueError: If the rule is unknown, a column is missing, or the rule needs a table that is not there.
+    """
+    if rule not in get_args(LabelRule):
+        known = ", ".join(get_args(LabelRule))
+        raise ValueError(f"label rule {rule!r} does not exist; choose one of {known}")
+    _require("nodules", nodules, _NODULE_NEEDS)
+    if rule == "tcia_diagnosis":
+        return _by_diagnosis(nodules, diagnosis)
+    if rule in ("article", "luna_fmcib"):
+        if annotations.empty:
+            raise ValueError(
+                f"label rule {rule!r} needs the readers' marks one by one, and this cohort has none; choose "
+                "consensus, consensus_clear, lora or any_reader, which need only the ratings of each nodule"
+            )
+        _require("annotations", annotations, _MARK_NEEDS)
+        nodules = group_by_z(annotations) if rule == "article" else _without_small_marks(annotations, nodules)
+    return _by_rating(rule, _RATING_RULES[rule], nodules)
+
+
+def group_by_z(annotations: pd.DataFrame) -> pd.DataFrame:
+    """Group the marks of each patient by height alone, as the article did; x and y are ignored.
+
+    Marks are sorted by the median z of their contours; the lowest free mark is a seed and takes every later
+    mark within 10 mm of itself. Marks of a patient's two scans are not kept apart: the published counts need
+    that.
+
+    Returns:
+        One row per group in the columns of the nodule table, with the series of the seed; places and sizes
+        are averaged over the marks, `n_clusters` says how many of pylidc's clusters were merged.
+    """
+    ordered = annotations.sort_values(["patient_id", "contour_z_median_mm"], kind="stable", ignore_index=True)
+    groups: list[int] = []
+    group, patient_of_seed, seed_z_mm = -1, None, -np.inf
+    for patient_id, z_mm in zip(ordered["patient_id"], ordered["contour_z_median_mm"], strict=True):
+        # Heights are sums of slice steps: exactly 10 mm may come out as 10.000000000000002.
+        if patient_id != patient_of_seed or z_mm - seed_z_mm > _ARTICLE_REACH_MM + 1e-6:
+            group, patient_of_seed, seed_z_mm = group + 1, patient_id, z_mm
+        groups.append(group)
+    ordered["cluster"] = ordered["series_uid"] + "/" + ordered["cluster_id"].astype(str)
+    nodules = ordered.groupby(np.array(groups, dtype=np.int64)).agg(
+        volume_id=("volume_id", "first"),
+        series_uid=("series_uid", "first"),
+        patient_id=("patient_id", "first"),
+        x_lps_mm=("x_lps_mm", "mean"),
+        y_lps_mm=("y_lps_mm", "mean"),
+        z_lps_mm=("z_lps_mm", "mean"),
+        diameter_mm=("diameter_mm", "mean"),
+        volume_mm3=("volume_mm3", "mean"),
+        malignancy_ratings=("malignancy", list),
+        n_readers=("malignancy", "size"),
+        annotation_ids=("annotation_id", list),
+        n_clusters=("cluster", "nunique"),
+    )
+    first_of_patient = nodules.groupby("patient_id").cumcount().astype(str)
+    nodules.insert(0, "nodule_id", nodules["patient_id"] + "_article-" + first_of_patient)
+    return nodules
+
+
+def _without_small_marks(annotations: pd.DataFrame, nodules: pd.DataFrame) -> pd.DataFrame:
+    """The nodules with the ratings of those marks alone that are at least 3 mm wide."""
+    _require("annotations", annotations, ("cluster_id",))
+    _require("nodules", nodules, ("cluster_id",))
+    large = annotations[annotations["diameter_mm"] >= _LUNA_SMALLEST_MM]
+    ratings = large.groupby(["series_uid", "cluster_id"])["malignancy"].apply(list)
+    keys = pd.MultiIndex.from_frame(nodules[["series_uid", "cluster_id"]])
+    return nodules.assign(malignancy_ratings=[ratings.get(key, []) for key in keys])
+
+
+def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labelled:
+    ratings = [[int(r) for r in given] for given in nodules["malignancy_ratings"]]
+    odd = next((r for given in ratings for r in given if not 1 <= r <= 5), None)
+    if odd is not None:
+        raise ValueError(f"malignancy rating {odd} is not one of LIDC's 1 to 5")
+    summaries = [how.summary(given) if len(given) >= how.min_readers else np.nan for given in ratings]
+    labels = [None if np.isnan(summary) else how.is_malignant(summary) for summary in summaries]
+    too_few = f"fewer than {how.min_readers} reader{'s' if how.min_readers > 1 else ''}"
+    reasons = [
+        too_few if np.isnan(summary) else "neither clearly benign nor clearly malignant"
+        for summary in summaries
+    ]
+    verdict = how.is_malignant(3.0)
+    fate: Fate = "dropped" if verdict is None else "malignant" if verdict else "benign"
+    labelled = nodules.assign(malignancy_rating=summaries)
+    return _labelled(rule, labelled, labels, reasons, sum(s == 3 for s in summaries), fate)
+
+
+def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labelled:
+    if diagnosis is None:
+        raise ValueError(
+            "label rule 'tcia_diagnosis' needs TCIA's table of diagnoses; "
+            "give a CSV with patient_id and diagnosis"
+        )
+    _require("diagnosis", diagnosis, ("patient_id", "diagnosis"))
+    if not diagnosis["patient_id"].is_unique:
+        twice = diagnosis["patient_id"][diagnosis["patient_id"].duplicated()].iloc[0]
+        raise ValueError(f"patient {twice} has two rows in the table of diagnoses; one is right")
+    if not diagnosis["diagnosis"].isin([0, 1, 2, 3]).all():
+        raise ValueError("a diagnosis is none of 0 unknown, 1 benign, 2 primary, 3 metastatic")
+    _require("nodules", nodules, ("diameter_mm",))
+    largest = nodules.sort_values("diameter_mm", ascending=False, kind="stable").drop_duplicates("patient_id")
+    bearer = set(largest["nodule_id"])
+    found = nodules["patient_id"].map(diagnosis.set_index("patient_id")["diagnosis"])
+    bears = nodules["nodule_id"].isin(bearer)
+    labels = [bool(d > 1) if b and d in (1, 2, 3) else None for d, b in zip(found, bears, strict=True)]
+    reasons = [
+        "patient without a diagnosis" if not d > 0 else "not the patient's largest nodule" for d in found
+    ]
+    summaries = [_median(list(given)) if len(given) else np.nan for given in nodules["malignancy_ratings"]]
+    labelled = nodules.assign(malignancy_rating=summaries)
+    return _labelled("tcia_diagnosis", labelled, labels, reasons, 0, "dropped")
+
+
+def _labelled(
+    rule: LabelRule,
+    nodules: pd.DataFrame,
+    labels: list[bool | None],
+    reasons: list[str],
+    n_three: int,
+    fate: Fate,
+) -> Labelled:
+    """Part the nodules into labelled and dropped, and count both."""
+    has_label = np.array([label is not None for label in labels], dtype=bool)
+    kept = nodules[has_label].reset_index(drop=True)
+    kept["is_malignant"] = np.array([label for label in labels if label is not None], dtype=bool)
+    dropped = nodules.loc[~has_label, ["nodule_id"]].reset_index(drop=True)
+    dropped["reason"] = [reason for reason, kept_row in zip(reasons, has_label, strict=True) if not kept_row]
+    n_malignant = int(kept["is_malignant"].sum())
+    counts = RuleCounts(
+        rule=rule,
+        n_given=len(nodules),
+        n_malignant=n_malignant,
+        n_benign=len(kept) - n_malignant,
+        n_patients=int(kept["patient_id"].nunique()),
+        n_three=n_three,
+        fate_of_three=fate,
+        dropped={str(reason): int(n) for reason, n in dropped["reason"].value_counts().items()},
+    )
+    return Labelled(kept, dropped, counts)
+
+
+def _require(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise ValueError(f"the table of {table} has no column {', '.join(missing)}")

@@ -1,0 +1,189 @@
+"""Splits by patient, made once and stored with the run; tested only on patients unseen by the backbone."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+from sklearn.model_selection import StratifiedGroupKFold
+
+Holdout = float | Literal["half_a", "half_b"]
+
+
+def patient_hash(patient_id: str) -> float:
+    """sha256(patient_id) / 2^256: a number in [0, 1), the same in every cohort and on every machine."""
+    return int.from_bytes(sha256(patient_id.encode()).digest(), "big") / 2**256
+
+
+def is_held_out(patient_id: str, holdout: Holdout) -> bool:
+    """Whether pretraining leaves this patient out.
+
+    Args:
+        patient_id: Patient id as in the cohort.
+        holdout: Fraction of the patients held out, those whose hash lies below it; or "half_a" (hash below
+            one half) or "half_b" (the others), for cross-fitting.
+
+    Raises:
+        ValueError: If `holdout` is neither a half nor a fraction in [0, 1].
+    """
+    if holdout == "half_a":
+        return patient_hash(patient_id) < 0.5
+    if holdout == "half_b":
+        return patient_hash(patient_id) >= 0.5
+    if isinstance(holdout, str) or not 0.0 <= holdout <= 1.0:
+        raise ValueError(f"holdout is {holdout!r}; it must be half_a, half_b or a fraction from 0 to 1")
+    return patient_hash(patient_id) < holdout
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Row numbers of one split: what to fit on and what to score."""
+
+    repeat: int
+    fold: int
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Patient-grouped folds and what they leak.
+
+    Attributes:
+        folds: `n_repeats` times `n_folds`; within a repeat each testable row is tested once.
+        leak: "" when every tested patient is unseen by the backbone, else the value of the tag `dinox.leak`.
+        patient_ids: Patient of each row, (n,).
+    """
+
+    folds: tuple[Fold, ...]
+    leak: str
+    patient_ids: NDArray[np.str_]
+
+    def __iter__(self) -> Iterator[Fold]:
+        """Walk the folds."""
+        return iter(self.folds)
+
+    def table(self) -> pd.DataFrame:
+        """One row per repeat, fold and tested patient: what the run stores of its splits."""
+        rows = [
+            (fold.repeat, fold.fold, patient)
+            for fold in self.folds
+            for patient in np.unique(self.patient_ids[fold.test]).tolist()
+        ]
+        return pd.DataFrame(rows, columns=["repeat", "fold", "patient_id"])
+
+
+def patient_folds(
+    patient_ids: Sequence[str],
+    labels: ArrayLike,
+    *,
+    unseen: Collection[str] | None = None,
+    n_folds: int = 5,
+    n_repeats: int = 1,
+    seed: int = 0,
+) -> Splits:
+    """Repeated k-fold split in which no patient is on both sides and both classes are in every test fold.
+
+    Args:
+        patient_ids: Patient of each row, (n,).
+        labels: Binary label of each row, (n,).
+        unseen: Patients that the backbone did not see: test folds draw on these alone, training folds use
+            every other patient. None when nobody knows whom the backbone saw.
+        n_folds: Test folds per repeat.
+        n_repeats: Times the patients are dealt anew.
+        seed: Of the deal.
+
+    Returns:
+        The folds, with `leak` "unknown" when `unseen` is None and "no_holdout" when no row belongs to an
+        unseen
+        patient: then, and only then, test folds draw on all patients.
+
+    Raises:
+        ValueError: If a class has fewer testable patients than there are folds.
+    """
+    patients, truth = _checked(patient_ids, labels)
+    leak, testable = "", np.arange(len(patients))
+    if unseen is None:
+        leak = "unknown"
+    else:
+        testable = np.flatnonzero(np.isin(patients, sorted(unseen)))
+        if len(testable) == 0:
+            leak, testable = "no_holdout", np.arange(len(patients))
+    _enough_patients(patients[testable], truth[testable], n_folds)
+    folds = []
+    for repeat in range(n_repeats):
+        dealer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed + repeat)
+        deal = dealer.split(testable, truth[testable], patients[testable])
+        for number, (_, test) in enumerate(deal):
+            train = np.flatnonzero(~np.isin(patients, patients[testable[test]]))
+            folds.append(Fold(repeat, number, train, testable[test]))
+    return Splits(tuple(folds), leak, patients)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreeWaySplit:
+    """Row numbers of the article's design: 60% to fit, 20% to choose, 20% to score."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split_60_20_20(patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0) -> ThreeWaySplit:
+    """Stratified split of the patients into 60% training, 20% validation and 20% test.
+
+    Raises:
+        ValueError: If a class has fewer than five patients.
+
+    Source: the DINO-X article's probe protocol.
+    """
+    patients, truth = _checked(patient_ids, labels)
+    _enough_patients(patients, truth, 5)
+    dealer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    fifths = [test for _, test in dealer.split(truth, truth, patients)]
+    return ThreeWaySplit(np.sort(np.concatenate(fifths[2:])), fifths[1], fifths[0])
+
+
+def cross_fit(
+    splits: Splits, score: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Score every tested row by a model that was fitted without its patient.
+
+    Args:
+        splits: Folds over n rows.
+        score: (train rows, test rows) -> scores of the test rows.
+
+    Returns:
+        Mean over the repeats of the score's rank within its fold, above 0 and up to 1, (n,); NaN for rows
+        that no fold tests. Ranks, since two fits have no common scale: the base rate of a training fold
+        alone is higher where its test fold has fewer positives, so that pooled raw scores of constant
+        images fall below 0.5.
+    """
+    n_rows = len(splits.patient_ids)
+    total, times = np.zeros(n_rows), np.zeros(n_rows)
+    for fold in splits:
+        total[fold.test] += rankdata(score(fold.train, fold.test)) / len(fold.test)
+        times[fold.test] += 1
+    total[times == 0] = np.nan
+    return total / np.maximum(times, 1)
+
+
+def _checked(patient_ids: Sequence[str], labels: ArrayLike) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    patients, truth = np.asarray(patient_ids, dtype=np.str_), np.asarray(labels).astype(np.int64)
+    if len(patients) != len(truth):
+        raise ValueError(f"{len(patients)} patient ids for {len(truth)} labels; each row needs one of both")
+    return patients, truth
+
+
+def _enough_patients(patients: NDArray[np.str_], truth: NDArray[np.int64], n_folds: int) -> None:
+    for value, name in ((1, "malignant"), (0, "benign")):
+        n_patients = len(np.unique(patients[truth == value]))
+        if n_patients < n_folds:
+            raise ValueError(
+                f"{n_patients} patients to test on have a {name} nodule, too few for {n_folds} folds; "
+                "use fewer folds, a larger cohort or a larger holdout"
+            )
