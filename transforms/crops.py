@@ -40,13 +40,13 @@ def crop_sizes(config: ViewConfig, uniforms: Floats, size_hw: Ints, pixel_mm: Fl
         largest = np.minimum(high, (size_hw * pixel_mm).min(axis=1))
         smallest = np.minimum(low, largest)
         fov_mm = smallest * (largest / smallest) ** uniforms[..., 0]
-        size = np.rint(fov_mm[..., None] / pixel_mm)
-        return np.clip(size, 1, size_hw).astype(np.int64)
+        size: Ints = np.clip(np.rint(fov_mm[..., None] / pixel_mm), 1, size_hw).astype(np.int64)
+        return size
     low, high = config.local_fraction if is_local else config.fraction
     area = size_hw.prod(axis=1)[:, None] * (low + (high - low) * uniforms[..., 0::2])
     if config.square or config.shared_scale:
-        side = np.minimum(np.rint(np.sqrt(area[..., 0])), size_hw.min(axis=1))
-        return np.maximum(np.stack([side, side], axis=-1), 1).astype(np.int64)
+        side = np.clip(np.rint(np.sqrt(area[..., 0])), 1, size_hw.min(axis=1)).astype(np.int64)
+        return np.stack([side, side], axis=-1)
     aspect = np.exp(LOG_ASPECT * (2 * uniforms[..., 1::2] - 1))
     tries = np.rint(np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1))
     tries = np.maximum(tries, 1)

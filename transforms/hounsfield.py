@@ -7,7 +7,7 @@ window a view gets decides what a network can see at all: a window whose lower e
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -49,10 +49,12 @@ def window_hu(
         dtype = torch.float64 if volume_hu.dtype == torch.float64 else torch.float32
         low = torch.as_tensor(low_hu, dtype=dtype, device=volume_hu.device)
         high = torch.as_tensor(high_hu, dtype=dtype, device=volume_hu.device)
-        return cast(Volume, ((volume_hu.to(dtype) - low) / (high - low)).clamp_(0.0, 1.0))
+        return ((volume_hu.to(dtype) - low) / (high - low)).clamp_(0.0, 1.0)
     kind = np.float64 if volume_hu.dtype == np.float64 else np.float32
-    low_edge, high_edge = np.asarray(low_hu, kind), np.asarray(high_hu, kind)
-    return cast(Volume, np.clip((volume_hu.astype(kind) - low_edge) / (high_edge - low_edge), 0.0, 1.0))
+    low_edge: NDArray[Any] = np.asarray(low_hu, kind)
+    high_edge: NDArray[Any] = np.asarray(high_hu, kind)
+    grey: NDArray[Any] = np.clip((volume_hu.astype(kind) - low_edge) / (high_edge - low_edge), 0.0, 1.0)
+    return grey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +62,12 @@ class WindowConfig:
     """Which CT window a view is shown in.
 
     Policies, edges in true HU:
-        lung_aware: lower edge uniform in -1400..-950, upper edge uniform in 100..800. Lung is never clipped, and
-            the grey gap between nodule and lung stays well above the jitter of lung between two views.
-        clinical: lung, mediastinal, wide and bone presets in equal parts, level moved by up to 5% of the width,
-            width scaled by 0.9..1.1. Half of the views (mediastinal, bone) clip lung: that is what it is for.
-        article: level uniform in -400..400, width uniform in 800..2000, as the article states it. It clips lung
-            in 68% of the views; kept as an arm, not as advice.
+        lung_aware: lower edge uniform in -1400..-950, upper edge uniform in 100..800. Lung is never clipped,
+            and the grey gap between nodule and lung stays well above the jitter of lung between two views.
+        clinical: lung, mediastinal, wide and bone presets in equal parts, level moved by up to 5% of the
+            width, width scaled by 0.9..1.1. Half of the views (mediastinal, bone) clip lung.
+        article: level uniform in -400..400, width uniform in 800..2000, as its authors state it.
+            It clips lung in 68% of the views: an arm of a study, not advice.
         fixed: `low_hu` .. `high_hu` for every view.
     """
 
@@ -94,8 +96,8 @@ class WindowConfig:
 def windows_from_uniforms(config: WindowConfig, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn uniform numbers into windows under a policy.
 
-    A factor `hu_scale` on the image equals its inverse on the window, so it is applied to the edges: the integer
-    HU stay as they are, and the edges that are returned (and logged) are in true HU.
+    A factor `hu_scale` on the image equals its inverse on the window, so it is applied to the edges: the
+    integer HU stay as they are, and the edges that are returned (and logged) are in true HU.
 
     Args:
         config: The policy.
@@ -171,10 +173,15 @@ class RandWindowHU(Randomizable, Transform):
         self.window = draw_window(self.config, self.R)
 
     def __call__(self, volume_hu: Volume, randomize: bool = True) -> Volume:
-        """Window an array or tensor of HU; `randomize=False` uses the last drawn window again."""
-        if randomize or self.window is None:
+        """Window an array or tensor of HU; `randomize=False` uses the last drawn window again.
+
+        Raises:
+            ValueError: If no window has been drawn yet.
+        """
+        if randomize:
             self.randomize()
-        assert self.window is not None
+        if self.window is None:
+            raise ValueError("no window has been drawn yet; call with randomize=True first")
         return window_hu(volume_hu, *self.window)
 
 

@@ -35,4 +35,4 @@ def gaussian_blur(views: torch.Tensor, sigma_px: torch.Tensor) -> torch.Tensor:
     distance = (position[:, None] - position[None, :])[None] / sigma_px.clamp_min(1e-3)[:, None, None]
     weights = torch.exp(-0.5 * distance.square())
     weights = weights / weights.sum(dim=-1, keepdim=True)
-    return torch.einsum("bsh,bchw,btw->bcst", weights, views, weights)
+    return weights[:, None] @ views @ weights[:, None].transpose(-1, -2)

@@ -1,7 +1,7 @@
-"""Three neighbouring slices as the three channels of one image: (z - 1, z, z + 1), or the same in millimetres.
+"""Three neighbouring slices as the three channels of one image: (z - 1, z, z + 1), or so many mm apart.
 
-Nothing is interpolated. Where a neighbour does not exist (volume edge) or is not one (a gap between slices), z
-itself is repeated, and a flag says so.
+Nothing is interpolated. Where a neighbour does not exist (volume edge) or is not one (a gap between slices),
+z itself is repeated, and a flag says so.
 """
 
 from collections.abc import Collection, Hashable, Mapping
@@ -40,9 +40,7 @@ def triplet_indices(
         ValueError: If z is not a slice of the volume, or a distance is not positive.
     """
     if not 0 <= z < n_slices:
-        raise ValueError(
-            f"slice {z} is not in a volume of {n_slices} slices; z runs from 0 to {n_slices - 1}"
-        )
+        raise ValueError(f"slice {z} is not in a volume of {n_slices} slices; the last is {n_slices - 1}")
     if distance_mm is not None:
         if spacing_z_mm is None or not spacing_z_mm > 0:
             raise ValueError(
@@ -50,9 +48,7 @@ def triplet_indices(
                 "give spacing_z_mm, or choose neighbours by stride"
             )
         if not distance_mm > 0:
-            raise ValueError(
-                f"the distance between the slices of a triplet must be positive, got {distance_mm} mm"
-            )
+            raise ValueError(f"the distance of a triplet's slices must be positive, got {distance_mm} mm")
         stride = max(1, round(distance_mm / spacing_z_mm))
     elif stride < 1:
         raise ValueError(f"the stride of a triplet must be at least 1 slice, got {stride}")
@@ -79,7 +75,7 @@ class SliceTriplet(Transform):
         self.distance_mm = distance_mm
         self.is_replicated = False
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # which slice is an argument, not a setting
         self,
         volume_hu: torch.Tensor | NDArray[Any],
         z: int,
@@ -89,15 +85,15 @@ class SliceTriplet(Transform):
         """Cut the triplet; `is_replicated` then says whether z had to stand in for a neighbour.
 
         Args:
-            volume_hu: (Z, Y, X), or channel first (1, Z, Y, X). A MetaTensor brings its own spacing (affine) and
-                gaps (`meta["gaps"]`).
+            volume_hu: (Z, Y, X), or channel first (1, Z, Y, X). A MetaTensor brings its own spacing (affine)
+                and gaps (`meta["gaps"]`).
             z: Index of the middle slice.
             spacing_z_mm: Distance between slice centres, for a plain array with `distance_mm`.
             gaps: Indices i where a gap lies between slice i and i + 1; None takes those of the MetaTensor.
 
         Returns:
-            (3, Y, X), channels (below, z, above), same kind and dtype. A MetaTensor keeps the in-plane geometry:
-            its affine takes (y, x, 0, 1) to RAS mm on slice z.
+            (3, Y, X), channels (below, z, above), same kind and dtype. A MetaTensor keeps the in-plane
+            geometry: its affine takes (y, x, 0, 1) to RAS mm on slice z.
 
         Raises:
             ValueError: If the shape is not that of a volume, or z is not in it.
@@ -111,10 +107,12 @@ class SliceTriplet(Transform):
                 f"a triplet is cut from a volume (Z, Y, X) or (1, Z, Y, X), got shape {tuple(volume_hu.shape)}"
             )
         affine_ras: NDArray[np.float64] | None = None
+        meta: dict[str, Any] = {}
         if isinstance(volume_hu, MetaTensor):
+            meta = dict(volume_hu.meta)
             affine_ras = np.asarray(volume_hu.affine, dtype=np.float64)
             spacing_z_mm = float(np.linalg.norm(affine_ras[:3, 0])) if spacing_z_mm is None else spacing_z_mm
-            gaps = volume_hu.meta.get("gaps", ()) if gaps is None else gaps
+            gaps = meta.get("gaps", ()) if gaps is None else gaps
             volume = volume_hu.as_tensor().reshape(volume_hu.shape[-3:])
         indices, self.is_replicated = triplet_indices(
             len(volume), int(z), spacing_z_mm, gaps or (), self.stride, self.distance_mm
@@ -124,7 +122,7 @@ class SliceTriplet(Transform):
             return triplet
         plane_ras = affine_ras[:, [1, 2, 0, 3]]
         plane_ras[:3, 3] += affine_ras[:3, 0] * int(z)
-        return MetaTensor(triplet, affine=torch.from_numpy(plane_ras), meta=dict(volume_hu.meta))
+        return MetaTensor(triplet, affine=torch.from_numpy(plane_ras), meta=meta)
 
 
 class SliceTripletd(MapTransform):
