@@ -1,11 +1,15 @@
 """Fixtures that every room may use: one sphere of known size, one small phantom source, and real CT if named."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from pipelines.phantom import write_phantom
 from pipelines.phantom_shapes import Grid, paint, sphere_coverage
@@ -65,3 +69,46 @@ def dinox_data() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("DINOX_DATA names no folder of real CT")
     return Path(named)
+
+
+@pytest.fixture(scope="session")
+def write_ct_series() -> Callable[..., list[Path]]:
+    """A writer of small axial CT series, to be changed slice by slice into whatever a test needs."""
+    return _write_ct_series
+
+
+def _write_ct_series(
+    folder: Path,
+    n_slices: int = 5,
+    change: Callable[[Dataset, int], None] = lambda dataset, index: None,
+    series_uid: str = "1.2.3.4",
+) -> list[Path]:
+    """Write slices 2.5 mm apart, 12 x 16 pixels of 0.7 x 0.6 mm; `change` may alter each before it is written.
+
+    Slice i, counted from the feet, holds HU from -1000 + 10 i upwards in steps of 7, stored signed with intercept
+    -1024. `change` may set `dataset.file_meta.TransferSyntaxUID` to another uncompressed syntax.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index in range(n_slices):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, f"{series_uid}.{index + 1}"
+        dataset.ImageType, dataset.Modality = ["ORIGINAL", "PRIMARY", "AXIAL"], "CT"
+        dataset.Manufacturer, dataset.ConvolutionKernel, dataset.SliceThickness = "ACME", "B30f", 2.5
+        dataset.PatientID, dataset.StudyInstanceUID = "somebody", "1.2.3"
+        dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = series_uid, f"{series_uid}.9"
+        dataset.InstanceNumber = n_slices - index
+        dataset.ImagePositionPatient = [-50.0, -40.0, -300.0 + 2.5 * index]
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.Rows, dataset.Columns, dataset.PixelSpacing = 12, 16, [0.7, 0.6]
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+        dataset.PixelRepresentation, dataset.RescaleSlope, dataset.RescaleIntercept = 1, 1, -1024
+        stored = np.arange(12 * 16, dtype="<i2") * 7 + 24 + 10 * index
+        dataset.PixelData = stored.tobytes()
+        change(dataset, index)
+        files.append(folder / f"{(index * 3) % n_slices}-{index}.dcm")
+        dcmwrite(files[-1], dataset, enforce_file_format=True, overwrite=True)
+    return files

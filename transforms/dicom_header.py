@@ -1,0 +1,269 @@
+"""One slice of CT as its header states it, every value checked before it is believed."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from transforms.dicom_elements import Elements, read_elements
+from transforms.refused import SeriesRefusedError
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = frozenset(("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"))
+LOSSY_SYNTAXES = frozenset(
+    (
+        "1.2.840.10008.1.2.4.50",
+        "1.2.840.10008.1.2.4.51",
+        "1.2.840.10008.1.2.4.81",
+        "1.2.840.10008.1.2.4.91",
+        "1.2.840.10008.1.2.4.93",
+        "1.2.840.10008.1.2.4.203",
+    )
+)
+"""JPEG baseline and extended, JPEG-LS near-lossless, JPEG 2000 and its part 2, HTJ2K: PS3.5 10."""
+
+MAX_MATRIX = 8192
+_NOT_A_SLICE = {
+    "LOCALIZER": "a localizer (scout view), which is a projection and not a slice",
+    "MIP": "a maximum intensity projection and not a slice",
+    "MINIP": "a minimum intensity projection and not a slice",
+    "SCREEN SAVE": "a screen save and not a slice",
+}
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_CODE = re.compile(r"[A-Z0-9]{2,16}")
+
+
+@dataclass(frozen=True, slots=True)
+class PixelEncoding:
+    """How the stored values of one slice become HU. Padding is given in stored values, both ends included."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SliceHeader:
+    """One slice: where its pixels are, how they become HU, and where it lies in the patient.
+
+    `frame` is 0 in files that hold one image. `pixel_offset` is -1 where the pixels need pydicom.
+    """
+
+    path: Path
+    frame: int
+    transfer_syntax: str
+    pixel_offset: int
+    pixels: PixelEncoding
+    series_uid: str
+    study_uid: str
+    patient_id: str
+    sop_uid: str
+    frame_of_reference_uid: str
+    instance_number: int
+    position_lps_mm: tuple[float, ...]
+    orientation: tuple[float, ...]
+    pixel_spacing_mm: tuple[float, ...]
+    slice_thickness_mm: float
+    manufacturer: str
+    kernel: str
+    is_lossy: bool
+
+
+class HeaderReader:
+    """Strict reading of raw elements; every refusal names the element."""
+
+    def __init__(self, elements: Elements) -> None:
+        """Read from `elements`."""
+        self._values = elements.values
+        self._order = "little" if elements.is_little_endian else "big"
+
+    def text(self, name: str) -> str:
+        """The element as text without padding, or "" where it is absent or empty."""
+        value = self._values.get(name, ("", b""))[1]
+        return value.decode("ascii", "replace").strip("\0 ")
+
+    def uid(self, name: str) -> str:
+        """The element as a UID, or "" where it is absent or empty."""
+        value = self.text(name)
+        if value and (len(value) > 64 or not _UID.fullmatch(value)):
+            raise SeriesRefusedError(f"{name} is not a UID (digits and dots, at most 64)")
+        return value
+
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """The element as exactly `count` finite decimal numbers."""
+        text = self.text(name)
+        if not text:
+            raise SeriesRefusedError(f"{name} is missing or empty")
+        try:
+            values = tuple(float(part) for part in text.split("\\"))
+        except ValueError:
+            raise SeriesRefusedError(f"{name} does not hold numbers") from None
+        if len(values) != count or not all(math.isfinite(v) for v in values):
+            raise SeriesRefusedError(f"{name} must be {count} finite number(s), got {len(values)} value(s)")
+        return values
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """The element as an unsigned 16-bit integer; `default` where absent, refused where there is none."""
+        vr, value = self._values.get(name, ("", b""))
+        if not value:
+            if default is None:
+                raise SeriesRefusedError(f"{name} is missing or empty")
+            return default
+        if vr not in ("", "US", "SS", "UN", "OW") or len(value) != 2:
+            raise SeriesRefusedError(f"{name} must be one 16-bit integer")
+        return int.from_bytes(value, self._order)  # type: ignore[arg-type]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the element is there with a value."""
+        return bool(self._values.get(name, ("", b""))[1])
+
+
+def read_slice_headers(path: Path) -> list[SliceHeader]:
+    """Read the header of one file: one slice, or one for each frame of an Enhanced CT.
+
+    Raises:
+        SeriesRefusedError: Carrying `series_uid` where it is known: if the file is no CT slice, or if
+            anything that HU or geometry need is missing or makes no sense.
+        OSError: If the file cannot be opened.
+    """
+    elements = read_elements(path)
+    header = HeaderReader(elements)
+    series_uid = ""
+    try:
+        series_uid = header.uid("SeriesInstanceUID")
+        _check_kind(header)
+        if not series_uid:
+            raise SeriesRefusedError(
+                "SeriesInstanceUID is missing or empty, so nothing says which files belong together"
+            )
+        return [_classic_slice(path, elements, header, series_uid)]
+    except SeriesRefusedError as refusal:
+        raise SeriesRefusedError(refusal.reason, series_uid) from None
+
+
+def _check_kind(header: HeaderReader) -> None:
+    modality = header.text("Modality")
+    if modality != "CT":
+        shown = modality if _CODE.fullmatch(modality) else "missing or no code"
+        raise SeriesRefusedError(f"not CT (Modality is {shown})")
+    image_type = header.text("ImageType").upper().split("\\")
+    for part in image_type:
+        if part in _NOT_A_SLICE:
+            raise SeriesRefusedError(_NOT_A_SLICE[part])
+    sop_class = header.uid("SOPClassUID")
+    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
+        raise SeriesRefusedError(
+            "not a CT image by its SOP class (a dose report, a screen save or another object)"
+        )
+
+
+def _classic_slice(path: Path, elements: Elements, header: HeaderReader, series_uid: str) -> SliceHeader:
+    pixels = pixel_encoding(header)
+    if header.text("NumberOfFrames") not in ("", "1"):
+        raise SeriesRefusedError(
+            "a CT Image file with several frames: only Enhanced CT places each frame in the patient"
+        )
+    if elements.pixel_offset >= 0:
+        check_pixel_bytes(pixels, 1, elements.pixel_bytes)
+    spacing = header.numbers("PixelSpacing", 2)
+    if min(spacing) <= 0:
+        raise SeriesRefusedError("PixelSpacing must be above zero")
+    number = header.text("InstanceNumber")
+    return SliceHeader(
+        path=path,
+        frame=0,
+        transfer_syntax=elements.transfer_syntax,
+        pixel_offset=elements.pixel_offset,
+        pixels=pixels,
+        series_uid=series_uid,
+        study_uid=header.uid("StudyInstanceUID"),
+        patient_id=header.text("PatientID"),
+        sop_uid=header.uid("SOPInstanceUID"),
+        frame_of_reference_uid=header.uid("FrameOfReferenceUID"),
+        instance_number=int(number) if re.fullmatch(r"[+-]?[0-9]{1,9}", number) else 0,
+        position_lps_mm=header.numbers("ImagePositionPatient", 3),
+        orientation=header.numbers("ImageOrientationPatient", 6),
+        pixel_spacing_mm=spacing,
+        slice_thickness_mm=optional_number(header, "SliceThickness"),
+        manufacturer=plain_text(header.text("Manufacturer")),
+        kernel=plain_text(header.text("ConvolutionKernel")),
+        is_lossy=elements.transfer_syntax in LOSSY_SYNTAXES or header.text("LossyImageCompression") == "01",
+    )
+
+
+def pixel_encoding(header: HeaderReader) -> PixelEncoding:
+    """Pixel layout, padding and rescale of a file. Source: PS3.3 C.7.6.3, C.7.5.1.1.2, C.11.1."""
+    rows, columns = header.integer("Rows"), header.integer("Columns")
+    if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
+        raise SeriesRefusedError(f"a matrix of {rows} x {columns} is no CT slice (1 to {MAX_MATRIX} is read)")
+    if header.integer("SamplesPerPixel", 1) != 1:
+        raise SeriesRefusedError("a colour image: CT has one sample per pixel")
+    allocated, stored = header.integer("BitsAllocated"), header.integer("BitsStored")
+    high_bit = header.integer("HighBit", stored - 1)
+    if allocated not in (8, 16) or not stored - 1 <= high_bit < allocated or not 0 < stored <= allocated:
+        raise SeriesRefusedError(
+            f"{allocated} bits allocated, {stored} stored, high bit {high_bit}: no layout of 8 or 16-bit pixels"
+        )
+    is_signed = header.integer("PixelRepresentation")
+    if is_signed not in (0, 1):
+        raise SeriesRefusedError(f"PixelRepresentation must be 0 or 1, got {is_signed}")
+    if "RescaleSlope" not in header or "RescaleIntercept" not in header:
+        raise SeriesRefusedError(
+            "RescaleSlope or RescaleIntercept is missing, so stored values are not known in HU"
+        )
+    slope, intercept = header.numbers("RescaleSlope", 1)[0], header.numbers("RescaleIntercept", 1)[0]
+    if slope <= 0:
+        raise SeriesRefusedError(f"RescaleSlope must be above zero, got {slope:g}")
+    if header.text("RescaleType") not in ("", "HU"):
+        raise SeriesRefusedError("RescaleType is not HU, so the values are no CT numbers")
+    return PixelEncoding(
+        rows,
+        columns,
+        allocated,
+        stored,
+        high_bit,
+        bool(is_signed),
+        slope,
+        intercept,
+        _padding(header, allocated, bool(is_signed)),
+    )
+
+
+def _padding(header: HeaderReader, bits_allocated: int, is_signed: bool) -> tuple[int, int] | None:
+    if "PixelPaddingValue" not in header:
+        return None
+    value = header.integer("PixelPaddingValue")
+    limit = header.integer("PixelPaddingRangeLimit", value)
+    if is_signed:  # often written as unsigned beside signed pixels: 63536 is -2000
+        half = 1 << (bits_allocated - 1)
+        value, limit = (((v + half) % (2 * half)) - half for v in (value, limit))
+    return min(value, limit), max(value, limit)
+
+
+def check_pixel_bytes(pixels: PixelEncoding, n_frames: int, n_bytes: int) -> None:
+    """Refuse pixel data that do not hold exactly the stated matrix (one byte of padding to even length is right)."""
+    expected = pixels.rows * pixels.columns * pixels.bits_allocated // 8 * n_frames
+    if n_bytes not in (expected, expected + expected % 2):
+        state = "cut short" if n_bytes < expected else "too long"
+        raise SeriesRefusedError(
+            f"pixel data are {state}: {n_bytes} bytes where {pixels.rows} x {pixels.columns} pixels need {expected}"
+        )
+
+
+def optional_number(header: HeaderReader, name: str) -> float:
+    """A number that is only reported: NaN where it is absent or unreadable."""
+    try:
+        return header.numbers(name, 1)[0]
+    except SeriesRefusedError:
+        return math.nan
+
+
+def plain_text(text: str) -> str:
+    """Manufacturer and kernel, kept only as short plain words: nothing else of a header's text is stored."""
+    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+/_()-]{0,63}", text) else ""

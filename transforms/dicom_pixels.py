@@ -1,0 +1,164 @@
+"""Stored values -> Hounsfield units, int16, with padding set to -1024 HU and counted."""
+
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.pixels.utils import pixel_array
+
+from transforms.dicom_elements import DECODING_ERRORS
+from transforms.dicom_header import PixelEncoding, SliceHeader, check_pixel_bytes
+from transforms.refused import SeriesRefusedError
+
+PADDING_HU = -1024
+TISSUE_ABOVE_HU = -900
+"""Padding that would stand for a denser value cannot be told from tissue."""
+
+Slice = NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What decoding one slice had to do: padding voxels found, HU rounded to integers, bits masked off."""
+
+    n_padding: int
+    is_rounded: bool
+    has_unused_bits: bool
+
+
+class SliceDecoder:
+    """Decodes the slices of one series; keeps a multi-frame file open while its frames follow each other."""
+
+    def __init__(self) -> None:
+        """Start with no file open."""
+        self._path: Path | None = None
+        self._dataset = pydicom.Dataset()
+
+    def decode_into(self, header: SliceHeader, out: Slice) -> Decoded:
+        """Decode one slice into `out`, (Y, X) int16, C order, in HU.
+
+        Uncompressed little-endian pixels are read straight into `out` and rescaled there; all else goes through
+        pydicom.
+
+        Raises:
+            SeriesRefusedError: If the pixels cannot be decoded, or their HU do not fit int16.
+            OSError: If the file cannot be read.
+        """
+        pixels = header.pixels
+        if header.pixel_offset >= 0 and pixels.bits_allocated == 16 and sys.byteorder == "little":
+            with header.path.open("rb", buffering=0) as file:
+                file.seek(header.pixel_offset + header.frame * out.nbytes)
+                if file.readinto(out.data.cast("B")) != out.nbytes:
+                    raise SeriesRefusedError("pixel data are cut short")
+        else:
+            out.view(np.uint16)[...] = self._stored_words(header)
+        return stored_to_hu(out, pixels)
+
+    def _stored_words(self, header: SliceHeader) -> NDArray[np.uint16]:
+        """Decode one frame through pydicom to 16-bit words, sign-extended where signed."""
+        rows, columns = header.pixels.rows, header.pixels.columns
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom's warnings may quote header text
+                if self._path != header.path:
+                    self._path, self._dataset = None, _open_pixels(header)
+                    self._path = header.path
+                decoded = pixel_array(self._dataset, index=header.frame, raw=True)
+        except SeriesRefusedError:
+            raise
+        except DECODING_ERRORS:
+            raise SeriesRefusedError(
+                "pixel data cannot be decoded: the file is damaged or its compression is not known"
+            ) from None
+        if decoded.shape != (rows, columns):
+            raise SeriesRefusedError(
+                f"pixel data decode to {decoded.shape}, the header says {rows} x {columns}"
+            )
+        return decoded.astype(np.int16 if decoded.dtype.kind == "i" else np.uint16).view(np.uint16)
+
+
+def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
+    """Turn stored 16-bit words into HU, in place.
+
+    HU = stored x slope + intercept, rounded to the nearest integer. Source: PS3.3 C.11.1.1.2; padding C.7.5.1.1.2.
+
+    Args:
+        words: (Y, X) int16 holding the words as stored (signed or not by `pixels`), overwritten with HU.
+        pixels: How the words are to be read.
+    """
+    stored = words if pixels.is_signed else words.view(np.uint16)
+    is_padding = _find_padding(stored, pixels.padding)
+    n_padding = int(np.count_nonzero(is_padding)) if is_padding is not None else 0
+    has_unused_bits = _mask_unused_bits(stored, pixels)
+    slope, intercept = pixels.slope, pixels.intercept
+    if is_padding is not None and n_padding:
+        _check_padding(pixels)
+        if n_padding == stored.size:
+            words[...] = PADDING_HU
+            return Decoded(n_padding, False, has_unused_bits)
+        # Any real value will do here: padding must not count when the range is checked.
+        stored[is_padding] = stored[~is_padding].min()
+
+    low, high = int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept
+    if low < -32768 or high > 32767:
+        raise SeriesRefusedError(f"HU from {low:.0f} to {high:.0f} do not fit 16 bits")
+    is_rounded = not (slope == 1 and intercept.is_integer())
+    if is_rounded:
+        words[...] = np.rint(stored * slope + intercept)
+    else:
+        words.view(np.uint16)[...] += np.uint16(int(intercept) & 0xFFFF)  # modulo 2^16; the result fits
+    if is_padding is not None and n_padding:
+        words[is_padding] = PADDING_HU
+    return Decoded(n_padding, is_rounded, has_unused_bits)
+
+
+def _find_padding(
+    stored: NDArray[np.int16] | NDArray[np.uint16], padding: tuple[int, int] | None
+) -> NDArray[np.bool_] | None:
+    """Padding is compared before unused bits are masked: vendors write it wider than BitsStored."""
+    if padding is None:
+        return None
+    low, high = padding
+    return stored == low if low == high else (stored >= low) & (stored <= high)
+
+
+def _check_padding(pixels: PixelEncoding) -> None:
+    highest_hu = (pixels.padding or (0, 0))[1] * pixels.slope + pixels.intercept
+    if highest_hu > TISSUE_ABOVE_HU:
+        raise SeriesRefusedError(
+            f"PixelPaddingValue stands for {highest_hu:.0f} HU, a value that tissue has too, so padding cannot be told "
+            "from the patient"
+        )
+
+
+def _mask_unused_bits(stored: NDArray[np.int16] | NDArray[np.uint16], pixels: PixelEncoding) -> bool:
+    """Keep the bits that are stored, with their sign; True where other bits had been set. Source: PS3.5 8.1.1."""
+    if pixels.bits_stored == 16:
+        return False
+    before = stored.copy()
+    np.left_shift(stored, 15 - pixels.high_bit, out=stored)
+    np.right_shift(stored, 16 - pixels.bits_stored, out=stored)
+    return not np.array_equal(before, stored)
+
+
+def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
+    dataset = pydicom.dcmread(header.path)
+    if "PixelData" not in dataset:
+        raise SeriesRefusedError("the file holds no pixel data")
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_codestream_end(dataset)
+    else:
+        check_pixel_bytes(header.pixels, int(dataset.get("NumberOfFrames") or 1), len(dataset.PixelData))
+    return dataset
+
+
+def _check_codestream_end(dataset: pydicom.Dataset) -> None:
+    """Refuse JPEG, JPEG-LS and JPEG 2000 streams without their end marker: decoders fill the rest with zeros."""
+    if dataset.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4") and not dataset.PixelData.rstrip(
+        b"\0"
+    ).endswith((b"\xff\xd9", b"\xff\xd9\xfe\xff\xdd\xe0")):
+        raise SeriesRefusedError("pixel data are cut short: the compressed image has no end")

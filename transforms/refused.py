@@ -1,0 +1,19 @@
+"""The one error by which a series is turned away, with its reason in words."""
+
+
+class SeriesRefusedError(ValueError):
+    """A series, or a file of it, that cannot be turned into a right HU volume.
+
+    The reason is one sentence a radiology engineer can act on. It holds numbers and DICOM names only, never text
+    copied out of a header, because it is stored and logged.
+    """
+
+    def __init__(self, reason: str, series_uid: str = "") -> None:
+        """Keep the reason, and the series it is about where that is known."""
+        super().__init__(reason)
+        self.reason = reason
+        self.series_uid = series_uid
+
+    def __reduce__(self) -> tuple[type["SeriesRefusedError"], tuple[str, str]]:
+        """Travel between processes with both fields."""
+        return type(self), (self.reason, self.series_uid)
