@@ -11,17 +11,19 @@ import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.phantom_anatomy import NOISE_HU, Thorax, chest_hu, grow_vessels
+from pipelines.phantom_anatomy import NOISE_HU, Segment, Thorax, chest_hu, grow_vessels
 from pipelines.phantom_dicom import Flavour, SeriesHeader, write_series
-from pipelines.phantom_nodules import draw_nodule, draw_nodules
+from pipelines.phantom_nodules import Nodule, draw_nodule, draw_nodules
 from pipelines.phantom_shapes import Grid
 from pipelines.phantom_truth import (
     FORMAT,
@@ -155,6 +157,18 @@ def _remove_abandoned(root: Path) -> None:
             continue
 
 
+def _end_with_parent() -> None:
+    """Let a worker end when its parent was killed; by itself it would wait for work for ever."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 def _write_patients(
     root: Path, seed: int, n_patients: int, size_px: int, height_mm: float, workers: int | None
 ) -> list[dict[str, Any]]:
@@ -164,34 +178,56 @@ def _write_patients(
     bar = partial(tqdm, total=n_patients, desc="phantom", unit="patient", disable=None, leave=False)
     if workers <= 1:
         return list(bar(map(write, range(n_patients))))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         return list(bar(pool.map(write, range(n_patients), chunksize=4)))
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """One patient before anything is drawn: how the chest is built and scanned, and the nodules in it."""
+
+    header: SeriesHeader
+    grid: Grid
+    thorax: Thorax
+    vessels: list[Segment]
+    nodules: list[Nodule]
+
+    def truth(self, index: int) -> dict[str, Any]:
+        """What `phantom_truth.json` says about this patient."""
+        return {
+            "public_id": None if index == PERSONAL_INDEX else public_id(index),
+            "scan_id": index + 1,
+            "study_uid": self.header.study_uid,
+            "series_uid": self.header.series_uid,
+            "flavour": self.header.flavour,
+            "shape": self.grid.shape,
+            "spacing_mm": self.grid.spacing_mm,
+            "first_voxel_lps_mm": self.header.first_voxel_lps_mm,
+            "nodules": [nodule_truth(nodule, self.header, self.grid) for nodule in self.nodules],
+        }
+
+
+def draw_patient(
+    rng: np.random.Generator, seed: int, index: int, *, size_px: int = 128, height_mm: float = 36.0
+) -> Patient:
+    """Draw everything about patient `index` but the pixels."""
+    grid, header = _scan(rng, seed, index, size_px, height_mm)
+    thorax = Thorax.draw(rng, grid)
+    vessels = grow_vessels(grid, thorax, rng)
+    return Patient(header, grid, thorax, vessels, draw_nodules(grid, thorax, vessels, rng))
 
 
 def write_patient(root: Path, seed: int, index: int, *, size_px: int, height_mm: float) -> dict[str, Any]:
     """Draw patient `index`, write the series, and return its part of the truth."""
     rng = np.random.default_rng([seed, index])
-    grid, header = _scan(rng, seed, index, size_px, height_mm)
-    thorax = Thorax.draw(rng, grid)
-    vessels = grow_vessels(grid, thorax, rng)
-    nodules = draw_nodules(grid, thorax, vessels, rng)
-    volume = chest_hu(grid, thorax, vessels, rng)
-    for nodule in nodules:
-        draw_nodule(volume, grid, nodule, rng)
-    volume += np.float32(NOISE_HU) * rng.standard_normal(grid.shape, dtype=np.float32)
-    folder = PERSONAL_FOLDER if index == PERSONAL_INDEX else public_id(index)
-    write_series(root / folder / "study-1" / "series-1", header, np.rint(volume).astype(np.int16), rng)
-    return {
-        "public_id": None if index == PERSONAL_INDEX else public_id(index),
-        "scan_id": index + 1,
-        "study_uid": header.study_uid,
-        "series_uid": header.series_uid,
-        "flavour": header.flavour,
-        "shape": grid.shape,
-        "spacing_mm": grid.spacing_mm,
-        "first_voxel_lps_mm": header.first_voxel_lps_mm,
-        "nodules": [nodule_truth(nodule, header, grid) for nodule in nodules],
-    }
+    patient = draw_patient(rng, seed, index, size_px=size_px, height_mm=height_mm)
+    volume = chest_hu(patient.grid, patient.thorax, patient.vessels, rng)
+    for nodule in patient.nodules:
+        draw_nodule(volume, patient.grid, nodule, rng)
+    volume += np.float32(NOISE_HU) * rng.standard_normal(volume.shape, dtype=np.float32)
+    folder = root / (PERSONAL_FOLDER if index == PERSONAL_INDEX else public_id(index))
+    write_series(folder / "study-1" / "series-1", patient.header, np.rint(volume).astype(np.int16), rng)
+    return patient.truth(index)
 
 
 def _scan(

@@ -128,11 +128,14 @@ def rows_for_series(source_root: Path) -> tuple[pd.DataFrame, pd.DataFrame] | No
     the patient whose id is personal: it has no public one, so the series' own (replaced) id belongs there.
     """
     truth = read_truth(source_root)
-    if truth is None:
-        return None
+    return None if truth is None else rows_of(truth["patients"])
+
+
+def rows_of(patients: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the annotations and the nodules of these patients' truth, as the two tables of a cohort."""
     annotations: list[dict[str, Any]] = []
     nodules: list[dict[str, Any]] = []
-    for patient in truth["patients"]:
+    for patient in patients:
         for number, nodule in enumerate(patient["nodules"]):
             marks = [
                 _annotation(patient, number, reading, len(annotations) + k + 1)

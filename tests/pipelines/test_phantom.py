@@ -2,21 +2,27 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from pipelines.phantom import (
     PERSONAL_FOLDER,
     PERSONAL_STRINGS,
+    draw_patient,
     public_patient_ids,
     rows_for_series,
     write_phantom,
 )
-from pipelines.phantom_truth import read_truth
+from pipelines.phantom_truth import read_truth, rows_of
 
 SMALL = {"n_patients": 3, "size_px": 64, "height_mm": 26.0}
 
@@ -195,7 +201,79 @@ def test_a_killed_writer_leaves_nothing_half_made(tmp_path: Path) -> None:
     assert len(public_patient_ids(root)) == 2
 
 
+@pytest.mark.slow
+def test_workers_of_a_killed_writer_end_too(tmp_path: Path) -> None:
+    root = tmp_path / "p"
+    code = (
+        "from pathlib import Path; from pipelines.phantom import write_phantom\n"
+        f"write_phantom(Path({str(root)!r}), workers=2)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    writer = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+    while not list(tmp_path.glob(".p.partial-*/PHANTOM-0005")):
+        time.sleep(0.05)
+    writer.kill()
+    writer.wait()
+    for _ in range(100):
+        if not is_group_alive(writer.pid):
+            break
+        time.sleep(0.1)
+    assert not is_group_alive(writer.pid)
+    assert not root.exists()
+
+
+def is_group_alive(group_id: int) -> bool:
+    try:
+        os.killpg(group_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("wrong", [{"n_patients": 0}, {"size_px": 8}, {"height_mm": 10.0}])
 def test_numbers_that_make_no_chest_are_refused(tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="at least 1 patient"):
         write_phantom(tmp_path / "source", **(SMALL | wrong))
+
+
+@pytest.fixture(scope="module")
+def default_nodules() -> pd.DataFrame:
+    """The nodule table of the default cohort, drawn without a pixel."""
+    patients = [
+        draw_patient(np.random.default_rng([0, index]), 0, index).truth(index) for index in range(160)
+    ]
+    return rows_of(patients)[1]
+
+
+def test_the_default_cohort_is_large_enough_for_intervals(default_nodules: pd.DataFrame) -> None:
+    assert len(default_nodules) >= 300
+    assert default_nodules["series_uid"].nunique() >= 150
+    assert default_nodules["true_diameter_mm"].between(4, 20).all()
+    assert 6.5 < default_nodules["true_diameter_mm"].median() < 10
+
+
+def test_the_label_needs_more_than_diameter(default_nodules: pd.DataFrame) -> None:
+    is_malignant = np.array([np.median(ratings) > 3 for ratings in default_nodules["malignancy_ratings"]])
+    diameter = np.log(default_nodules["diameter_mm"].to_numpy())
+    is_spiculated = default_nodules["true_margin"].eq("spiculated").to_numpy()
+    is_ground_glass = default_nodules["true_density"].eq("ground_glass").to_numpy()
+    signs = np.column_stack([diameter, is_spiculated, is_ground_glass])
+    oracle = cross_val_predict(
+        LogisticRegression(),
+        signs,
+        is_malignant,
+        groups=default_nodules["series_uid"],
+        cv=GroupKFold(5),
+        method="predict_proba",
+    )[:, 1]
+    assert 0.75 < roc_auc_score(is_malignant, diameter) < 0.85
+    assert roc_auc_score(is_malignant, oracle) > 0.93
+    assert abs(np.corrcoef(diameter, is_spiculated)[0, 1]) < 0.15
+    assert abs(np.corrcoef(diameter, is_ground_glass)[0, 1]) < 0.15
+
+
+def test_readers_disagree_but_not_at_random(default_nodules: pd.DataFrame) -> None:
+    ratings = np.array(default_nodules["malignancy_ratings"].tolist())
+    assert ratings.shape[1] == 4
+    assert 0.3 < np.mean(ratings.max(1) != ratings.min(1)) < 0.95
+    assert np.corrcoef(ratings[:, 0], ratings[:, 1])[0, 1] > 0.7
