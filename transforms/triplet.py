@@ -14,6 +14,9 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 from numpy.typing import NDArray
 
+AFFINE_KEYS = ("affine", "original_affine", "spatial_shape")
+"""What a MetaTensor's meta says about the whole volume and a slice of it must not repeat."""
+
 
 def triplet_indices(
     n_slices: int,
@@ -106,10 +109,8 @@ class SliceTriplet(Transform):
             raise ValueError(
                 f"a triplet is cut from a volume (Z, Y, X) or (1, Z, Y, X), got shape {tuple(volume_hu.shape)}"
             )
-        affine_ras: NDArray[np.float64] | None = None
-        meta: dict[str, Any] = {}
+        meta: dict[str, Any] = dict(volume_hu.meta) if isinstance(volume_hu, MetaTensor) else {}
         if isinstance(volume_hu, MetaTensor):
-            meta = dict(volume_hu.meta)
             affine_ras = np.asarray(volume_hu.affine, dtype=np.float64)
             spacing_z_mm = float(np.linalg.norm(affine_ras[:3, 0])) if spacing_z_mm is None else spacing_z_mm
             gaps = meta.get("gaps", ()) if gaps is None else gaps
@@ -118,11 +119,22 @@ class SliceTriplet(Transform):
             len(volume), int(z), spacing_z_mm, gaps or (), self.stride, self.distance_mm
         )
         triplet = volume[list(indices)]
-        if affine_ras is None:
+        if not isinstance(volume_hu, MetaTensor):
             return triplet
-        plane_ras = affine_ras[:, [1, 2, 0, 3]]
-        plane_ras[:3, 3] += affine_ras[:3, 0] * int(z)
-        return MetaTensor(triplet, affine=torch.from_numpy(plane_ras), meta=meta)
+        kept = {name: meta[name] for name in meta if name not in AFFINE_KEYS}
+        return MetaTensor(
+            triplet, affine=torch.from_numpy(_plane_affine(affine_ras, int(z), meta)), meta=kept
+        )
+
+
+def _plane_affine(affine_ras: NDArray[np.float64], z: int, meta: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Affine (4, 4) of slice z, from (y, x, 0, 1) to RAS mm; beyond a gap a slice lies where its offset says."""
+    offsets_mm = meta.get("slice_offsets_mm", ())
+    step_ras_mm = affine_ras[:3, 0]
+    steps = offsets_mm[z] / np.linalg.norm(step_ras_mm) if len(offsets_mm) else z
+    plane: NDArray[np.float64] = affine_ras[:, [1, 2, 0, 3]]
+    plane[:3, 3] += step_ras_mm * steps
+    return plane
 
 
 class SliceTripletd(MapTransform):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from transforms.crops import BODY_CELLS, UNIFORMS_PER_CROP, SliceFrames, crop_flips, place_crops
 from transforms.resample import resize_crop
+from transforms.triplet import AFFINE_KEYS
 from transforms.view_config import ViewConfig
 
 
@@ -59,7 +60,8 @@ def cut_view(triplet_hu: Any, box_yxhw: NDArray[np.int64], is_flipped: bool, siz
         to_slice[1, 3] += step_x * (size_px - 1)
         to_slice[1, 1] = -step_x
     affine = np.asarray(triplet_hu.affine, dtype=np.float64) @ to_slice
-    return MetaTensor(torch.from_numpy(view), affine=torch.from_numpy(affine), meta=dict(triplet_hu.meta))
+    meta = {name: value for name, value in triplet_hu.meta.items() if name not in AFFINE_KEYS}
+    return MetaTensor(torch.from_numpy(view), affine=torch.from_numpy(affine), meta=meta)
 
 
 class RandViewCropd(Randomizable, MapTransform):
