@@ -154,7 +154,7 @@ def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: in
     frames = _frames(batch_meta)
     windows = windows_from_uniforms(config.window, uniforms("window", UNIFORMS_PER_WINDOW))
     if config.window.per == "sample":
-        windows = np.broadcast_to(windows[:1], windows.shape)
+        windows = np.repeat(windows[:1], n_views, axis=0)
     brightness = contrast = np.ones((n_views, len(keys)))
     blur_px = np.zeros((n_views, len(keys)))
     if any(config.color_jitter) or any(config.gaussian_blur):
