@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import timm
@@ -36,7 +35,7 @@ class BackboneConfig:
     init: Literal["timm", "xavier"] = "timm"
     """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
     weights: str = ""
-    """Warm start: "timm" for the pretrained weights of the timm name, or a local folder or .safetensors file."""
+    """Warm start: "timm" for timm's pretrained weights, or a backbone's name, folder or .safetensors file."""
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -106,17 +105,15 @@ class Backbone(nn.Module):
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """Build the backbone that a recipe names, with its first weights.
+    """Build the backbone that a recipe names, with random weights or those that timm has for the name.
 
     Raises:
-        ValueError: If timm does not know the name, the model is no plain ViT with a class token, or the weights do
-            not fit.
+        ValueError: If timm does not know the name, or the model is no plain ViT with a class
+            token.
     """
     backbone = Backbone(_build_vit(config))
     if config.init == "xavier":
         _xavier(backbone.vit)
-    if config.weights and config.weights != "timm":
-        load_weights(backbone, Path(config.weights))
     backbone.vit.set_grad_checkpointing(config.grad_checkpointing)
     return backbone
 
@@ -135,16 +132,24 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
             num_classes=0,
             dynamic_img_size=True,
         )
-    name, options = config.timm_name, {}
-    if config.arch in _ARTICLE:
-        name = _ARTICLE[config.arch]
-        options = {} if pretrained else {"init_values": None}
-    if not pretrained and not name.startswith("local-dir:") and not timm.is_model(name.split(".")[0]):
+    if config.arch != "timm" and not pretrained:
+        # `create_model` drops arguments that are None, and LayerScale would stay.
+        build = timm.model_entrypoint(_ARTICLE[config.arch])
+        article: VisionTransformer = build(
+            img_size=config.image_px, init_values=None, num_classes=0, dynamic_img_size=True
+        )
+        return article
+    name = _ARTICLE.get(config.arch, config.timm_name)
+    is_local = name.startswith("local-dir:")
+    if not pretrained and not is_local and not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
     vit = timm.create_model(
-        name, pretrained=pretrained or name.startswith("local-dir:"), num_classes=0,
-        img_size=config.image_px, dynamic_img_size=True, **options,
-    )  # fmt: skip
+        name,
+        pretrained=pretrained or is_local,
+        num_classes=0,
+        img_size=config.image_px,
+        dynamic_img_size=True,
+    )
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise ValueError(
             f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
@@ -162,24 +167,18 @@ def _xavier(vit: VisionTransformer) -> None:
         nn.init.normal_(vit.pos_embed, std=0.1)
 
 
-def load_weights(backbone: Backbone, source: Path) -> None:
-    """Load safetensors weights of the same architecture; positions are interpolated to this image size.
+def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+    """Load a state of the same architecture; positions are interpolated to this image size.
 
     Args:
         backbone: The model to fill.
-        source: A .safetensors file, or a folder that holds `model.safetensors`.
+        state: Tensors by timm's names; a classifier `head.*` is left out.
+        source: Where the state came from, for the error.
 
     Raises:
-        ValueError: If the file is missing or a tensor is missing, unknown or of another shape.
+        ValueError: If a tensor is missing, unknown or of another shape.
     """
-    from safetensors.torch import load_file
-
-    file = source / "model.safetensors" if source.is_dir() else source
-    if not file.is_file():
-        raise ValueError(
-            f"no weights at {source}: give a .safetensors file or a folder with model.safetensors"
-        )
-    state = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("head.")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     own = backbone.vit.state_dict()
     positions = state.get("pos_embed")
     if positions is not None and positions.shape != own["pos_embed"].shape:
@@ -187,12 +186,12 @@ def load_weights(backbone: Backbone, source: Path) -> None:
         grid = list(backbone.vit.patch_embed.grid_size)
         state["pos_embed"] = resample_abs_pos_embed(positions, grid, num_prefix_tokens=prefix)
     wrong = sorted(
-        name for name in own.keys() | state.keys()
+        name
+        for name in own.keys() | state.keys()
         if name not in own or name not in state or own[name].shape != state[name].shape
-    )  # fmt: skip
+    )
     if wrong:
         raise ValueError(
-            f"the weights in {source.name} are of another architecture: {len(wrong)} tensors differ,"
-            f" first '{wrong[0]}'"
+            f"the weights in {source} are of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}'"
         )
     backbone.vit.load_state_dict(state)

@@ -65,6 +65,8 @@ class Run:
     @classmethod
     def start(cls, entry_point: str) -> Run:
         """Attach to the run that `mlflow run` made for this process, else make one in the chosen experiment."""
+        if int(os.environ.get("RANK", "0")) > 0:
+            return SilentRun()
         store = client()
         run_id = os.environ.get("MLFLOW_RUN_ID")
         if run_id is None:
@@ -82,6 +84,20 @@ class Run:
     def experiment_id(self) -> str:
         """The experiment that this run belongs to."""
         return str(self.store.get_run(self.run_id).info.experiment_id)
+
+    def other(self, run_id: str) -> Run:
+        """Attach to another run of the same store."""
+        return Run(self.store, run_id)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe that the run follows; "" without one."""
+        return str(self.store.get_run(self.run_id).data.tags.get("dinox.recipe", ""))
+
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """Return the (step, value) pairs of a metric, one a step, in order."""
+        points = self.store.get_metric_history(self.run_id, metric)
+        return sorted({point.step: point.value for point in points}.items())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log named numbers at a step (optimiser updates)."""
@@ -101,11 +117,8 @@ class Run:
         self.store.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def log_figure(self, figure: Figure, path: str) -> None:
-        """Write a matplotlib figure as an artifact, e.g. "figures/views.png", and close it."""
-        import matplotlib.pyplot as plt
-
+        """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""
         self.store.log_figure(self.run_id, figure, path)
-        plt.close(figure)
 
     def log_text(self, text: str, path: str) -> None:
         """Write a text artifact."""
@@ -132,6 +145,45 @@ class Run:
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self.store.set_terminated(self.run_id, status=status)
+
+
+class SilentRun(Run):
+    """Stands in for the run in processes other than the first: it writes nothing."""
+
+    def __init__(self) -> None:
+        """Attach to nothing."""
+        self.run_id = ""
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether another process closes the run: always."""
+        return True
+
+    @property
+    def recipe(self) -> str:
+        """No recipe is known here."""
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Write nothing."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Write nothing."""
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Write nothing."""
+
+    def log_text(self, text: str, path: str) -> None:
+        """Write nothing."""
+
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Write nothing."""
+
+    def finish(self, status: str) -> None:
+        """Write nothing."""
 
 
 def _experiment_id(store: MlflowClient) -> str:

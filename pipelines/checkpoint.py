@@ -1,0 +1,171 @@
+"""Checkpoints that are whole or absent: atomic, checksummed, rotated, and read without running pickled code.
+
+One checkpoint is two files: `step_N.safetensors` (all tensors) and `step_N.json` (all else, with the sha256 of the
+first). The second is renamed into place last, so a checkpoint whose JSON exists is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the sentence says why and what to do."""
+
+
+class Checkpoint(NamedTuple):
+    """All that a run needs to go on."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int = 2
+) -> Path:
+    """Write a checkpoint and drop all but the newest `keep`.
+
+    Returns:
+        The path of its JSON file.
+
+    Raises:
+        CheckpointError: If the disk refuses; earlier checkpoints stay as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    body, head = folder / f"step_{step:08d}.safetensors", folder / f"step_{step:08d}.json"
+    part = body.with_suffix(".part")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+        record = {"step": step, "sha256": _sha256(part), "facts": facts}
+        _settle(part, body)
+        part.write_text(json.dumps(record), encoding="utf-8")
+        _settle(part, head)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {folder}: {reason}; earlier ones are untouched"
+        ) from error
+    for stale in sorted(folder.glob("step_*.json"))[:-keep]:
+        stale.unlink()
+        stale.with_suffix(".safetensors").unlink(missing_ok=True)
+    return head
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """Read the newest checkpoint of a folder, or None where there is none.
+
+    Raises:
+        CheckpointError: If the newest one was truncated or changed since it was written.
+    """
+    heads = sorted(folder.glob("step_*.json"))
+    if not heads:
+        return None
+    head = heads[-1]
+    body = head.with_suffix(".safetensors")
+    try:
+        record = json.loads(head.read_text(encoding="utf-8"))
+        is_whole = body.is_file() and _sha256(body) == record["sha256"]
+    except (json.JSONDecodeError, KeyError):
+        is_whole = False
+    if not is_whole:
+        raise CheckpointError(
+            f"checkpoint {head.stem} in {folder} is truncated or was changed since it was written;"
+            f" delete {head.name} to go on from the one before it"
+        )
+    return Checkpoint(int(record["step"]), load_file(body), record["facts"])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's per-parameter state as named tensors, e.g. "12.exp_avg"."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, slot in state.items()
+        for name, value in slot.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_module(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load a module's tensors.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another architecture.
+    """
+    own = module.state_dict()
+    wrong = sorted(
+        name
+        for name in own.keys() | tensors.keys()
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint's {what} is of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}';"
+            " resume with the recipe that wrote it"
+        )
+    module.load_state_dict(tensors)
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name tensors below a prefix."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors below a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(f"{prefix}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}/")
+    }
+
+
+def lock_folder(folder: Path) -> IO[str] | None:
+    """Hold a run's folder for this process; None if another process holds it.
+
+    The lock goes with the process, so a killed run is free at once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = (folder / "lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    return handle
+
+
+def _settle(part: Path, final: Path) -> None:
+    with part.open("rb") as handle:
+        os.fsync(handle.fileno())
+    part.replace(final)
+    directory = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,74 @@
+"""View retrieval inside a training run: do two views of a held-out slice find each other?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from probes.retrieval import retrieval
+
+from models.backbone import Backbone
+from models.student_teacher import StudentTeacher
+from pipelines.cohort import Cohort
+from pipelines.loader import SliceIndex
+from transforms.views import draw_views, render_views
+
+if TYPE_CHECKING:
+    from pipelines.pretrain import PretrainConfig
+
+_VIEW_SEED = 2**31 - 1
+"""Views of an evaluation are the same at every step and in every run."""
+
+
+class RetrievalEvaluation:
+    """A fixed set of held-out slices, seen through two training-style views each."""
+
+    def __init__(
+        self, cohort: Cohort, patients: list[str], config: PretrainConfig, device: torch.device
+    ) -> None:
+        """Choose the slices: evenly over those of `patients`, at most `eval_slices`."""
+        self.index = SliceIndex(cohort, patients)
+        count = min(config.eval_slices, len(self.index))
+        self.rows = (
+            np.linspace(0, len(self.index) - 1, count).astype(np.int64) if count else np.zeros(0, np.int64)
+        )
+        self.config, self.device = config, device
+        self.random_top1: float | None = None
+
+    def measure(self, networks: StudentTeacher) -> dict[str, float]:
+        """Return `retrieval/*` of teacher and student; empty when nobody is held out."""
+        if len(self.rows) < 2:
+            return {}
+        volumes = self.index.volume[self.rows]
+        patients = np.array(self.index.patient_ids)[volumes]
+        series = np.array(self.index.volume_ids)[volumes]
+        slices = self.index.z[self.rows]
+        teacher, student = self._tokens([networks.teacher.backbone, networks.student.backbone])
+        found = retrieval(teacher[0], teacher[1], patients, series, slices)
+        own = retrieval(student[0], student[1], patients, series, slices)
+        return {
+            "retrieval/top1": found.top1.value,
+            "retrieval/top1_ci_low": found.top1.ci_low,
+            "retrieval/top1_ci_high": found.top1.ci_high,
+            "retrieval/top5": found.top5.value,
+            "retrieval/ratio": found.ratio,
+            "retrieval/n": float(len(self.rows)),
+            "retrieval/student_top1": own.top1.value,
+        }
+
+    @torch.no_grad()
+    def _tokens(self, backbones: list[Backbone]) -> list[NDArray[np.float32]]:
+        parts: list[list[torch.Tensor]] = [[] for _ in backbones]
+        for chunk in np.array_split(self.rows, max(1, len(self.rows) // 64)):
+            batch = self.index.read(chunk)
+            draws = draw_views(batch, self.config.views, _VIEW_SEED, 0)
+            views = render_views(batch.to(self.device), draws, self.config.views).global_views
+            for backbone, tokens in zip(backbones, parts, strict=True):
+                was_training = backbone.training
+                backbone.eval()
+                encoded = backbone(views.flatten(0, 1)).class_token
+                backbone.train(was_training)
+                tokens.append(encoded.unflatten(0, views.shape[:2]).float().cpu())
+        return [torch.cat(tokens, dim=1).numpy() for tokens in parts]

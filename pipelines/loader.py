@@ -1,0 +1,207 @@
+"""From a cohort on disk to batches of triplets: which slices make up which step, read straight from the page cache.
+
+The order is a function of (seed, position) alone: it does not depend on the number of workers, of processes, or
+of interruptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines.cohort import Cohort
+from transforms.geometry import lps_to_index
+from transforms.triplet import triplet_indices
+from transforms.views import TripletBatch, ViewConfig, Views, draw_views, render_views
+
+PADDING_HU = -1024
+
+
+class SliceIndex:
+    """Every slice of some patients of a cohort, by number, and how to read the triplet around it.
+
+    Attributes:
+        volume: Number of the volume of each slice, (n,) int32.
+        z: Its index in that volume, (n,) int32.
+        patient_ids: Patient of each volume, (volumes,).
+        volume_ids: Id of each volume, (volumes,).
+    """
+
+    def __init__(self, cohort: Cohort, patients: Collection[str]) -> None:
+        """Index the volumes of `patients`; pixels are read later."""
+        series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
+        self.cohort = cohort
+        self.volume_ids = [str(value) for value in series["volume_id"]]
+        self.patient_ids = [str(value) for value in series["patient_id"]]
+        shapes = np.array([tuple(shape) for shape in series["shape"]], dtype=np.int64).reshape(-1, 3)
+        self.size_hw = shapes[:, 1:]
+        self.n_slices = shapes[:, 0]
+        self.pixel_mm = np.array([tuple(s)[1:] for s in series["spacing_mm"]], dtype=np.float64).reshape(
+            -1, 2
+        )
+        self.gaps = [tuple(int(gap) for gap in gaps) for gaps in series["gaps"]]
+        self.volume = np.repeat(np.arange(len(shapes), dtype=np.int32), self.n_slices)
+        self.z = np.concatenate(
+            [np.arange(n, dtype=np.int32) for n in self.n_slices] or [np.zeros(0, np.int32)]
+        )
+        self.points = _nodule_points(cohort, self.volume_ids)
+        self._first_key = _global_keys(cohort, self.volume_ids)
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self.z)
+
+    def read(self, rows: Iterable[int]) -> TripletBatch:
+        """Read the triplets around some slices, padded to the largest of them.
+
+        Where a neighbour is missing (volume edge) or lies across a gap, z itself is repeated.
+        """
+        chosen = [int(row) for row in rows]
+        volumes, slices = self.volume[chosen], self.z[chosen]
+        sizes = self.size_hw[volumes]
+        height, width = sizes.max(axis=0)
+        triplets = np.full((len(chosen), 3, height, width), PADDING_HU, dtype=np.int16)
+        body = np.zeros((len(chosen), 32, 32), dtype=np.uint8)
+        points = np.full((len(chosen), 2), np.nan)
+        for i, (volume, z) in enumerate(zip(volumes.tolist(), slices.tolist(), strict=True)):
+            around, _ = triplet_indices(int(self.n_slices[volume]), z, None, self.gaps[volume])
+            voxels = self.cohort.volume(self.volume_ids[volume])
+            h, w = sizes[i]
+            for channel, index in enumerate(around):
+                triplets[i, channel, :h, :w] = voxels[index]
+            body[i] = self.cohort.body(self.volume_ids[volume])[z]
+            points[i] = self.points.get((volume, z), (np.nan, np.nan))
+        return TripletBatch(
+            triplets_hu=torch.from_numpy(triplets),
+            size_hw=torch.from_numpy(sizes),
+            pixel_mm=torch.from_numpy(self.pixel_mm[volumes]),
+            body=torch.from_numpy(body),
+            sample_keys=torch.from_numpy(self._first_key[volumes] + slices),
+            center_yx_px=torch.from_numpy(points),
+        )
+
+
+def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
+    # Keys count slices of the whole cohort, so a slice keeps its key whichever patients are chosen.
+    everyone = cohort.series.sort_values("volume_id")
+    depth = np.array([int(shape[0]) for shape in everyone["shape"]], dtype=np.int64)
+    first = dict(zip(everyone["volume_id"], np.concatenate([[0], depth.cumsum()[:-1]]), strict=True))
+    return np.array([first[volume_id] for volume_id in volume_ids], dtype=np.int64)
+
+
+def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int], tuple[float, float]]:
+    """Return the in-plane centre of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels."""
+    points: dict[tuple[int, int], tuple[float, float]] = {}
+    if cohort.nodules.empty:
+        return points
+    number = {volume_id: i for i, volume_id in enumerate(volume_ids)}
+    rows = cohort.series.set_index("volume_id")
+    nodules = cohort.nodules[cohort.nodules["volume_id"].isin(volume_ids)]
+    for nodule in nodules.sort_values("diameter_mm").itertuples():
+        row = rows.loc[nodule.volume_id]
+        center = (nodule.x_lps_mm, nodule.y_lps_mm, nodule.z_lps_mm)
+        z, y, x = lps_to_index(list(row["affine_ras"]), center, _offsets(row))
+        reach = max(float(nodule.diameter_mm) / 2 / float(row["spacing_mm"][0]), 0.5)
+        for touched in range(
+            max(0, int(np.ceil(z - reach))), min(int(row["shape"][0]) - 1, int(z + reach)) + 1
+        ):
+            points[number[str(nodule.volume_id)], touched] = (float(y), float(x))
+    return points
+
+
+def _offsets(row: object) -> list[float]:
+    offsets = row.get("slice_offsets_mm") if hasattr(row, "get") else None
+    return [] if offsets is None else list(offsets)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which slices make up which micro-batch.
+
+    Attributes:
+        n_slices: Length of the index.
+        batch_size: Slices of one forward pass over all processes.
+        accumulation: Forward passes of one update.
+        seed: Of the order.
+        rank: This process.
+        processes: How many share each batch.
+    """
+
+    n_slices: int
+    batch_size: int
+    accumulation: int
+    seed: int
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse batches that cannot be filled or shared."""
+        if self.batch_size > self.n_slices:
+            raise ValueError(
+                f"a batch of {self.batch_size} slices cannot be drawn from {self.n_slices} training slices;"
+                " lower batch_size or prepare more series"
+            )
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes"
+            )
+
+    def rows(self, micro: int) -> NDArray[np.int64]:
+        """Return this process's rows of micro-batch `micro`; each epoch deals all slices once."""
+        share = self.batch_size // self.processes
+        first = micro * self.batch_size + self.rank * share
+        positions = np.arange(first, first + share)
+        epochs, offsets = np.divmod(positions, self.n_slices)
+        return np.array(
+            [_order(self.seed, int(e), self.n_slices)[o] for e, o in zip(epochs, offsets, strict=True)],
+            dtype=np.int64,
+        )
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+
+
+class MicroBatches(Dataset[TripletBatch | Views]):
+    """One item is one whole micro-batch, so that any worker can make any of them alike."""
+
+    def __init__(
+        self, index: SliceIndex, plan: BatchPlan, views: ViewConfig, seed: int, render: bool
+    ) -> None:
+        """With `render` an item is views (CPU training), else raw int16 triplets for the device to render."""
+        self.index, self.plan, self.views, self.seed, self.render = index, plan, views, seed, render
+
+    def __getitem__(self, micro: int) -> TripletBatch | Views:
+        """Make micro-batch number `micro` of the run."""
+        batch = self.index.read(self.plan.rows(micro))
+        if not self.render:
+            return batch
+        step = micro // self.plan.accumulation
+        return render_views(batch, draw_views(batch, self.views, self.seed, step), self.views)
+
+
+def stream_batches(
+    dataset: MicroBatches, first: int, last: int, workers: int, pin: bool
+) -> Iterator[TripletBatch | Views]:
+    """Yield micro-batches `first` to `last - 1` in order, `workers` processes ahead."""
+    loader: DataLoader[TripletBatch | Views] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+    yield from loader
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,273 @@
+"""One training run from cohort to exported backbone: what surrounds the loop of `pipelines.trainer`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from models.backbone import Backbone, build_backbone, load_weights
+from models.losses.gather import world
+from pipelines.backbones import open_backbone, save_backbone
+from pipelines.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from pipelines.cli import EndWith
+from pipelines.cohort import Cohort
+from pipelines.config import PROJECT_ROOT, flatten
+from pipelines.distributed import choose_device, from_rank_zero, process_group
+from pipelines.evaluation import RetrievalEvaluation
+from pipelines.figures import curves, view_sheet
+from pipelines.interrupts import StopWatch
+from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
+from pipelines.prepare import ensure_cohort
+from pipelines.run_folder import RunFolder
+from pipelines.tracking import Run
+from pipelines.trainer import Trainer
+from pipelines.watch import ADVICE, Verdict
+from probes.splits import is_held_out, patient_hash
+from transforms.views import TripletBatch, Views
+
+if TYPE_CHECKING:
+    from pipelines.pretrain import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Who is trained on, who is held out, and what that leaks."""
+
+    train: list[str]
+    held_out: list[str]
+    leak: str
+
+
+def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
+    """Divide the cohort's patients by the hash of their ids.
+
+    If nobody would be left to train on, nobody is held out and the leak is "no_holdout".
+
+    Raises:
+        ValueError: If the cohort holds no patient.
+    """
+    everyone = sorted(cohort.series["patient_id"].unique(), key=patient_hash)
+    if not everyone:
+        raise ValueError(f"cohort {cohort.root} holds no series to train on; prepare one first")
+    held_out = [patient for patient in everyone if is_held_out(patient, config.holdout)]
+    train = [patient for patient in everyone if patient not in set(held_out)]
+    if not train:
+        return Patients(everyone, [], "no_holdout")
+    if config.max_patients:
+        # The hash orders patients, so the nearest to the held-out share come first whatever the cohort's size.
+        train = train[: config.max_patients]
+    return Patients(train, held_out, "" if held_out else "no_holdout")
+
+
+def train(config: PretrainConfig, run: Run) -> None:
+    """Run or resume a pretraining; see `PretrainConfig`.
+
+    Raises:
+        EndWith: 130 or 143 when interrupted, after saving.
+        ValueError: If what was asked cannot be.
+    """
+    device = choose_device(config.device)
+    with process_group(device):
+        if world()[0] == 0:
+            ensure_cohort(Path(config.cohort))
+        from_rank_zero(None)
+        cohort = Cohort.open(Path(config.cohort))
+        TrainingRun(config, run, cohort, device).go()
+
+
+class TrainingRun:
+    """A run with its folder, its data and its trainer."""
+
+    def __init__(self, config: PretrainConfig, run: Run, cohort: Cohort, device: torch.device) -> None:
+        """Divide the patients, index their slices and build the networks; nothing is trained yet."""
+        self.config, self.cohort, self.device = config, cohort, device
+        self.patients = divide_patients(cohort, config)
+        self.index = SliceIndex(cohort, self.patients.train)
+        rank, processes = world()
+        self.plan = BatchPlan(
+            len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes
+        )
+        self.trainer = Trainer(config, device, _first_backbone(config))
+        self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
+        self.wrapper = run
+        self.run, self.folder = self._open_folder(run)
+
+    def _open_folder(self, run: Run) -> tuple[Run, RunFolder | None]:
+        config, recipe = self.config, run.recipe
+        runs_dir = PROJECT_ROOT / config.runs_dir
+        if world()[0] != 0:
+            _run_id, path = from_rank_zero(("", ""))
+            self._restore(Path(path))
+            return run, None
+        flat = flatten(config)
+        folder = None
+        if config.resume:
+            allowed = {key.strip() for key in config.allow_changes.split(",")}
+            folder = RunFolder.find(runs_dir, config.resume, recipe, self.cohort.sha256, flat, allowed)
+        if folder is None:
+            folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
+        else:
+            run.set_tags({"dinox.resumes": folder.run_id})
+            print(f"continues run {folder.run_id}")
+        from_rank_zero((folder.run_id, str(folder.checkpoints)))
+        self._restore(folder.checkpoints)
+        return (run if folder.run_id == run.run_id else run.other(folder.run_id)), folder
+
+    def _restore(self, folder: Path) -> None:
+        checkpoint = load_checkpoint(folder)
+        if checkpoint is not None:
+            self.trainer.restore(checkpoint)
+
+    def go(self) -> None:
+        """Train to the last step, evaluate, export; on a signal save and end with its code."""
+        self._describe()
+        stop = StopWatch()
+        try:
+            verdict = self._loop(stop)
+        finally:
+            stop.close()
+        self._finish(verdict)
+
+    def _describe(self) -> None:
+        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256, "dinox.status": "too early"}
+        if self.patients.leak:
+            cohort_tags["dinox.leak"] = self.patients.leak
+        self.run.set_tags(cohort_tags)
+        counts = {
+            "data/train_patients": len(self.patients.train),
+            "data/held_out_patients": len(self.patients.held_out),
+            "data/train_slices": len(self.index),
+        }
+        self.run.log_metrics(counts)
+        self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
+        print(
+            f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
+            f" {counts['data/held_out_patients']} held out; device {self.device}"
+        )
+
+    def _loop(self, stop: StopWatch) -> Verdict:
+        config, trainer = self.config, self.trainer
+        batches = self._batches()
+        eval_every = config.eval_every or max(config.steps // 10, 1)
+        verdict: Verdict = "too early"
+        if trainer.step == 0:
+            self._evaluate()
+            self.run.log_figure(
+                view_sheet(self.index, self.plan, config.views, config.seed), "figures/views.png"
+            )
+        bar = tqdm(
+            total=config.steps, initial=trainer.step, desc="pretrain", unit="step", disable=world()[0] != 0
+        )
+        with bar:
+            while trainer.step < config.steps:
+                trainer.update(batches)
+                step, is_last = trainer.step, trainer.step == config.steps
+                bar.update()
+                if step == 1 or step % config.log_every == 0 or is_last:
+                    metrics, verdict = trainer.report()
+                    self.run.log_metrics(metrics, step)
+                    self.run.set_tags({"dinox.status": verdict})
+                    bar.set_postfix_str(_progress(metrics, verdict))
+                if step % eval_every == 0 or is_last:
+                    self._evaluate()
+                code = stop.exit_code
+                if step % config.save_every == 0 or is_last or code is not None:
+                    self._save()
+                if code is not None:
+                    self._leave(code)
+                if config.stop_when == "hopeless" and trainer.watcher.is_hopeless(step):
+                    print(f"stopped at step {step}: {verdict} for {config.watch.patience_steps} updates")
+                    break
+        return verdict
+
+    def _batches(self) -> Iterator[TripletBatch | Views]:
+        config, on_cpu = self.config, self.device.type == "cpu"
+        workers = config.workers if config.workers >= 0 else (0 if on_cpu else 8)
+        dataset = MicroBatches(self.index, self.plan, config.views, config.seed, render=on_cpu)
+        first = self.trainer.step * config.accumulation
+        return stream_batches(dataset, first, config.steps * config.accumulation, workers, pin=not on_cpu)
+
+    def _evaluate(self) -> None:
+        metrics = self.evaluation.measure(self.trainer.networks)
+        if metrics:
+            self.run.log_metrics(metrics, self.trainer.step)
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        tensors, facts = self.trainer.state()
+        save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
+
+    def _leave(self, code: int) -> None:
+        if self.folder is not None:
+            self.folder.close(is_finished=False)
+        if self.run is not self.wrapper:
+            self.run.finish("KILLED")
+        raise EndWith(
+            code, f"interrupted at step {self.trainer.step} and saved; -P resume=auto continues this run"
+        )
+
+    def _finish(self, verdict: Verdict) -> None:
+        print(f"verdict: {verdict} ({ADVICE[verdict]})")
+        if self.folder is None:
+            return
+        self.run.set_tags({"dinox.status": verdict, "dinox.advice": ADVICE[verdict]})
+        for figure, name in curves(self.run):
+            self.run.log_figure(figure, f"figures/{name}.png")
+        self._export()
+        self.run.log_file(self.folder.checkpoints, "checkpoint")
+        self.folder.close(is_finished=True)
+        if self.run is not self.wrapper:
+            self.run.finish("FINISHED")
+
+    def _export(self) -> None:
+        record = {
+            "run_id": self.run.run_id,
+            "recipe": self.run.recipe,
+            "cohort_sha": self.cohort.sha256,
+            "holdout": self.config.holdout,
+            "leak": self.patients.leak,
+            "seed": self.config.seed,
+            "steps": self.trainer.step,
+            "mm_per_pixel": self.trainer.scale_mm,
+            "window_policy": self.config.views.window.policy,
+            "hu_scale": self.config.views.window.hu_scale,
+        }
+        networks = {
+            "backbone": self.trainer.networks.teacher,
+            "backbone_student": self.trainer.networks.student,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            for name, network in networks.items():
+                save_backbone(
+                    Path(folder) / name, network.backbone, self.config.backbone, record | {"network": name}
+                )
+                self.run.log_file(Path(folder) / name, name)
+        self.run.set_tags({"dinox.backbone": "yes"})
+
+
+def _first_backbone(config: PretrainConfig) -> Backbone:
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone)
+    source = config.backbone.weights
+    if source.endswith(".safetensors"):
+        if not Path(source).is_file():
+            raise CheckpointError(f"backbone.weights names {source}, which does not exist")
+        load_weights(backbone, load_file(source), source)
+    elif source not in ("", "timm"):
+        load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)
+    return backbone
+
+
+def _progress(metrics: dict[str, float], verdict: Verdict) -> str:
+    return (
+        f"loss {metrics['loss/total']:.3f}, G {metrics['teacher/gain']:+.2f}, {verdict},"
+        f" {metrics['perf/slices_per_s']:.0f} slices/s"
+    )

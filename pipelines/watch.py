@@ -1,0 +1,179 @@
+"""Watching a run from inside: what the teacher's codes say, and whether the run learns.
+
+The loss alone cannot tell: at ln K a network says nothing, and below it a collapsed teacher is predicted perfectly.
+The gain G = H(mean teacher p) - cross-view cross-entropy is a lower bound, in nats, of what the code of one view says
+about another view of the same slice; it is negative for an untrained network and zero at the wall and in collapse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from probes.representation import effective_rank
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.losses.gather import mean_over_ranks
+from models.losses.objective import Seen
+
+Verdict = Literal["too early", "wall", "collapsed", "learning"]
+VERDICT_NUMBER: dict[Verdict, float] = {"too early": 0, "wall": 1, "collapsed": 2, "learning": 3}
+
+ADVICE: dict[Verdict, str] = {
+    "too early": "too few updates to judge",
+    "learning": "the code of one view predicts that of the other beyond what their mean says",
+    "wall": "the teacher says the same near-uniform thing of every slice: give KoLeo the class token with centre"
+    " momentum 0.9, or head logits with 0.999 and more updates, or lower the teacher temperature",
+    "collapsed": "the teacher gives every slice the same few prototypes, so a low loss means nothing: with centre"
+    " momentum 0.999 put KoLeo on head logits, else 0.9 with KoLeo on the class token, or lower the learning rate",
+}
+_BUCKETS = 8
+_TOKENS_KEPT = 64
+"""Class tokens kept of each bucket: 8 x 64 give the rank and the cosine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchConfig:
+    """Thresholds of the verdict, all in one place."""
+
+    window_samples: int = 4096
+    """Samples over which mean codes are taken; fewer make a mean look peaked."""
+    min_steps: int = 300
+    """No verdict before this many updates."""
+    learning_gain: float = 0.1
+    """Gain above which a run learns, in nats; it must also have risen by as much since step 0."""
+    wall_share: float = 0.5
+    """Without gain: a mean code whose entropy is above this share of ln K is the wall, below it collapse."""
+    patience_steps: int = 5000
+    """How long `stop_when: hopeless` bears wall or collapse. Centre momentum 0.999 with KoLeo on logits dips to
+    collapse before it learns, so a patience below some 3000 updates would stop a run that is about to."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows that hold nothing."""
+        if self.window_samples < 1 or self.min_steps < 0 or self.patience_steps < 0:
+            raise ValueError("window_samples must be 1 or more; min_steps and patience_steps 0 or more")
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Sums over some hundred samples; a window is a few of these."""
+
+    samples: int
+    sums: Tensor  # (4,): cross-entropy, teacher entropy, student entropy, gain where there are no prototypes
+    mean_p: Tensor  # (K,), sum over samples; empty without prototypes
+    tokens: Tensor  # (<= 64, D)
+
+
+class Watcher:
+    """Running sums over the last `window_samples` samples, without a device synchronisation until `report`."""
+
+    def __init__(self, config: WatchConfig, prototypes: int, student_temp: float) -> None:
+        """Start with nothing seen."""
+        self.config = config
+        self.log_k = math.log(prototypes)
+        self.student_temp = student_temp
+        self.buckets: deque[_Bucket] = deque()
+        self.first_gain: float | None = None
+        self.hopeless_since: int | None = None
+
+    @torch.no_grad()
+    def observe(self, seen: Seen) -> None:
+        """Take in one batch's codes and class tokens."""
+        samples = seen.class_token.shape[1]
+        new = _Bucket(samples, self._sums(seen) * samples, torch.empty(0), seen.class_token[0].float())
+        if seen.teacher_probs is not None:
+            new.mean_p = seen.teacher_probs.float().mean((0, 1)) * samples
+        if self.buckets and self.buckets[-1].samples < self.config.window_samples / _BUCKETS:
+            last = self.buckets[-1]
+            last.samples += samples
+            last.sums = last.sums + new.sums
+            last.mean_p = last.mean_p + new.mean_p
+            last.tokens = torch.cat([last.tokens, new.tokens])[-_TOKENS_KEPT:]
+            return
+        new.tokens = new.tokens[-_TOKENS_KEPT:]
+        self.buckets.append(new)
+        while sum(b.samples for b in self.buckets) - self.buckets[0].samples >= self.config.window_samples:
+            self.buckets.popleft()
+
+    def _sums(self, seen: Seen) -> Tensor:
+        zero = torch.zeros((), device=seen.class_token.device)
+        if seen.teacher_probs is None or seen.student_logits is None:
+            gain = seen.gain.float() if seen.gain is not None else zero
+            return torch.stack([zero, zero, zero, gain])
+        probs = seen.teacher_probs.float()
+        log_probs = F.log_softmax(seen.student_logits[: len(probs)].float() / self.student_temp, dim=-1)
+        cross_entropy = -(probs * log_probs.roll(1, 0)).sum(-1).mean()
+        teacher_entropy = torch.special.entr(probs).sum(-1).mean()
+        student_entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+        return torch.stack([cross_entropy, teacher_entropy, student_entropy, zero])
+
+    def report(self, step: int) -> tuple[dict[str, float], Verdict]:
+        """Return the metrics of the window and the verdict on the run at `step`; every process must call it."""
+        samples = sum(bucket.samples for bucket in self.buckets)
+        sums = torch.stack([b.sums for b in self.buckets]).sum(0)
+        cross_entropy, teacher, student, gain = (mean_over_ranks(sums) / samples).tolist()
+        tokens = torch.cat([bucket.tokens for bucket in self.buckets]).cpu()
+        unit = F.normalize(tokens, dim=-1)
+        pairs = max(len(unit) * (len(unit) - 1), 1)
+        metrics = {
+            "teacher/effective_rank": effective_rank(tokens.numpy()),
+            "teacher/cosine": float((unit.sum(0).square().sum() - len(unit)) / pairs),
+        }
+        code_entropy = self.log_k
+        if self.buckets[0].mean_p.numel():
+            mean_p = mean_over_ranks(torch.stack([b.mean_p for b in self.buckets]).sum(0)) / samples
+            code_entropy = float(torch.special.entr(mean_p).sum())
+            gain = code_entropy - cross_entropy
+            metrics |= {"teacher/entropy": teacher, "student/entropy": student}
+            metrics["teacher/prototypes_used"] = math.exp(code_entropy)
+        metrics["teacher/gain"] = gain
+        verdict = self._judge(step, gain, code_entropy, metrics["teacher/effective_rank"])
+        metrics["teacher/verdict"] = VERDICT_NUMBER[verdict]
+        return metrics, verdict
+
+    def _judge(self, step: int, gain: float, code_entropy: float, rank: float) -> Verdict:
+        if self.first_gain is None:
+            self.first_gain = gain
+        threshold = max(self.config.learning_gain, self.first_gain + self.config.learning_gain)
+        verdict: Verdict
+        if step < self.config.min_steps:
+            verdict = "too early"
+        elif gain > threshold:
+            verdict = "learning"
+        elif code_entropy > self.config.wall_share * self.log_k and rank > 1.5:
+            verdict = "wall"
+        else:
+            verdict = "collapsed"
+        if verdict in ("too early", "learning"):
+            self.hopeless_since = None
+        elif self.hopeless_since is None:
+            self.hopeless_since = step
+        return verdict
+
+    def is_hopeless(self, step: int) -> bool:
+        """Whether wall or collapse has lasted for the patience."""
+        since = self.hopeless_since
+        return since is not None and step - since >= self.config.patience_steps
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a resumed run needs to report the same numbers."""
+        tensors: dict[str, Tensor] = {}
+        for i, bucket in enumerate(self.buckets):
+            tensors |= {f"{i}.sums": bucket.sums, f"{i}.mean_p": bucket.mean_p, f"{i}.tokens": bucket.tokens}
+        return tensors, {
+            "samples": [bucket.samples for bucket in self.buckets],
+            "first_gain": self.first_gain,
+            "hopeless_since": self.hopeless_since,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.buckets = deque(
+            _Bucket(samples, tensors[f"{i}.sums"], tensors[f"{i}.mean_p"], tensors[f"{i}.tokens"])
+            for i, samples in enumerate(facts["samples"])
+        )
+        self.first_gain, self.hopeless_since = facts["first_gain"], facts["hopeless_since"]

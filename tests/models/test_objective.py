@@ -1,0 +1,130 @@
+"""The weighted sum: which terms are there, what they weigh, and what moves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.backbone import BackboneConfig, build_backbone
+from models.head import HeadConfig, ProjectionHead
+from models.losses.koleo import koleo_loss
+from models.losses.objective import Batch, Objective, ObjectiveConfig
+from models.student_teacher import Network, StudentTeacher
+
+
+def build(config: ObjectiveConfig) -> tuple[StudentTeacher, Objective]:
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, image_px=28))
+    networks = StudentTeacher(Network(backbone, ProjectionHead(32, HeadConfig(prototypes=16))))
+    with torch.no_grad():  # A teacher that lags behind, as in training.
+        for parameter in networks.teacher.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return networks, Objective(config, networks.student, 16)
+
+
+def batch(n_local: int = 0) -> Batch:
+    torch.manual_seed(1)
+    local = torch.randn(n_local, 4, 3, 14, 14) if n_local else None
+    return Batch(torch.randn(2, 4, 3, 28, 28), local, 0.04, np.random.default_rng(0))
+
+
+CASES = {
+    "article": (ObjectiveConfig(), {"dino", "gram", "koleo"}),
+    "per view": (ObjectiveConfig(koleo_on="class_token"), {"dino", "gram", "koleo"}),
+    "sinkhorn": (ObjectiveConfig(center="sinkhorn", gram_weight=0), {"dino", "koleo"}),
+    "ibot": (ObjectiveConfig(ibot_weight=1.0, koleo_weight=0), {"dino", "gram", "ibot"}),
+    "simclr": (ObjectiveConfig(kind="simclr"), {"simclr", "gram", "koleo"}),
+    "mae": (ObjectiveConfig(kind="mae", gram_weight=0, koleo_weight=0), {"mae"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_total_is_the_weighted_sum_of_the_named_terms(case: str) -> None:
+    config, names = CASES[case]
+    networks, objective = build(config)
+    terms = objective(networks, batch())
+    assert set(terms.named) == names
+    weights = {"gram": config.gram_weight, "koleo": config.koleo_weight, "ibot": config.ibot_weight}
+    expected = sum(weights.get(name, 1.0) * term.item() for name, term in terms.named.items())
+    assert terms.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_the_student_and_never_the_teacher(case: str) -> None:
+    networks, objective = build(CASES[case][0])
+    objective(networks, batch()).total.backward()
+    assert networks.student.backbone.vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in networks.teacher.parameters())
+
+
+def test_local_views_join_the_student_alone() -> None:
+    networks, objective = build(ObjectiveConfig(gram_weight=0, koleo_weight=0))
+    alone, more = objective(networks, batch()), objective(networks, batch(n_local=3))
+    assert more.seen.student_logits.shape[0] == 5
+    assert more.seen.teacher_probs.shape[0] == 2
+    assert more.named["dino"].item() != pytest.approx(alone.named["dino"].item(), abs=1e-4)
+
+
+def test_koleo_sees_the_tensor_that_the_recipe_names() -> None:
+    for choice in ("head_logits", "class_token"):
+        networks, objective = build(ObjectiveConfig(koleo_on=choice))
+        inputs = batch()
+        student = networks.student(inputs.global_views)
+        if choice == "head_logits":
+            expected = koleo_loss(student.logits.flatten(0, 1))
+        else:
+            expected = (koleo_loss(student.class_token[0]) + koleo_loss(student.class_token[1])) / 2
+        assert objective(networks, inputs).named["koleo"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_centre_follows_the_mean_logits_and_forward_leaves_it_alone() -> None:
+    networks, objective = build(ObjectiveConfig(center_momentum=0.9))
+    terms = objective(networks, batch())
+    assert objective.center.abs().sum() == 0
+    objective.update_centers(terms.center_means)
+    teacher = networks.teacher(batch().global_views).logits
+    assert torch.allclose(objective.center, 0.1 * teacher.flatten(0, 1).mean(0), atol=1e-6)
+
+
+def test_a_frozen_gram_teacher_replaces_the_current_one() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, image_px=28))
+    student = Network(backbone, ProjectionHead(32, HeadConfig(prototypes=16)))
+    networks = StudentTeacher(student, frozen_gram_teacher=True)
+    objective = Objective(ObjectiveConfig(), networks.student, 16)
+    assert objective(networks, batch()).named["gram"].item() == pytest.approx(0.0, abs=1e-10)
+    with torch.no_grad():
+        for parameter in networks.teacher.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert objective(networks, batch()).named["gram"].item() == pytest.approx(0.0, abs=1e-10)
+    networks.refresh_gram_teacher()
+    assert objective(networks, batch()).named["gram"].item() > 1e-4
+
+
+def test_registers_count_as_patches_only_when_the_reference_is_copied() -> None:
+    networks, objective = build(ObjectiveConfig(gram_registers=False))
+    _, reference = build(ObjectiveConfig(gram_registers=True))
+    ours, theirs = objective(networks, batch()).named["gram"], reference(networks, batch()).named["gram"]
+    assert ours.item() != pytest.approx(theirs.item(), rel=1e-3)
+
+
+def test_the_gain_of_simclr_is_the_infonce_bound() -> None:
+    networks, objective = build(ObjectiveConfig(kind="simclr", gram_weight=0, koleo_weight=0))
+    terms = objective(networks, batch())
+    assert terms.seen.gain.item() == pytest.approx(math.log(7) - terms.named["simclr"].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"gram_weight": -1}, "cannot be negative"),
+        ({"center_momentum": 1.0}, r"must lie in \[0, 1\)"),
+        ({"kind": "mae"}, "set gram_weight and koleo_weight to 0"),
+        ({"kind": "simclr", "ibot_weight": 1.0}, "goes with kind 'dino'"),
+        ({"student_temp": 0.0}, "above 0"),
+    ],
+)
+def test_impossible_objectives_are_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ObjectiveConfig(**fields)  # type: ignore[arg-type]
