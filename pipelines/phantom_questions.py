@@ -86,7 +86,7 @@ def margin_question(n: int = 200, seed: int = 0, *, is_blurred: bool = False) ->
 
 
 def order_question(n: int = 200, seed: int = 0) -> Question:
-    """Ask what lies above what: a solid ball over a hollow one (positive), or the other way round.
+    """Ask what lies above what: a hollow ball nearer the head than a solid one (positive), or the other way round.
 
     The two signs are 24 mm apart, each is symmetric in z to the voxel, noise included, and all slices between and
     beside them are one and the same. So the twins of a patient hold the same multiset of triplets (z-1, z, z+1), and
