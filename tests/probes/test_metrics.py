@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_curve
 
-from probes.bootstrap import patient_weights
+from probes.bootstrap import mean_with_interval, patient_weights
 from probes.delong import delong_difference
 from probes.metrics import (
     auroc,
@@ -85,6 +85,17 @@ def test_bootstrap_repeats_under_one_seed_and_differs_under_another():
     first, again, other = (auroc_with_interval(labels, scores, patients, 300, seed) for seed in (4, 4, 5))
     assert first == again
     assert first != other
+
+
+def test_interval_of_a_mean_is_that_of_patient_means_where_each_patient_has_one_value():
+    rng = np.random.default_rng(0)
+    per_patient = rng.normal(size=200)
+    once = mean_with_interval(per_patient, np.arange(200))
+    thrice = mean_with_interval(np.repeat(per_patient, 3), np.repeat(np.arange(200), 3))
+    assert thrice.ci_low == pytest.approx(once.ci_low)  # three copies of a patient are no news
+    error = per_patient.std() / np.sqrt(200)
+    assert once.ci_low == pytest.approx(per_patient.mean() - 1.96 * error, abs=0.1 * error)
+    assert once.ci_high == pytest.approx(per_patient.mean() + 1.96 * error, abs=0.1 * error)
 
 
 def test_difference_of_a_score_with_itself_is_zero_with_p_one():
