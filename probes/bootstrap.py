@@ -111,17 +111,6 @@ def paired_difference(
     return Difference(value, low, high, min(1.0, 2.0 * (tail + 1) / (draws.size + 1)))
 
 
-def _percentiles(draws: Floats) -> tuple[float, float]:
-    usable = draws[np.isfinite(draws)]
-    if usable.size < 0.9 * draws.size:
-        raise ValueError(
-            f"only {usable.size} of {draws.size} bootstrap draws hold enough of both classes; "
-            "an interval needs more patients of the rarer class"
-        )
-    low, high = np.quantile(usable, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def mean_with_interval(
     values: npt.ArrayLike, patient_ids: npt.ArrayLike, n_bootstrap: int = 2000, seed: int = 0
 ) -> Estimate:
@@ -139,8 +128,19 @@ def mean_with_interval(
     numbers = np.asarray(values, dtype=np.float64)
     finite_scores(numbers, len(numbers))
     patient = patient_index(patient_ids, len(numbers))
-    draws = [
-        (weights @ numbers) / weights.sum(axis=1) for weights in patient_weights(patient, n_bootstrap, seed)
-    ]
-    low, high = _percentiles(np.concatenate(draws))
+    # A patient's sum and count are all that a draw of whole patients needs.
+    total, count = np.bincount(patient, numbers), np.bincount(patient).astype(np.float64)
+    chunks = patient_weights(np.arange(len(total)), n_bootstrap, seed)
+    low, high = _percentiles(np.concatenate([(weights @ total) / (weights @ count) for weights in chunks]))
     return Estimate(float(numbers.mean()), low, high)
+
+
+def _percentiles(draws: Floats) -> tuple[float, float]:
+    usable = draws[np.isfinite(draws)]
+    if usable.size < 0.9 * draws.size:
+        raise ValueError(
+            f"only {usable.size} of {draws.size} bootstrap draws hold enough of both classes; "
+            "an interval needs more patients of the rarer class"
+        )
+    low, high = np.quantile(usable, (0.025, 0.975))
+    return float(low), float(high)

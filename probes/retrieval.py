@@ -55,8 +55,8 @@ def retrieval(
 ) -> RetrievalResult:
     """Rank all keys by cosine for each query, in one direction: views `query` against views `key`.
 
-    A tie with another key counts as a miss, so that a collapsed network scores 0 and not 1. Intervals over patients keep
-    the keys and draw the queries; with a single patient their bounds are NaN.
+    A tie with another key counts as a miss, so that a collapsed network scores 0 and not 1. Intervals over patients
+    keep the keys and draw the queries; with a single patient their bounds are NaN.
 
     Args:
         query: First view of each slice, (N, D); normalised here.
