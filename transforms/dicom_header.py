@@ -157,7 +157,7 @@ def _check_kind(header: HeaderReader) -> None:
         if part in _NOT_A_SLICE:
             raise SeriesRefusedError(_NOT_A_SLICE[part])
     sop_class = header.uid("SOPClassUID")
-    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
+    if sop_class not in ("", CT_IMAGE, *ENHANCED_CT):
         raise SeriesRefusedError(
             "not a CT image by its SOP class (a dose report, a screen save or another object)"
         )

@@ -157,8 +157,10 @@ def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
 
 
 def _check_codestream_end(dataset: pydicom.Dataset) -> None:
-    """Refuse JPEG, JPEG-LS and JPEG 2000 streams without their end marker: decoders fill the rest with zeros."""
-    if dataset.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4") and not dataset.PixelData.rstrip(
-        b"\0"
-    ).endswith((b"\xff\xd9", b"\xff\xd9\xfe\xff\xdd\xe0")):
+    """Refuse JPEG, JPEG-LS and JPEG 2000 streams without an end marker: decoders fill what is missing with zeros.
+
+    Writers pad the last fragment by a byte or a few, so the marker stands near the end, not always at it.
+    """
+    is_jpeg_family = dataset.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4")
+    if is_jpeg_family and b"\xff\xd9" not in dataset.PixelData[-16:]:
         raise SeriesRefusedError("pixel data are cut short: the compressed image has no end")

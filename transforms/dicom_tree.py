@@ -6,16 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transforms.dicom_header import read_slice_headers
-from transforms.refused import SeriesRefusedError
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedFile:
-    """A file that belongs to no series that can be read; `series_uid` is "" where it is not known."""
-
-    path: Path
-    series_uid: str
-    reason: str
+from transforms.refused import RefusedFile, SeriesRefusedError
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""The one error by which a series is turned away, with its reason in words."""
+"""How files and series are turned away: each with its reason in words."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 
 class SeriesRefusedError(ValueError):
@@ -17,3 +20,12 @@ class SeriesRefusedError(ValueError):
     def __reduce__(self) -> tuple[type["SeriesRefusedError"], tuple[str, str]]:
         """Travel between processes with both fields."""
         return type(self), (self.reason, self.series_uid)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFile:
+    """A file that belongs to no volume that can be read; `series_uid` is "" where it is not known."""
+
+    path: Path
+    series_uid: str
+    reason: str
