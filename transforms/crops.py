@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.body_grid import GRID
 from transforms.view_config import ViewConfig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BODY_CELLS = 32
-"""The body grid has 32 x 32 cells over each slice: 0 outside, 1 body, 2 lung."""
 LOG_ASPECT = np.log(4 / 3)
 TRIES = 10
 """Tries for a crop that fits the slice, as in torchvision's RandomResizedCrop."""
@@ -59,7 +58,7 @@ def crop_sizes(config: ViewConfig, uniforms: Floats, size_hw: Ints, pixel_mm: Fl
 
 def _overlap(low: Floats, high: Floats, length: Floats) -> tuple[Floats, Floats]:
     """Length of each body cell inside [low, high] along one axis, and where that part begins; (..., 32)."""
-    edges = np.arange(BODY_CELLS + 1) / BODY_CELLS * length[..., None]
+    edges = np.arange(GRID + 1) / GRID * length[..., None]
     begin = np.maximum(edges[..., :-1], low[..., None])
     return np.maximum(np.minimum(edges[..., 1:], high[..., None]) - begin, 0.0), begin
 
@@ -91,7 +90,7 @@ def centers_in_cells(
     is_empty = marked.sum(axis=(-2, -1), keepdims=True) == 0
     weight = np.where(is_empty, room, marked).reshape(*room.shape[:-2], -1).cumsum(axis=-1)
     cell = (weight <= uniforms[..., 0, None] * weight[..., -1:]).sum(axis=-1)[..., None]
-    row, column = np.divmod(cell, BODY_CELLS)
+    row, column = np.divmod(cell, GRID)
 
     def place(begin: Floats, length: Floats, index: Ints, share: Floats) -> Floats:
         at: Floats = (

@@ -78,7 +78,7 @@ def resize_crop(
     crop = image[:, top : top + height, left : left + width]
     # A sparse product runs fastest along the longest contiguous rows, so the channels ride behind the columns
     # in the first pass and behind the rows in the second.
-    rows_first = crop.transpose(1, 0, 2).astype(np.float32).reshape(height, n_channels * width)
+    rows_first = crop.transpose(1, 0, 2).astype(np.float32, order="C").reshape(height, n_channels * width)
     rows = bicubic_sparse(height, size_px) @ rows_first
     columns_first = np.ascontiguousarray(rows.reshape(size_px * n_channels, width).T)
     resized = (bicubic_sparse(width, size_px) @ columns_first).reshape(size_px, size_px, n_channels)

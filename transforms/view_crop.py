@@ -14,7 +14,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Randomizable
 from numpy.typing import NDArray
 
-from transforms.crops import BODY_CELLS, UNIFORMS_PER_CROP, SliceFrames, crop_flips, place_crops
+from transforms.body_grid import GRID
+from transforms.crops import UNIFORMS_PER_CROP, SliceFrames, crop_flips, place_crops
 from transforms.resample import resize_crop
 from transforms.triplet import AFFINE_KEYS
 from transforms.view_config import ViewConfig
@@ -130,7 +131,7 @@ class RandViewCropd(Randomizable, MapTransform):
     def _frame(
         self, data: Mapping[Hashable, Any], key: Hashable, pixel_mm: tuple[float, float]
     ) -> SliceFrames:
-        body = data[self.body_key] if self.body_key else np.ones((BODY_CELLS, BODY_CELLS), np.uint8)
+        body = data[self.body_key] if self.body_key else np.ones((GRID, GRID), np.uint8)
         point = data[self.point_key] if self.point_key else (np.nan, np.nan)
         return SliceFrames(
             size_hw=np.array([data[key].shape[-2:]], dtype=np.int64),

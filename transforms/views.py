@@ -122,13 +122,16 @@ def sample_state(seed: int, step: int, sample_key: int, stream: Stream) -> np.ra
 
     Raises:
         ValueError: If a number is negative.
+
+    Source: Philox, Salmon et al. 2011, doi:10.1145/2063384.2063405.
     """
     if min(seed, step, sample_key) < 0:
         raise ValueError(
             f"seed, step and sample key must not be negative, got {seed}, {step} and {sample_key}"
         )
-    words = [part for number in (seed, step, sample_key) for part in (number & 0xFFFFFFFF, number >> 32)]
-    return np.random.RandomState([*words, STREAMS[stream]])
+    # A counter-based generator is its key: nothing is hashed, so no two samples can meet, and making one is cheap.
+    place = np.array([0, STREAMS[stream], sample_key, step], dtype=np.uint64)
+    return np.random.RandomState(np.random.Philox(counter=place, key=np.array([seed, 0], dtype=np.uint64)))
 
 
 def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: int) -> ViewDraws:

@@ -64,7 +64,7 @@ def test_both_forms_show_the_same_grey(name):
         assert one.shape == many.shape == (len(draws.is_flipped[views]), 4, 3, size_px, size_px)
         assert (one - many).abs().max() < 1e-5
         assert one.min() >= 0.0
-        assert one.max() <= 1.0
+        assert one.max() <= 1.0 + 1e-6
         assert one.std() > 0.05
 
 
