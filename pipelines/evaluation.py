@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from probes.retrieval import retrieval
 
-from models.backbone import Backbone
+from models.backbone import Backbone, build_backbone
 from models.student_teacher import StudentTeacher
 from pipelines.cohort import Cohort
 from pipelines.loader import SliceIndex
+from probes.retrieval import RetrievalResult, retrieval
 from transforms.views import draw_views, render_views
 
 if TYPE_CHECKING:
@@ -35,19 +36,13 @@ class RetrievalEvaluation:
             np.linspace(0, len(self.index) - 1, count).astype(np.int64) if count else np.zeros(0, np.int64)
         )
         self.config, self.device = config, device
-        self.random_top1: float | None = None
 
     def measure(self, networks: StudentTeacher) -> dict[str, float]:
         """Return `retrieval/*` of teacher and student; empty when nobody is held out."""
         if len(self.rows) < 2:
             return {}
-        volumes = self.index.volume[self.rows]
-        patients = np.array(self.index.patient_ids)[volumes]
-        series = np.array(self.index.volume_ids)[volumes]
-        slices = self.index.z[self.rows]
         teacher, student = self._tokens([networks.teacher.backbone, networks.student.backbone])
-        found = retrieval(teacher[0], teacher[1], patients, series, slices)
-        own = retrieval(student[0], student[1], patients, series, slices)
+        found, own = self._retrieve(teacher), self._retrieve(student)
         return {
             "retrieval/top1": found.top1.value,
             "retrieval/top1_ci_low": found.top1.ci_low,
@@ -57,6 +52,25 @@ class RetrievalEvaluation:
             "retrieval/n": float(len(self.rows)),
             "retrieval/student_top1": own.top1.value,
         }
+
+    def random_floor(self) -> dict[str, float]:
+        """Return `retrieval/random_*`: the same slices and views through random weights of this architecture."""
+        if len(self.rows) < 2:
+            return {}
+        torch.manual_seed(self.config.seed)
+        untrained = build_backbone(dataclasses.replace(self.config.backbone, weights="")).to(self.device)
+        found = self._retrieve(self._tokens([untrained])[0]).top1
+        return {
+            "retrieval/random_top1": found.value,
+            "retrieval/random_top1_ci_low": found.ci_low,
+            "retrieval/random_top1_ci_high": found.ci_high,
+        }
+
+    def _retrieve(self, tokens: NDArray[np.float32]) -> RetrievalResult:
+        volumes = self.index.volume[self.rows]
+        patients = np.array(self.index.patient_ids)[volumes]
+        series = np.array(self.index.volume_ids)[volumes]
+        return retrieval(tokens[0], tokens[1], patients, series, self.index.z[self.rows])
 
     @torch.no_grad()
     def _tokens(self, backbones: list[Backbone]) -> list[NDArray[np.float32]]:

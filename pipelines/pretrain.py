@@ -16,14 +16,12 @@ from pipelines.watch import WatchConfig
 from probes.splits import Holdout
 from transforms.view_config import ViewConfig
 
-DEFAULT_COHORT = "cohorts/phantom"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """A pretraining run; a step is an optimiser update, everywhere."""
 
-    cohort: str = DEFAULT_COHORT
+    cohort: str = "cohorts/phantom"
     seed: int = 0
     steps: int = 100_000
     batch_size: int = 64

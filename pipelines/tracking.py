@@ -230,3 +230,28 @@ def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
 def run_tags(run_id: str) -> dict[str, str]:
     """Return the tags of a run."""
     return dict(client().get_run(run_id).data.tags)
+
+
+def run_metrics(run_id: str) -> dict[str, float]:
+    """Return the last value of every metric of a run."""
+    return dict(client().get_run(run_id).data.metrics)
+
+
+def experiment_of(run_id: str) -> str:
+    """Return the experiment that a run belongs to."""
+    return str(client().get_run(run_id).info.experiment_id)
+
+
+def newest_run(entry_point: str) -> str:
+    """Return the newest run of an entry point.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    store = client()
+    ids = [experiment.experiment_id for experiment in store.search_experiments()]
+    query = f"tags.`dinox.entry_point` = '{entry_point}'"
+    found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
+    if not found:
+        raise ValueError(f"there is no run of {entry_point} in {tracking_uri()}")
+    return str(found[0].info.run_id)

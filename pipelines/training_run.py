@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from pipelines.checkpoint import CheckpointError, load_checkpoint, save_checkpoi
 from pipelines.cli import EndWith
 from pipelines.cohort import Cohort
 from pipelines.config import PROJECT_ROOT, flatten
+from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device, from_rank_zero, process_group
 from pipelines.evaluation import RetrievalEvaluation
 from pipelines.figures import curves, view_sheet
 from pipelines.interrupts import StopWatch
 from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
-from pipelines.prepare import ensure_cohort
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Run
 from pipelines.trainer import Trainer
@@ -158,12 +159,19 @@ class TrainingRun:
         eval_every = config.eval_every or max(config.steps // 10, 1)
         verdict: Verdict = "too early"
         if trainer.step == 0:
+            self.run.log_metrics(self.evaluation.random_floor())
             self._evaluate()
             self.run.log_figure(
                 view_sheet(self.index, self.plan, config.views, config.seed), "figures/views.png"
             )
         bar = tqdm(
-            total=config.steps, initial=trainer.step, desc="pretrain", unit="step", disable=world()[0] != 0
+            total=config.steps,
+            initial=trainer.step,
+            desc="pretrain",
+            unit="step",
+            disable=world()[0] != 0,
+            # A log file gets a line now and then, a terminal a live bar.
+            mininterval=0.2 if sys.stderr.isatty() else 15.0,
         )
         with bar:
             while trainer.step < config.steps:
@@ -174,7 +182,7 @@ class TrainingRun:
                     metrics, verdict = trainer.report()
                     self.run.log_metrics(metrics, step)
                     self.run.set_tags({"dinox.status": verdict})
-                    bar.set_postfix_str(_progress(metrics, verdict))
+                    bar.set_postfix_str(_progress(metrics, verdict), refresh=False)
                 if step % eval_every == 0 or is_last:
                     self._evaluate()
                 code = stop.exit_code
