@@ -5,6 +5,7 @@ LPS mm are therefore NaN until `place_on_volumes` has met the geometry of the vo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.lidc_contours import MAX_READERS, RATINGS, LidcDatabase, cluster_marks, read_database
+from transforms.geometry import index_to_lps, lps_to_index
 
 _KEYS = ["annotation_id", "volume_id", "series_uid", "scan_id", "study_uid", "patient_id"]
 _MEASURES = [
@@ -81,14 +83,13 @@ def place_on_volumes(
     annotations["volume_id"] = annotations["series_uid"].map(volumes["volume_id"])
     reasons: dict[Any, str] = {}
     for series_uid, rows in annotations.groupby("series_uid"):
-        volume: Any = volumes.loc[series_uid]
-        affine = np.asarray(volume["affine_ras"], dtype=np.float64).reshape(4, 4)
-        z_mm, column, row = (rows[name].to_numpy() for name in ("z_lps_mm", "column_px", "row_px"))
-        index = np.column_stack([_slice_number(affine, z_mm, row, column), row, column, np.ones(len(rows))])
-        ras = index @ affine.T
-        annotations.loc[rows.index, ["x_lps_mm", "y_lps_mm"]] = -ras[:, :2]
+        volume = VolumeGrid.of(volumes.loc[series_uid])
+        z_mm, row, column = (
+            rows[name].to_numpy(dtype=np.float64) for name in ("z_lps_mm", "row_px", "column_px")
+        )
+        annotations.loc[rows.index, ["x_lps_mm", "y_lps_mm"]] = volume.points_lps_mm(z_mm, row, column)[:, :2]
         for key, marks in rows.groupby(["scan_id", "cluster_id"]):
-            reasons[key] = _what_is_missing(marks, affine, volume["shape"], volume["gaps"])
+            reasons[key] = _what_is_missing(marks, volume)
     places = annotations.groupby(["scan_id", "cluster_id"], sort=True)[["x_lps_mm", "y_lps_mm"]].mean()
     keys = pd.MultiIndex.from_frame(nodules[["scan_id", "cluster_id"]])
     nodules[["x_lps_mm", "y_lps_mm"]] = places.reindex(keys).to_numpy()
@@ -100,28 +101,52 @@ def place_on_volumes(
     return annotations, nodules
 
 
-def _slice_number(affine: NDArray[np.float64], z_mm: Any, row: Any, column: Any) -> NDArray[np.float64]:
-    """Fractional slice number at which the volume's affine reaches `z_mm` in this row and column."""
-    return np.asarray((z_mm - affine[2, 1] * row - affine[2, 2] * column - affine[2, 3]) / affine[2, 0])
+@dataclass(frozen=True, slots=True)
+class VolumeGrid:
+    """Geometry of one volume."""
+
+    shape: tuple[int, int, int]
+    affine_ras: NDArray[np.float64]
+    gaps: tuple[int, ...]
+    slice_offsets_mm: tuple[float, ...]
+
+    @classmethod
+    def of(cls, row: Any) -> "VolumeGrid":
+        """Take the geometry from a row of `series.parquet`."""
+        affine = np.asarray(row["affine_ras"], dtype=np.float64).reshape(4, 4)
+        z, y, x = (int(n) for n in row["shape"])
+        return cls((z, y, x), affine, tuple(row["gaps"]), tuple(row["slice_offsets_mm"]))
+
+    def points_lps_mm(
+        self, z_mm: NDArray[np.float64], row: NDArray[np.float64], column: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The points (n, 3) at which these rows and columns meet these heights."""
+        affine = self.affine_ras
+        steps = (z_mm - affine[2, 1] * row - affine[2, 2] * column - affine[2, 3]) / affine[2, 0]
+        return index_to_lps(affine, np.column_stack([steps, row, column]))
+
+    def slice_numbers(self, points_lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Fractional slice number of points (n, 3)."""
+        return lps_to_index(self.affine_ras, points_lps_mm, self.slice_offsets_mm)[:, 0]
 
 
-def _what_is_missing(
-    marks: pd.DataFrame, affine: NDArray[np.float64], shape: Sequence[int], gaps: Sequence[int]
-) -> str:
+def _what_is_missing(marks: pd.DataFrame, volume: VolumeGrid) -> str:
     """Why the marks of one nodule do not lie whole on the slices of its volume; "" if they do."""
-    low_mm, high_mm = marks["contour_z_min_mm"].min(), marks["contour_z_max_mm"].max()
-    row, column = marks["row_px"].mean(), marks["column_px"].mean()
-    low, high = sorted(float(_slice_number(affine, z_mm, row, column)) for z_mm in (low_mm, high_mm))
-    last = shape[0] - 1
-    extent = f"contours at z {low_mm:.1f} to {high_mm:.1f} mm"
-    if high < -0.5 or low > last + 0.5:
+    ends_mm = np.array([marks["contour_z_min_mm"].min(), marks["contour_z_max_mm"].max()])
+    row, column = float(marks["row_px"].mean()), float(marks["column_px"].mean())
+    points = volume.points_lps_mm(ends_mm, np.full(2, row), np.full(2, column))
+    low, high = volume.slice_numbers(points)
+    n_slices, n_rows, n_columns = volume.shape
+    extent = f"contours at z {ends_mm[0]:.1f} to {ends_mm[1]:.1f} mm"
+    if high < -0.5 or low > n_slices - 0.5:
         return f"outside the slices that are present: {extent}"
-    if low < -0.5 or high > last + 0.5:
+    if low < -0.5 or high > n_slices - 0.5:
         return f"partly outside the slices that are present: {extent}"
-    if not (0 <= row <= shape[1] - 1 and 0 <= column <= shape[2] - 1):
-        return f"off the image grid: row {row:.0f}, column {column:.0f} of {shape[1]} x {shape[2]}"
-    if len(gaps) and high > min(gaps):
-        return f"beyond a gap after slice {min(gaps)}: {extent}"
+    if not (0 <= row <= n_rows - 1 and 0 <= column <= n_columns - 1):
+        return f"off the image grid: row {row:.0f}, column {column:.0f} of {n_rows} x {n_columns}"
+    crossed = [gap for gap in volume.gaps if low < gap + 0.9 and high > gap + 0.1]
+    if crossed:
+        return f"slices are missing after slice {crossed[0]}, inside the nodule: {extent}"
     return ""
 
 

@@ -1,6 +1,6 @@
 """Splits by patient, made once and stored with the run; tested only on patients unseen by the backbone."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
 
 Holdout = float | Literal["half_a", "half_b"]
@@ -146,30 +145,6 @@ def split_60_20_20(patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0)
     dealer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     fifths = [test for _, test in dealer.split(truth, truth, patients)]
     return ThreeWaySplit(np.sort(np.concatenate(fifths[2:])), fifths[1], fifths[0])
-
-
-def cross_fit(
-    splits: Splits, score: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """Score every tested row by a model that was fitted without its patient.
-
-    Args:
-        splits: Folds over n rows.
-        score: (train rows, test rows) -> scores of the test rows.
-
-    Returns:
-        Mean over the repeats of the score's rank within its fold, above 0 and up to 1, (n,); NaN for rows
-        that no fold tests. Ranks, since two fits have no common scale: the base rate of a training fold
-        alone is higher where its test fold has fewer positives, so that pooled raw scores of constant
-        images fall below 0.5.
-    """
-    n_rows = len(splits.patient_ids)
-    total, times = np.zeros(n_rows), np.zeros(n_rows)
-    for fold in splits:
-        total[fold.test] += rankdata(score(fold.train, fold.test)) / len(fold.test)
-        times[fold.test] += 1
-    total[times == 0] = np.nan
-    return total / np.maximum(times, 1)
 
 
 def _checked(patient_ids: Sequence[str], labels: ArrayLike) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
