@@ -11,6 +11,11 @@ from probes.estimate import Difference, Estimate
 Metric = Callable[[Ints, Floats, Floats], Floats]
 """(labels (N,), scores (N,), weights (B, N)) -> values (B,); NaN where a draw holds too little to tell."""
 
+
+class TooFewDrawsError(ValueError):
+    """Over a tenth of the bootstrap draws could not carry the metric, so that it has no interval."""
+
+
 _CELLS_PER_CHUNK = 1_000_000  # 8 MB of weights at a time, whatever N and n_bootstrap are
 
 
@@ -56,7 +61,8 @@ def with_interval(
         seed: Of the draws.
 
     Raises:
-        ValueError: If labels, scores or patients cannot carry the metric, or a tenth of the draws cannot.
+        ValueError: If labels, scores or patients cannot carry the metric.
+        TooFewDrawsError: If over a tenth of the draws hold one class only.
     """
     truth = binary_labels(labels)
     score = finite_scores(scores, len(truth))
@@ -138,7 +144,7 @@ def mean_with_interval(
 def _percentiles(draws: Floats) -> tuple[float, float]:
     usable = draws[np.isfinite(draws)]
     if usable.size < 0.9 * draws.size:
-        raise ValueError(
+        raise TooFewDrawsError(
             f"only {usable.size} of {draws.size} bootstrap draws hold enough of both classes; "
             "an interval needs more patients of the rarer class"
         )

@@ -1,0 +1,77 @@
+"""Out-of-fold scores of nodules: a probe of features, and in the same folds everything that it is compared with."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.checks import Floats, Ints, binary_labels, finite_features
+from probes.linear import LinearProbe, Probe, Samples, cross_fit
+from probes.splits import Fold
+
+
+@dataclass(frozen=True, slots=True)
+class NoduleScores:
+    """Out-of-fold scores of the same nodules by row of the table, and the labels of the shuffled row."""
+
+    rows: dict[str, Floats]
+    shuffled_labels: Ints
+
+
+def score_nodules(
+    probe_factory: Callable[[], Probe[Any]],
+    features: Samples,
+    labels: npt.ArrayLike,
+    diameter_mm: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    folds: Iterable[Fold | tuple[Ints, Ints]],
+    baselines: Mapping[str, tuple[Callable[[], Probe[Any]], Samples]] | None = None,
+    vectors: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> NoduleScores:
+    """Cross-fit a probe and everything that it has to be compared with, in the same folds.
+
+    Args:
+        probe_factory: Makes the probe of the features.
+        features: What it is fitted on, N nodules.
+        labels: 0 or 1, (N,).
+        diameter_mm: Of each nodule, above 0, (N,).
+        patient_ids: Patient of each nodule, (N,).
+        folds: Training and test rows.
+        baselines: Further rows by name, each a probe factory and what it is fitted on: `pixels`, `random_weights`.
+        vectors: Features (N, D) that stand beside diameter in a linear probe; None: `features`, if they are (N, D).
+        seed: Of the shuffle and of the inner folds of the probe with diameter.
+
+    Returns:
+        Rows `features`, `features_and_diameter` (where there are vectors), `shuffled_labels` and the baselines.
+
+    Raises:
+        ValueError: As `probes.linear.cross_fit`, or if a diameter is not above 0.
+    """
+    truth, pairs = binary_labels(labels), list(folds)
+    diameter = checked_diameter(diameter_mm, len(truth))
+    rows = {"features": cross_fit(probe_factory, features, truth, patient_ids, pairs)}
+    beside = features if vectors is None and np.ndim(features) == 2 else vectors  # type: ignore[arg-type]
+    if beside is not None:
+        # Log diameter carries no penalty: where the features are silenced, diameter alone remains.
+        joined = np.column_stack([finite_features(beside, len(truth)), np.log(diameter)])  # type: ignore[arg-type]
+        rows["features_and_diameter"] = cross_fit(
+            lambda: LinearProbe(n_unpenalised=1, seed=seed), joined, truth, patient_ids, pairs
+        )
+    for name, (baseline_factory, inputs) in (baselines or {}).items():
+        rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs)
+    shuffled = np.random.default_rng(seed).permutation(truth)
+    rows["shuffled_labels"] = cross_fit(probe_factory, features, shuffled, patient_ids, pairs)
+    return NoduleScores(rows, shuffled)
+
+
+def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats:
+    """Diameters as float64 (N,), refused unless there are n of them, each above 0 mm."""
+    diameter = np.asarray(diameter_mm, dtype=np.float64)
+    if diameter.shape != (n,) or not (diameter > 0).all():
+        raise ValueError(
+            f"{n} nodules need {n} diameters above 0 mm, got {int((diameter > 0).sum())} of them"
+        )
+    return diameter

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from probes.delong import delong_interval
+from probes.evaluation import evaluate_nodules, headline
+from probes.linear import LinearProbe
+from probes.metrics import auroc_difference, auroc_with_interval
+from probes.scoring import NoduleScores, score_nodules
+from probes.splits import patient_folds
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """Size tells most; a margin that only the features see tells more; pixels know size alone."""
+    rng = np.random.default_rng(0)
+    n = 300
+    diameter = np.exp(rng.normal(2.1, 0.4, n))
+    margin = rng.normal(size=n)
+    labels = (
+        rng.random(n) < 1 / (1 + np.exp(-(2.5 * (np.log(diameter) - 2.2) + 1.5 * margin - 0.5)))
+    ).astype(int)
+    features = np.column_stack([margin, np.log(diameter), rng.normal(size=(n, 6))]) @ rng.normal(size=(8, 8))
+    pixels = np.column_stack([np.log(diameter) + 0.3 * rng.normal(size=n), rng.normal(size=n)])
+    patients = np.array([f"p{i:03d}" for i in np.arange(n) // 2])
+    return labels, features, pixels, diameter, patients
+
+
+@pytest.fixture(scope="module")
+def scores(cohort):
+    labels, features, pixels, diameter, patients = cohort
+    folds = patient_folds(patients.tolist(), labels, n_folds=5)
+    return score_nodules(
+        LinearProbe, features, labels, diameter, patients, folds, baselines={"pixels": (LinearProbe, pixels)}
+    )
+
+
+@pytest.fixture(scope="module")
+def table(cohort, scores):
+    labels, _, _, diameter, patients = cohort
+    makers = np.where(np.arange(len(labels)) // 2 % 3 == 0, "GE", "SIEMENS")
+    makers[:4] = "Rare"
+    return evaluate_nodules(
+        labels, scores, diameter, patients, groups={"manufacturer": makers.tolist()}, n_bootstrap=300
+    )
+
+
+def test_every_stratum_holds_every_row(table):
+    rows = {"features", "features_and_diameter", "pixels", "shuffled_labels", "diameter"}
+    strata = ["all", "6-15 mm", "manufacturer: GE", "manufacturer: Rare", "manufacturer: SIEMENS"]
+    assert table.groupby("stratum")["row"].agg(set).to_dict() == dict.fromkeys(strata, rows)
+
+
+def test_numbers_are_those_of_the_metrics_on_the_stratum(cohort, scores, table):
+    labels, _, _, diameter, patients = cohort
+    inside = (diameter >= 6) & (diameter <= 15)
+    line = table[(table["stratum"] == "6-15 mm") & (table["row"] == "features_and_diameter")].iloc[0]
+    score = scores.rows["features_and_diameter"]
+    area = auroc_with_interval(labels[inside], score[inside], patients[inside], 300)
+    gap = auroc_difference(labels[inside], score[inside], diameter[inside], patients[inside], 300)
+    assert (line["auroc"], line["auroc_ci_low"], line["auroc_ci_high"]) == (
+        area.value,
+        area.ci_low,
+        area.ci_high,
+    )
+    assert (line["minus_diameter"], line["minus_diameter_p"]) == (gap.value, gap.p)
+    assert (
+        line["auroc_delong_ci_low"] == delong_interval(labels[inside], score[inside], patients[inside]).ci_low
+    )
+    assert line["n_nodules"] == inside.sum()
+    assert line["n_positive"] == labels[inside].sum()
+
+
+def test_planted_margin_is_found_beyond_diameter_and_shuffled_labels_are_not(table):
+    lines = table[table["stratum"] == "all"].set_index("row")
+    assert lines.loc["features_and_diameter", "minus_diameter_ci_low"] > 0
+    assert lines.loc["features_and_diameter", "minus_diameter_p"] < 0.05
+    assert lines.loc["features", "minus_pixels_ci_low"] > 0
+    assert lines.loc["pixels", "auroc"] < lines.loc["features", "auroc"]
+    assert 0.4 < lines.loc["shuffled_labels", "auroc"] < 0.6
+    assert np.isnan(lines.loc["shuffled_labels", "minus_diameter"])  # other labels: nothing to pair
+    assert np.isnan(lines.loc["diameter", "brier"])  # millimetres are no probability
+    assert 0.5 < lines.loc["features", "calibration_slope"] < 1.5
+
+
+def test_a_stratum_with_two_patients_keeps_its_counts_and_no_numbers(table):
+    lines = table[table["stratum"] == "manufacturer: Rare"]
+    assert (lines["n_nodules"] == 4).all()
+    assert (lines["n_patients"] == 2).all()
+    assert lines["auroc"].isna().all()
+
+
+def test_headline_names_the_numbers_of_a_run(table):
+    found = headline(table)
+    lines = table[table["stratum"] == "all"].set_index("row")
+    assert found["probe/auroc"] == lines.loc["features", "auroc"]
+    assert found["probe/diameter_auroc"] == lines.loc["diameter", "auroc"]
+    assert found["probe/pixels_auroc_ci_low"] == lines.loc["pixels", "auroc_ci_low"]
+    assert found["probe/gain_over_diameter"] == lines.loc["features_and_diameter", "minus_diameter"]
+    assert found["probe/gain_over_diameter_p"] == lines.loc["features_and_diameter", "minus_diameter_p"]
+    assert found["probe/n_nodules"] == 300
+    assert "probe/auroc_6_15mm" in found
+    assert "probe/random_auroc" not in found  # no such row was scored
+    assert all(np.isfinite(value) for value in found.values())
+
+
+def test_only_tested_nodules_count_and_rows_on_other_nodules_are_refused(cohort):
+    labels, features, _, diameter, patients = cohort
+    folds = [(np.arange(150), np.arange(150, 300))]
+    scored = score_nodules(LinearProbe, features, labels, diameter, patients, folds)
+    table = evaluate_nodules(labels, scored, diameter, patients, n_bootstrap=50)
+    assert table["n_nodules"].max() == 150
+    other = dict(scored.rows) | {"elsewhere": np.where(np.arange(300) < 200, 0.5, np.nan)}
+    with pytest.raises(ValueError, match="'elsewhere' was scored on other nodules"):
+        evaluate_nodules(labels, other, diameter, patients)
+    with pytest.raises(ValueError, match="none of the 300 nodules was tested"):
+        evaluate_nodules(labels, {"features": np.full(300, np.nan)}, diameter, patients)
+    with pytest.raises(ValueError, match="diameters above 0 mm"):
+        evaluate_nodules(labels, NoduleScores({"features": features[:, 0]}, labels), diameter - 5, patients)
