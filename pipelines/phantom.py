@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from pipelines.parallel import Crashed, available_cores, run_jobs
 from pipelines.phantom_anatomy import NOISE_HU, Segment, Thorax, chest_hu, grow_vessels
 from pipelines.phantom_dicom import Flavour, SeriesHeader, write_series
 from pipelines.phantom_nodules import Nodule, draw_nodule, draw_nodules
@@ -157,29 +155,22 @@ def _remove_abandoned(root: Path) -> None:
             continue
 
 
-def _end_with_parent() -> None:
-    """Let a worker end when its parent was killed; by itself it would wait for work for ever."""
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
 def _write_patients(
     root: Path, seed: int, n_patients: int, size_px: int, height_mm: float, workers: int | None
 ) -> list[dict[str, Any]]:
+    """The truth about every patient, in order."""
     write = partial(write_patient, root, seed, size_px=size_px, height_mm=height_mm)
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), n_patients) if hasattr(os, "sched_getaffinity") else 1
-    bar = partial(tqdm, total=n_patients, desc="phantom", unit="patient", disable=None, leave=False)
-    if workers <= 1:
-        return list(bar(map(write, range(n_patients))))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
-        return list(bar(pool.map(write, range(n_patients), chunksize=4)))
+    jobs = run_jobs(write, range(n_patients), workers or available_cores())
+    truths: dict[int, dict[str, Any]] = {}
+    for index, truth in tqdm(
+        jobs, total=n_patients, desc="phantom", unit="patient", disable=None, leave=False
+    ):
+        if isinstance(truth, Crashed):
+            raise ChildProcessError(
+                f"the process that drew patient {index} of the phantom was ended from outside"
+            )
+        truths[index] = truth
+    return [truths[index] for index in range(n_patients)]
 
 
 @dataclass(frozen=True, slots=True)
