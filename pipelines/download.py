@@ -1,0 +1,223 @@
+"""LIDC-IDRI, or any collection of the NCI Imaging Data Commons, CT series by CT series.
+
+What would be fetched is known offline from the index that comes with the package, and is said first: number, size,
+licence. A series folder that exists is whole: each is fetched into a folder beside it, counted, and renamed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from pipelines.cli import main
+from pipelines.tracking import Run
+
+INSTALL = "pip install 'dinox-ct[download]'"
+PARTIAL = ".partial"
+
+INDEX_COLUMNS = (
+    "collection_id",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "instanceCount",
+    "series_size_MB",
+    "license_short_name",
+    "source_DOI",
+)
+
+Fetch = Callable[[str, Path], None]
+"""Fetches the files of one SeriesInstanceUID into a folder; need not say whether it succeeded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DownloadConfig:
+    """What to fetch, and where to."""
+
+    collection: str = "lidc_idri"
+    """Collection id of the Imaging Data Commons."""
+    target: str = "data/lidc"
+    """Folder for PatientID / StudyInstanceUID / SeriesInstanceUID / *.dcm."""
+    patients: str = ""
+    """Empty for all; else places in the sorted list of patients, from 1, or ids: `1-20`, `3,LIDC-IDRI-0078`."""
+    dry_run: bool = False
+    """Say what would be fetched, and stop."""
+
+
+def read_index() -> pd.DataFrame:
+    """Read the index of the Imaging Data Commons that comes with idc-index; needs no network.
+
+    Raises:
+        ValueError: If the optional package is not installed.
+    """
+    try:
+        from idc_index_data import IDC_INDEX_PARQUET_FILEPATH
+    except ImportError as error:
+        raise ValueError(
+            f"download needs the optional package idc-index; install it with: {INSTALL}"
+        ) from error
+    return pd.read_parquet(IDC_INDEX_PARQUET_FILEPATH, columns=list(INDEX_COLUMNS))
+
+
+def select_ct_series(index: pd.DataFrame, collection: str, patients: str = "") -> pd.DataFrame:
+    """Return the CT series of a collection, ordered by patient, one row each.
+
+    Args:
+        index: As `read_index` gives it.
+        collection: Collection id, e.g. `lidc_idri`.
+        patients: As in `DownloadConfig.patients`.
+
+    Raises:
+        ValueError: If the collection is unknown or holds no CT, or a patient is not among its patients.
+    """
+    known = index["collection_id"].unique()
+    if collection not in known:
+        near = difflib.get_close_matches(collection, [str(name) for name in known], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"the Imaging Data Commons has no collection '{collection}'{hint}")
+    series = index[(index["collection_id"] == collection) & (index["Modality"] == "CT")]
+    if series.empty:
+        raise ValueError(f"collection '{collection}' holds no CT series")
+    everybody = sorted(series["PatientID"].unique())
+    chosen = _chosen_patients(patients, everybody) if patients.strip() else set(everybody)
+    series = series[series["PatientID"].isin(chosen)]
+    return series.sort_values(["PatientID", "SeriesInstanceUID"], ignore_index=True)
+
+
+def _chosen_patients(text: str, everybody: list[str]) -> set[str]:
+    """The patients that `1-20,LIDC-IDRI-0078` names."""
+    chosen: set[str] = set()
+    for word in (part.strip() for part in text.split(",")):
+        if word in everybody:
+            chosen.add(word)
+            continue
+        places = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if places is None:
+            raise ValueError(
+                f"'{word}' is neither a patient of this collection nor a place such as 7 or 1-20"
+            )
+        first, last = int(places[1]), int(places[2] or places[1])
+        if not 1 <= first <= last <= len(everybody):
+            raise ValueError(
+                f"patients {word} do not lie within 1-{len(everybody)}, the patients of this collection"
+            )
+        chosen.update(everybody[first - 1 : last])
+    return chosen
+
+
+def series_folder(target: Path, row: pd.Series) -> Path:
+    """Where a series goes: patient, study, series."""
+    return target / str(row["PatientID"]) / str(row["StudyInstanceUID"]) / str(row["SeriesInstanceUID"])
+
+
+def missing_series(selection: pd.DataFrame, target: Path) -> pd.DataFrame:
+    """Return the rows whose folder is not there yet."""
+    is_there = [series_folder(target, row).is_dir() for _, row in selection.iterrows()]
+    return selection[[not there for there in is_there]]
+
+
+def describe(selection: pd.DataFrame, missing: pd.DataFrame) -> str:
+    """Say what was selected, how large it is, under which licence, and how much of it is still to come."""
+    licences = ", ".join(sorted(selection["license_short_name"].unique()))
+    sources = ", ".join(sorted(selection["source_DOI"].dropna().unique()))
+    return (
+        f"{', '.join(selection['collection_id'].unique())}: {len(selection)} CT series of"
+        f" {selection['PatientID'].nunique()} patients, {_gigabytes(selection):.1f} GB\n"
+        f"licence: {licences} (give credit: https://doi.org/{sources})\n"
+        f"to fetch: {len(missing)} series, {_gigabytes(missing):.1f} GB; already here: {len(selection) - len(missing)}"
+    )
+
+
+def _gigabytes(series: pd.DataFrame) -> float:
+    return float(series["series_size_MB"].sum()) / 1000
+
+
+def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
+    """Fetch every series that is missing, whole or not at all; what an interruption left is continued.
+
+    Raises:
+        ValueError: If there is no room, or the files that arrived are not as many as the index says.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    free_gb = shutil.disk_usage(target).free / 1e9
+    if free_gb < _gigabytes(missing):
+        raise ValueError(
+            f"{target} has {free_gb:.1f} GB free and {_gigabytes(missing):.1f} GB are to come;"
+            " choose fewer patients, or another target"
+        )
+    total_mb = float(missing["series_size_MB"].sum())
+    with tqdm(total=round(total_mb), unit="MB", desc="download", disable=None) as bar:
+        for _, row in missing.iterrows():
+            _fetch_one(row, series_folder(target, row), fetch)
+            bar.update(round(float(row["series_size_MB"])))
+
+
+def _fetch_one(row: pd.Series, folder: Path, fetch: Fetch) -> None:
+    partial = folder.with_name(folder.name + PARTIAL)
+    partial.mkdir(parents=True, exist_ok=True)
+    fetch(str(row["SeriesInstanceUID"]), partial)
+    arrived, expected = len(list(partial.glob("*.dcm"))), int(row["instanceCount"])
+    if arrived != expected:
+        raise ValueError(
+            f"series {row['SeriesInstanceUID']}: {arrived} of {expected} files arrived;"
+            " see whether the network is there, then run the same command again: it goes on where it stopped"
+        )
+    partial.rename(folder)
+
+
+def fetch_from_idc() -> Fetch:
+    """Return the real thing: idc-index, which copies from the public bucket with s5cmd and needs no account."""
+    try:
+        from idc_index import IDCClient
+    except ImportError as error:
+        raise ValueError(
+            f"download needs the optional package idc-index; install it with: {INSTALL}"
+        ) from error
+    client = IDCClient()
+
+    def fetch(series_uid: str, folder: Path) -> None:
+        client.download_from_selection(
+            downloadDir=str(folder),
+            seriesInstanceUID=[series_uid],
+            dirTemplate=None,
+            use_s5cmd_sync=True,  # files that are there already stay
+            show_progress_bar=False,
+        )
+
+    return fetch
+
+
+def run_download(config: DownloadConfig, run: Run) -> None:
+    """Say what the selection is, then fetch what of it is missing."""
+    target = Path(config.target)
+    selection = select_ct_series(read_index(), config.collection, config.patients)
+    missing = missing_series(selection, target)
+    print(describe(selection, missing))
+    run.log_metrics(
+        {
+            "download/n_series": len(selection),
+            "download/n_patients": selection["PatientID"].nunique(),
+            "download/size_gb": _gigabytes(selection),
+            "download/n_missing": len(missing),
+        }
+    )
+    if config.dry_run:
+        print("dry run: nothing was fetched")
+        return
+    if missing.empty:
+        print(f"all of it is in {target}")
+        return
+    fetch_series(missing, target, fetch_from_idc())
+    print(f"done; next: mlflow run . -e prepare -P source={target} -P cohort=cohorts/{config.collection}")
+
+
+if __name__ == "__main__":
+    main("download", DownloadConfig, run_download)
