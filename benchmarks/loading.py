@@ -1,0 +1,88 @@
+"""What reaches the trainer: triplets read from the cohort, and samples delivered by two worker processes."""
+
+from collections.abc import Iterable
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from benchmarks.chest_cohort import ChestCohort, chest_cohort
+from benchmarks.png_peer import PngTwoViews
+from benchmarks.timing import ROUNDS, median_seconds, one_thread, row
+from pipelines.loader import BatchPlan, MicroBatches, stream_batches
+from transforms.views import ViewConfig
+
+BATCH, WORKERS = 16, 2
+READS = 64
+
+
+def measure() -> list[dict[str, object]]:
+    """Time random reads against a bare copy, and delivery by workers against PNG files."""
+    chests = chest_cohort()
+    with one_thread():
+        reads = median_seconds(_read_ways(chests))
+        delivered = _delivered_seconds(chests)
+    return [
+        row(
+            "random triplet read, one core",
+            reads["ours"] / reads["bare"],
+            "<= 1.5",
+            f"times a bare copy from the memory map ({reads['ours'] / READS * 1e3:.2f} ms)",
+        ),
+        row(
+            f"samples delivered with two views, {WORKERS} workers",
+            delivered["png"] / delivered["views"],
+            ">= 5",
+            f"times the rate of 16-bit PNG loading ({1 / delivered['views']:.0f} samples/s)",
+        ),
+        row(
+            f"samples delivered as raw int16, {WORKERS} workers",
+            delivered["png"] / delivered["raw"],
+            ">= 20",
+            f"times the rate of 16-bit PNG loading ({1 / delivered['raw']:.0f} samples/s)",
+        ),
+    ]
+
+
+def _read_ways(chests: ChestCohort) -> dict[str, object]:
+    rows = np.random.default_rng(0).choice(chests.inner_rows(), READS).tolist()
+
+    def bare() -> None:
+        for row_number in rows:
+            volume, z = chests.volume(row_number)
+            np.array(volume[z - 1 : z + 2])
+
+    def ours() -> None:
+        for row_number in rows:
+            chests.index.read([row_number])
+
+    return {"bare": bare, "ours": ours}
+
+
+def _delivered_seconds(chests: ChestCohort) -> dict[str, float]:
+    """Median seconds per sample of each way to deliver, in turn."""
+    config = ViewConfig()
+    plan = BatchPlan(len(chests.index), BATCH, accumulation=1, seed=0)
+    views = MicroBatches(chests.index, plan, config, seed=0, render=True)
+    raw = MicroBatches(chests.index, plan, config, seed=0, render=False)
+    peer_rows = np.random.default_rng(0).choice(chests.inner_rows(), 10 * BATCH).tolist()
+    peer = PngTwoViews(chests.png_paths, peer_rows, config)
+    ways = {
+        "png": lambda: DataLoader(peer, BATCH, num_workers=WORKERS, prefetch_factor=4),
+        "views": lambda: stream_batches(views, 0, 40, WORKERS, pin=False),
+        "raw": lambda: stream_batches(raw, 0, 120, WORKERS, pin=False),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(max(7, ROUNDS)):
+        for name, deliver in ways.items():
+            seconds[name].append(_seconds_per_sample(deliver()))
+    return {name: median(times) for name, times in seconds.items()}
+
+
+def _seconds_per_sample(batches: Iterable[object]) -> float:
+    """Time from when every worker has delivered once, so that starting the workers is not counted."""
+    arrivals = []
+    for _ in batches:
+        arrivals.append(perf_counter())
+    return (arrivals[-1] - arrivals[WORKERS - 1]) / ((len(arrivals) - WORKERS) * BATCH)

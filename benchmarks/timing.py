@@ -1,0 +1,39 @@
+"""Times of several ways to do one thing, taken in turn, so that a busy machine slows all of them alike."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from time import perf_counter
+
+import torch
+
+ROUNDS = 9
+
+
+def median_seconds(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Run every way once to warm up, then `rounds` times in turn; return the median seconds of each."""
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = perf_counter()
+            way()
+            seconds[name].append(perf_counter() - start)
+    return {name: median(times) for name, times in seconds.items()}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def row(name: str, ratio: float, target: str, unit: str) -> dict[str, object]:
+    """One line of the table: `target` is like ">= 7" or "<= 1.5", or empty where nothing is promised."""
+    return {"name": name, "ratio": ratio, "target": target, "unit": unit}

@@ -1,0 +1,61 @@
+"""Two random views of one sample on one core: from the cohort, against a loader of PNG files."""
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from benchmarks.chest_cohort import chest_cohort
+from benchmarks.png_peer import PngTwoViews
+from benchmarks.timing import median_seconds, one_thread, row
+from pipelines.loader import BatchPlan, MicroBatches
+from transforms.resample import resize_crop
+from transforms.views import ViewConfig
+
+BATCH = 16
+
+
+def measure() -> list[dict[str, object]]:
+    """Time reading, drawing and rendering a batch, per sample, against the PNG peer; and the resize alone."""
+    chests, config = chest_cohort(), ViewConfig()
+    peer = PngTwoViews(chests.png_paths, chests.inner_rows().tolist(), config)
+    plan = BatchPlan(len(chests.index), BATCH, accumulation=1, seed=0)
+    ours = MicroBatches(chests.index, plan, config, seed=0, render=True)
+    micro = iter(range(1_000_000))
+    with one_thread():
+        seconds = median_seconds(
+            {
+                "png": lambda: [peer[i] for i in np.random.default_rng(0).integers(len(peer), size=4)],
+                "ours": lambda: ours[next(micro)],
+            }
+        )
+        resize = median_seconds(_resize_ways())
+    return [
+        row(
+            "two views of 224 px from int16 slices, one core",
+            (seconds["png"] / 4) / (seconds["ours"] / BATCH),
+            ">= 7",
+            f"times the rate of 16-bit PNG loading ({seconds['ours'] / BATCH * 1e3:.2f} ms a sample)",
+        ),
+        row(
+            "bicubic antialiased crop of 443 px to 224 px, one core",
+            resize["torch"] / resize["ours"],
+            ">= 1",
+            "times the rate of torch interpolate(antialias=True)",
+        ),
+    ]
+
+
+def _resize_ways() -> dict[str, object]:
+    slices = np.random.default_rng(0).integers(-1000, 1000, (3, 512, 512)).astype(np.int16)
+    box, out = np.array([20, 30, 443, 443]), np.empty((3, 224, 224), np.float32)
+
+    def with_torch() -> None:
+        for _ in range(10):
+            crop = torch.from_numpy(slices)[None, :, 20:463, 30:473].float()
+            interpolate(crop, (224, 224), mode="bicubic", antialias=True, align_corners=False)
+
+    def ours() -> None:
+        for _ in range(10):
+            resize_crop(slices, box, 224, False, out)
+
+    return {"torch": with_torch, "ours": ours}
