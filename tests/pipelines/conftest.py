@@ -1,0 +1,25 @@
+"""One small prepared cohort, and a store of its own for every test that writes runs."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.cohort import Cohort
+from pipelines.prepare import PrepareConfig, prepare_cohort
+
+
+@pytest.fixture(scope="session")
+def small_cohort(small_phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """Six phantom patients, prepared; read only."""
+    root = tmp_path_factory.mktemp("cohorts") / "small"
+    return prepare_cohort(PrepareConfig(source=str(small_phantom_source), cohort=str(root), workers=1)).cohort
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An MLflow store in the test's folder; returns that folder."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
