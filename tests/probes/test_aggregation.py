@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+
+from probes.aggregation import AggregatorProbe, SliceTokens, compare_aggregators
+from probes.fitting import FitSettings
+from probes.splits import patient_folds
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+QUICK = FitSettings(lr=3e-3, max_epochs=60, patience=12, batch_size=32)
+
+
+def two_signs_in_order(n=200, n_slices=9, n_features=12, seed=0):
+    """Sign A 10 mm above the centre and sign B 10 mm below, or the other way round: the class is their order.
+
+    Slices are 2.5 mm apart. A nodule of class 1 is the mirror along z of one of class 0: the same slices in another
+    order, with the same slice in the centre.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = np.repeat(rng.normal(0, 1.0, (n, 1, n_features)), n_slices, axis=1)
+    tokens += rng.normal(0, 0.1, tokens.shape)
+    tokens[:, 0, 0] += 3.0
+    tokens[:, -1, 1] += 3.0
+    labels = np.arange(n) % 2
+    tokens[labels == 1] = tokens[labels == 1, ::-1]
+    position = np.broadcast_to((np.arange(n_slices) - n_slices // 2) * 2.5, (n, n_slices)).copy()
+    mask = np.ones((n, n_slices), dtype=bool)
+    slices = SliceTokens(*(torch.from_numpy(part) for part in (tokens.astype(np.float32), position, mask)))
+    return slices, labels, np.arange(n) // 2
+
+
+def extent_along_z(n=200, n_slices=9, seed=0):
+    """The class is how many slices carry the sign; the centre always does."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    distance = np.abs(np.arange(n_slices) - n_slices // 2)
+    carries = distance[None] <= np.where(labels == 1, 3, 1)[:, None]
+    tokens = rng.normal(0, 0.5, (n, n_slices, 6)).astype(np.float32)
+    tokens[..., 0] += 2 * carries
+    position = torch.from_numpy(np.broadcast_to((np.arange(n_slices) - 4) * 2.5, (n, n_slices)).copy())
+    mask = torch.ones(n, n_slices, dtype=torch.bool)
+    return SliceTokens(torch.from_numpy(tokens), position, mask), labels, np.arange(n) // 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_only_an_aggregator_that_knows_places_tells_the_order_of_two_signs(device):
+    slices, labels, patients = two_signs_in_order()
+    folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
+    table = compare_aggregators(slices, labels, patients, folds, settings=QUICK, device=device)
+    table = table.set_index("aggregator")
+    for blind in ("centre", "mean", "centre3_mean", "centre3_max"):
+        assert table.loc[blind, "auroc"] < 0.6
+    assert table.loc["attention_z", "auroc"] > 0.85
+    assert table.loc["attention_z", "p_holm"] < 0.05
+    assert table.loc["attention_z", "minus_centre_ci_low"] > 0
+    assert np.isnan(table.loc["centre", "p"])
+
+
+def test_the_extent_along_z_is_seen_by_the_mean_and_not_by_the_centre():
+    slices, labels, patients = extent_along_z()
+    folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
+    table = compare_aggregators(slices, labels, patients, folds, names=["mean"]).set_index("aggregator")
+    assert table.loc["mean", "auroc"] > 0.9
+    assert table.loc["centre", "auroc"] < 0.62
+    assert list(table.index) == ["centre", "mean"]
+
+
+def test_three_planes_join_the_same_table():
+    slices, labels, patients = extent_along_z(160)
+    rng = np.random.default_rng(1)
+    planes = rng.normal(size=(160, 3, 6)).astype(np.float32)
+    planes[:, 2, 0] += 3 * labels  # only the sagittal view tells
+    triplets = SliceTokens(
+        torch.from_numpy(planes), torch.zeros(160, 3), torch.ones(160, 3, dtype=torch.bool)
+    )
+    folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
+    table = compare_aggregators(
+        slices, labels, patients, folds, names=["centre"], planes=triplets, settings=QUICK
+    )
+    assert table.set_index("aggregator").loc["planes", "auroc"] > 0.8
+
+
+def test_shapes_and_names_that_do_not_fit_are_refused_in_words():
+    slices, labels, patients = extent_along_z(40)
+    with pytest.raises(ValueError, match="slice tokens must be"):
+        SliceTokens(slices.tokens, slices.position_mm[:, :3], slices.mask)
+    with pytest.raises(ValueError, match="1 nodules have no real slice"):
+        SliceTokens(slices.tokens, slices.position_mm, slices.mask & (torch.arange(40) != 7)[:, None])
+    with pytest.raises(ValueError, match="no aggregator is called 'median'"):
+        compare_aggregators(slices, labels, patients, [], names=["median"])
+    with pytest.raises(ValueError, match="labels are positive"):
+        AggregatorProbe("mean").fit(slices, np.ones(40), patients)
