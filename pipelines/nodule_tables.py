@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from pipelines.cohort_tables import ANNOTATIONS, NODULES, empty_table
 from pipelines.lidc import known_series, place_on_volumes
@@ -22,7 +23,7 @@ def rows_for_volumes(series: pd.DataFrame, source: Path) -> Tables:
     """
     whole = series[series["kind"] == "series"]
     tables = [_from_lidc(whole), _from_phantom(whole, source)]
-    return _concatenate([marks for marks, _ in tables], ANNOTATIONS), _concatenate(
+    return concatenate([marks for marks, _ in tables], ANNOTATIONS), concatenate(
         [nodules for _, nodules in tables], NODULES
     )
 
@@ -48,6 +49,7 @@ def _from_phantom(series: pd.DataFrame, source: Path) -> Tables:
     return annotations, nodules
 
 
-def _concatenate(tables: Sequence[pd.DataFrame], schema: object) -> pd.DataFrame:
+def concatenate(tables: Sequence[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
+    """Rows of several tables of one kind, in their order; tables without rows say nothing about types."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else empty_table(schema)

@@ -1,6 +1,7 @@
 """Entry point `prepare`: a folder of CT in, a cohort out; what cannot be read right is refused with its reason."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,20 +10,27 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 from tqdm import tqdm
 
+from pipelines.annotation_csv import AnnotationTable, join_annotations
 from pipelines.cohort import Cohort, CohortWriter, write_volume
-from pipelines.nodule_tables import rows_for_volumes
+from pipelines.cohort_tables import NODULES
+from pipelines.nodule_tables import concatenate, rows_for_volumes
 from pipelines.parallel import Crashed, available_cores, run_jobs
 from pipelines.phantom import public_patient_ids, write_phantom
+from pipelines.phantom_truth import TRUTH_FILE
 from pipelines.pseudonyms import Pseudonyms
-from pipelines.refused_table import refused_series, refused_table
+from pipelines.refused_table import refused_table, with_refused_rows
 from pipelines.sources.dicom import find_dicom, read_dicom
-from pipelines.sources.found import Job
+from pipelines.sources.found import Found, Job, ReadJob
+from pipelines.sources.hub import fetch_from_hub
+from pipelines.sources.nifti import find_nifti, read_nifti_job
+from pipelines.sources.png import find_png, read_png_job
 from transforms.refused import RefusedFile, SeriesRefusedError
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run
 
 PHANTOM_SOURCE = Path("phantom_source")
+PHANTOM_COHORT = "cohorts/phantom"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +38,12 @@ class PrepareConfig:
     """What to prepare, and into which cohort."""
 
     source: str = ""
-    """Folder of CT; empty writes the synthetic phantom and prepares that."""
-    cohort: str = "cohorts/phantom"
-    from_: Literal["dicom"] = "dicom"
-    """Format of the source."""
+    """Folder of CT (or a NIfTI file, or a data set of the Hub); empty writes the phantom and prepares that."""
+    cohort: str = PHANTOM_COHORT
+    from_: Literal["dicom", "nifti", "png", "hub"] = "dicom"
+    """Format of the source; `from` on the command line."""
     witness: Literal["none", "simpleitk"] = "none"
-    """simpleitk: compare every voxel with SimpleITK's reading and refuse series that differ."""
+    """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
     annotations: str = ""
     """CSV of nodules to join to the volumes."""
     keep_ids: bool = False
@@ -44,6 +52,22 @@ class PrepareConfig:
     """Processes; 0 takes one per core."""
     verify: bool = False
     """Hash every volume of the cohort again at the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that mean nothing."""
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+        if self.witness != "none" and self.from_ != "dicom":
+            raise ValueError(
+                f"witness={self.witness} compares DICOM files; it cannot be had with from={self.from_}"
+            )
+        is_phantom = not self.source and self.from_ == "dicom"
+        if not is_phantom and self.cohort == PHANTOM_COHORT:
+            raise ValueError(
+                f"{self.cohort} is the phantom's cohort; name another for this source as cohort=DIR"
+            )
+        if not self.source and self.from_ in ("nifti", "png"):
+            raise ValueError(f"from={self.from_} needs a source; name the folder as source=DIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +78,19 @@ class Prepared:
     n_new: int
     n_present: int
     n_refused_files: int
+    n_refused_rows: int
 
 
 class NothingReadError(ValueError):
     """The source holds no volume that can be read."""
+
+
+READERS: dict[str, ReadJob] = {
+    "dicom": read_dicom,
+    "nifti": read_nifti_job,
+    "png": read_png_job,
+    "hub": read_png_job,
+}
 
 
 def prepare_cohort(config: PrepareConfig) -> Prepared:
@@ -69,20 +102,27 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         NothingReadError: If the source holds nothing that can be read.
         ValueError: If the source is no folder, or the cohort folder is something else.
     """
-    source = Path(config.source) if config.source else _phantom_source()
+    table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
+    source = _source_folder(config)
     workers = config.workers or available_cores()
-    found = find_dicom(source, workers)
     pseudonyms = Pseudonyms.of_user(public_patient_ids(source), config.keep_ids)
+    found = _find(config, source, pseudonyms, table, workers)
     writer = CohortWriter(Path(config.cohort))
     try:
         missing = [job for job in found.jobs if writer.n_files_of(job.volume_id) != len(job.files)]
-        refused_jobs = _read_all(
-            missing, partial(_prepare_one, writer.root, pseudonyms, config.witness), workers
-        )
-        refused = refused_table([*found.refused, *refused_jobs], source, pseudonyms)
-        present = {job.volume_id for job in found.jobs if writer.n_files_of(job.volume_id)}
+        prepare_one = partial(_prepare_one, writer.root, READERS[config.from_], pseudonyms, config.witness)
+        refused_jobs = _read_all(missing, prepare_one, workers)
+        refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
+        refused = refused_table(refused_files, source, pseudonyms)
+        present = {job.volume_id: job for job in found.jobs if writer.n_files_of(job.volume_id)}
         series = writer.series()
-        annotations, nodules = rows_for_volumes(series[series["volume_id"].isin(present)], source)
+        series = series[series["volume_id"].isin(present)]
+        annotations, nodules = rows_for_volumes(series, source)
+        if table is not None:
+            files = {_below(path, source): job.volume_id for job in present.values() for path in job.files}
+            joined = join_annotations(table, series, files, pseudonyms)
+            nodules = concatenate([nodules, joined.nodules], NODULES)
+            refused = with_refused_rows(refused, joined.refused)
         writer.write_tables(annotations, nodules, refused, _source_id(source, pseudonyms))
     finally:
         writer.close()
@@ -94,36 +134,62 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             f"{len(damaged)} volume(s) of {cohort.root} are not what was prepared (first: {damaged[0]}); "
             "delete them from volumes/ and run prepare again"
         )
-    n_new = len(missing) - len({one.series_uid for one in refused_jobs})
-    return Prepared(cohort, n_new, len(present) - n_new, int(refused["n_files"].sum()))
+    n_new = len(missing) - len(refused_jobs)
+    n_refused_files, n_refused_rows = (int(refused[name].sum()) for name in ("n_files", "n_rows"))
+    return Prepared(cohort, n_new, len(present) - n_new, n_refused_files, n_refused_rows)
 
 
-def _phantom_source() -> Path:
+def _source_folder(config: PrepareConfig) -> Path:
+    if config.from_ == "hub":
+        return fetch_from_hub(config.source)
+    if config.source:
+        return Path(config.source)
     write_phantom(PHANTOM_SOURCE)
     return PHANTOM_SOURCE
 
 
-def _read_all(jobs: list[Job], prepare_one: "partial[str]", workers: int) -> list[RefusedFile]:
-    """Read every job; the files of those that are refused, with the reason."""
-    refused: list[RefusedFile] = []
+def _find(
+    config: PrepareConfig, source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | None, workers: int
+) -> Found:
+    """All jobs of the source, and all files that are none; the tables beside them are no refused files."""
+    if config.from_ == "dicom":
+        found = find_dicom(source, workers)
+    elif config.from_ == "nifti":
+        found = find_nifti(source, pseudonyms, table)
+    else:
+        found = find_png(source, pseudonyms)
+    used = {(source / TRUTH_FILE).resolve(), *([table.path.resolve()] if table else [])}
+    return Found(found.jobs, [one for one in found.refused if one.path.resolve() not in used])
+
+
+def _read_all(jobs: list[Job], prepare_one: "partial[str]", workers: int) -> dict[str, list[RefusedFile]]:
+    """Read every job; by volume_id the files of those that are refused, with the reason."""
+    refused: dict[str, list[RefusedFile]] = {}
     with tqdm(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
         for job, reason in run_jobs(prepare_one, jobs, workers):
             if isinstance(reason, Crashed):
                 reason = "decoding ended the process that did it (a damaged file, or memory ran out)"
             if reason:
-                refused += refused_series(job.files, job.series_uid, reason)
+                refused[job.volume_id] = [RefusedFile(path, job.series_uid, reason) for path in job.files]
             bar.update(len(job.files))
     return refused
 
 
-def _prepare_one(root: Path, pseudonyms: Pseudonyms, witness: str, job: Job) -> str:
+def _prepare_one(root: Path, read: ReadJob, pseudonyms: Pseudonyms, witness: str, job: Job) -> str:
     """Read one job and write its volume; the reason where it is refused, else ""."""
     try:
-        row, volume_hu = read_dicom(job, pseudonyms, witness)
+        row, volume_hu = read(job, pseudonyms, witness)
     except SeriesRefusedError as refusal:
         return refusal.reason
+    except OSError as error:
+        return f"a file cannot be read ({error.strerror})"
     write_volume(root, row, volume_hu, len(job.files))
     return ""
+
+
+def _below(path: Path, source: Path) -> str:
+    """A file's path below the source, as an annotation table writes it."""
+    return Path(os.path.relpath(path, source.parent if source.is_file() else source)).as_posix()
 
 
 def _source_id(source: Path, pseudonyms: Pseudonyms) -> str:
@@ -158,13 +224,15 @@ def run_prepare(config: PrepareConfig, run: "Run") -> None:
             "prepare/patients": cohort.series["patient_id"].nunique(),
             "prepare/nodules": len(cohort.nodules),
             "prepare/refused_files": prepared.n_refused_files,
+            "prepare/refused_rows": prepared.n_refused_rows,
         }
     )
     if len(cohort.refused):
         run.log_table(cohort.refused, "tables/refused.parquet")
     print(
         f"{cohort.root}: {len(cohort.series)} volumes of {cohort.series['patient_id'].nunique()} patients "
-        f"({prepared.n_new} new), {len(cohort.nodules)} nodules; {prepared.n_refused_files} files refused"
+        f"({prepared.n_new} new), {len(cohort.nodules)} nodules; {prepared.n_refused_files} files "
+        f"and {prepared.n_refused_rows} annotation rows refused"
         + (" (see refused.parquet)" if len(cohort.refused) else "")
     )
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import sqlite3
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipelines.pylidc_compat import pylidc_folder
+
+_REPLACED = re.compile(r"anon-[0-9a-f]{24}")
 
 
 @lru_cache(maxsize=1)
@@ -51,11 +54,13 @@ class Pseudonyms:
         """The id to store for a patient.
 
         A series of LIDC-IDRI has its published patient whatever its header says. Where there is no PatientID the
-        study stands for the patient.
+        study stands for the patient. An id that stands for a patient already stays.
         """
         if series_uid in lidc_scans():
             return lidc_scans()[series_uid][0]
-        if patient_id and (self.keep_ids or patient_id in self.public_names):
+        if patient_id and (
+            self.keep_ids or patient_id in self.public_names or _REPLACED.fullmatch(patient_id)
+        ):
             return patient_id
         return (
             f"anon-{self._hash('patient' if patient_id else 'study', patient_id or study_uid or series_uid)}"
@@ -63,7 +68,7 @@ class Pseudonyms:
 
     def name(self, name: str) -> str:
         """A folder's or file's name as it may be stored."""
-        return name if self.keep_ids or name in self.public_names else f"name-{self._hash('name', name)[:10]}"
+        return name if self.keep_ids or name in self.public_names else f"name-{self._hash('name', name)[:16]}"
 
     def folder(self, relative: Path) -> str:
         """A path below the source, each part of it public or hashed; "." for the source itself."""

@@ -28,9 +28,19 @@ def refused_table(refused: Iterable[RefusedFile], source: Path, pseudonyms: Pseu
     return pd.DataFrame(rows, columns=[name for name in REFUSED.names if name != "source_id"])
 
 
-def refused_series(files: Iterable[Path], series_uid: str, reason: str) -> list[RefusedFile]:
-    """Every file of a series, refused for one reason."""
-    return [RefusedFile(path, series_uid, reason) for path in files]
+def with_refused_rows(refused: pd.DataFrame, rows: Counter[str]) -> pd.DataFrame:
+    """Add the rows of an annotation table that met no volume, counted by reason."""
+    further = [
+        {
+            "series_uid": "",
+            "folder": ".",
+            "n_files": 0,
+            "n_rows": count,
+            "reason": f"row(s) of the annotation table: {why}",
+        }
+        for why, count in sorted(rows.items())
+    ]
+    return pd.concat([refused, pd.DataFrame(further, columns=refused.columns)]) if further else refused
 
 
 def _folder(path: Path, source: Path) -> Path:

@@ -1,8 +1,9 @@
 """What every source gives `prepare`: jobs to read, files refused, and for each job a volume or a refusal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,9 @@ from pipelines.pseudonyms import Pseudonyms
 from transforms.refused import RefusedFile
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
-    """The files of one volume.
+    """The files of one volume; a source may add fields that its reader needs.
 
     Attributes:
         volume_id: Its id in the cohort.
@@ -36,11 +37,8 @@ class Found:
     refused: list[RefusedFile] = field(default_factory=list)
 
 
-class ReadJob(Protocol):
-    """Reads one job into a row of the series table (without shape and hash) and voxels, (Z, Y, X) int16 HU."""
+ReadJob = Callable[[Job, Pseudonyms, str], tuple[dict[str, Any], NDArray[np.int16]]]
+"""(job, pseudonyms, witness) -> a row of the series table, without shape and hash, and voxels (Z, Y, X) int16 HU.
 
-    def __call__(
-        self, job: Job, pseudonyms: Pseudonyms, witness: str
-    ) -> tuple[dict[str, Any], NDArray[np.int16]]:
-        """Read; raises SeriesRefusedError with the reason where it cannot."""
-        ...
+Raises SeriesRefusedError with the reason where the job cannot be read right.
+"""

@@ -1,0 +1,88 @@
+"""Entry point `export_png`: a cohort as 16-bit PNG slices (HU + 32768) with an index, as the Hub's form of LIDC is."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from pipelines.atomic import write_atomically
+from pipelines.cohort import Cohort
+from transforms.png_slices import ENCODING, encode_png
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportPngConfig:
+    """Which cohort to export, and where to."""
+
+    cohort: str = "cohorts/phantom"
+    out: str = "exports/png"
+
+
+def export_png(cohort: Cohort, out: Path) -> int:
+    """Write every slice of a cohort as `<volume_id>/<slice>.png`, then `index.csv`; files that are there are kept.
+
+    The index has the Hub's columns (png_path, series_dir, slice_index, encoding, spacing_x/y/z in mm) and, so that
+    nothing is lost on the way back, the ids, the affine and the offset of each slice.
+
+    Returns:
+        The number of slices.
+    """
+    rows: list[dict[str, Any]] = []
+    n_slices = sum(int(shape[0]) for shape in cohort.series["shape"])
+    with tqdm(total=n_slices, desc="slices", unit="slice") as bar:
+        for record in cohort.series.to_dict("records"):
+            volume: dict[str, Any] = {str(name): value for name, value in record.items()}
+            folder = out / volume["volume_id"]
+            folder.mkdir(parents=True, exist_ok=True)
+            for z, slice_hu in enumerate(cohort.volume(volume["volume_id"])):
+                path = folder / f"{z:04d}.png"
+                if not path.is_file():
+                    png = encode_png(slice_hu)
+                    write_atomically(path, lambda file, png=png: file.write(png))  # type: ignore[misc]
+                rows.append(_index_row(volume, z, path.relative_to(out)))
+                bar.update()
+    buffer = io.StringIO()
+    pd.DataFrame(rows).to_csv(buffer, index=False)
+    write_atomically(out / "index.csv", lambda file: file.write(buffer.getvalue().encode()))
+    return n_slices
+
+
+def _index_row(volume: dict[str, Any], z: int, png_path: Path) -> dict[str, Any]:
+    spacing_z, spacing_y, spacing_x = volume["spacing_mm"]
+    offsets = volume["slice_offsets_mm"]
+    offset = float(offsets[z]) if len(offsets) else z * spacing_z
+    return {
+        "png_path": png_path.as_posix(),
+        "series_dir": volume["volume_id"],
+        "slice_index": round(offset / spacing_z),
+        "encoding": ENCODING,
+        "spacing_x": spacing_x,
+        "spacing_y": spacing_y,
+        "spacing_z": spacing_z,
+        **{name: volume[name] for name in ("volume_id", "patient_id", "study_uid", "series_uid")},
+        "affine_ras": " ".join(repr(float(value)) for value in volume["affine_ras"]),
+        "slice_offset_mm": offset,
+    }
+
+
+def run_export_png(config: ExportPngConfig, run: "Run") -> None:
+    """Export, and say what was written."""
+    cohort, out = Cohort.open(Path(config.cohort)), Path(config.out)
+    n_slices = export_png(cohort, out)
+    run.set_tags({"dinox.cohort_sha": cohort.sha256})
+    run.log_metrics({"export/slices": n_slices})
+    print(
+        f"{out}: {n_slices} slices of {len(cohort.series)} volumes; read them with prepare -P from=png -P source={out}"
+    )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("export_png", ExportPngConfig, run_export_png)

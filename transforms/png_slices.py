@@ -1,0 +1,67 @@
+"""CT slices as 16-bit PNG: stored value = HU + 32768, slope 1. Anything that looks otherwise is refused."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from transforms.nifti import MASK_ABOVE_HU
+from transforms.refused import SeriesRefusedError
+
+OFFSET = 32768
+ENCODING = "uint16 = HU + 32768"
+PLAUSIBLE_HU = (-8192, 31767)
+"""Scanners store -3024 at the lowest and 30710 (extended scale) at the highest; HU x 10 and other offsets fall out."""
+
+
+def encode_png(slice_hu: NDArray[np.int16]) -> bytes:
+    """One slice, (Y, X) int16 HU, as the bytes of a PNG."""
+    stored = slice_hu.view(np.uint16) ^ np.uint16(OFFSET)  # adds 32768 modulo 2^16
+    buffer = io.BytesIO()
+    Image.fromarray(stored).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
+    """Slices of one series, in the order given, as (Z, Y, X) int16 HU.
+
+    Raises:
+        SeriesRefusedError: If a file is no 16-bit grey PNG, sizes differ, or the values are not HU + 32768.
+    """
+    first = _stored(files[0])
+    volume = np.empty((len(files), *first.shape), dtype=np.uint16)
+    volume[0] = first
+    for path, out in zip(files[1:], volume[1:], strict=True):
+        stored = _stored(path)
+        if stored.shape != first.shape:
+            raise SeriesRefusedError(
+                f"the matrix changes within the series: {first.shape}, then {stored.shape}"
+            )
+        out[...] = stored
+    volume ^= np.uint16(OFFSET)
+    volume_hu = volume.view(np.int16)
+    low, high = int(volume_hu.min()), int(volume_hu.max())
+    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1] or low >= MASK_ABOVE_HU:
+        raise SeriesRefusedError(
+            f"read as value - {OFFSET} the voxels run from {low} to {high} HU, which no chest CT does: "
+            "the PNGs were written by another convention"
+        )
+    return volume_hu
+
+
+def _stored(path: Path) -> NDArray[np.uint16]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as image:
+                if image.mode != "I;16":
+                    raise SeriesRefusedError(f"not a 16-bit grey PNG (Pillow calls it mode {image.mode})")
+                return np.asarray(image, dtype=np.uint16)
+    except SeriesRefusedError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise SeriesRefusedError("not a PNG, or one that is missing, cut short or damaged") from None
