@@ -1,7 +1,7 @@
 """LIDC-IDRI, or any collection of the NCI Imaging Data Commons, CT series by CT series.
 
 What would be fetched is known offline from the index that comes with the package, and is said first: number, size,
-licence. A series folder that exists is whole: each is fetched into a folder beside it, counted, and renamed.
+licence. A series folder that exists is whole: each is fetched into a folder beside the target, counted, and renamed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pipelines.cli import main
 from pipelines.tracking import Run
 
 INSTALL = "pip install 'dinox-ct[download]'"
-PARTIAL = ".partial"
 
 INDEX_COLUMNS = (
     "collection_id",
@@ -153,15 +152,20 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
             f"{target} has {free_gb:.1f} GB free and {_gigabytes(missing):.1f} GB are to come;"
             " choose fewer patients, or another target"
         )
+    unfinished = target.with_name(
+        f".{target.name}.unfinished"
+    )  # outside the target: `prepare` must not meet it
     total_mb = float(missing["series_size_MB"].sum())
     with tqdm(total=round(total_mb), unit="MB", desc="download", disable=None) as bar:
         for _, row in missing.iterrows():
-            _fetch_one(row, series_folder(target, row), fetch)
+            _fetch_one(row, series_folder(target, row), unfinished, fetch)
             bar.update(round(float(row["series_size_MB"])))
+    if unfinished.is_dir() and not any(unfinished.iterdir()):
+        unfinished.rmdir()
 
 
-def _fetch_one(row: pd.Series, folder: Path, fetch: Fetch) -> None:
-    partial = folder.with_name(folder.name + PARTIAL)
+def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> None:
+    partial = unfinished / folder.name
     partial.mkdir(parents=True, exist_ok=True)
     fetch(str(row["SeriesInstanceUID"]), partial)
     arrived, expected = len(list(partial.glob("*.dcm"))), int(row["instanceCount"])
@@ -170,6 +174,7 @@ def _fetch_one(row: pd.Series, folder: Path, fetch: Fetch) -> None:
             f"series {row['SeriesInstanceUID']}: {arrived} of {expected} files arrived;"
             " see whether the network is there, then run the same command again: it goes on where it stopped"
         )
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(folder)
 
 

@@ -112,20 +112,22 @@ def test_size_licence_and_what_is_left_are_said(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    target = tmp_path / "lidc"
     selection = select_ct_series(INDEX, "lidc_idri", "1-2")
     broken = Server(stops_after=4)
     with pytest.raises(ValueError, match=r"1\.2\.1\.2: 1 of 3 files arrived"):
-        fetch_series(selection, tmp_path, broken)
-    missing = missing_series(selection, tmp_path)
+        fetch_series(selection, target, broken)
+    assert len(list(target.rglob("*.dcm"))) == 3  # nothing half-fetched lies where `prepare` looks
+    missing = missing_series(selection, target)
     assert missing["SeriesInstanceUID"].tolist() == ["1.2.1.2", "1.2.3.1"]
 
     server = Server()
-    fetch_series(missing, tmp_path, server)
+    fetch_series(missing, target, server)
     assert server.asked == ["1.2.1.2", "1.2.3.1"]
     assert server.written == 5  # the file that had arrived was not fetched again
-    assert missing_series(selection, tmp_path).empty
-    assert not list(tmp_path.rglob("*.partial"))
-    assert len(list((tmp_path / "LIDC-IDRI-0001" / "1.2.1").rglob("*.dcm"))) == 6
+    assert missing_series(selection, target).empty
+    assert [path.name for path in tmp_path.iterdir()] == ["lidc"]
+    assert len(list((target / "LIDC-IDRI-0001" / "1.2.1").rglob("*.dcm"))) == 6
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(
