@@ -1,0 +1,197 @@
+"""What a set of features looks like: spread, rank, neighbours, and what else than the label can be read from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.bootstrap import mean_with_interval
+from probes.checks import Floats, binary_labels, finite_features, patient_index
+from probes.estimate import Estimate
+from probes.metrics import auroc_with_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How features fill their space. Every number needs that of random weights beside it to mean anything.
+
+    Attributes:
+        n_features: D.
+        active_dims: Dimensions whose standard deviation exceeds 0.01; random weights usually have all D.
+        cosine: Mean cosine over all pairs of different samples; near 1 where features share a large mean.
+        centred_cosine: The same after the mean feature is taken away; about 0 for any spread-out set.
+        effective_rank: exp of the entropy of the normalised singular values, 1 .. D (RankMe, as published).
+        centred_effective_rank: The same after the mean feature is taken away, which otherwise counts as the largest.
+        uniformity: log of the mean of exp(-2 squared distance) of unit features; lower is more even, -4 at best.
+    """
+
+    n_features: int
+    active_dims: int
+    cosine: float
+    centred_cosine: float
+    effective_rank: float
+    centred_effective_rank: float
+    uniformity: float
+
+
+def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0) -> Geometry:
+    """Measure how features (N, D) fill their space.
+
+    Args:
+        features: (N, D), N at least 2.
+        max_pairs_from: Samples drawn for the uniformity, which needs all pairs.
+        seed: Of that draw.
+
+    Raises:
+        ValueError: If there are fewer than two samples, or features are not finite.
+
+    Source: uniformity: Wang and Isola 2020, arXiv:2005.10242.
+    """
+    x = finite_features(features)
+    if len(x) < 2:
+        raise ValueError(f"the geometry of features needs at least 2 samples, got {len(x)}")
+    drawn = np.random.default_rng(seed).permutation(len(x))[:max_pairs_from]
+    unit = _unit(x)[drawn]
+    squared = np.clip(2 - 2 * unit @ unit.T, 0, 4)
+    pairs = squared[~np.eye(len(unit), dtype=bool)]
+    return Geometry(
+        n_features=x.shape[1],
+        active_dims=int((x.std(axis=0) > 0.01).sum()),
+        cosine=_mean_pair_cosine(_unit(x)),
+        centred_cosine=_mean_pair_cosine(_unit(x - x.mean(axis=0))),
+        effective_rank=effective_rank(x),
+        centred_effective_rank=effective_rank(x - x.mean(axis=0)),
+        uniformity=float(np.log(np.exp(-2 * pairs).mean())),
+    )
+
+
+def spectrum(features: npt.ArrayLike) -> Floats:
+    """Share of the variance along each principal direction, descending, (min(N, D),); zeros if nothing varies."""
+    x = finite_features(features)
+    energy = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
+    total = energy.sum()
+    return np.asarray(energy / total if total > 0 else energy)
+
+
+def effective_rank(features: npt.ArrayLike) -> float:
+    """Exp of the entropy of the normalised singular values, 1 .. min(N, D); 0 for features that are all zero.
+
+    Source: RankMe, Garrido et al. 2023, arXiv:2210.02885.
+    """
+    values = np.linalg.svd(finite_features(features), compute_uv=False)
+    if values[0] <= 1e-12:
+        return 0.0
+    share = values / values.sum()
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def class_separation(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Mean cosine of pairs of one class less mean cosine of pairs across classes.
+
+    Args:
+        features: (N, D).
+        labels: 0 or 1, (N,), at least two of one of them.
+
+    Raises:
+        ValueError: If a class is absent or no class has a pair.
+    """
+    truth = binary_labels(labels)
+    unit = _unit(finite_features(features, len(truth)))
+    sums = [unit[truth == label].sum(axis=0) for label in (0, 1)]
+    counts = [int((truth == label).sum()) for label in (0, 1)]
+    same_pairs = sum(count * (count - 1) for count in counts)
+    if same_pairs == 0:
+        raise ValueError("class separation needs two samples of at least one class")
+    # Sums over pairs from sums over samples: |sum|^2 counts each pair twice and each sample with itself once.
+    same = sum(float(total @ total) - count for total, count in zip(sums, counts, strict=True)) / same_pairs
+    return same - float(sums[0] @ sums[1]) / (counts[0] * counts[1])
+
+
+def alignment(first: npt.ArrayLike, second: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Estimate:
+    """Mean squared distance between unit features of two views of the same samples; 0 is perfect, 2 is unrelated.
+
+    Source: Wang and Isola 2020, arXiv:2005.10242.
+    """
+    a, b = finite_features(first), finite_features(second)
+    _refuse_other_shape(a, b)
+    return mean_with_interval(((_unit(a) - _unit(b)) ** 2).sum(axis=1), patient_ids)
+
+
+def stability(features: npt.ArrayLike, changed: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Estimate:
+    """How far a change of the input moves features, in units of how far they lie apart: 0 not at all, 1 as far.
+
+    Args:
+        features: Of the input as it is, (N, D).
+        changed: Of the same input under another window, or one slice further, (N, D).
+        patient_ids: Patient of each sample, (N,).
+
+    Returns:
+        Mean squared distance of each sample to its changed self over the mean squared distance of two different
+        samples, with interval over patients.
+
+    Raises:
+        ValueError: If the shapes differ, or all features are equal, so that there is no unit.
+    """
+    x, moved = finite_features(features), finite_features(changed)
+    _refuse_other_shape(x, moved)
+    apart = 2 * x.var(axis=0, ddof=1).sum()  # mean squared distance over all pairs of different samples
+    if apart <= 1e-12 * (x**2).sum(axis=1).mean():
+        raise ValueError(f"all {len(x)} features are equal; there is no distance to measure a change by")
+    return mean_with_interval(((moved - x) ** 2).sum(axis=1) / apart, patient_ids)
+
+
+def knn_malignancy(
+    features: npt.ArrayLike, labels: npt.ArrayLike, patient_ids: npt.ArrayLike, k: int = 20, seed: int = 0
+) -> Estimate:
+    """AUROC of the share of malignant nodules among the k nearest nodules, by cosine, of other patients.
+
+    Args:
+        features: (N, D).
+        labels: 0 or 1, (N,).
+        patient_ids: Patient of each nodule, (N,): a patient's own nodules are no neighbours.
+        k: Neighbours; all of other patients, if there are fewer.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If a class is absent, or there is only one patient.
+    """
+    truth = binary_labels(labels)
+    unit = _unit(finite_features(features, len(truth)))
+    patient = patient_index(patient_ids, len(truth))
+    scores = np.empty(len(truth))
+    for first in range(0, len(truth), 1024):
+        rows = slice(first, first + 1024)
+        cosine = unit[rows] @ unit.T
+        is_other = patient[rows][:, None] != patient
+        cosine[~is_other] = -np.inf
+        nearest = np.argpartition(-cosine, min(k, len(truth)) - 1, axis=1)[:, :k]
+        counted = np.take_along_axis(is_other, nearest, axis=1)
+        scores[rows] = (truth[nearest] * counted).sum(axis=1) / counted.sum(axis=1)
+    return auroc_with_interval(truth, scores, patient_ids, seed=seed)
+
+
+def principal_map(features: npt.ArrayLike) -> Floats:
+    """First two principal components of standardised features, (N, 2), to draw; the largest entry is positive."""
+    x = finite_features(features)
+    scale = x.std(axis=0)
+    z = (x - x.mean(axis=0)) / np.where(scale > 1e-6 * np.abs(x).max(axis=0), scale, np.inf)
+    left, values, _ = np.linalg.svd(z, full_matrices=False)
+    places = left[:, :2] * values[:2]
+    largest = np.take_along_axis(places, np.abs(places).argmax(axis=0)[None], axis=0)
+    return np.asarray(places * np.where(largest < 0, -1.0, 1.0))
+
+
+def _unit(x: Floats) -> Floats:
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm > 0))
+
+
+def _mean_pair_cosine(unit: Floats) -> float:
+    total = unit.sum(axis=0)
+    return float((total @ total - (unit**2).sum()) / (len(unit) * (len(unit) - 1)))
+
+
+def _refuse_other_shape(a: Floats, b: Floats) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"two views of the same samples must have one shape, got {a.shape} and {b.shape}")
