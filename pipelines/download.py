@@ -152,8 +152,9 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
             f"{target} has {free_gb:.1f} GB free and {_gigabytes(missing):.1f} GB are to come;"
             " choose fewer patients, or another target"
         )
-    unfinished = target.with_name(
-        f".{target.name}.unfinished"
+    place = target.resolve()
+    unfinished = place.with_name(
+        f".{place.name}.unfinished"
     )  # outside the target: `prepare` must not meet it
     total_mb = float(missing["series_size_MB"].sum())
     with tqdm(total=round(total_mb), unit="MB", desc="download", disable=None) as bar:
