@@ -18,7 +18,7 @@ from probes.size_baseline import (
     mean_characteristics,
     score_by_stratum,
 )
-from probes.splits import Splits
+from probes.splits import Splits, patient_folds
 
 _SIZES = (("diameter", "mm"), ("volume", "mm3"))
 
