@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.chest_cohort import ChestCohort, chest_cohort
 from benchmarks.png_peer import PngTwoViews
-from benchmarks.timing import ROUNDS, median_seconds, one_thread, row
+from benchmarks.timing import ROUNDS, median_cpu_seconds, one_thread, row
 from pipelines.loader import BatchPlan, MicroBatches, stream_batches
 from transforms.views import ViewConfig
 
@@ -21,7 +21,7 @@ def measure() -> list[dict[str, object]]:
     """Time random reads against a bare copy, and delivery by workers against PNG files."""
     chests = chest_cohort()
     with one_thread():
-        reads = median_seconds(_read_ways(chests))
+        reads = median_cpu_seconds(_read_ways(chests))
         delivered = _delivered_seconds(chests)
     return [
         row(

@@ -3,23 +3,27 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import torch
 
 ROUNDS = 9
 
 
-def median_seconds(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Run every way once to warm up, then `rounds` times in turn; return the median seconds of each."""
+def median_cpu_seconds(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Run every way once to warm up, then `rounds` times in turn; return the median of each.
+
+    Seconds are processor time of this process, which other programs on the machine disturb less than a clock on
+    the wall. Time spent in child processes does not count.
+    """
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            start = perf_counter()
+            start = process_time()
             way()
-            seconds[name].append(perf_counter() - start)
+            seconds[name].append(process_time() - start)
     return {name: median(times) for name, times in seconds.items()}
 
 

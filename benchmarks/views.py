@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate
 
 from benchmarks.chest_cohort import chest_cohort
 from benchmarks.png_peer import PngTwoViews
-from benchmarks.timing import median_seconds, one_thread, row
+from benchmarks.timing import median_cpu_seconds, one_thread, row
 from pipelines.loader import BatchPlan, MicroBatches
 from transforms.resample import resize_crop
 from transforms.views import ViewConfig
@@ -22,13 +22,13 @@ def measure() -> list[dict[str, object]]:
     ours = MicroBatches(chests.index, plan, config, seed=0, render=True)
     micro = iter(range(1_000_000))
     with one_thread():
-        seconds = median_seconds(
+        seconds = median_cpu_seconds(
             {
                 "png": lambda: [peer[i] for i in np.random.default_rng(0).integers(len(peer), size=4)],
                 "ours": lambda: ours[next(micro)],
             }
         )
-        resize = median_seconds(_resize_ways())
+        resize = median_cpu_seconds(_resize_ways())
     return [
         row(
             "two views of 224 px from int16 slices, one core",

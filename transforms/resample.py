@@ -74,15 +74,12 @@ def resize_crop(
         out: Receives the result, (C, size_px, size_px) float32.
     """
     top, left, height, width = (int(n) for n in box_yxhw)
-    n_channels = len(image)
-    crop = image[:, top : top + height, left : left + width]
-    # A sparse product runs fastest along the longest contiguous rows, so the channels ride behind the columns
-    # in the first pass and behind the rows in the second.
-    rows_first = crop.transpose(1, 0, 2).astype(np.float32, order="C").reshape(height, n_channels * width)
-    rows = bicubic_sparse(height, size_px) @ rows_first
-    columns_first = np.ascontiguousarray(rows.reshape(size_px * n_channels, width).T)
-    resized = (bicubic_sparse(width, size_px) @ columns_first).reshape(size_px, size_px, n_channels)
-    out[:] = resized[::-1].transpose(2, 1, 0) if is_flipped else resized.transpose(2, 1, 0)
+    rows, columns = bicubic_sparse(height, size_px), bicubic_sparse(width, size_px)
+    # Channel by channel, what lies between the two products stays in the processor's cache.
+    for channel, resized in zip(image, out, strict=True):
+        crop = channel[top : top + height, left : left + width].astype(np.float32)
+        transposed = columns @ (rows @ crop).T
+        resized[:] = transposed[::-1].T if is_flipped else transposed.T
 
 
 def bicubic_matrices(

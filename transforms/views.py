@@ -202,10 +202,11 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     frames = _frames(batch)
     side_mm = np.sqrt((boxes[..., 2:] * frames.pixel_mm).prod(axis=-1))
     outside_body = body_share(boxes, frames.body, frames.size_hw) < OUTSIDE_BODY_SHARE
+    tone = _Tone(draws, config, batch.triplets_hu.device)
     render = _render_per_sample if batch.triplets_hu.device.type == "cpu" else _render_batched
     return Views(
-        global_views=render(batch.triplets_hu, draws, config, slice(0, N_GLOBAL), config.size_px),
-        local_views=render(batch.triplets_hu, draws, config, slice(N_GLOBAL, None), config.local_size_px)
+        global_views=render(batch.triplets_hu, draws, tone, slice(0, N_GLOBAL), config.size_px),
+        local_views=render(batch.triplets_hu, draws, tone, slice(N_GLOBAL, None), config.local_size_px)
         if config.n_local
         else None,
         mm_per_pixel=torch.from_numpy((side_mm / size_px[:, None]).astype(np.float32)),
@@ -214,8 +215,34 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     )
 
 
+class _Tone:
+    """From resized HU to normalised input: window, intensity arms, mean and standard deviation."""
+
+    def __init__(self, draws: ViewDraws, config: ViewConfig, device: torch.device) -> None:
+        def constant(values: NDArray[np.float64] | tuple[float, ...]) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+        low, high = draws.window_hu[..., None, None, None, :].transpose(5, 0, 1, 2, 3, 4)
+        self.low, self.scale = constant(low), constant(1 / (high - low))
+        self.mean = constant(config.mean)[:, None, None]
+        self.inverse_std = 1 / constant(config.std)[:, None, None]
+        self.has_jitter, self.has_blur = any(config.color_jitter), any(config.gaussian_blur)
+        self.brightness, self.contrast = constant(draws.brightness), constant(draws.contrast)
+        self.blur_px = constant(draws.blur_px)
+
+    def apply_(self, resized_hu: torch.Tensor, view: int, samples: slice) -> None:
+        """Turn resized HU of some samples of one view, (B, 3, S, S), into input, in place."""
+        at = (view, samples)
+        grey = resized_hu.sub_(self.low[at]).mul_(self.scale[at]).clamp_(0.0, 1.0)
+        if self.has_jitter:
+            grey.copy_(jitter_brightness_contrast(grey, self.brightness[at], self.contrast[at]))
+        if self.has_blur:
+            grey.copy_(gaussian_blur(grey, self.blur_px[at]))
+        grey.sub_(self.mean).mul_(self.inverse_std)
+
+
 def _render_per_sample(
-    triplets_hu: torch.Tensor, draws: ViewDraws, config: ViewConfig, views: slice, size_px: int
+    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
     """Render view by view: while one is in the processor's cache, everything is done to it."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
@@ -225,39 +252,18 @@ def _render_per_sample(
     for v in range(n_views):
         for b in range(n_samples):
             resize_crop(triplets[b], boxes[v, b], size_px, bool(is_flipped[v, b]), out[v, b])
-            rendered[v, b : b + 1] = _to_input(
-                rendered[v, b : b + 1], draws, config, views.start + v, slice(b, b + 1)
-            )
+            tone.apply_(rendered[v, b : b + 1], views.start + v, slice(b, b + 1))
     return rendered
 
 
 def _render_batched(
-    triplets_hu: torch.Tensor, draws: ViewDraws, config: ViewConfig, views: slice, size_px: int
+    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
     """Render a whole view at a time as batched matrix products."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
     images = triplets_hu.float()
     rendered = images.new_empty(len(boxes), len(images), 3, size_px, size_px)
     for v in range(len(boxes)):
-        resized = resize_batch(images, boxes[v], size_px, is_flipped[v])
-        rendered[v] = _to_input(resized, draws, config, views.start + v, slice(None))
+        rendered[v] = resize_batch(images, boxes[v], size_px, is_flipped[v])
+        tone.apply_(rendered[v], views.start + v, slice(None))
     return rendered
-
-
-def _to_input(
-    resized_hu: torch.Tensor, draws: ViewDraws, config: ViewConfig, view: int, samples: slice
-) -> torch.Tensor:
-    """Turn resized HU of one view, (B, 3, S, S), into normalised input, in place where it can."""
-
-    def per_sample(values: NDArray[np.float64]) -> torch.Tensor:
-        return torch.as_tensor(values[view, samples], dtype=torch.float32, device=resized_hu.device)
-
-    low, high = per_sample(draws.window_hu)[:, :, None, None, None].unbind(1)
-    grey = resized_hu.sub_(low).div_(high - low).clamp_(0.0, 1.0)
-    if any(config.color_jitter):
-        grey = jitter_brightness_contrast(grey, per_sample(draws.brightness), per_sample(draws.contrast))
-    if any(config.gaussian_blur):
-        grey = gaussian_blur(grey, per_sample(draws.blur_px))
-    mean = grey.new_tensor(config.mean)[:, None, None]
-    std = grey.new_tensor(config.std)[:, None, None]
-    return grey.sub_(mean).div_(std)

@@ -11,6 +11,7 @@ from transforms.views import (
     ViewConfig,
     _render_batched,
     _render_per_sample,
+    _Tone,
     draw_views,
     render_views,
     sample_state,
@@ -56,11 +57,11 @@ CONFIGS = {
 def test_both_forms_show_the_same_grey(name):
     config, batch = CONFIGS[name], make_batch()
     draws = draw_views(batch, config, seed=3, step=5)
-    grey = replace(config, **PLAIN)
+    tone = _Tone(draws, replace(config, **PLAIN), torch.device("cpu"))
     ranges = [(slice(0, 2), config.size_px)] + [(slice(2, None), config.local_size_px)] * bool(config.n_local)
     for views, size_px in ranges:
-        one = _render_per_sample(batch.triplets_hu, draws, grey, views, size_px)
-        many = _render_batched(batch.triplets_hu, draws, grey, views, size_px)
+        one = _render_per_sample(batch.triplets_hu, draws, tone, views, size_px)
+        many = _render_batched(batch.triplets_hu, draws, tone, views, size_px)
         assert one.shape == many.shape == (len(draws.is_flipped[views]), 4, 3, size_px, size_px)
         assert (one - many).abs().max() < 1e-5
         assert one.min() >= 0.0
