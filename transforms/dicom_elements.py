@@ -5,9 +5,12 @@ neither needed nor to be kept. Little-endian files without sequences of undefine
 read; all others go through pydicom. Both give the same elements.
 """
 
+import contextlib
+import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +28,8 @@ TAGS = {
     "SOPClassUID": 0x00080016,
     "SOPInstanceUID": 0x00080018,
     "ImageType": 0x00080008,
+    "FrameType": 0x00089007,
+    "VolumetricProperties": 0x00089206,
     "Modality": 0x00080060,
     "Manufacturer": 0x00080070,
     "PatientID": 0x00100020,
@@ -78,6 +83,22 @@ DECODING_ERRORS = (
     zlib.error,
 )
 """What pydicom and its decoders are seen to raise on damaged files; each becomes a refusal."""
+
+
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep pydicom and its decoders from warning and logging: they may quote header text, that is a patient's name."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "libjpeg")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +205,20 @@ def _walk_dataset(
 
 def _read_by_pydicom(path: Path) -> Elements:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings may quote header text
+        with quiet_decoders():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS.values()))
-            little = bool(dataset.original_encoding[1])
-            values: dict[str, tuple[str, bytes]] = {}
-            for name, tag in TAGS.items():
-                if tag in dataset:
-                    element = dataset.get_item(tag)
-                    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-                        values[name] = (element.VR or "", element.value)
+            values = raw_values(dataset)
             syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-            return Elements(syntax, little, values)
+            return Elements(syntax, bool(dataset.original_encoding[1]), values)
     except DECODING_ERRORS:
         raise SeriesRefusedError("the file is damaged: its header cannot be read to the end") from None
+
+
+def raw_values(dataset: pydicom.Dataset) -> dict[str, tuple[str, bytes]]:
+    """What pydicom read of `TAGS`, before it makes values of the bytes."""
+    values: dict[str, tuple[str, bytes]] = {}
+    for name, tag in TAGS.items():
+        element = dataset.get_item(tag) if tag in dataset else None
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+            values[name] = (element.VR or "", element.value)
+    return values

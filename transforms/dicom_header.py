@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transforms.dicom_elements import Elements, read_elements
+from transforms.dicom_frames import frame_elements
 from transforms.refused import SeriesRefusedError
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -23,14 +24,21 @@ LOSSY_SYNTAXES = frozenset(
 """JPEG baseline and extended, JPEG-LS near-lossless, JPEG 2000 and its part 2, HTJ2K: PS3.5 10."""
 
 MAX_MATRIX = 8192
+MAX_NUMBER = 1e7
 _NOT_A_SLICE = {
     "LOCALIZER": "a localizer (scout view), which is a projection and not a slice",
     "MIP": "a maximum intensity projection and not a slice",
+    "MAX_IP": "a maximum intensity projection and not a slice",
+    "MIN_IP": "a minimum intensity projection and not a slice",
     "MINIP": "a minimum intensity projection and not a slice",
+    "DISTORTED": "resampled along a curve and not a slice",
     "SCREEN SAVE": "a screen save and not a slice",
 }
+_OTHER_MODALITIES = frozenset(
+    "CR DOC DX ECG KO MG MR NM OT PR PT REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()
+)
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_CODE = re.compile(r"[A-Z0-9]{2,16}")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,6 @@ class PixelEncoding:
     columns: int
     bits_allocated: int
     bits_stored: int
-    high_bit: int
     is_signed: bool
     slope: float
     intercept: float
@@ -86,7 +93,7 @@ class HeaderReader:
     def text(self, name: str) -> str:
         """The element as text without padding, or "" where it is absent or empty."""
         value = self._values.get(name, ("", b""))[1]
-        return value.decode("ascii", "replace").strip("\0 ")
+        return value.decode("latin-1").strip("\0 ")  # one character per byte: distinct ids stay distinct
 
     def uid(self, name: str) -> str:
         """The element as a UID, or "" where it is absent or empty."""
@@ -100,12 +107,14 @@ class HeaderReader:
         text = self.text(name)
         if not text:
             raise SeriesRefusedError(f"{name} is missing or empty")
-        try:
-            values = tuple(float(part) for part in text.split("\\"))
-        except ValueError:
-            raise SeriesRefusedError(f"{name} does not hold numbers") from None
-        if len(values) != count or not all(math.isfinite(v) for v in values):
-            raise SeriesRefusedError(f"{name} must be {count} finite number(s), got {len(values)} value(s)")
+        parts = [part.strip(" ") for part in text.split("\\")]
+        if len(parts) != count or not all(_DECIMAL.fullmatch(part) for part in parts):
+            raise SeriesRefusedError(f"{name} must be {count} decimal number(s), got {len(parts)} value(s)")
+        values = tuple(float(part) for part in parts)
+        if max(abs(value) for value in values) > MAX_NUMBER:
+            raise SeriesRefusedError(
+                f"{name} holds a number beyond {MAX_NUMBER:.0e}, which no scanner writes"
+            )
         return values
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -142,7 +151,18 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
             raise SeriesRefusedError(
                 "SeriesInstanceUID is missing or empty, so nothing says which files belong together"
             )
-        return [_classic_slice(path, elements, header, series_uid)]
+        if header.uid("SOPClassUID") not in ENHANCED_CT:
+            if header.text("NumberOfFrames") not in ("", "1"):
+                raise SeriesRefusedError(
+                    "several frames in one CT Image: only Enhanced CT says where each frame lies"
+                )
+            return [_slice(path, elements, header, series_uid)]
+        slices = []
+        for frame, of_frame in enumerate(frame_elements(path, elements)):
+            header = HeaderReader(of_frame)
+            _check_kind(header)
+            slices.append(_slice(path, of_frame, header, series_uid, frame))
+        return slices
     except SeriesRefusedError as refusal:
         raise SeriesRefusedError(refusal.reason, series_uid) from None
 
@@ -150,10 +170,10 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
 def _check_kind(header: HeaderReader) -> None:
     modality = header.text("Modality")
     if modality != "CT":
-        shown = modality if _CODE.fullmatch(modality) else "missing or no code"
+        shown = modality if modality in _OTHER_MODALITIES else "missing or unknown"
         raise SeriesRefusedError(f"not CT (Modality is {shown})")
-    image_type = header.text("ImageType").upper().split("\\")
-    for part in image_type:
+    image_type = "\\".join(header.text(name) for name in ("ImageType", "FrameType", "VolumetricProperties"))
+    for part in map(str.strip, image_type.upper().split("\\")):
         if part in _NOT_A_SLICE:
             raise SeriesRefusedError(_NOT_A_SLICE[part])
     sop_class = header.uid("SOPClassUID")
@@ -163,21 +183,19 @@ def _check_kind(header: HeaderReader) -> None:
         )
 
 
-def _classic_slice(path: Path, elements: Elements, header: HeaderReader, series_uid: str) -> SliceHeader:
+def _slice(
+    path: Path, elements: Elements, header: HeaderReader, series_uid: str, frame: int = 0
+) -> SliceHeader:
     pixels = pixel_encoding(header)
-    if header.text("NumberOfFrames") not in ("", "1"):
-        raise SeriesRefusedError(
-            "a CT Image file with several frames: only Enhanced CT places each frame in the patient"
-        )
     if elements.pixel_offset >= 0:
-        check_pixel_bytes(pixels, 1, elements.pixel_bytes)
+        check_pixel_bytes(pixels, int(header.text("NumberOfFrames") or 1), elements.pixel_bytes)
     spacing = header.numbers("PixelSpacing", 2)
     if min(spacing) <= 0:
         raise SeriesRefusedError("PixelSpacing must be above zero")
     number = header.text("InstanceNumber")
     return SliceHeader(
         path=path,
-        frame=0,
+        frame=frame,
         transfer_syntax=elements.transfer_syntax,
         pixel_offset=elements.pixel_offset,
         pixels=pixels,
@@ -206,9 +224,10 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
         raise SeriesRefusedError("a colour image: CT has one sample per pixel")
     allocated, stored = header.integer("BitsAllocated"), header.integer("BitsStored")
     high_bit = header.integer("HighBit", stored - 1)
-    if allocated not in (8, 16) or not stored - 1 <= high_bit < allocated or not 0 < stored <= allocated:
+    if allocated not in (8, 16) or not 0 < stored <= allocated or high_bit != stored - 1:
         raise SeriesRefusedError(
-            f"{allocated} bits allocated, {stored} stored, high bit {high_bit}: no layout of 8 or 16-bit pixels"
+            f"{allocated} bits allocated, {stored} stored, high bit {high_bit}: no layout of 8 or 16-bit pixels "
+            "(HighBit must be BitsStored - 1)"
         )
     is_signed = header.integer("PixelRepresentation")
     if is_signed not in (0, 1):
@@ -227,7 +246,6 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
         columns,
         allocated,
         stored,
-        high_bit,
         bool(is_signed),
         slope,
         intercept,

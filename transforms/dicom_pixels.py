@@ -1,7 +1,6 @@
 """Stored values -> Hounsfield units, int16, with padding set to -1024 HU and counted."""
 
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.utils import pixel_array
 
-from transforms.dicom_elements import DECODING_ERRORS
+from transforms.dicom_elements import DECODING_ERRORS, quiet_decoders
 from transforms.dicom_header import PixelEncoding, SliceHeader, check_pixel_bytes
 from transforms.refused import SeriesRefusedError
 
@@ -62,8 +61,7 @@ class SliceDecoder:
         """Decode one frame through pydicom to 16-bit words, sign-extended where signed."""
         rows, columns = header.pixels.rows, header.pixels.columns
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pydicom's warnings may quote header text
+            with quiet_decoders():
                 if self._path != header.path:
                     self._path, self._dataset = None, _open_pixels(header)
                     self._path = header.path
@@ -127,8 +125,10 @@ def _find_padding(
 
 
 def _check_padding(pixels: PixelEncoding) -> None:
-    highest_hu = (pixels.padding or (0, 0))[1] * pixels.slope + pixels.intercept
-    if highest_hu > TISSUE_ABOVE_HU:
+    """Refuse padding that a voxel of tissue may hold too; what BitsStored cannot hold is no voxel's value."""
+    highest = (pixels.padding or (0, 0))[1]
+    highest_hu = highest * pixels.slope + pixels.intercept
+    if highest < 1 << pixels.bits_stored and highest_hu > TISSUE_ABOVE_HU:
         raise SeriesRefusedError(
             f"PixelPaddingValue stands for {highest_hu:.0f} HU, a value that tissue has too, so padding cannot be told "
             "from the patient"
@@ -140,7 +140,7 @@ def _mask_unused_bits(stored: NDArray[np.int16] | NDArray[np.uint16], pixels: Pi
     if pixels.bits_stored == 16:
         return False
     before = stored.copy()
-    np.left_shift(stored, 15 - pixels.high_bit, out=stored)
+    np.left_shift(stored, 16 - pixels.bits_stored, out=stored)
     np.right_shift(stored, 16 - pixels.bits_stored, out=stored)
     return not np.array_equal(before, stored)
 
