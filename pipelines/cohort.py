@@ -59,14 +59,19 @@ class Cohort:
         """Open a cohort folder.
 
         Raises:
-            ValueError: If there is none, or its schema is of another version.
+            ValueError: If there is none, it holds no volume, or its schema is of another version.
         """
         if not (root / "cohort.json").is_file() or not (root / "series.parquet").is_file():
             raise ValueError(
                 f"no cohort in {root}; make it with `mlflow run . -e prepare -P source=DIR -P cohort={root}`"
             )
         _check_version(root)
-        return cls(root)
+        cohort = cls(root)
+        if cohort.series.empty:
+            raise ValueError(
+                f"cohort {root} holds no volume: all that was prepared was refused, see its refused.parquet"
+            )
+        return cohort
 
     def volume(self, volume_id: str) -> "np.memmap[Any, np.dtype[np.int16]]":
         """The voxels of a volume, (Z, Y, X) int16 HU, mapped and read-only."""

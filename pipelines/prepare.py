@@ -107,6 +107,8 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
     workers = config.workers or available_cores()
     pseudonyms = Pseudonyms.of_user(public_patient_ids(source), config.keep_ids)
     found = _find(config, source, pseudonyms, table, workers)
+    if not found.jobs and not found.refused:
+        raise NothingReadError(f"{source} holds no files; name a folder that holds CT series")
     writer = CohortWriter(Path(config.cohort))
     try:
         missing = [job for job in found.jobs if writer.n_files_of(job.volume_id) != len(job.files)]
@@ -198,8 +200,6 @@ def _source_id(source: Path, pseudonyms: Pseudonyms) -> str:
 
 
 def _nothing_read(source: Path, refused: pd.DataFrame) -> str:
-    if refused.empty:
-        return f"{source} holds no files; name a folder that holds CT series"
     reasons = refused.groupby("reason")["n_files"].sum().sort_values(ascending=False)
     return (
         f"no CT series could be read in {source}: {int(refused['n_files'].sum())} file(s) refused, most often "

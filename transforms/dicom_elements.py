@@ -129,7 +129,12 @@ def read_elements(path: Path) -> Elements:
         if not start:
             raise SeriesRefusedError("the file is empty")
         if start[128:132] != b"DICM":
-            raise SeriesRefusedError("not a DICOM file (no DICM mark after the preamble)")
+            is_nifti = path.name.endswith((".nii", ".nii.gz"))
+            raise SeriesRefusedError(
+                "a NIfTI file; read it with from=nifti"
+                if is_nifti
+                else "not a DICOM file (no DICM mark after the preamble)"
+            )
         return _walk(file, start) or _read_by_pydicom(path)
 
 
