@@ -90,9 +90,10 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
     order = np.argsort(table["diameter_mm"].to_numpy())
     n_shown = min(_SHEET_ROWS * _SHEET_COLUMNS, len(order))
     shown = order[np.linspace(0, len(order) - 1, n_shown).astype(np.int64)]
-    n_rows = -(-n_shown // _SHEET_COLUMNS)
-    figure = Figure(figsize=(1.7 * _SHEET_COLUMNS, 1.95 * n_rows + 0.4), layout="constrained")
-    axes = figure.subplots(n_rows, _SHEET_COLUMNS, squeeze=False)
+    n_columns = min(_SHEET_COLUMNS, n_shown)
+    n_rows = -(-n_shown // n_columns)
+    figure = Figure(figsize=(1.7 * max(n_columns, 4), 1.95 * n_rows + 0.6), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
     series = cohort.series.set_index("volume_id")
     half = WIDE_SPEC.size_mm / 2
     for axis in axes.flat:
@@ -105,7 +106,7 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
         outline = _outline(cohort, nodule, series.loc[nodule["volume_id"]])
         if outline is None:
             ring = Circle(
-                (0, 0), nodule["diameter_mm"] / 2, fill=False, color=color, linewidth=0.8, linestyle=":"
+                (0, 0), nodule["diameter_mm"] / 2, fill=False, color=color, linewidth=1.2, linestyle=":"
             )
             axis.add_patch(ring)
         else:
@@ -114,9 +115,9 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
         ratings = ",".join(str(int(r)) for r in nodule["malignancy_ratings"])
         axis.set_title(f"{nodule['diameter_mm']:.0f} mm   {ratings}", fontsize=7)
     figure.suptitle(
-        f"{WIDE_SPEC.size_mm:.0f} mm crops, -1350 .. 150 HU; outline: half of the readers; ring: readers' diameter; "
-        "red: malignant",
-        fontsize=9,
+        f"{WIDE_SPEC.size_mm:.0f} mm crops, -1350 .. 150 HU; red: malignant\n"
+        "outline: at least half of the readers; dotted ring: readers' diameter",
+        fontsize=8,
     )
     return figure
 

@@ -59,7 +59,7 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
             run.log_figure(contact_sheet(cohort, imaged), "figures/contact_sheet.png")
             if imaged.splits is not None:
                 run.log_table(imaged.splits.table(), "tables/splits.parquet")
-    shown = floors[floors["auroc"].notna()].drop(columns=["n_patients", "note"])
+    shown = floors[floors["auroc"].notna() | (floors["stratum"] == "all")].drop(columns="n_patients")
     print(shown.to_string(index=False, float_format="%.3f"))
 
     run.set_tags({"dinox.cohort_sha": cohort.sha256, "dinox.rule": config.rule})

@@ -15,7 +15,7 @@ import pandas as pd
 LabelRule = Literal[
     "consensus", "article", "consensus_clear", "lora", "any_reader", "luna_fmcib", "tcia_diagnosis"
 ]
-Fate = Literal["benign", "malignant", "dropped"]
+Fate = Literal["benign", "malignant", "dropped", "not read"]
 
 _NODULE_NEEDS = ("nodule_id", "volume_id", "series_uid", "patient_id", "malignancy_ratings")
 _MARK_NEEDS = (
@@ -279,7 +279,7 @@ def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labe
     ]
     summaries = [_median(list(given)) if len(given) else np.nan for given in nodules["malignancy_ratings"]]
     labelled = nodules.assign(malignancy_rating=summaries)
-    return _labelled("tcia_diagnosis", labelled, labels, reasons, 0, "dropped")
+    return _labelled("tcia_diagnosis", labelled, labels, reasons, 0, "not read")
 
 
 def _labelled(
