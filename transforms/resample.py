@@ -26,7 +26,7 @@ def cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     return kernel
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def bicubic_band(n_in: int, n_out: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Weights that resize a line of `n_in` samples to `n_out`.
 
@@ -43,10 +43,12 @@ def bicubic_band(n_in: int, n_out: int) -> tuple[NDArray[np.int64], NDArray[np.f
     weights = cubic((index + 0.5 - center[:, None]) / stretch)
     weights[index >= n_in] = 0.0
     weights /= weights.sum(axis=1, keepdims=True)
+    for shared in (first, weights):
+        shared.setflags(write=False)  # every caller gets the same arrays
     return first, weights
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def bicubic_sparse(n_in: int, n_out: int) -> sparse.csr_matrix:
     """The same weights as a sparse float32 matrix (n_out, n_in)."""
     first, weights = bicubic_band(n_in, n_out)
