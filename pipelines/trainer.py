@@ -89,8 +89,9 @@ class Trainer:
 
     def _forward(self, views: Views, now: Moment, part: int) -> Terms:
         rng = np.random.default_rng([self.config.seed, self.step, part, world()[0]])
-        local = views.local_views.to(self.device) if views.local_views is not None else None
-        batch = Batch(views.global_views.to(self.device), local, now.teacher_temp, rng)
+        dtype = self.networks.student.head.last.weight.dtype
+        local = views.local_views.to(self.device, dtype) if views.local_views is not None else None
+        batch = Batch(views.global_views.to(self.device, dtype), local, now.teacher_temp, rng)
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             terms: Terms = self.objective(self.networks, batch)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from probes.representation import effective_rank
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.losses.gather import mean_over_ranks
 from models.losses.objective import Seen
+from probes.representation import effective_rank
 
 Verdict = Literal["too early", "wall", "collapsed", "learning"]
 VERDICT_NUMBER: dict[Verdict, float] = {"too early": 0, "wall": 1, "collapsed": 2, "learning": 3}

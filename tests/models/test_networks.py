@@ -94,7 +94,7 @@ def test_weights_of_another_image_size_are_interpolated() -> None:
 
 def test_weights_of_another_architecture_are_refused() -> None:
     other = build_backbone(BackboneConfig(arch="custom", depth=3, embed_dim=32, heads=2, image_px=28))
-    with pytest.raises(ValueError, match="another architecture: .* first 'blocks.2"):
+    with pytest.raises(ValueError, match=r"another architecture: .* first 'blocks.2"):
         load_weights(build_backbone(TINY), dict(other.vit.state_dict()), "a test")
 
 

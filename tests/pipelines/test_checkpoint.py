@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, fault: str) -> 
             body.unlink()
         case "header":
             head.write_text(head.read_text()[:-9])
-    with pytest.raises(CheckpointError, match="step_00000007 .* is truncated or was changed"):
+    with pytest.raises(CheckpointError, match=r"step_00000007 .* is truncated or was changed"):
         load_checkpoint(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipelines.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match="step 8 could not be written .*No space left"):
+    with pytest.raises(CheckpointError, match=r"step 8 could not be written .*No space left"):
         save_checkpoint(tmp_path, 8, TENSORS, {})
     found = load_checkpoint(tmp_path)
     assert found is not None

@@ -1,0 +1,112 @@
+"""Two processes that share a batch do what one process does with all of it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.cohort import Cohort
+from pipelines.distributed import choose_device, choose_precision
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from models.backbone import build_backbone
+from models.losses.gather import world
+from pipelines.cohort import Cohort
+from pipelines.config import load_recipe
+from pipelines.distributed import process_group
+from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
+from pipelines.pretrain import PretrainConfig
+from pipelines.trainer import Trainer
+
+torch.set_num_threads(1)
+root, out, kind, koleo_on = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+center = "sinkhorn" if kind == "sinkhorn" else "ema"
+recipe = {
+    "steps": 10, "batch_size": 8, "optim": {"warmup_steps": 2},
+    "objective": {"kind": "simclr" if kind == "simclr" else "dino", "koleo_on": koleo_on, "center": center},
+    "backbone": {"arch": "custom", "depth": 1, "embed_dim": 16, "heads": 2, "image_px": 28},
+    "head": {"prototypes": 32}, "views": {"size_px": 28},
+}
+config = load_recipe(PretrainConfig, recipe)
+with process_group(torch.device("cpu")):
+    rank, processes = world()
+    cohort = Cohort.open(root)
+    index = SliceIndex(cohort, cohort.series["patient_id"])
+    plan = BatchPlan(len(index), 8, 1, 0, rank, processes)
+    torch.manual_seed(0)
+    trainer = Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
+    trainer.networks.double()
+    trainer.objective.double()
+    batches = stream_batches(MicroBatches(index, plan, config.views, 0, True), 0, 10, 0, False)
+    while trainer.step < 10:
+        trainer.update(batches)
+    metrics, _ = trainer.report()
+    if rank == 0:
+        state = dict(trainer.networks.state_dict()) | dict(trainer.objective.state_dict())
+        state |= {"gain": torch.tensor(metrics["teacher/gain"], dtype=torch.float64)}
+        save_file(state, out)
+"""
+
+
+def train(
+    tmp_path: Path, cohort: Cohort, processes: int, kind: str, koleo_on: str
+) -> dict[str, torch.Tensor]:
+    script, out = tmp_path / "worker.py", tmp_path / f"{processes}.safetensors"
+    script.write_text(WORKER)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [sys.executable, str(script), str(cohort.root), str(out), kind, koleo_on]
+    started = [
+        subprocess.Popen(words, env=environment | {"RANK": str(rank), "WORLD_SIZE": str(processes)})
+        for rank in range(processes)
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0] * processes
+    return load_file(out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "koleo_on"),
+    [
+        ("dino", "class_token"),
+        pytest.param("dino", "head_logits", marks=pytest.mark.slow),
+        pytest.param("sinkhorn", "head_logits", marks=pytest.mark.slow),
+        pytest.param("simclr", "class_token", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_equal_one_in_float64(
+    tmp_path: Path, small_cohort: Cohort, kind: str, koleo_on: str
+) -> None:
+    one, two = (train(tmp_path, small_cohort, processes, kind, koleo_on) for processes in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        tolerance = 1e-4 if name == "gain" else 1e-8
+        assert torch.allclose(tensor, two[name], rtol=0, atol=tolerance), name
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="device 'abacus' is unknown"):
+        choose_device("abacus")
+    if not torch.cuda.is_available():
+        assert choose_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="is not on this machine; give cpu"):
+            choose_device("cuda")
+
+
+def test_small_networks_stay_in_float32_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu, 96) is None
+    assert choose_precision("bf16", cpu, 96) is torch.bfloat16
+    assert choose_precision("fp32", torch.device("cuda"), 1024) is None
+    assert choose_precision("auto", torch.device("cuda"), 96) is torch.bfloat16
