@@ -1,0 +1,126 @@
+"""NIfTI in any orientation becomes the same volume at the same place."""
+
+import itertools
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from transforms.dicom import read_series
+from transforms.geometry import index_to_lps, lps_to_index
+from transforms.nifti import read_nifti
+from transforms.refused import SeriesRefusedError
+
+HU = np.random.default_rng(0).integers(-1000, 1000, (4, 6, 8)).astype(np.int16)  # (z, y, x), LPS
+AFFINE = np.array([[0, 0, -0.6, 50.0], [0, -0.7, 0, 40.0], [2.5, 0, 0, -300.0], [0, 0, 0, 1]])
+LPS_XYZ = AFFINE[:, [2, 1, 0, 3]]
+
+
+def saved(path: Path, voxels: np.ndarray, affine: np.ndarray = LPS_XYZ, **header: object) -> Path:
+    image = nibabel.Nifti1Image(voxels, affine)
+    for name, value in header.items():
+        image.header[name] = value
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations("LPS")))
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1), (-1, -1, -1)])
+def test_every_orientation_gives_the_same_volume(
+    axes: tuple[str, ...], flips: tuple[int, ...], tmp_path: Path
+) -> None:
+    opposite = {"L": "R", "P": "A", "S": "I"}
+    codes = tuple(code if flip > 0 else opposite[code] for code, flip in zip(axes, flips, strict=True))
+    image = nibabel.Nifti1Image(HU.transpose(2, 1, 0), LPS_XYZ)
+    turned = image.as_reoriented(
+        nibabel.orientations.ornt_transform(
+            nibabel.orientations.io_orientation(LPS_XYZ), nibabel.orientations.axcodes2ornt(codes)
+        )
+    )
+    nibabel.save(turned, tmp_path / "v.nii.gz")
+    volume = read_nifti(tmp_path / "v.nii.gz")
+    np.testing.assert_array_equal(volume.volume_hu, HU)
+    np.testing.assert_allclose(volume.affine_ras, AFFINE, atol=1e-4)
+    assert volume.spacing_mm == pytest.approx((2.5, 0.7, 0.6), abs=1e-5)
+
+
+def test_slope_and_intercept_are_applied_and_rounding_is_noted(tmp_path: Path) -> None:
+    stored = np.arange(8 * 6 * 4, dtype=np.int16).reshape(8, 6, 4) * 10
+    path = tmp_path / "v.nii"
+    nibabel.save(nibabel.Nifti1Image(stored, LPS_XYZ), path)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([0.5, -1000], "<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(content)
+    volume = read_nifti(path)
+    np.testing.assert_array_equal(volume.volume_hu, (stored * 0.5 - 1000).transpose(2, 1, 0))
+    assert volume.notes == ()
+    content[112:116] = np.array([0.25], "<f4").tobytes()
+    path.write_bytes(content)
+    assert "rounded" in read_nifti(path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("voxels", "header", "reason"),
+    [
+        ((HU > 0).astype(np.uint8), {}, "no value lies below -200 HU .*from 0 to 1"),
+        (HU.clip(-150), {}, "a mask, or not CT in HU"),
+        (HU / 1000.0, {}, "a mask, or not CT in HU"),
+        (np.where(HU > 900, np.nan, HU), {}, "not numbers"),
+        (HU * 100.0, {}, "do not fit 16 bits"),
+        (np.stack([HU, HU], axis=-1), {}, "three-dimensional"),
+        (HU[0], {}, "three-dimensional"),
+        (HU, {"xyzt_units": 1}, "not in millimetres"),
+        (HU, {"qform_code": 1, "qoffset_x": 99.0}, "sform and qform disagree"),
+        (HU + 1j, {}, "colour or complex"),
+    ],
+)
+def test_is_refused_with_its_reason(
+    voxels: np.ndarray, header: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SeriesRefusedError, match=reason):
+        read_nifti(saved(tmp_path / "v.nii", voxels, **header))
+
+
+def test_a_volume_without_a_place_in_the_patient_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "v.nii", HU)
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes(4)  # qform_code and sform_code; nibabel itself would not write them as 0
+    path.write_bytes(content)
+    with pytest.raises(SeriesRefusedError, match="neither sform nor qform"):
+        read_nifti(path)
+
+
+def test_sheared_axes_are_refused(tmp_path: Path) -> None:
+    sheared = LPS_XYZ.copy()
+    sheared[1, 2] = 0.4
+    with pytest.raises(SeriesRefusedError, match="not orthogonal"):
+        read_nifti(saved(tmp_path / "v.nii", HU, sheared))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b" + b"0" * 50])
+def test_files_that_are_no_nifti_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "v.nii.gz").write_bytes(content)
+    with pytest.raises(SeriesRefusedError, match="not a NIfTI file"):
+        read_nifti(tmp_path / "v.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_file_that_is_cut_short_is_refused(ending: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / f"v{ending}", HU)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SeriesRefusedError, match="cut short"):
+        read_nifti(path)
+
+
+@pytest.mark.lidc
+def test_the_patch_of_lidc_0001_equals_its_dicom_at_the_same_place(dinox_data: Path) -> None:
+    patch = read_nifti(dinox_data / "lidc_nodules" / "volumes" / "LIDC-IDRI-0001_nodule-0.nii.gz")
+    series = read_series(sorted((dinox_data / "lidc").rglob("*.dcm")))
+    first = lps_to_index(series.affine_ras, index_to_lps(patch.affine_ras, (0, 0, 0)))
+    np.testing.assert_allclose(first, np.rint(first), atol=1e-3)
+    z, y, x = np.rint(first).astype(int)
+    depth, height, width = patch.volume_hu.shape
+    same_place = series.volume_hu[z : z + depth, y : y + height, x : x + width].astype(int)
+    assert np.abs(same_place - patch.volume_hu).max() <= 12
+    assert patch.spacing_mm == pytest.approx(series.spacing_mm)
