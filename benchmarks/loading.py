@@ -66,15 +66,15 @@ def _delivered_seconds(chests: ChestCohort) -> dict[str, float]:
     plan = BatchPlan(len(chests.index), BATCH, accumulation=1, seed=0)
     views = MicroBatches(chests.index, plan, config, seed=0, render=True)
     raw = MicroBatches(chests.index, plan, config, seed=0, render=False)
-    peer_rows = np.random.default_rng(0).choice(chests.inner_rows(), 10 * BATCH).tolist()
+    peer_rows = np.random.default_rng(0).choice(chests.inner_rows(), 6 * BATCH).tolist()
     peer = PngTwoViews(chests.png_paths, peer_rows, config)
     ways = {
         "png": lambda: DataLoader(peer, BATCH, num_workers=WORKERS, prefetch_factor=4),
-        "views": lambda: stream_batches(views, 0, 40, WORKERS, pin=False),
-        "raw": lambda: stream_batches(raw, 0, 120, WORKERS, pin=False),
+        "views": lambda: stream_batches(views, 0, 30, WORKERS, pin=False),
+        "raw": lambda: stream_batches(raw, 0, 80, WORKERS, pin=False),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(max(7, ROUNDS)):
+    for _ in range(ROUNDS):
         for name, deliver in ways.items():
             seconds[name].append(_seconds_per_sample(deliver()))
     return {name: median(times) for name, times in seconds.items()}

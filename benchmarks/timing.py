@@ -7,7 +7,7 @@ from time import process_time
 
 import torch
 
-ROUNDS = 9
+ROUNDS = 7
 
 
 def median_cpu_seconds(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
