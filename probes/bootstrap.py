@@ -111,10 +111,7 @@ def paired_difference(
             for weights in patient_weights(patient, n_bootstrap, seed)
         ]
     )
-    low, high = _percentiles(draws)
-    draws = draws[np.isfinite(draws)]
-    tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    return Difference(value, low, high, min(1.0, 2.0 * (tail + 1) / (draws.size + 1)))
+    return _difference(value, draws)
 
 
 def mean_with_interval(
@@ -131,14 +128,45 @@ def mean_with_interval(
     Raises:
         ValueError: If a value is not finite or all samples come from one patient.
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    finite_scores(numbers, len(numbers))
+    value, draws = _mean_draws(values, patient_ids, n_bootstrap, seed)
+    low, high = _percentiles(draws)
+    return Estimate(value, low, high)
+
+
+def mean_difference(
+    values_a: npt.ArrayLike,
+    values_b: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Mean of a - b over samples with interval and two-sided p, by the bootstrap of `paired_difference`.
+
+    Raises:
+        ValueError: As `mean_with_interval`.
+    """
+    gap = np.asarray(values_a, dtype=np.float64) - np.asarray(values_b, dtype=np.float64)
+    value, draws = _mean_draws(gap, patient_ids, n_bootstrap, seed)
+    return _difference(value, draws)
+
+
+def _mean_draws(
+    values: npt.ArrayLike, patient_ids: npt.ArrayLike, n_bootstrap: int, seed: int
+) -> tuple[float, Floats]:
+    numbers = finite_scores(values, np.size(values))
     patient = patient_index(patient_ids, len(numbers))
     # A patient's sum and count are all that a draw of whole patients needs.
     total, count = np.bincount(patient, numbers), np.bincount(patient).astype(np.float64)
     chunks = patient_weights(np.arange(len(total)), n_bootstrap, seed)
-    low, high = _percentiles(np.concatenate([(weights @ total) / (weights @ count) for weights in chunks]))
-    return Estimate(float(numbers.mean()), low, high)
+    draws = np.concatenate([(weights @ total) / (weights @ count) for weights in chunks])
+    return float(numbers.mean()), draws
+
+
+def _difference(value: float, draws: Floats) -> Difference:
+    low, high = _percentiles(draws)
+    usable = draws[np.isfinite(draws)]
+    tail = min(np.count_nonzero(usable <= 0), np.count_nonzero(usable >= 0))
+    return Difference(value, low, high, min(1.0, 2.0 * (tail + 1) / (usable.size + 1)))
 
 
 def _percentiles(draws: Floats) -> tuple[float, float]:

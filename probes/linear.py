@@ -122,7 +122,7 @@ class LinearProbe:
             mean, scale = _mean_and_scale(x[fold.train])
             path = self._path((x[fold.train] - mean) / scale, truth[fold.train], grid, tolerance=1e-5)
             margins = (x[fold.test] - mean) / scale @ path[:, :-1].T + path[:, -1]
-            total += [log_loss(truth[fold.test], margin) for margin in margins.T]
+            total += [log_loss(truth[fold.test].astype(np.float64), margin) for margin in margins.T]
         return total / len(truth)
 
     def _path(self, x: Floats, truth: Ints, grid: list[float], tolerance: float = 1e-8) -> Floats:
@@ -136,7 +136,7 @@ class LinearProbe:
         for c in grid:
             penalty = np.full(used.shape[1], 1 / c)
             penalty[used.shape[1] - self.n_unpenalised :] = _UNPENALISED
-            weights = fit_logistic(used, truth, penalty, weights, tolerance)
+            weights = fit_logistic(used, truth.astype(np.float64), penalty, weights, tolerance)
             rotated = 0 if basis is None else basis.shape[1]
             path.append(weights if basis is None else np.append(basis @ weights[:rotated], weights[rotated:]))
         return np.stack(path)

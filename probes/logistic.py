@@ -4,13 +4,13 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
-from probes.checks import Floats, Ints
+from probes.checks import Floats
 
 _MAX_STEPS = 100
 
 
 def fit_logistic(
-    features: Floats, labels: Ints, penalty: Floats, start: Floats, tolerance: float = 1e-8
+    features: Floats, labels: Floats, penalty: Floats, start: Floats, tolerance: float = 1e-8
 ) -> Floats:
     """Minimise the summed log loss plus half the penalised squares of the coefficients.
 
@@ -19,7 +19,7 @@ def fit_logistic(
 
     Args:
         features: (N, D) float64; center them, or the intercept is slow to converge.
-        labels: 0 or 1, (N,).
+        labels: 0 or 1, or a share between them, (N,).
         penalty: One weight per coefficient, (D,), above 0.
         start: Coefficients and, last, intercept to start from, (D + 1,).
         tolerance: Stop where no component of the gradient exceeds tolerance * N.
@@ -68,10 +68,10 @@ def row_space(features: Floats) -> Floats:
     return np.asarray(features.T @ (vectors[:, kept] / np.sqrt(values[kept])))
 
 
-def log_loss(labels: Ints, margin: Floats) -> float:
+def log_loss(labels: Floats, margin: Floats) -> float:
     """Summed log loss of log odds (N,), without overflow for large ones."""
-    return float(np.logaddexp(0.0, np.where(labels == 1, -margin, margin)).sum())
+    return float((np.logaddexp(0.0, margin) - labels * margin).sum())
 
 
-def _loss(margin: Floats, labels: Ints, weights: Floats, ridge: Floats) -> float:
+def _loss(margin: Floats, labels: Floats, weights: Floats, ridge: Floats) -> float:
     return log_loss(labels, margin) + 0.5 * float(ridge @ weights**2)

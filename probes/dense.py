@@ -1,0 +1,225 @@
+"""Do patch tokens say where the nodule is? A linear probe from tokens to its mask, scored by Dice."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from scipy.special import logit
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from probes.bootstrap import mean_difference, mean_with_interval
+from probes.checks import Floats, Ints
+from probes.fitting import as_tensor
+from probes.logistic import fit_logistic
+from probes.splits import Fold
+
+_CUT_NODULES = 200  # enough to place one cut
+
+
+class DenseProbe:
+    """Logistic regression from one patch token to the share of its patch that the mask covers.
+
+    Log odds are upsampled to the mask's resolution (bilinear) and cut where the mean Dice of training nodules is
+    highest.
+    Fitted attributes: `coef_` (D,), `intercept_`, `mean_`, `scale_` (D,), `threshold_` in log odds.
+
+    Args:
+        c: Inverse penalty, scikit-learn's scale.
+        max_patches: Patches to train on: all that the mask touches, and as many others as fit, drawn at random.
+        seed: Of that draw.
+    """
+
+    def __init__(self, c: float = 1e-3, max_patches: int = 20_000, seed: int = 0) -> None:
+        """Hold the settings; nothing is learned here."""
+        self.c = c
+        self.max_patches = max_patches
+        self.seed = seed
+
+    def fit(self, tokens: npt.ArrayLike | Tensor, masks: npt.ArrayLike | Tensor) -> Self:
+        """Learn from patch tokens and masks.
+
+        Args:
+            tokens: (N, P, D), rows of patches first, P a square number.
+            masks: (N, H, W), 0 or 1, on the same field of view.
+
+        Raises:
+            ValueError: If shapes do not match, tokens are not finite, or the masks hold no nodule.
+        """
+        x, y, grid = _checked(tokens, masks)
+        share = adaptive_avg_pool2d(y[:, None], grid).flatten(1)
+        touched, clear = share.flatten().nonzero()[:, 0], (share.flatten() == 0).nonzero()[:, 0]
+        if not len(touched):
+            raise ValueError(f"none of the {len(y)} masks holds a nodule; there is nothing to learn")
+        draw = torch.Generator().manual_seed(self.seed)
+        touched = touched[torch.randperm(len(touched), generator=draw)][: self.max_patches]
+        clear = clear[torch.randperm(len(clear), generator=draw)][: self.max_patches - len(touched)]
+        chosen = torch.cat([touched, clear])
+        samples = x.flatten(0, 1)[chosen].double().numpy()
+        scale = samples.std(axis=0)
+        self.mean_ = samples.mean(axis=0)
+        self.scale_ = np.where(scale > 1e-6 * np.abs(samples).max(axis=0), scale, np.inf)
+        target = share.flatten()[chosen].double().numpy()
+        penalty = np.full(samples.shape[1], 1 / self.c)
+        start = np.append(np.zeros(samples.shape[1]), logit(np.clip(target.mean(), 1e-6, 1 - 1e-6)))
+        weights = fit_logistic((samples - self.mean_) / self.scale_, target, penalty, start, tolerance=1e-6)
+        self.coef_, self.intercept_ = weights[:-1], float(weights[-1])
+        shown = np.arange(0, len(x), max(1, len(x) // _CUT_NODULES))
+        self.threshold_ = _best_threshold(
+            self.decision_function(x[shown], y.shape[1:]), y[shown].numpy() > 0.5
+        )
+        return self
+
+    def decision_function(
+        self, tokens: npt.ArrayLike | Tensor, size: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Log odds of nodule at each pixel, (N, H, W) for size (H, W)."""
+        x = as_tensor(tokens).float()
+        weights = torch.from_numpy(self.coef_ / self.scale_).float()
+        offset = self.intercept_ - float((self.mean_ / self.scale_) @ self.coef_)
+        side = _side(x)
+        coarse = (x @ weights + offset).reshape(-1, 1, side, side)
+        fine = interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
+        return np.asarray(fine[:, 0].numpy())
+
+    def predict(self, tokens: npt.ArrayLike | Tensor, size: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Mask of the nodule, (N, H, W) for size (H, W)."""
+        return np.asarray(self.decision_function(tokens, size) > self.threshold_)
+
+
+def dice(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
+    """Overlap 2 |A and B| / (|A| + |B|) of each pair of masks (N, H, W), (N,); two empty masks agree and give 1."""
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"masks to compare must have one shape, got {a.shape} and {b.shape}")
+    axes = tuple(range(1, a.ndim))
+    total = a.sum(axis=axes) + b.sum(axis=axes)
+    return np.asarray(np.where(total > 0, 2 * (a & b).sum(axis=axes) / np.maximum(total, 1), 1.0))
+
+
+def inter_reader_dice(reader_masks: Sequence[npt.ArrayLike]) -> Floats:
+    """Mean Dice over all pairs of readers of each nodule, (N,); NaN where fewer than two readers drew it.
+
+    Args:
+        reader_masks: One array (readers, H, W) per nodule.
+    """
+    values = np.full(len(reader_masks), np.nan)
+    for nodule, masks in enumerate(reader_masks):
+        drawn = np.asarray(masks, dtype=bool)
+        first, second = np.triu_indices(len(drawn), k=1)
+        if first.size:
+            values[nodule] = dice(drawn[first], drawn[second]).mean()
+    return values
+
+
+def cross_fit_dice(
+    tokens: npt.ArrayLike | Tensor,
+    masks: npt.ArrayLike | Tensor,
+    patient_ids: npt.ArrayLike,
+    folds: Iterable[Fold | tuple[Ints, Ints]],
+    probe: DenseProbe,
+) -> Floats:
+    """Dice of each nodule by probes that never saw its patient, mean over repeats, (N,); NaN where none tests it.
+
+    Raises:
+        ValueError: As `DenseProbe.fit`, or if a fold tests a patient that it trains on.
+    """
+    x, y, _ = _checked(tokens, masks)
+    patients: npt.NDArray[Any] = np.asarray(patient_ids)
+    total, times = np.zeros(len(x)), np.zeros(len(x))
+    for fold in folds:
+        train, test = (fold.train, fold.test) if isinstance(fold, Fold) else fold
+        shared = np.intersect1d(patients[train], patients[test])
+        if shared.size:
+            raise ValueError(
+                f"a fold tests {shared.size} patients that it also trains on, such as {shared[0]}"
+            )
+        fitted = DenseProbe(probe.c, probe.max_patches, probe.seed).fit(x[train], y[train])
+        total[test] += dice(fitted.predict(x[test], y.shape[1:]), y[test].numpy() > 0.5)
+        times[test] += 1
+    return np.asarray(np.divide(total, times, out=np.full(len(x), np.nan), where=times > 0))
+
+
+def dense_table(
+    rows: Mapping[str, npt.ArrayLike | Tensor],
+    masks: npt.ArrayLike | Tensor,
+    patient_ids: npt.ArrayLike,
+    folds: Iterable[Fold | tuple[Ints, Ints]],
+    reader_masks: Sequence[npt.ArrayLike] | None = None,
+    probe: DenseProbe | None = None,
+) -> pd.DataFrame:
+    """Dice of each set of tokens, in the same folds, beside pixels and beside the readers among themselves.
+
+    Args:
+        rows: Tokens (N, P, D) by name: `features`, `random_weights`, and `pixels` (the grey values of each patch).
+        masks: (N, H, W), 0 or 1.
+        patient_ids: Patient of each nodule, (N,).
+        folds: Training and test rows.
+        reader_masks: One array (readers, H, W) per nodule: adds the row `inter_reader`, on nodules that two readers
+            or more drew.
+        probe: Settings; None: the defaults of `DenseProbe`.
+
+    Returns:
+        One line per row: nodules, mean Dice with interval over patients, and its paired difference against `pixels`.
+
+    Raises:
+        ValueError: As `cross_fit_dice`.
+    """
+    pairs, patients = list(folds), np.asarray(patient_ids)
+    values = {
+        name: cross_fit_dice(tokens, masks, patients, pairs, probe or DenseProbe())
+        for name, tokens in rows.items()
+    }
+    lines: list[dict[str, str | float]] = []
+    for name, scored in values.items():
+        tested = np.isfinite(scored)
+        line = _mean_columns(name, scored[tested], patients[tested])
+        if name != "pixels" and "pixels" in values:
+            gap = mean_difference(scored[tested], values["pixels"][tested], patients[tested])
+            line |= {"minus_pixels": gap.value, "minus_pixels_ci_low": gap.ci_low}
+            line |= {"minus_pixels_ci_high": gap.ci_high, "p": gap.p}
+        lines.append(line)
+    if reader_masks is not None:
+        agreement = inter_reader_dice(reader_masks)
+        drawn = np.isfinite(agreement) & np.isfinite(next(iter(values.values())))
+        if np.unique(patients[drawn]).size > 1:
+            lines.append(_mean_columns("inter_reader", agreement[drawn], patients[drawn]))
+    return pd.DataFrame(lines)
+
+
+def _mean_columns(name: str, values: Floats, patients: npt.NDArray[Any]) -> dict[str, str | float]:
+    found = mean_with_interval(values, patients)
+    columns: dict[str, str | float] = {"row": name, "n_nodules": len(values), "dice": found.value}
+    return columns | {"dice_ci_low": found.ci_low, "dice_ci_high": found.ci_high}
+
+
+def _best_threshold(log_odds: npt.NDArray[np.float32], masks: npt.NDArray[np.bool_]) -> float:
+    """The cut with the highest mean Dice, among quantiles of the log odds inside the masks."""
+    grid = np.unique(np.quantile(log_odds[masks], np.linspace(0.0, 0.95, 40)))
+    scores = [dice(log_odds > cut, masks).mean() for cut in grid]
+    return float(grid[int(np.argmax(scores))])
+
+
+def _checked(
+    tokens: npt.ArrayLike | Tensor, masks: npt.ArrayLike | Tensor
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    x, y = as_tensor(tokens).float(), as_tensor(masks).float()
+    if x.ndim != 3 or y.ndim != 3 or len(x) != len(y):
+        raise ValueError(
+            f"tokens (N, P, D) and masks (N, H, W) are needed, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("patch tokens hold NaN or infinity")
+    side = _side(x)
+    return x, y, (side, side)
+
+
+def _side(tokens: Tensor) -> int:
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise ValueError(f"{tokens.shape[1]} patches do not form a square grid")
+    return side
