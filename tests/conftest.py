@@ -95,6 +95,8 @@ def _write_ct_series(
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, f"{series_uid}.{index + 1}"
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.ImageType, dataset.Modality = ["ORIGINAL", "PRIMARY", "AXIAL"], "CT"
         dataset.Manufacturer, dataset.ConvolutionKernel, dataset.SliceThickness = "ACME", "B30f", 2.5
         dataset.PatientID, dataset.StudyInstanceUID = "somebody", "1.2.3"
