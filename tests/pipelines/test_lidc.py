@@ -111,7 +111,8 @@ def test_series_that_the_database_does_not_know_give_no_row() -> None:
     assert known_series(["1.2.3", SERIES_0001]) == {SERIES_0001}
     annotations, nodules = rows_for_series(["1.2.3"])
     assert len(annotations) == len(nodules) == 0
-    assert "cluster_id" in annotations.columns and "nodule_id" in nodules.columns
+    assert "cluster_id" in annotations.columns
+    assert "nodule_id" in nodules.columns
 
 
 def volume_row(n_slices: int = 133, first_z_mm: float = -340.0, **changes: object) -> pd.DataFrame:
@@ -137,7 +138,8 @@ def test_marks_get_their_place_from_the_geometry_of_the_volume() -> None:
     for row in annotations.itertuples():
         expected = index_to_lps(affine, [(row.z_lps_mm + 340) / 2.5, row.row_px, row.column_px])
         assert (row.x_lps_mm, row.y_lps_mm, row.z_lps_mm) == pytest.approx(tuple(expected))
-    assert len(annotations) == 4 and len(nodules) == 1
+    assert len(annotations) == 4
+    assert len(nodules) == 1
     assert nodules["x_lps_mm"][0] == pytest.approx(annotations["x_lps_mm"].mean())
     assert set(annotations["volume_id"]) == set(nodules["volume_id"]) == {"volume-0001"}
     assert nodules["flag"].tolist() == [""]
@@ -231,7 +233,8 @@ def test_the_contour_itself_lies_outside_the_mask(tmp_path: Path) -> None:
     alone = annotations[annotations["annotation_id"] == 84]
     assert write_masks(tmp_path, alone, nodules, series) == 1
     found = read_mask(tmp_path, nodules["nodule_id"][0])
-    assert found is not None and found.mask.dtype == bool
+    assert found is not None
+    assert found.mask.dtype == bool
     heights_mm = -340 + 2.5 * (found.start_zyx[0] + np.arange(len(found.mask)))
     for contour in mark.contours:
         k = int(np.flatnonzero(np.isclose(heights_mm, contour.image_z_position))[0])
@@ -306,7 +309,8 @@ def test_a_nodule_that_reaches_beyond_the_slices_is_flagged_and_its_crop_refused
         shape=list(series.volume_hu.shape),
     )
     annotations, nodules = place_on_volumes(*rows_for_series([series.series_uid]), row)
-    assert len(nodules) == 1 and nodules["flag"][0].startswith("partly outside the slices that are present")
+    assert len(nodules) == 1
+    assert nodules["flag"][0].startswith("partly outside the slices that are present")
     center = nodules.loc[0, ["x_lps_mm", "y_lps_mm", "z_lps_mm"]].to_numpy(dtype=np.float64)
     with pytest.raises(ValueError, match="outside the 12 slices of its volume"):
         crop_triplet_hu(series.volume_hu, series.affine_ras, center, 50.0, 50)

@@ -1,0 +1,172 @@
+"""Label rules on nodules small enough to label by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probes.labels import LabelRule, group_by_z, label_nodules
+
+NO_MARKS = pd.DataFrame()
+
+
+def nodules_rated(
+    *ratings: list[int], patients: list[str] | None = None, diameters: list[float] | None = None
+) -> pd.DataFrame:
+    n = len(ratings)
+    return pd.DataFrame(
+        {
+            "nodule_id": [f"nodule-{i}" for i in range(n)],
+            "volume_id": "volume",
+            "series_uid": "1.2",
+            "patient_id": patients or [f"patient-{i}" for i in range(n)],
+            "diameter_mm": diameters or [8.0] * n,
+            "malignancy_ratings": list(ratings),
+            "cluster_id": range(n),
+        }
+    )
+
+
+def marks(*rows: tuple[str, float, int]) -> pd.DataFrame:
+    """(patient, median z in mm, rating) of each mark, each in a cluster of its own."""
+    patients, heights, ratings = zip(*rows, strict=True)
+    n = len(rows)
+    return pd.DataFrame(
+        {
+            "annotation_id": range(n),
+            "volume_id": "volume",
+            "series_uid": [f"series of {patient}" for patient in patients],
+            "patient_id": patients,
+            "malignancy": ratings,
+            "diameter_mm": np.linspace(4, 8, n),
+            "volume_mm3": 100.0,
+            "x_lps_mm": np.arange(n) * 50.0,
+            "y_lps_mm": 0.0,
+            "z_lps_mm": heights,
+            "contour_z_median_mm": heights,
+            "cluster_id": range(n),
+        }
+    )
+
+
+RATINGS = ([5], [4, 3], [2, 4, 4], [3, 3, 3], [1, 2, 3, 5], [4, 4, 3, 2], [2, 3, 2], [5, 5, 5, 5, 1])
+BY_HAND: dict[LabelRule, list[bool | None]] = {
+    #                    [5]    [4,3]  [2,4,4] [3,3,3] [1235]  [4432]  [232]  [55551]
+    "any_reader": [True, True, True, False, False, True, False, True],
+    "consensus": [None, None, True, False, False, True, False, True],
+    "consensus_clear": [None, None, None, None, None, None, False, True],
+    "lora": [None, True, True, True, False, True, False, True],
+}
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+def test_a_rule_labels_as_by_hand(rule: LabelRule) -> None:
+    labelled = label_nodules(rule, NO_MARKS, nodules_rated(*RATINGS))
+    found = dict(zip(labelled.nodules["nodule_id"], labelled.nodules["is_malignant"], strict=True))
+    assert [found.get(f"nodule-{i}") for i in range(len(RATINGS))] == BY_HAND[rule]
+    assert len(labelled.nodules) + len(labelled.dropped) == len(RATINGS) == labelled.counts.n_given
+
+
+@pytest.mark.parametrize(
+    ("rule", "n_three", "fate"),
+    [("consensus", 1, "benign"), ("consensus_clear", 1, "dropped"), ("lora", 1, "malignant")],
+)
+def test_the_counts_say_what_becomes_of_3(rule: LabelRule, n_three: int, fate: str) -> None:
+    counts = label_nodules(rule, NO_MARKS, nodules_rated(*RATINGS)).counts
+    assert (counts.n_three, counts.fate_of_three) == (n_three, fate)
+    assert f"{n_three} rated exactly 3, {fate}" in str(counts)
+    assert str(counts).startswith(f"{rule}: {counts.n_labelled} nodules = {counts.n_malignant} malignant + ")
+
+
+def test_a_nodule_without_any_rating_is_dropped_with_its_reason() -> None:
+    labelled = label_nodules("any_reader", NO_MARKS, nodules_rated([], [4]))
+    assert labelled.dropped.to_dict("records") == [{"nodule_id": "nodule-0", "reason": "fewer than 1 reader"}]
+
+
+def test_the_article_groups_by_height_alone() -> None:
+    rows = marks(("a", 0.0, 5), ("a", 10.0, 1), ("a", 10.1, 5), ("b", 5.0, 2), ("a", 20.0, 5), ("a", 20.2, 1))
+    groups = group_by_z(rows)
+    assert groups["annotation_ids"].tolist() == [[0, 1], [2, 4], [5], [3]]
+    assert groups["x_lps_mm"].tolist() == [
+        25.0,
+        150.0,
+        250.0,
+        150.0,
+    ]  # x plays no part: 50 mm apart, one group
+    labelled = label_nodules("article", rows, nodules_rated([3]))
+    assert labelled.nodules["is_malignant"].tolist() == [False, True, False, False]
+
+
+def test_heights_that_rounding_puts_just_beyond_10_mm_still_belong() -> None:
+    assert 0.1 + 0.2 - 0.3 > 0  # so these two are more than 10 mm apart, by rounding alone
+    assert len(group_by_z(marks(("a", 0.3, 1), ("a", 10.0 + (0.1 + 0.2), 5)))) == 1
+
+
+def test_luna_drops_small_marks_before_it_counts_readers() -> None:
+    nodules = nodules_rated([5, 5, 1], [4, 4, 4, 1])
+    rows = marks(*[("patient-0", 0.0, r) for r in (5, 5, 1)], *[("patient-1", 0.0, r) for r in (4, 4, 4, 1)])
+    rows = rows.assign(
+        cluster_id=[0, 0, 0, 1, 1, 1, 1], series_uid="1.2", diameter_mm=[9, 9, 2.9, 9, 9, 9, 2.9]
+    )
+    labelled = label_nodules("luna_fmcib", rows, nodules)
+    assert labelled.nodules["nodule_id"].tolist() == ["nodule-1"]
+    assert labelled.nodules["malignancy_rating"].tolist() == [4.0]
+    assert labelled.dropped["reason"].tolist() == ["fewer than 3 readers"]
+
+
+@pytest.mark.parametrize(
+    ("ratings", "label"), [([2, 2, 3, 3], False), ([3, 3, 4, 4], True), ([3, 3, 3, 4], None)]
+)
+def test_luna_rounds_half_to_even(ratings: list[int], label: bool | None) -> None:
+    rows = marks(*[("patient-0", 0.0, r) for r in ratings]).assign(cluster_id=0, series_uid="1.2")
+    labelled = label_nodules("luna_fmcib", rows, nodules_rated(ratings))
+    assert labelled.nodules["is_malignant"].tolist() == ([] if label is None else [label])
+
+
+def test_a_diagnosis_is_borne_by_the_patients_largest_nodule() -> None:
+    nodules = nodules_rated(
+        [1], [5], [2], [3], [3], patients=["a", "a", "b", "c", "d"], diameters=[5, 9, 7, 7, 7]
+    )
+    diagnosis = pd.DataFrame({"patient_id": ["a", "b", "c", "e"], "diagnosis": [3, 1, 0, 2]})
+    labelled = label_nodules("tcia_diagnosis", NO_MARKS, nodules, diagnosis)
+    assert labelled.nodules["nodule_id"].tolist() == ["nodule-1", "nodule-2"]
+    assert labelled.nodules["is_malignant"].tolist() == [True, False]
+    assert labelled.counts.dropped == {
+        "patient without a diagnosis": 2,
+        "not the patient's largest nodule": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "reason"),
+    [
+        (None, "needs TCIA's table of diagnoses"),
+        (pd.DataFrame({"patient": ["a"]}), "no column patient_id, diagnosis"),
+        (pd.DataFrame({"patient_id": ["a", "a"], "diagnosis": [1, 2]}), "patient a has two rows"),
+        (pd.DataFrame({"patient_id": ["a"], "diagnosis": [4]}), "none of 0 unknown, 1 benign"),
+    ],
+)
+def test_a_table_of_diagnoses_that_cannot_be_is_refused(diagnosis: pd.DataFrame | None, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        label_nodules("tcia_diagnosis", NO_MARKS, nodules_rated([3]), diagnosis)
+
+
+@pytest.mark.parametrize("rule", ["article", "luna_fmcib"])
+def test_rules_that_need_marks_say_so_where_a_cohort_has_none(rule: LabelRule) -> None:
+    with pytest.raises(ValueError, match=f"'{rule}' needs the readers' marks one by one.*choose consensus"):
+        label_nodules(rule, NO_MARKS, nodules_rated([3, 3, 3]))
+
+
+def test_unknown_rules_ratings_and_missing_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match="'majority' does not exist; choose one of consensus, article"):
+        label_nodules("majority", NO_MARKS, nodules_rated([3]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="malignancy rating 6 is not one of LIDC's 1 to 5"):
+        label_nodules("consensus", NO_MARKS, nodules_rated([3, 6, 3]))
+    with pytest.raises(ValueError, match="table of nodules has no column patient_id"):
+        label_nodules("consensus", NO_MARKS, nodules_rated([3]).drop(columns="patient_id"))
+
+
+def test_a_rule_leaves_its_tables_as_they_were() -> None:
+    nodules = nodules_rated(*RATINGS)
+    before = nodules.copy(deep=True)
+    label_nodules("consensus", NO_MARKS, nodules)
+    pd.testing.assert_frame_equal(nodules, before)
