@@ -1,18 +1,18 @@
 """Headers and bytes changed at random: never a crash without a message, never a wrong volume."""
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pydicom.dataelem import RawDataElement
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from transforms.dicom_elements import TAGS, Elements, _read_by_pydicom, read_elements
@@ -44,16 +44,32 @@ mutations = st.tuples(
 syntaxes = st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 
 
-def mutate(dataset: Dataset, keyword: str, value: bytes | None) -> None:
-    dataset["PixelData"].VR = "OW"  # else pydicom's writer asks the header that is about to change
-    tag = Tag(TAGS[keyword])
-    dataset.pop(tag, None)
+def replace_element(content: bytes, keyword: str, value: bytes | None, is_implicit: bool) -> bytes:
+    """The bytes of a file with one element taken out, and put back with another value unless that is None."""
+    tag = TAGS[keyword]
+    start = (
+        132 + 12 + struct.unpack_from("<L", content, 132 + 8)[0]
+    )  # after the file meta group, by its length
+    at, kept = start, [content[:start]]
+    own = b""
     if value is not None:
         value += b" " * (len(value) % 2)
-        vr = {"PixelPaddingValue": "SS", "PixelPaddingRangeLimit": "SS"}.get(keyword)
-        vr = vr or ("US" if TAGS[keyword] >> 16 == 0x28 and len(value) == 2 else "LO")
-        is_implicit = dataset.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
-        dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, is_implicit, True)
+        vr = dictionary_VR(tag).removeprefix("US or ").encode()
+        form = ("<HHL", len(value)) if is_implicit else ("<HH2sH", vr, len(value))
+        own = struct.pack(form[0], tag >> 16, tag & 0xFFFF, *form[1:]) + value
+    while at < len(content):
+        group, element, vr, length = struct.unpack_from("<HH2sH", content, at)
+        header = 8
+        if is_implicit or vr in (b"OW", b"OB"):
+            header = 8 if is_implicit else 12
+            (length,) = struct.unpack_from("<L", content, at + header - 4)
+        if own and (group << 16 | element) >= tag:
+            kept.append(own)
+            own = b""
+        if (group << 16 | element) != tag:
+            kept.append(content[at : at + header + length])
+        at += header + length
+    return b"".join(kept)
 
 
 def read_or_reason(files: list[Path]) -> tuple[CtSeries | None, str]:
@@ -66,6 +82,7 @@ def read_or_reason(files: list[Path]) -> tuple[CtSeries | None, str]:
 
 def assert_right_or_refused(files: list[Path]) -> CtSeries | None:
     series, reason = read_or_reason(files)
+    event("read" if series else "refused")
     if series is None:
         assert len(reason) > 10
         assert SECRET not in reason
@@ -91,11 +108,13 @@ def check_mutated(
 ) -> CtSeries | None:
     def change(dataset: Dataset, index: int) -> None:
         dataset.file_meta.TransferSyntaxUID = syntax
-        for keyword, value, where in changed:
-            if where == "all" or index == 2:
-                mutate(dataset, keyword, value)
 
-    return assert_right_or_refused(write(folder, n_slices=4, change=change))
+    files = write(folder, n_slices=4, change=change)
+    for keyword, value, where in changed:
+        for file in files if where == "all" else files[2:3]:
+            content = replace_element(file.read_bytes(), keyword, value, syntax == ImplicitVRLittleEndian)
+            file.write_bytes(content)
+    return assert_right_or_refused(files)
 
 
 quietly = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -103,7 +122,6 @@ quietly = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=quietly)
 @given(st.lists(mutations, min_size=1, max_size=2), syntaxes)
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_mutated_header_is_read_right_or_refused(
     write_ct_series: Writer, tmp_path: Path, changed: list[tuple[str, bytes | None, str]], syntax: str
 ) -> None:
@@ -113,7 +131,6 @@ def test_a_mutated_header_is_read_right_or_refused(
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None, suppress_health_check=quietly)
 @given(st.lists(mutations, min_size=1, max_size=3), syntaxes)
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_many_mutated_headers_are_read_right_or_refused(
     write_ct_series: Writer, tmp_path: Path, changed: list[tuple[str, bytes | None, str]], syntax: str
 ) -> None:
@@ -144,7 +161,6 @@ def test_damaged_bytes_end_in_a_volume_or_in_words(
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=quietly)
 @given(flips, syntaxes)
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_short_walk_and_pydicom_read_the_same_elements(
     write_ct_series: Writer, tmp_path: Path, flips: list[tuple[float, int]], syntax: str
 ) -> None:
