@@ -144,6 +144,23 @@ def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
     return LoadedBackbone(backbone, config, source, {}, digest.hexdigest())
 
 
+def chosen_backbone(name: str) -> str:
+    """Return the name given, else that of the newest finished pretrain run.
+
+    Raises:
+        ValueError: If none was given and there is none.
+    """
+    if name:
+        return name
+    newest = tracking.newest_backbone_run()
+    if newest is None:
+        raise ValueError(
+            f"there is no finished pretrain run in {tracking.tracking_uri()} to probe; first run"
+            " `mlflow run . -e pretrain`, or give -P backbone=timm:<name>"
+        )
+    return f"runs:/{newest}/backbone"
+
+
 def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
     """Return the same architecture with random weights: the floor of every probe."""
     import torch

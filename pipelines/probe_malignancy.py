@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
-from pipelines import tracking
-from pipelines.backbones import LoadedBackbone, open_backbone, random_twin
+from models.backbone import Backbone
+from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, random_twin
 from pipelines.cli import main
 from pipelines.cohort import Cohort
+from pipelines.config import PROJECT_ROOT
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
-from pipelines.nodule_set import FeatureName, NoduleSet, WindowName, encode, nodule_set
+from pipelines.features import FeatureCache, FeatureName, WindowName, encode
+from pipelines.nodule_set import NoduleSet, nodule_set
+from pipelines.probe_figures import calibration_figure, decision_figure, roc_figure
+from pipelines.probe_setup import diagnosis_table, fold_plan, tag_probe
 from pipelines.tracking import Run
+from probes.attentive import AttentiveProbe
+from probes.evaluation import evaluate_nodules, headline
 from probes.labels import LabelRule
-from probes.linear import LinearProbe, cross_fit
-from probes.metrics import auroc_difference, auroc_with_interval
-from probes.splits import Splits, is_held_out, patient_folds
+from probes.linear import LinearProbe, Probe
+from probes.mlp import MlpProbe
+from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
+from probes.scoring import NoduleScores, score_nodules
 from transforms.nodule import CropSpec
+
+HeadName = Literal["logistic", "mlp", "attentive"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,180 +43,179 @@ class ProbeConfig:
     backbone: str = ""
     """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
     rule: LabelRule = "consensus"
+    diagnosis: str = ""
+    """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""
+    input: Literal["crop", "whole_slice"] = "crop"
+    """`whole_slice` is the article's: the slice through the nodule, resized to the input, nodule and all."""
     size_mm: float = 50.0
     """Side of the crop; at the backbone's input size this fixes the mm per pixel."""
+    image_px: int = 0
+    """Input size; 0 takes the backbone's own."""
     window: WindowName = "lung"
     features: FeatureName = "class_token"
+    head: HeadName = "logistic"
+    split: Literal["folds", "article"] = "folds"
+    """`article`: one 60/20/20 split by patient; its validation fifth joins the training rows of this probe."""
     folds: int = 5
     repeats: int = 5
+    leak: Literal["avoid", "allow"] = "avoid"
+    """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
     n_bootstrap: int = 2000
     seed: int = 0
     device: str = "auto"
+    runs_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        """Refuse heads that cannot read their features."""
+        if (self.head == "attentive") != (self.features == "patches"):
+            raise ValueError(
+                "head=attentive and features=patches go together: one query attends over all patches"
+            )
+        if self.folds < 2 or self.repeats < 1 or self.n_bootstrap < 1:
+            raise ValueError("folds must be 2 or more, repeats and n_bootstrap 1 or more")
 
 
 def run_probe(config: ProbeConfig, run: Run) -> None:
-    """Fit a logistic regression on frozen features out of fold, and print it beside its floors."""
+    """Fit a probe on frozen features out of fold, and print it beside its floors."""
     ensure_cohort(Path(config.cohort))
     cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone))
+    loaded = open_backbone(chosen_backbone(config.backbone), config.image_px or None)
     print(f"backbone {loaded.source}")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    nodules = nodule_set(cohort, config.rule, spec)
+    diagnosis = diagnosis_table(config.diagnosis)
+    nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
     print(nodules.labelled.counts)
-    splits = patient_folds(
-        nodules.patient_ids.tolist(),
-        nodules.labels,
-        unseen=unseen_patients(loaded, cohort),
-        n_folds=config.folds,
-        n_repeats=config.repeats,
-        seed=config.seed,
+    plan = fold_plan(config, loaded, cohort, nodules)
+    tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
+    scores = score(config, loaded, cohort, nodules, plan.folds, spec)
+    table = evaluate(config, nodules, scores)
+    metrics = headline(table)
+    print(short_table(table))
+    print(
+        "LIDC ratings are readers' suspicion, not cancer; intervals are over patients, conditional on training."
     )
-    tag(run, loaded, cohort, splits, spec)
-    scores = score(config, loaded, nodules, splits)
-    tested = np.isfinite(scores["features"])
-    table, metrics = compare(config, nodules, scores, tested)
-    print(table.to_string(index=False))
     run.log_metrics(metrics)
-    run.log_table(table, "tables/probe.csv")
-    predictions = nodules.table[["nodule_id", "patient_id", "diameter_mm", "is_malignant"]].assign(**scores)
-    run.log_table(predictions[tested], "tables/predictions.parquet")
-    run.log_table(nodules.dropped, "tables/dropped.parquet")
-    run.log_table(splits.table(), "tables/splits.parquet")
-    run.log_figure(
-        roc_figure(nodules.labels[tested], {k: v[tested] for k, v in scores.items()}), "figures/roc.png"
-    )
-
-
-def chosen_backbone(name: str) -> str:
-    """Return the name given, else that of the newest finished pretrain run.
-
-    Raises:
-        ValueError: If none was given and there is none.
-    """
-    if name:
-        return name
-    newest = tracking.newest_backbone_run()
-    if newest is None:
-        raise ValueError(
-            f"there is no finished pretrain run in {tracking.tracking_uri()} to probe; first run"
-            " `mlflow run . -e pretrain`, or give -P backbone=timm:<name>"
-        )
-    return f"runs:/{newest}/backbone"
-
-
-def unseen_patients(loaded: LoadedBackbone, cohort: Cohort) -> set[str] | None:
-    """Return the patients of the cohort that the backbone did not see; None when nobody knows."""
-    everyone = {str(patient) for patient in cohort.nodules["patient_id"]}
-    if loaded.source.startswith("timm:"):
-        return everyone
-    if "holdout" not in loaded.record:
-        return None
-    if loaded.record.get("leak"):
-        return set()
-    return {patient for patient in everyone if is_held_out(patient, loaded.record["holdout"])}
-
-
-def tag(run: Run, loaded: LoadedBackbone, cohort: Cohort, splits: Splits, spec: CropSpec) -> None:
-    """Tag the run with where its figures come from, and warn of a leak or of a scale never seen."""
-    tags = {
-        "dinox.cohort_sha": cohort.sha256,
-        "dinox.probed": loaded.source,
-        "dinox.probed_run": loaded.run_id,
-        "dinox.backbone_sha": loaded.sha256,
-        "dinox.probed_recipe": str(loaded.record.get("recipe", "")),
-    }
-    if splits.leak:
-        tags["dinox.leak"] = splits.leak
-        print(f"leak: {splits.leak}: the backbone may have seen the test patients")
-    scale = loaded.record.get("mm_per_pixel")
-    if scale and not scale[0] <= spec.mm_per_px <= scale[1]:
-        tags["dinox.scale"] = "out of distribution"
-        print(
-            f"scale: crops at {spec.mm_per_px:.2f} mm per pixel lie outside the {scale[0]:.2f} .. {scale[1]:.2f}"
-            " that the backbone was pretrained on"
-        )
-    run.set_tags(tags)
+    write_artifacts(run, nodules, scores, table, plan.table)
 
 
 def score(
-    config: ProbeConfig, loaded: LoadedBackbone, nodules: NoduleSet, splits: Splits
-) -> dict[str, NDArray[np.float64]]:
+    config: ProbeConfig,
+    loaded: LoadedBackbone,
+    cohort: Cohort,
+    nodules: NoduleSet,
+    folds: list[Any],
+    spec: CropSpec,
+) -> NoduleScores:
     """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
     device = choose_device(config.device)
-    diameter = np.log(nodules.table["diameter_mm"].to_numpy(dtype=np.float64))[:, None]
-    hu_scale = float(loaded.record.get("hu_scale", 1.0))
+    cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
+    ids = [str(nodule_id) for nodule_id in nodules.table["nodule_id"]]
 
-    def features(backbone_of: LoadedBackbone | None) -> NDArray[np.float32]:
-        backbone = backbone_of.backbone if backbone_of else random_twin(loaded, config.seed)
-        return encode(backbone, nodules.crops_hu, config.window, config.features, device, hu_scale)
-
-    def out_of_fold(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return cross_fit(
-            lambda: LinearProbe(seed=config.seed), values, nodules.labels, nodules.patient_ids, splits.folds
+    def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
+        key = cache.key(
+            name, cohort.sha256, spec, ids, window=config.window, features=config.features, input=config.input
         )
-
-    learned = features(loaded).astype(np.float64)
-    return {
-        "features": out_of_fold(learned),
-        "diameter": out_of_fold(diameter),
-        "random": out_of_fold(features(None).astype(np.float64)),
-        "features_and_diameter": out_of_fold(np.hstack([learned, diameter])),
-    }
-
-
-def compare(
-    config: ProbeConfig, nodules: NoduleSet, scores: dict[str, NDArray[np.float64]], tested: NDArray[np.bool_]
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Return the printed table and the metrics: every AUROC with its interval, overall and inside 6-15 mm."""
-    labels, patients = nodules.labels, nodules.patient_ids
-    diameter = nodules.table["diameter_mm"].to_numpy(dtype=np.float64)
-    names = {"features": "probe/auroc", "diameter": "probe/diameter_auroc", "random": "probe/random_auroc"}
-    names["features_and_diameter"] = "probe/features_and_diameter_auroc"
-    rows, metrics = [], {"probe/n_nodules": float(tested.sum())}
-    metrics["probe/n_patients"] = float(len(np.unique(patients[tested])))
-    for suffix, stratum in (("", tested), ("_6_15mm", tested & (diameter >= 6) & (diameter <= 15))):
-        positives = int(labels[stratum].sum())
-        if not 0 < positives < stratum.sum():
-            continue
-        for name, metric in names.items():
-            found = auroc_with_interval(
-                labels[stratum], scores[name][stratum], patients[stratum], config.n_bootstrap, config.seed
+        found = cache.read(key)
+        if found is None:
+            scale = float(loaded.record.get("hu_scale", 1.0))
+            mm_per_px = float(np.median(nodules.mm_per_px))
+            found = encode(
+                backbone, nodules.crops_hu, mm_per_px, config.window, config.features, device, scale
             )
-            metrics |= {
-                f"{metric}{suffix}": found.value,
-                f"{metric}_ci_low{suffix}": found.ci_low,
-                f"{metric}_ci_high{suffix}": found.ci_high,
-            }
-            where = "6-15 mm" if suffix else "all"
-            rows.append((name, where, int(stratum.sum()), positives, str(found)))
-        gain = auroc_difference(
-            labels[stratum], scores["features_and_diameter"][stratum], scores["diameter"][stratum], patients[stratum],
-            config.n_bootstrap, config.seed,
-        )  # fmt: skip
-        metrics |= {
-            f"probe/gain_over_diameter{suffix}": gain.value,
-            f"probe/gain_over_diameter_ci_low{suffix}": gain.ci_low,
-            f"probe/gain_over_diameter_ci_high{suffix}": gain.ci_high,
-            f"probe/gain_over_diameter_p{suffix}": gain.p,
-        }
-        rows.append(
-            ("gain over diameter", "6-15 mm" if suffix else "all", int(stratum.sum()), positives, str(gain))
-        )
-    return pd.DataFrame(rows, columns=["row", "nodules", "n", "malignant", "AUROC [95% interval]"]), metrics
+            cache.write(key, found)
+        return found
+
+    factory = probe_factory(config.head, config.seed, config.device)
+    random = features(random_twin(loaded, config.seed), f"random {config.seed} {loaded.config}")
+    pixels = nodule_set(
+        cohort,
+        config.rule,
+        CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX),
+        diagnosis=diagnosis_table(config.diagnosis),
+    )
+    return score_nodules(
+        factory,
+        features(loaded.backbone, loaded.sha256),
+        nodules.labels,
+        nodules.diameter_mm,
+        nodules.patient_ids,
+        folds,
+        baselines={
+            "random_weights": (factory, random),
+            "pixels": (lambda: PixelProbe(seed=config.seed), pixel_features(pixels.crops_hu)),
+        },
+        seed=config.seed,
+    )
 
 
-def roc_figure(labels: NDArray[np.int64], scores: dict[str, NDArray[np.float64]]) -> Figure:
-    """Draw the ROC curve of every row."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axis = figure.subplots()
-    for name, values in scores.items():
-        false_positive, true_positive, _ = roc_curve(labels, values)
-        axis.plot(false_positive, true_positive, label=name.replace("_", " "))
-    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
-    axis.set_xlabel("1 - specificity")
-    axis.set_ylabel("sensitivity")
-    axis.legend(fontsize=8)
-    return figure
+def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[Any]]:
+    """Return what makes a fresh head for each fold."""
+    chosen = choose_device(device)
+    match head:
+        case "logistic":
+            return lambda: LinearProbe(seed=seed)
+        case "mlp":
+            return lambda: MlpProbe(seed=seed, device=chosen)
+        case "attentive":
+            return lambda: AttentiveProbe(seed=seed, device=chosen)
+
+
+def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> pd.DataFrame:
+    """Return the whole table: overall, inside 6-15 mm, by manufacturer, slice spacing and repeated neighbours."""
+    spacing = pd.cut(
+        nodules.table["spacing_z_mm"], [0, 1.25, 2.0, 100], labels=["to 1.25", "to 2", "above 2"]
+    )
+    groups: dict[str, list[str]] = {
+        "manufacturer": nodules.table["manufacturer"].astype(str).tolist(),
+        "slice spacing mm": spacing.astype(str).tolist(),
+        "neighbours": ["repeated" if repeated else "whole" for repeated in nodules.is_replicated],
+    }
+    several = {name: values for name, values in groups.items() if len(set(values)) > 1}
+    return evaluate_nodules(
+        nodules.labels,
+        scores,
+        nodules.diameter_mm,
+        nodules.patient_ids,
+        several,
+        config.n_bootstrap,
+        config.seed,
+    )
+
+
+def short_table(table: pd.DataFrame) -> str:
+    """Return the rows overall and inside 6-15 mm as text, each AUROC with its interval and its gap to diameter."""
+    lines = [f"{'stratum':10} {'row':24} {'n':>5} {'mal.':>5}  {'AUROC [95%]':24} minus diameter [95%]"]
+    for line in table.to_dict("records"):
+        if ":" in str(line["stratum"]) or not np.isfinite(line.get("auroc", np.nan)):
+            continue
+        area = f"{line['auroc']:.3f} [{line['auroc_ci_low']:.3f}, {line['auroc_ci_high']:.3f}]"
+        gap = ""
+        if np.isfinite(line.get("minus_diameter", np.nan)):
+            low, high, p = (line[f"minus_diameter_{end}"] for end in ("ci_low", "ci_high", "p"))
+            gap = f"{line['minus_diameter']:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
+        counts = f"{line['n_nodules']:>5} {line['n_positive']:>5}"
+        lines.append(f"{line['stratum']:10} {line['row']:24} {counts}  {area:24} {gap}".rstrip())
+    return "\n".join(lines)
+
+
+def write_artifacts(
+    run: Run, nodules: NoduleSet, scores: NoduleScores, table: pd.DataFrame, splits: pd.DataFrame
+) -> None:
+    """Write tables and figures of a probe into its run."""
+    tested = np.isfinite(scores.rows["features"])
+    columns = ["nodule_id", "patient_id", "diameter_mm", "is_malignant"]
+    predictions = nodules.table[columns].assign(**scores.rows)[tested]
+    run.log_table(table, "tables/probe.csv")
+    run.log_table(predictions, "tables/predictions.parquet")
+    run.log_table(nodules.dropped, "tables/dropped.parquet")
+    run.log_table(splits, "tables/splits.parquet")
+    rows = {name: values[tested] for name, values in scores.rows.items() if name != "shuffled_labels"}
+    rows["diameter"] = nodules.diameter_mm[tested]
+    labels = nodules.labels[tested]
+    run.log_figure(roc_figure(labels, rows), "figures/roc.png")
+    run.log_figure(calibration_figure(labels, rows["features"]), "figures/calibration.png")
+    probabilities = {name: values for name, values in rows.items() if name != "diameter"}
+    run.log_figure(decision_figure(labels, probabilities), "figures/decision_curve.png")
 
 
 if __name__ == "__main__":
