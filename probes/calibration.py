@@ -55,7 +55,7 @@ def calibration_intercept(labels: Ints, scores: Floats, weights: Floats) -> Floa
 class DecisionCurve:
     """Net benefit per sample of acting above each threshold, beside acting on all; acting on nobody is 0."""
 
-    thresholds: Floats
+    threshold: Floats
     net_benefit: Floats
     treat_all: Floats
 
