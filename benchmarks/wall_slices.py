@@ -2,6 +2,8 @@
 
 Two textured lungs at about -850 HU with vessels, a heart and a spine in a body, 15 HU of noise. The three channels are
 neighbouring slices: vessels wander, organs grow a little, noise is new. Lengths are fractions of half the image.
+Bodies, lungs and hearts differ as much as levels of the chest and patients do: where all slices look alike, two views
+of one share too little for any teacher to leave the wall (docs/decisions/0002-cross-view-share.md).
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ def chest_slices(n: int = 2048, size_px: int = 40, seed: int = 0) -> NDArray[np.
 def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
     """One slice and its two neighbours, (3, size_px, size_px)."""
     line = (np.arange(size_px) + 0.5) / size_px * 2 - 1
-    y, x = line[:, None] - rng.uniform(-0.05, 0.05), line - rng.uniform(-0.05, 0.05)
+    y, x = line[:, None] - rng.uniform(-0.1, 0.1), line - rng.uniform(-0.1, 0.1)
     z = np.array([-1.0, 0.0, 1.0])[:, None, None]
-    width, depth = rng.uniform(0.8, 0.92), rng.uniform(0.56, 0.7)
+    width = rng.uniform(0.6, 0.92)
+    depth = width * rng.uniform(0.6, 0.95)
+    fat = rng.uniform(0.04, 0.16)
     grow = 1 + z * rng.uniform(-0.03, 0.03)
 
     image = np.full((3, size_px, size_px), -1000.0)
@@ -44,14 +48,14 @@ def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
         image[...] += share * (value - image)
 
     fill(0, 0, depth, width, -100)
-    fill(0, 0, depth - 0.06, width - 0.06, 50)
-    lung_hu = LUNG_HU + rng.normal(0, 15) + _texture_hu(rng, size_px)
+    fill(0, 0, depth - fat, width - fat, 50)
+    lung_hu = LUNG_HU + rng.normal(0, 30) + _texture_hu(rng, size_px)
     lungs = [
         (
-            rng.uniform(-0.06, 0.04),
-            side * width * rng.uniform(0.44, 0.5),
-            depth * rng.uniform(0.66, 0.76),
-            width * 0.36,
+            rng.uniform(-0.15, 0.15) * depth,
+            side * (width - fat) * rng.uniform(0.46, 0.54),
+            (depth - fat) * rng.uniform(0.45, 0.9),
+            (width - fat) * rng.uniform(0.28, 0.46),
         )
         for side in (-1, 1)
     ]
@@ -59,10 +63,10 @@ def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
         fill(*lung, lung_hu)
     for lung in lungs:
         np.maximum(image, _vessels_hu(rng, y, x, z, lung), out=image)
-    fill(
-        rng.uniform(-0.2, -0.05), rng.uniform(0.08, 0.2), rng.uniform(0.18, 0.3), rng.uniform(0.18, 0.32), 45
-    )
-    fill(depth - 0.24, 0, 0.15, 0.14, rng.uniform(250, 500))
+    heart = width * rng.uniform(0.12, 0.4), width * rng.uniform(0.12, 0.4)
+    fill(rng.uniform(-0.25, 0.05), rng.uniform(0.0, 0.25), *heart, 45)
+    spine = width * rng.uniform(0.12, 0.2)
+    fill(depth - fat - spine, 0, spine, spine, rng.uniform(200, 700))
     image += rng.normal(0, NOISE_HU, image.shape)
     return np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
 
@@ -87,7 +91,8 @@ def _vessels_hu(
     center_y, center_x, half_y, half_x = lung
     angle, reach = rng.uniform(0, 2 * np.pi, N_VESSELS), np.sqrt(rng.uniform(0, 0.75, N_VESSELS))
     drift = rng.normal(0, 0.03, (2, N_VESSELS))
-    long, thin = rng.uniform(0.03, 0.12, N_VESSELS), rng.uniform(0.02, 0.04, N_VESSELS)
+    small = half_x / 0.36
+    long, thin = small * rng.uniform(0.03, 0.12, N_VESSELS), small * rng.uniform(0.02, 0.04, N_VESSELS)
     tilt = rng.uniform(0, np.pi, N_VESSELS)
     inside = np.hypot((y - center_y) / half_y, (x - center_x) / half_x) < 0.95
     hu = np.full((3, y.shape[0], x.shape[0]), -1000.0)

@@ -24,7 +24,7 @@ def test_lungs_lie_near_minus_850_hu_in_a_body_with_bone() -> None:
     lung = slices[(slices > -950) & (slices < -700)]
     counts, edges = np.histogram(lung, bins=10, range=(-950, -700))
     assert -900 <= edges[np.argmax(counts)] <= -850  # vessels' edges pull the median up, not the peak
-    assert 0.1 < lung.size / slices.size < 0.5
+    assert 0.05 < lung.size / slices.size < 0.5
     assert np.mean((slices > 0) & (slices < 100)) > 0.1
     assert np.mean(slices > 200) > 0.005
 
