@@ -17,10 +17,16 @@ from pipelines.cli import main
 from pipelines.cohort import Cohort
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
-from pipelines.probe_setup import unseen_patients
 from pipelines.retrieval_figures import contact_sheet, trajectory
 from pipelines.tracking import Run
-from pipelines.view_tokens import SliceSample, Tokens, encode_views, sample_slices, training_views
+from pipelines.view_tokens import (
+    SliceSample,
+    Tokens,
+    encode_views,
+    sample_slices,
+    tested_patients,
+    training_views,
+)
 from probes.retrieval import RetrievalResult, retrieval
 
 
@@ -76,20 +82,6 @@ def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     run.log_figure(contact_sheet(sample, found["backbone", "class_token"]), "figures/contact_sheet.png")
     if config.checkpoints == "all":
         follow_checkpoints(config, loaded, sample, device, run)
-
-
-def tested_patients(
-    loaded: LoadedBackbone, cohort: Cohort, leak: Literal["avoid", "allow"]
-) -> tuple[set[str], str]:
-    """Return the patients to test on, and what that leaks: those that the backbone did not see, if that is known."""
-    everyone = cohort.series["patient_id"].to_numpy(dtype=np.str_)
-    unseen = unseen_patients(loaded, everyone)
-    all_patients = {str(patient) for patient in everyone}
-    if leak == "allow":
-        return all_patients, "" if unseen == all_patients else "allowed"
-    if unseen is None:
-        return all_patients, "unknown"
-    return (unseen, "") if unseen else (all_patients, "no_holdout")
 
 
 def networks_of(loaded: LoadedBackbone, seed: int) -> dict[str, Backbone]:

@@ -21,6 +21,7 @@ from pipelines.cohort import Cohort
 from pipelines.config import load_recipe, read_yaml
 from pipelines.loader import SliceIndex
 from pipelines.pretrain import PretrainConfig
+from pipelines.probe_setup import unseen_patients
 from transforms.view_config import ViewConfig
 from transforms.views import draw_views, render_views
 
@@ -74,6 +75,20 @@ def sample_slices(cohort: Cohort, patients: set[str], views: ViewConfig, n_slice
         )
     rows = np.linspace(0, len(index) - 1, min(n_slices, len(index))).astype(np.int64)
     return SliceSample(index, rows, dataclasses.replace(views, n_local=0))
+
+
+def tested_patients(
+    loaded: LoadedBackbone, cohort: Cohort, leak: Literal["avoid", "allow"]
+) -> tuple[set[str], str]:
+    """Return the patients to test on, and what that leaks: those that the backbone did not see, if that is known."""
+    everyone = cohort.series["patient_id"].to_numpy(dtype=np.str_)
+    unseen = unseen_patients(loaded, everyone)
+    all_patients = {str(patient) for patient in everyone}
+    if leak == "allow":
+        return all_patients, "" if unseen == all_patients else "allowed"
+    if unseen is None:
+        return all_patients, "unknown"
+    return (unseen, "") if unseen else (all_patients, "no_holdout")
 
 
 def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
