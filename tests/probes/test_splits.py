@@ -40,7 +40,7 @@ def test_the_share_held_out_is_the_fraction_asked_for() -> None:
 @pytest.mark.parametrize("holdout", [1.5, -0.1, "half_c"])
 def test_a_holdout_that_cannot_be_is_refused(holdout: object) -> None:
     with pytest.raises(ValueError, match="half_a, half_b or a fraction from 0 to 1"):
-        is_held_out("patient", holdout)  # type: ignore[arg-type]
+        is_held_out("patient", holdout)
 
 
 def test_no_patient_is_on_both_sides_and_each_row_is_tested_once_a_repeat() -> None:

@@ -265,7 +265,7 @@ def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
 )
 def test_a_crop_that_cannot_be_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"does not exist|positive"):
-        CropSpec(**settings)  # type: ignore[arg-type]
+        CropSpec(**settings)
 
 
 def test_a_volume_with_other_axes_is_refused() -> None:
@@ -305,7 +305,7 @@ def test_the_monai_forms_know_a_patch_and_a_gap_from_the_meta_data() -> None:
 
 def test_a_volume_without_geometry_is_refused() -> None:
     with pytest.raises(ValueError, match=r"MetaTensor \(1, Z, Y, X\).*got Tensor of shape \(1, 4, 8, 8\)"):
-        NoduleCrop(CropSpec())(torch.zeros(1, 4, 8, 8), (0, 0, 0))  # type: ignore[arg-type]
+        NoduleCrop(CropSpec())(torch.zeros(1, 4, 8, 8), (0, 0, 0))
 
 
 def test_jitter_moves_the_crop_in_the_plane_only_when_seeded_and_the_same_for_the_same_seed() -> None:
