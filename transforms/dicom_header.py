@@ -237,8 +237,8 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
             "RescaleSlope or RescaleIntercept is missing, so stored values are not known in HU"
         )
     slope, intercept = header.numbers("RescaleSlope", 1)[0], header.numbers("RescaleIntercept", 1)[0]
-    if slope <= 0:
-        raise SeriesRefusedError(f"RescaleSlope must be above zero, got {slope:g}")
+    if not 1e-3 <= slope <= 1e3:
+        raise SeriesRefusedError(f"RescaleSlope must lie above zero, between 0.001 and 1000, got {slope:g}")
     if header.text("RescaleType") not in ("", "HU"):
         raise SeriesRefusedError("RescaleType is not HU, so the values are no CT numbers")
     return PixelEncoding(

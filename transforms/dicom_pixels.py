@@ -93,13 +93,14 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
     n_padding = int(np.count_nonzero(is_padding)) if is_padding is not None else 0
     has_unused_bits = _mask_unused_bits(stored, pixels)
     slope, intercept = pixels.slope, pixels.intercept
+    neutral_hu: float = PADDING_HU
     if is_padding is not None and n_padding:
         _check_padding(pixels)
-        if n_padding == stored.size:
-            words[...] = PADDING_HU
-            return Decoded(n_padding, False, has_unused_bits)
-        # Any real value will do here: padding must not count when the range is checked.
-        stored[is_padding] = stored[~is_padding].min()
+        # The stored value that comes nearest to -1024 HU takes the place of padding, which must not count below.
+        limits = np.iinfo(stored.dtype)
+        neutral = min(max(round((PADDING_HU - intercept) / slope), int(limits.min)), int(limits.max))
+        neutral_hu = neutral * slope + intercept
+        np.copyto(stored, neutral, where=is_padding, casting="unsafe")
 
     low, high = int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept
     if low < -32768 or high > 32767:
@@ -109,8 +110,8 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
         words[...] = np.rint(stored * slope + intercept)
     else:
         words.view(np.uint16)[...] += np.uint16(int(intercept) & 0xFFFF)  # modulo 2^16; the result fits
-    if is_padding is not None and n_padding:
-        words[is_padding] = PADDING_HU
+    if is_padding is not None and neutral_hu != PADDING_HU:
+        np.copyto(words, PADDING_HU, where=is_padding)
     return Decoded(n_padding, is_rounded, has_unused_bits)
 
 

@@ -65,7 +65,7 @@ def in_syntax(syntax: str) -> Change:
 REFUSED: dict[str, tuple[Change, str]] = {
     "no slope": (setting(RescaleSlope=None), "RescaleSlope or RescaleIntercept is missing"),
     "no intercept": (setting(RescaleIntercept=None), "RescaleSlope or RescaleIntercept is missing"),
-    "zero slope": (setting(RescaleSlope=0), "RescaleSlope must be above zero"),
+    "zero slope": (setting(RescaleSlope=0), "RescaleSlope must lie above zero"),
     "not HU": (setting(RescaleType="US"), "RescaleType is not HU"),
     "HU beyond 16 bits": (setting(RescaleSlope=40), "do not fit 16 bits"),
     "MR": (setting(Modality="MR"), r"not CT \(Modality is MR\)"),
