@@ -88,10 +88,8 @@ def consensus_mask(annotation_ids: list[int], volume: VolumeGrid) -> NoduleMask 
         volume: Geometry of the volume.
 
     Returns:
-        The mask in the volume's (z, y, x) order, or None if none of its slices is present.
-
-    Raises:
-        ValueError: If a contour lies off the volume's rows and columns.
+        The mask in the volume's (z, y, x) order; None if none of its slices is present, or if it leaves the rows
+        and columns of the volume (the nodule is then flagged).
 
     Source: pylidc 0.2.3, `pylidc.utils.consensus`.
     """
@@ -102,10 +100,7 @@ def consensus_mask(annotation_ids: list[int], volume: VolumeGrid) -> NoduleMask 
         marks, clevel=CONSENSUS_LEVEL
     )
     if rows.stop > volume.shape[1] or columns.stop > volume.shape[2]:
-        raise ValueError(
-            f"contours reach row {rows.stop} and column {columns.stop} of a volume of "
-            f"{volume.shape[1]} x {volume.shape[2]}; these are not the slices that the readers saw"
-        )
+        return None
     heights_mm = marks[0].scan.slice_zvals[slices]
     n = len(heights_mm)
     row, column = np.full(n, (rows.start + rows.stop) / 2), np.full(n, (columns.start + columns.stop) / 2)

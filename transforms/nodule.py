@@ -299,7 +299,7 @@ class NoduleCrop(Randomizable, Transform):
             self.randomize()
         meta = volume_hu.meta
         crop = crop_nodule(
-            volume_hu.as_tensor()[0].numpy(),
+            volume_hu.as_tensor()[0].cpu().numpy(),
             np.asarray(volume_hu.affine, dtype=np.float64),
             np.asarray(center_lps_mm, dtype=np.float64) + self.shift_lps_mm,
             self.spec,

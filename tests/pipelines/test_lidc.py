@@ -265,6 +265,8 @@ def test_a_mask_ends_where_the_slices_end(tmp_path: Path) -> None:
         assert write_masks(root, *place_on_volumes(*rows, series), series) == n_written
         masks[n_slices] = read_mask(root, "LIDC-IDRI-0001_scan-12_nodule-0")
     assert masks[80] is None
+    small = VolumeGrid.of(volume_row(shape=[133, 256, 256]).iloc[0])
+    assert consensus_mask([84, 85, 86, 87], small) is None
     np.testing.assert_array_equal(masks[90].mask, masks[133].mask[: len(masks[90].mask)])
     assert masks[90].start_zyx[0] + len(masks[90].mask) == 90
 
