@@ -103,11 +103,13 @@ def open_cohort(root: Path) -> Cohort:
 
 def describe(cohort: Cohort) -> tuple[dict[str, int], str]:
     """Count scans, patients, marks and nodules; as numbers, and as one sentence."""
-    scans = cohort.series if len(cohort.series) else read_scans()
+    is_beyond_images = not set(cohort.nodules["series_uid"]) <= set(cohort.series["series_uid"])
+    scans = read_scans() if is_beyond_images else cohort.series
     readers = cohort.nodules["n_readers"]
     counts = {
         "scans": scans["series_uid"].nunique(),
         "patients": scans["patient_id"].nunique(),
+        "volumes": len(cohort.series),
         "annotations": len(cohort.annotations),
         "nodules": len(cohort.nodules),
         "flagged": int((cohort.nodules["flag"] != "").sum()),
@@ -118,7 +120,7 @@ def describe(cohort: Cohort) -> tuple[dict[str, int], str]:
     sentence = (
         f"{counts['scans']} scans, {counts['patients']} patients, {counts['annotations']} annotations, "
         f"{counts['nodules']} nodules of 1/2/3/4 readers: {by_reader}, of more: {counts['nodules_of_more_readers']}; "
-        f"{counts['flagged']} flagged"
+        f"{counts['flagged']} flagged, {counts['volumes']} volumes with images"
     )
     return counts, sentence
 
