@@ -1,0 +1,147 @@
+"""The exact commands of the README, as a user types them, without pyenv."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pipelines.cohort import Cohort
+from pipelines.mlflow_plugin import is_this_project, wrap_run
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+QUICK = [
+    "-P", "steps=2", "-P", "batch_size=4", "-P", "eval_slices=8", "-P", "log_every=1", "-P", "backbone.depth=1",
+    "-P", "backbone.image_px=28", "-P", "views.size_px=28", "-P", "head.prototypes=32",
+]  # fmt: skip
+
+
+def mlflow_run(store: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `mlflow run . ...` with nothing but the installed environment on PATH."""
+    clean = {"HOME": str(store), "PATH": f"{BIN}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    clean["MLFLOW_TRACKING_URI"] = f"sqlite:///{store / 'mlflow.db'}"
+    command = [str(BIN / "mlflow"), "run", ".", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def runs(store: Path, experiment: str = "Default"):
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return client.search_runs([found.experiment_id])
+
+
+def test_the_public_command_line_is_what_it_was_declared_to_be() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    declared = {name: sorted(point["parameters"]) for name, point in project["entry_points"].items()}
+    assert project["name"] == "dinox-ct"
+    assert declared["pretrain"] == ["cohort", "recipe"]
+    assert declared["probe_malignancy"] == ["backbone", "cohort"]
+    assert declared["prepare"] == ["cohort", "source"]
+    for name, point in project["entry_points"].items():
+        module = point["command"].split()[2]
+        assert point["command"].startswith("python -m pipelines.")
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), name
+        for parameter in point["parameters"]:
+            assert f"{{{parameter}}}" in point["command"]
+
+
+def test_bare_pretrain_runs_here_and_leaves_a_finished_run(store: Path, small_cohort: Cohort) -> None:
+    if shutil.which("pyenv", path=f"{BIN}:/usr/bin:/bin"):
+        pytest.skip("pyenv is installed beside the interpreter: the plugin has nothing to prove")
+    done = mlflow_run(store, "-e", "pretrain", "-P", f"cohort={small_cohort.root}", *QUICK)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["dinox.entry_point"] == "pretrain"
+    assert run.data.params["cfg.steps"] == "2"
+    names = {"loss/total", "loss/dino", "loss/gram", "loss/koleo", "teacher/entropy", "student/entropy"}
+    names |= {"teacher/center_norm", "teacher/gain", "teacher/prototypes_used", "teacher/verdict", "optim/lr"}
+    names |= {"optim/grad_norm", "perf/slices_per_s", "perf/data_wait", "retrieval/top1", "retrieval/top5"}
+    names |= {"retrieval/ratio", "retrieval/random_top1", "retrieval/student_top1"}
+    assert names <= set(run.data.metrics)
+    for tag in ("dinox.recipe", "dinox.cohort_sha", "dinox.git_commit", "dinox.status"):
+        assert run.data.tags[tag]
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    held = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {
+        "backbone",
+        "backbone_student",
+        "checkpoint",
+        "figures",
+        "config.yaml",
+        "held_out_patients.txt",
+    } <= held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["--experiment-name", "MLFLOW_EXPERIMENT_NAME"])
+def test_an_experiment_may_be_named(store: Path, small_cohort: Cohort, how: str) -> None:
+    name = f"mine {how}"
+    words, environment = (["--experiment-name", name], {}) if how.startswith("--") else ([], {how: name})
+    done = mlflow_run(
+        store, "-e", "pretrain", *words, "-P", f"cohort={small_cohort.root}", *QUICK, **environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert [run.info.status for run in runs(store, name)] == ["FINISHED"]
+
+
+def test_a_misspelt_key_fails_the_run_with_one_sentence(store: Path) -> None:
+    done = mlflow_run(store, "-e", "pretrain", "-P", "stpes=20")
+    assert done.returncode == 1
+    sentence = "unknown recipe key 'stpes'; did you mean 'steps'?"
+    assert sentence in done.stderr
+    newest = runs(store)[0]
+    assert (newest.info.status, newest.data.tags["dinox.error"]) == ("FAILED", sentence)
+
+
+@pytest.mark.slow
+def test_the_bare_commands_end_well_on_the_default_cohort(tmp_path: Path) -> None:
+    for entry_point in ("pretrain", "probe_malignancy"):
+        done = mlflow_run(tmp_path, "-e", entry_point)
+        assert done.returncode == 0, done.stderr
+    by_name = {run.data.tags["dinox.entry_point"]: run for run in runs(tmp_path)}
+    assert by_name["pretrain"].data.tags["dinox.status"] == "learning"
+    metrics = by_name["probe_malignancy"].data.metrics
+    for name in ("probe/auroc", "probe/diameter_auroc", "probe/random_auroc", "probe/gain_over_diameter"):
+        assert {name, f"{name}_ci_low", f"{name}_ci_high"} <= set(metrics)
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_made_by_uv_works(store: Path, small_cohort: Cohort) -> None:
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    path = f"{BIN}:{Path(uv).parent}:/usr/bin:/bin"
+    words = ["-e", "pretrain", "--env-manager", "uv", "-P", f"cohort={small_cohort.root}", *QUICK]
+    done = mlflow_run(store, *words, PATH=path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_plugin_minds_its_own_project_alone(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text("name: somebody-else\n")
+    assert is_this_project(str(ROOT))
+    assert is_this_project(f"file://{ROOT}")
+    assert not is_this_project(str(tmp_path))
+    assert not is_this_project("https://example.org/project.git")
+    seen = []
+    run = wrap_run(
+        lambda self, uri, entry, params, version, config, *rest: seen.append(config["ENV_MANAGER"])
+    )
+    before = os.environ["PATH"]
+    for uri, given in ((str(tmp_path), None), (str(ROOT), "uv"), (str(ROOT), None)):
+        run(None, uri, "pretrain", {}, None, {"ENV_MANAGER": given}, "", "0")
+    os.environ["PATH"] = before
+    assert seen == [None, "uv", "local"]
