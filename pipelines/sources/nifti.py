@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.annotation_csv import AnnotationTable
-from pipelines.pseudonyms import Pseudonyms
+from pipelines.pseudonyms import Pseudonyms, lidc_scans
 from pipelines.sources.found import Found, Job
 from transforms.dicom_tree import walk_files
 from transforms.nifti import read_nifti
@@ -23,7 +23,7 @@ PATCH_BELOW_MM = (100.0, 150.0, 150.0)
 def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | None) -> Found:
     """List the NIfTI files of a folder, with the patient and series that the annotation table says.
 
-    A file's volume_id is its name where that starts with its patient's public id, else a hash of its path.
+    A file's volume_id is its name where that starts with a public patient id, else a hash of its path.
 
     Raises:
         ValueError: If `source` is neither a file nor a folder.
@@ -37,17 +37,19 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
         relative = Path(os.path.relpath(path, root)).as_posix()
         patient_id, series_uid, reason = said.get(relative, ("", "", ""))
         if not path.name.endswith(ENDINGS):
-            if table is None or path.resolve() != table.path.resolve():
-                found.refused.append(RefusedFile(path, "", "not a NIfTI file by its name (.nii or .nii.gz)"))
+            found.refused.append(RefusedFile(path, "", "not a NIfTI file by its name (.nii or .nii.gz)"))
         elif reason:
             found.refused.append(RefusedFile(path, "", reason))
         else:
-            stem = _stem(path) if names[_stem(path)] == 1 else relative.replace("/", "__").removesuffix(".gz")
-            volume_id = _volume_id(stem, path, patient_id, pseudonyms)
-            stored_patient = pseudonyms.patient(patient_id, "", series_uid) if patient_id else ""
-            found.jobs.append(
-                Job(volume_id, (path,), series_uid, stored_patient or pseudonyms.patient("", volume_id))
-            )
+            stem = _stem(path) if names[_stem(path)] == 1 else relative.replace("/", "__")
+            public_id = _public_prefix(stem, pseudonyms)
+            if not series_uid and public_id in lidc_scans():
+                series_uid = public_id
+            is_shown = pseudonyms.keep_ids or public_id
+            volume_id = _file_name(stem) if is_shown else pseudonyms.name(str(path.resolve()))
+            # Where nothing says the patient, the file stands for one.
+            patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
+            found.jobs.append(Job(volume_id, (path,), series_uid, patient))
     return found
 
 
@@ -55,11 +57,14 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _volume_id(stem: str, path: Path, patient_id: str, pseudonyms: Pseudonyms) -> str:
-    is_public = patient_id in pseudonyms.public_names and stem.startswith(patient_id)
-    if is_public or pseudonyms.keep_ids:
-        return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
-    return pseudonyms.name(str(path.resolve()))
+def _file_name(stem: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
+
+
+def _public_prefix(stem: str, pseudonyms: Pseudonyms) -> str:
+    """The public id that a name begins with, up to a character that is no letter or digit; "" if none."""
+    ends = [i for i in range(len(stem) + 1) if i == len(stem) or not stem[i].isalnum()]
+    return max((stem[:i] for i in ends if stem[:i] in pseudonyms.public_names), key=len, default="")
 
 
 def read_nifti_job(

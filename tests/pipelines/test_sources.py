@@ -126,6 +126,16 @@ def test_names_that_are_not_public_are_hashed(tmp_path: Path) -> None:
     assert kept.cohort.nodules["nodule_id"].tolist() == ["isolde-1"]
 
 
+def test_a_table_that_comes_later_tells_the_patient_of_the_volumes_that_are_there(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "s" / "scan.nii.gz")
+    first = prepared(tmp_path / "s", tmp_path / "c", from_="nifti").cohort
+    table = write_csv(tmp_path / "t.csv", [NODULE | {"file": "scan.nii.gz"}])
+    again = prepared(tmp_path / "s", tmp_path / "c", from_="nifti", annotations=str(table))
+    assert again.cohort.series["volume_id"].tolist() == first.series["volume_id"].tolist()
+    assert again.cohort.series["patient_id"].tolist() == ["LIDC-IDRI-0003"]
+    assert len(again.cohort.nodules) == 1
+
+
 def test_a_file_that_the_table_gives_to_two_patients_is_refused(tmp_path: Path) -> None:
     write_nifti(tmp_path / "s" / "a" / "LIDC-IDRI-0003_n1.nii.gz")
     table = write_csv(tmp_path / "t.csv", [NODULE, NODULE | {"patient_id": "LIDC-IDRI-0004"}])
@@ -280,3 +290,24 @@ def assert_inside(cohort: Cohort) -> None:
         center = np.array([nodule.x_lps_mm, nodule.y_lps_mm, nodule.z_lps_mm])
         assert np.all(center > corners.min(axis=0) - 3)
         assert np.all(center < corners.max(axis=0) + 3)
+
+
+def test_a_corrected_table_replaces_the_rows_of_the_first(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "s" / "a" / "LIDC-IDRI-0003_n1.nii.gz")
+    write_nifti(tmp_path / "s" / "LIDC-IDRI-0004_n1.nii.gz")
+    other = NODULE | {"file": "LIDC-IDRI-0004_n1.nii.gz", "patient_id": "LIDC-IDRI-0004"}
+    table = str(write_csv(tmp_path / "t.csv", [NODULE, other]))
+    assert len(prepared(tmp_path / "s", tmp_path / "c", from_="nifti", annotations=table).cohort.nodules) == 2
+    write_csv(tmp_path / "t.csv", [other | {"diameter_mm": "9"}])
+    again = prepared(tmp_path / "s", tmp_path / "c", from_="nifti", annotations=table)
+    assert again.cohort.nodules["diameter_mm"].tolist() == [9.0]
+    kept = prepared(tmp_path / "s", tmp_path / "c", from_="nifti")
+    assert kept.cohort.nodules["diameter_mm"].tolist() == [9.0]
+
+
+def test_the_hub_without_a_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="the data set nobody/nothing cannot be fetched from the Hub"):
+        prepared(Path("nobody/nothing"), tmp_path / "c", from_="hub")
+    assert not (tmp_path / "c").exists()
