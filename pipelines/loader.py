@@ -66,15 +66,21 @@ class SliceIndex:
         volumes, slices = self.volume[chosen], self.z[chosen]
         sizes = self.size_hw[volumes]
         height, width = sizes.max(axis=0)
-        triplets = np.full((len(chosen), 3, height, width), PADDING_HU, dtype=np.int16)
+        is_even = bool((sizes == sizes[0]).all())
+        triplets = np.empty((len(chosen), 3, height, width), dtype=np.int16)
+        if not is_even:
+            triplets.fill(PADDING_HU)
         body = np.zeros((len(chosen), 32, 32), dtype=np.uint8)
         points = np.full((len(chosen), 2), np.nan)
         for i, (volume, z) in enumerate(zip(volumes.tolist(), slices.tolist(), strict=True)):
-            around, _ = triplet_indices(int(self.n_slices[volume]), z, None, self.gaps[volume])
+            (below, _, above), _ = triplet_indices(int(self.n_slices[volume]), z, None, self.gaps[volume])
             voxels = self.cohort.volume(self.volume_ids[volume])
             h, w = sizes[i]
-            for channel, index in enumerate(around):
-                triplets[i, channel, :h, :w] = voxels[index]
+            if above - below == 2:  # Neighbours lie side by side: one copy.
+                triplets[i, :, :h, :w] = voxels[below : above + 1]
+            else:
+                for channel, index in enumerate((below, z, above)):
+                    triplets[i, channel, :h, :w] = voxels[index]
             body[i] = self.cohort.body(self.volume_ids[volume])[z]
             points[i] = self.points.get((volume, z), (np.nan, np.nan))
         return TripletBatch(

@@ -42,6 +42,7 @@ class Thorax:
     half_height_mm: float
     half_width_mm: float
     half_depth_mm: float
+    fat_mm: float
     mediastinum_mm: float
     heart_mm: float
     lung_hu: float
@@ -49,16 +50,22 @@ class Thorax:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, grid: Grid) -> Thorax:
-        """Draw one patient's proportions; they fit a circular field of view of 160 mm."""
+        """Draw one patient's proportions and place; they fit a circular field of view of 160 mm.
+
+        Patients differ as much as they do in a scanner: where all look alike, two views of one slice share too little
+        for self-distillation to begin (docs/decisions/0002-cross-view-share.md).
+        """
         z, y, x = grid.middle_mm
+        half_width = rng.uniform(56, 76)
         return cls(
-            middle_mm=(float(z), float(y), float(x)),
+            middle_mm=(float(z), float(y + rng.uniform(-8, 8)), float(x + rng.uniform(-4, 4))),
             half_height_mm=max(float(z), 1.0),
-            half_width_mm=rng.uniform(68, 76),
-            half_depth_mm=rng.uniform(48, 54),
-            mediastinum_mm=rng.uniform(9, 13),
-            heart_mm=rng.uniform(18, 24),
-            lung_hu=rng.normal(-850, 12),
+            half_width_mm=half_width,
+            half_depth_mm=half_width * rng.uniform(0.64, 0.84),
+            fat_mm=rng.uniform(2, 7),
+            mediastinum_mm=rng.uniform(7, 15),
+            heart_mm=rng.uniform(12, 27),
+            lung_hu=rng.normal(-850, 25),
             rib_phase=rng.uniform(0, 1),
         )
 
@@ -112,7 +119,7 @@ def chest_hu(grid: Grid, thorax: Thorax, vessels: list[Segment], rng: np.random.
         np.minimum(1.5 - np.abs(dy - np.float32(thorax.half_depth_mm + 6)), 55 - np.abs(dx)), -350
     )  # the couch
     fill(body, -100)
-    fill(body - 4, 50)
+    fill(body - np.float32(thorax.fat_mm), 50)
     cavity = thorax.cavity_depth_mm(z, y, x)
     fill(_rib_depth_mm(thorax, cavity, z, dy, dx), 420)
     fill(_ellipse_depth_mm(dy + np.float32(thorax.half_depth_mm - 5), dx, 3, 12), 350)  # sternum

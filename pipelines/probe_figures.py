@@ -47,8 +47,8 @@ def decision_figure(labels: Ints, probabilities: Mapping[str, Floats]) -> Figure
     axis = figure.subplots()
     for name, values in probabilities.items():
         curve = decision_curve(labels, values)
-        axis.plot(curve.thresholds, curve.net_benefit, label=name.replace("_", " "))
-    axis.plot(curve.thresholds, curve.treat_all, color="gray", linestyle="--", label="all malignant")
+        axis.plot(curve.threshold, curve.net_benefit, label=name.replace("_", " "))
+    axis.plot(curve.threshold, curve.treat_all, color="gray", linestyle="--", label="all malignant")
     axis.axhline(0, color="gray", linestyle=":", label="none malignant")
     axis.set_ylim(bottom=-0.05)
     axis.set_xlabel("threshold probability")
