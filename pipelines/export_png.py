@@ -35,7 +35,7 @@ def export_png(cohort: Cohort, out: Path) -> int:
     """
     rows: list[dict[str, Any]] = []
     n_slices = sum(int(shape[0]) for shape in cohort.series["shape"])
-    with tqdm(total=n_slices, desc="slices", unit="slice") as bar:
+    with tqdm(total=n_slices, desc="slices", unit="slice", mininterval=1) as bar:
         for record in cohort.series.to_dict("records"):
             volume: dict[str, Any] = {str(name): value for name, value in record.items()}
             folder = out / volume["volume_id"]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -45,7 +46,7 @@ def run_jobs(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Ite
 def _run_until_crash(function: Callable[[J], R], jobs: dict[int, J], workers: int) -> Iterator[tuple[int, R]]:
     """Results as they come, by number; ends early, without a word, when a process dies."""
     context = multiprocessing.get_context("spawn")  # no copy of this process's threads and open databases
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_follow_parent) as pool:
         futures = {pool.submit(function, job): number for number, job in jobs.items()}
         try:
             for future in as_completed(futures):
@@ -56,8 +57,9 @@ def _run_until_crash(function: Callable[[J], R], jobs: dict[int, J], workers: in
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is killed, so that nobody goes on writing."""
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is killed, so that nobody goes on writing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -176,7 +176,7 @@ def _read_all(
     prepare_one = partial(_prepare_one, root, READERS[config.from_], pseudonyms, config.witness)
     workers = config.workers or available_cores()
     refused: dict[str, list[RefusedFile]] = {}
-    with tqdm(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
+    with tqdm(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file", mininterval=1) as bar:
         for job, reason in run_jobs(prepare_one, jobs, workers):
             if isinstance(reason, Crashed):
                 reason = "decoding ended the process that did it (a damaged file, or memory ran out)"

@@ -29,7 +29,7 @@ def find_dicom(root: Path, workers: int) -> Found:
     files = sorted(walk_files(root))
     chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
     seen: list[tuple[Path, str] | RefusedFile] = []
-    with tqdm(total=len(files), desc="headers", unit="file") as bar:
+    with tqdm(total=len(files), desc="headers", unit="file", mininterval=1) as bar:
         for chunk, looked_at in run_jobs(_look_at_all, chunks, workers):
             if isinstance(looked_at, Crashed):
                 looked_at = [
