@@ -14,6 +14,7 @@ from typing import TypeVar
 import yaml
 
 from pipelines.config import RecipeError, find_recipe, flatten, load_recipe, read_yaml, unflatten
+from pipelines.interrupts import watch_deadline
 from pipelines.tracking import Run
 
 C = TypeVar("C")
@@ -73,6 +74,7 @@ def run_entry_point(
     A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence.
     Anything else is ours: it is raised with its trace.
     """
+    watch_deadline()
     run = Run.start(name)
     try:
         config, recipe_name = resolve(schema, words, recipe)

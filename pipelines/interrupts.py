@@ -1,19 +1,49 @@
-"""Asked to stop: finish the step, save, and say with which signal."""
+"""Asked to stop: finish the step, save, and say with which signal. At its deadline a process asks itself."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from types import FrameType
+
+DEADLINE_ENV = "DINOX_DEADLINE"
+"""Seconds since the epoch after which an arm of a campaign ends itself, whether or not the campaign lives."""
+GRACE_S = 60.0
+"""How long a process that was asked to stop may take to save."""
+
+_watches: list[threading.Timer] = []
+
+
+def watch_deadline() -> None:
+    """End this process at the deadline in its environment, if there is one.
+
+    It is asked by SIGTERM, so that a training saves; `GRACE_S` later the kernel ends it, whatever it is doing. Only
+    the first call of a process starts the watch; it must come from the main thread.
+    """
+    given = os.environ.get(DEADLINE_ENV)
+    if not given or _watches:
+        return
+    left_s = max(float(given) - time.time(), 0.001)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, left_s + GRACE_S)
+    _watches.append(threading.Timer(left_s, os.kill, (os.getpid(), signal.SIGTERM)))
+    _watches[0].daemon = True
+    _watches[0].start()
 
 
 class StopWatch:
-    """Hears SIGTERM and SIGINT, and the end of the `mlflow run` above, which forwards neither."""
+    """Hears SIGTERM and SIGINT, and the end of the `mlflow run` above, which forwards neither.
+
+    An arm of a campaign outlives the campaign; its deadline ends it.
+    """
 
     def __init__(self) -> None:
         """Listen from now on; `close` gives the old handlers back."""
         self._signal: int | None = None
-        self._parent = os.getppid() if "MLFLOW_RUN_ID" in os.environ else None
+        is_wrapped = "MLFLOW_RUN_ID" in os.environ and DEADLINE_ENV not in os.environ
+        self._parent = os.getppid() if is_wrapped else None
         self._before = {
             number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)
         }

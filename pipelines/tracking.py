@@ -85,6 +85,11 @@ class Run:
         """The experiment that this run belongs to."""
         return str(self.store.get_run(self.run_id).info.experiment_id)
 
+    @property
+    def artifact_uri(self) -> str:
+        """Where the artifacts of this run go."""
+        return str(self.store.get_run(self.run_id).info.artifact_uri)
+
     def other(self, run_id: str) -> Run:
         """Attach to another run of the same store."""
         return Run(self.store, run_id)
@@ -145,6 +150,10 @@ class Run:
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self.store.set_terminated(self.run_id, status=status)
+
+    def reopen(self) -> None:
+        """Mark a run as running again: one that was planned, or that ended before it was done."""
+        self.store.update_run(self.run_id, status="RUNNING")
 
 
 class SilentRun(Run):
@@ -235,6 +244,11 @@ def run_tags(run_id: str) -> dict[str, str]:
 def run_metrics(run_id: str) -> dict[str, float]:
     """Return the last value of every metric of a run."""
     return dict(client().get_run(run_id).data.metrics)
+
+
+def run_status(run_id: str) -> str:
+    """Return SCHEDULED, RUNNING, FINISHED, FAILED or KILLED."""
+    return str(client().get_run(run_id).info.status)
 
 
 def experiment_of(run_id: str) -> str:

@@ -1,0 +1,163 @@
+"""The process of one arm of a campaign: its stages one after another, signs of life, and an end that is on record.
+
+A campaign starts it through an executor as `python -m pipelines.arm PLAN`; nobody else does. It needs no campaign to
+go on: it ends by itself, at its deadline at the latest, and leaves in MLflow what the campaign must know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from pipelines.interrupts import DEADLINE_ENV, watch_deadline
+
+# MLflow and the stages are imported late: by then the environment says where the store is.
+
+HOURS = "campaign/hours"
+"""Metric of the arm's run: age of the attempt that is its step, in hours."""
+HEARTBEAT_S = 20.0
+"""How often an arm says that it lives; what a killed arm used is known to this."""
+ENDINGS = {0: "finished", 2: "refused", 3: "refused", 130: "interrupted", 143: "interrupted"}
+"""Exit code of a stage -> tag dinox.arm_end; every other code is a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One entry point of an arm, with the MLflow run that it writes to."""
+
+    entry_point: str
+    run_id: str
+    words: list[str]
+    processes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPlan:
+    """All that an arm needs to know, on whatever machine it wakes up.
+
+    Attributes:
+        run_id: The arm's MLflow run.
+        attempt: Which attempt at the arm this is; a newer one makes it superfluous.
+        lease_s: How long it may run, counted from its own start.
+        environment: Variables to set before anything else.
+    """
+
+    campaign: str
+    arm: str
+    run_id: str
+    attempt: int
+    lease_s: float
+    stages: list[StagePlan]
+    environment: dict[str, str]
+
+    def to_json(self) -> str:
+        """Write the plan as one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ArmPlan:
+        """Read a plan."""
+        tree = json.loads(text)
+        return cls(**tree | {"stages": [StagePlan(**stage) for stage in tree["stages"]]})
+
+
+def main(text: str) -> int:
+    """Run a plan and return the exit code of the stage that ended it; 0 when all are done."""
+    started = time.time()
+    plan = ArmPlan.from_json(text)
+    if "DINOX_JOB_FILE" in os.environ:
+        # Whoever cancels this arm later may not be the process that started it.
+        Path(os.environ["DINOX_JOB_FILE"]).write_text(str(os.getpid()), encoding="ascii")
+    os.environ.update(plan.environment)
+    os.environ[DEADLINE_ENV] = repr(started + plan.lease_s)
+    signal.signal(signal.SIGTERM, _interrupt)
+    watch_deadline()
+
+    from pipelines.tracking import Run, client, run_status, run_tags
+
+    run = Run(client(), plan.run_id)
+    if run_tags(run.run_id).get("dinox.attempt") != str(plan.attempt) or run_status(run.run_id) == "FINISHED":
+        print(f"attempt {plan.attempt} at arm {plan.arm} is superfluous: it was superseded or is done")
+        return 0
+    done = threading.Event()
+
+    def say_alive() -> None:
+        run.log_metrics({HOURS: (time.time() - started) / 3600.0}, plan.attempt)
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_S):
+            say_alive()
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    code = 1
+    try:
+        code = _run_stages(plan)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # What follows must be written down.
+        done.set()
+        say_alive()
+        if code == 0:
+            run.log_metrics(_gathered(plan))
+        run.set_tags({"dinox.arm_end": ENDINGS.get(code, "crashed")})
+        run.finish({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED"))
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_stages(plan: ArmPlan) -> int:
+    from pipelines.stages import run_stage
+    from pipelines.tracking import Run, client, run_tags
+
+    for number, stage in enumerate(plan.stages):
+        run = Run(client(), stage.run_id)
+        if run_tags(run.run_id).get("dinox.done") == "yes":
+            continue
+        run.reopen()
+        os.environ["MLFLOW_RUN_ID"] = stage.run_id
+        if stage.processes > 1:
+            code = _call([sys.executable, "-m", f"pipelines.{stage.entry_point}", *stage.words])
+        else:
+            code = run_stage(stage.entry_point, stage.words)
+        if code:
+            return code
+        run.set_tags({"dinox.done": "yes"})
+        if number:
+            run.finish("FINISHED")
+    return 0
+
+
+def _call(command: list[str]) -> int:
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+def _gathered(plan: ArmPlan) -> dict[str, float]:
+    """What later stages measured: copied to the arm's own run, so that one page compares the arms."""
+    from pipelines.tracking import run_metrics
+
+    gathered: dict[str, float] = {}
+    for stage in plan.stages[1:]:
+        gathered |= run_metrics(stage.run_id)
+    return gathered
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,109 @@
+"""Entry point `campaign`: a study as data, run arm by arm within its budget, and continued where it was cut off."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipelines.campaign_arms import Arm, design_sha256, expand, refuse_alike, stage_words
+from pipelines.campaign_loop import CampaignLoop
+from pipelines.campaign_plan import check_store, plan_table, resolved_backbones
+from pipelines.campaign_records import CampaignRecord, find_parent
+from pipelines.campaign_spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
+from pipelines.cli import main
+from pipelines.config import PROJECT_ROOT, find_recipe
+from pipelines.executors import open_executor
+from pipelines.stages import check_words
+from pipelines.tracking import Run, tracking_uri
+
+JOBS = PROJECT_ROOT / "runs" / "campaigns"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignConfig:
+    """Which campaign, and where; what it may cost stands in its file alone."""
+
+    spec: str = "demo"
+    """A name in mlflow_projects/campaigns, or a path."""
+    dry_run: bool = False
+    """Show arms, hours and cost; start nothing."""
+    executor: str = "local"
+    """local, submitit or skypilot."""
+    parallel: int = 0
+    """Arms at a time; 0 takes what suits the executor."""
+
+
+def run_campaign(config: CampaignConfig, run: Run) -> None:
+    """Run every arm that is not finished, within the budget.
+
+    Raises:
+        CampaignError: If what was asked cannot be; then nothing was started.
+        EndWith: When the campaign ends before it is complete.
+    """
+    spec = load_campaign(config.spec)
+    arms = expand(spec)
+    if config.dry_run:
+        configurations = check_words(_lines(spec, arms))
+        refuse_alike(arms, configurations[:: len(spec.stages)])
+        print(plan_table(spec, arms, configurations[:: len(spec.stages)]))
+        return
+    with alone(spec.name):
+        design = design_sha256(spec, arms)
+        executor = open_executor(config.executor, spec, config.parallel, JOBS / _key(spec.name))
+        check_store(config.executor, run.artifact_uri)
+        arms = resolved_backbones(arms)
+        if not _is_under_way(spec, design):
+            configurations = check_words(_lines(spec, arms), cohorts_of(spec, arms, config.executor))
+            refuse_alike(arms, configurations[:: len(spec.stages)])
+        text = find_recipe(config.spec, CAMPAIGNS).read_text(encoding="utf-8")
+        record = CampaignRecord.open(run, spec, design, text)
+        record.add_arms(arms, spec)
+        CampaignLoop(spec, record, executor, config.executor).go()
+
+
+def _is_under_way(spec: CampaignSpec, design: str) -> bool:
+    """Whether this very design was checked and registered by an earlier call."""
+    parent = find_parent(spec.name)
+    return parent is not None and parent.tags["dinox.design"] == design
+
+
+def _lines(spec: CampaignSpec, arms: Sequence[Arm]) -> list[tuple[str, str, list[str]]]:
+    return [
+        (arm.name, entry_point, words) for arm in arms for entry_point, words in stage_words(spec, arm, ["0"])
+    ]
+
+
+def cohorts_of(spec: CampaignSpec, arms: Sequence[Arm], executor: str) -> list[str]:
+    """Return the cohorts that must be on this machine before the first arm starts."""
+    if executor == "skypilot" or set(spec.stages) == {"rehearsal"}:
+        return []
+    return sorted({spec.cohort, *(str(arm.overrides["cohort"]) for arm in arms if "cohort" in arm.overrides)})
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold a campaign for this process, so that two calls never start one arm twice.
+
+    Raises:
+        CampaignError: If another process of this machine runs it.
+    """
+    folder = JOBS / _key(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CampaignError(f"campaign {name} is being run by another process of this machine") from error
+        yield
+
+
+def _key(name: str) -> str:
+    """Name the folder of a campaign: one per store, so that stores do not share locks."""
+    return f"{name}-{hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]}"
+
+
+if __name__ == "__main__":
+    main("campaign", CampaignConfig, run_campaign)

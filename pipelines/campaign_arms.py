@@ -1,0 +1,160 @@
+"""From a campaign file to its arms: grids and seeds expanded, alike arms refused, words written, the design hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.campaign_spec import NAME, ArmSpec, CampaignError, CampaignSpec
+from pipelines.config import find_recipe, read_yaml
+from pipelines.stages import STAGES, words_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One arm: what makes it differ, under one name.
+
+    Attributes:
+        overrides: Dotted keys of the first stage with their values.
+        hypothesis: Why a proposer added it; "" for arms of the file.
+    """
+
+    name: str
+    seed: int
+    overrides: dict[str, Any]
+    on_record: bool = True
+    note: str = ""
+    hypothesis: str = ""
+
+
+def expand(spec: CampaignSpec) -> list[Arm]:
+    """Cross grids and seeds of every line of the file.
+
+    Raises:
+        CampaignError: If nothing comes out, more than `max_arms`, or two arms of one name.
+    """
+    unknown = [name for name in spec.stages if name not in STAGES]
+    if unknown:
+        raise CampaignError(f"stage '{unknown[0]}' is no entry point of an arm; known: {', '.join(STAGES)}")
+    counts = [_count(spec, line) for line in spec.arms]
+    if sum(counts) > spec.max_arms:
+        raise CampaignError(
+            f"campaign {spec.name} expands to {sum(counts)} arms, above its max_arms of {spec.max_arms}"
+        )
+    arms = [arm for line in spec.arms for arm in _arms_of(spec, line)]
+    for line, count in zip(spec.arms, counts, strict=True):
+        if not count:
+            raise CampaignError(
+                f"the grid of arm {line.name} holds a key without values, so it expands to nothing"
+            )
+    if not arms and spec.proposer.kind == "none":
+        raise CampaignError(f"campaign {spec.name} expands to no arm; list arms or name a proposer")
+    names = [arm.name for arm in arms]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise CampaignError(
+            f"two arms of campaign {spec.name} are called {twice}; give each a name of its own"
+        )
+    return arms
+
+
+def _count(spec: CampaignSpec, line: ArmSpec) -> int:
+    count = len(line.seeds or spec.seeds)
+    for values in line.grid.values():
+        count *= len(values)
+    return count
+
+
+def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
+    seeds = line.seeds or spec.seeds
+    arms = []
+    for values in itertools.product(*line.grid.values()):
+        chosen = dict(zip(line.grid, values, strict=True))
+        parts = [line.name, *(f"{key.split('.')[-1]}={_short(value)}" for key, value in chosen.items())]
+        for seed in seeds:
+            name = "-".join([*parts, f"seed={seed}"] if len(seeds) > 1 else parts)
+            if not NAME.fullmatch(name):
+                raise CampaignError(
+                    f"arm {line.name} expands to the name {name!r}; name its values one by one instead"
+                )
+            overrides = flat(line.overrides) | chosen
+            arms.append(
+                Arm(name=name, seed=seed, overrides=overrides, on_record=line.on_record, note=line.note)
+            )
+    return arms
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "_".join(str(part) for part in value)
+    return str(value)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested overrides by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def stage_words(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return (entry point, words) of each stage of an arm; later stages work on the backbone of the first run."""
+    lines = []
+    for number, (entry_point, common) in enumerate(spec.stages.items()):
+        stage = STAGES[entry_point]
+        overrides = {"cohort": spec.cohort} | flat(common)
+        if stage.recipe is not None:
+            overrides = {"recipe": spec.recipe} | overrides
+        if entry_point == "pretrain" and spec.stop.hopeless:
+            overrides |= {"stop_when": "hopeless", "watch.patience_steps": spec.stop.patience_steps}
+        if number == 0:
+            overrides |= {"seed": arm.seed} | arm.overrides
+        elif stage.takes_backbone:
+            overrides["backbone"] = f"runs:/{run_ids[0]}/backbone"
+        lines.append((entry_point, words_of(overrides)))
+    return lines
+
+
+def refuse_alike(arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse two arms whose first stages resolve to the same configuration.
+
+    Raises:
+        CampaignError: Naming both.
+    """
+    seen: dict[str, str] = {}
+    for arm, configuration in zip(arms, configurations, strict=True):
+        key = json.dumps(dict(configuration), sort_keys=True, default=str)
+        if key in seen:
+            raise CampaignError(
+                f"arms {seen[key]} and {arm.name} are alike: they resolve to the same configuration"
+            )
+        seen[key] = arm.name
+
+
+def design_sha256(spec: CampaignSpec, arms: Sequence[Arm]) -> str:
+    """Hash what is fixed before the first arm: question, endpoint, correction, arms, seeds, recipe.
+
+    Budget, price and resources are left out: they may change while a campaign is under way.
+    """
+    recipes = {spec.recipe, *(str(arm.overrides["recipe"]) for arm in arms if "recipe" in arm.overrides)}
+    tree = {
+        "name": spec.name,
+        "question": spec.question,
+        "endpoint": asdict(spec.endpoint),
+        "correction": spec.correction,
+        "stages": spec.stages,
+        "cohort": spec.cohort,
+        "recipes": {name: read_yaml(find_recipe(name)) for name in sorted(recipes)},
+        "arms": [(arm.name, arm.seed, arm.overrides) for arm in arms],
+        "hopeless": (spec.stop.hopeless, spec.stop.patience_steps),
+        "proposer": asdict(spec.proposer),
+    }
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,231 @@
+"""The loop of a campaign: look at what runs, account for what ended, start what fits the budget, draw the table."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from pipelines.arm import ArmPlan, StagePlan
+from pipelines.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
+from pipelines.campaign_arms import stage_words
+from pipelines.campaign_plan import budget_text
+from pipelines.campaign_records import ArmRecord, CampaignRecord
+from pipelines.campaign_research import Research
+from pipelines.campaign_spec import CampaignSpec
+from pipelines.campaign_table import LiveTable, lines, render, saved_hours
+from pipelines.cli import EndWith
+from pipelines.executors import Executor, Job
+from pipelines.interrupts import StopWatch
+from pipelines.tracking import run_tags, tracking_uri
+
+_STEPS_EVERY_S = 10.0
+
+
+class CampaignLoop:
+    """One call of a campaign, from what the records say to what they say afterwards."""
+
+    def __init__(
+        self, spec: CampaignSpec, record: CampaignRecord, executor: Executor, executor_name: str
+    ) -> None:
+        """Start from the records; nothing else is remembered between calls."""
+        self.spec, self.record, self.executor, self.executor_name = spec, record, executor, executor_name
+        self.research = Research(spec, record)
+        self.deaths: Counter[str] = Counter()
+        self.given_up: set[str] = set()
+        self.is_over_budget = False
+        self.table = LiveTable()
+        self.steps: dict[str, int] = {}
+        self._steps_at = 0.0
+
+    def go(self) -> None:
+        """Run until every arm is finished or given up, or the budget is spent.
+
+        Raises:
+            EndWith: 2 when arms are missing at the end, 130 or 143 when asked to stop.
+        """
+        self.record.run.reopen()
+        stop = StopWatch()
+        try:
+            while True:
+                records = self._look()
+                self.research.prune(records, self.executor)
+                usages = self._usages(records)
+                running = [record for record in records if record.is_open]
+                self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
+                if stop.exit_code is not None or self.is_over_budget:
+                    for record in running:
+                        self.executor.cancel(record.job)
+                    if not running:
+                        break
+                elif not self._start(records, usages) and not running:
+                    break
+                self._show(records)
+                time.sleep(self.executor.poll_s)
+        finally:
+            stop.close()
+        self._end(stop.exit_code)
+
+    # Looking
+
+    def _look(self) -> list[ArmRecord]:
+        return [self._seen(record) if record.is_open else record for record in self.record.arms()]
+
+    def _seen(self, record: ArmRecord) -> ArmRecord:
+        handle = record.job or self.executor.find(f"{record.run_id}-{record.attempt}")
+        state = self.executor.poll(handle) if handle else "ended"
+        if state == "ended":
+            record = self.record.arm(
+                record.run_id
+            )  # With what it wrote last, before it was seen to have ended.
+            self.record.close_attempt(record, time.time())
+            self._judge(record)
+            return self.record.arm(record.run_id)
+        news = {"dinox.job": handle, "dinox.pending": "yes" if state == "pending" else "no"}
+        if news.items() <= record.tags.items():
+            return record
+        if state == "running" and record.is_pending:
+            news["dinox.attempt_started"] = repr(time.time())
+        self.record.tag(record.run_id, news)
+        return self.record.arm(record.run_id)
+
+    def _judge(self, record: ArmRecord) -> None:
+        """Write down what the end of an attempt means for its arm."""
+        if record.ending == "finished" or record.status == "FINISHED":
+            self.record.end_arm(record, "FINISHED", "finished")
+        elif record.tags.get("dinox.pruned") == "yes":
+            self.record.end_arm(record, "KILLED", "pruned")
+        elif record.ending == "interrupted":
+            self.record.end_arm(record, "KILLED", "interrupted")
+        elif record.ending == "refused":
+            self.given_up.add(record.run_id)
+            self.record.end_arm(record, "FAILED", "refused")
+        else:
+            self.deaths[record.run_id] += 1
+            if self.deaths[record.run_id] > self.spec.stop.retries:
+                self.given_up.add(record.run_id)
+            self.record.end_arm(record, "FAILED", "died")
+
+    def _usages(self, records: Sequence[ArmRecord]) -> list[Usage]:
+        now = time.time()
+        return [
+            Usage(
+                hours=record.hours(now),
+                price_per_hour=record.price_per_hour,
+                leased_hours=record.leased_hours(now),
+                is_running=record.is_open and not record.is_pending,
+            )
+            for record in records
+        ]
+
+    # Starting
+
+    def _start(self, records: Sequence[ArmRecord], usages: list[Usage]) -> bool:
+        """Start as many arms as there are slots and budget; whether any was started."""
+        slots = self.executor.parallel - sum(record.is_open for record in records)
+        waiting = [r for r in records if not r.is_open and not r.is_done and r.run_id not in self.given_up]
+        if len(waiting) < slots:
+            waiting += self.research.propose(records, slots - len(waiting))
+        is_any = False
+        while slots > 0 and waiting and not self.is_over_budget:
+            record = waiting.pop(0)
+            used = record.hours(time.time())
+            share = min(slots, len(waiting) + 1)
+            hours = lease_hours(self.spec.budget, usages, self.spec.price, used, share)
+            if hours:
+                self._submit(record, hours)
+                usages.append(Usage(0.0, self.spec.price, hours, is_running=True))
+                slots, is_any = slots - 1, True
+            elif is_arm_spent(self.spec.budget, used):
+                self.given_up.add(record.run_id)
+                self.record.end_arm(record, "KILLED", "arm budget")
+            elif not any(usage.leased_hours for usage in usages):
+                self.is_over_budget = True
+        return is_any
+
+    def _submit(self, record: ArmRecord, hours: float) -> None:
+        spec, arm = self.spec, record.arm
+        number = self.record.open_attempt(
+            record,
+            {
+                "dinox.executor": self.executor_name,
+                "dinox.price_per_hour": repr(spec.price),
+                "dinox.currency": spec.currency,
+                "dinox.gpus": str(spec.resources.gpus),
+                "dinox.lease_hours": repr(hours),
+                "dinox.arm_status": "",
+            },
+        )
+        lines_ = zip(stage_words(spec, arm, record.stage_run_ids), record.stage_run_ids, strict=True)
+        stages = [
+            StagePlan(entry_point, run_id, words, _processes(words))
+            for (entry_point, words), run_id in lines_
+        ]
+        environment = {
+            "MLFLOW_TRACKING_URI": tracking_uri(),
+            "MLFLOW_EXPERIMENT_ID": self.record.experiment_id,
+        }
+        plan = ArmPlan(spec.name, arm.name, record.run_id, number, hours * 3600.0, stages, environment)
+        self.record.tag(record.run_id, {"dinox.job": self.executor.submit(Job(plan, spec.resources))})
+
+    # Showing
+
+    def _show(self, records: Sequence[ArmRecord], is_end: bool = False) -> None:
+        if is_end or time.monotonic() - self._steps_at > _STEPS_EVERY_S:
+            self._steps_at = time.monotonic()
+            for record in records:
+                if "loss/total" in record.metrics and (record.is_open or record.run_id not in self.steps):
+                    self.steps[record.run_id] = self.record.run.other(record.run_id).history("loss/total")[
+                        -1
+                    ][0]
+        rows = lines(records, self.steps, time.time())
+        text = render(rows, self._total(records))
+        if self.table.show(text, repr([row.cells[1:3] for row in rows]), is_end):
+            self.record.run.log_text(text, "campaign.md")
+
+    def _total(self, records: Sequence[ArmRecord]) -> str:
+        used, now = spent(self._usages(records)), time.time()
+        saved = sum(saved_hours(record, self.steps.get(record.run_id), now) for record in records)
+        counts = Counter(record.tags.get("dinox.arm_status") or record.status.lower() for record in records)
+        return (
+            f"{', '.join(f'{count} {status}' for status, count in counts.items())}; spent {used.hours:.3f} h,"
+            f" {used.cost:.4f} {self.spec.currency} of {budget_text(self.spec)}"
+            + (f"; saved {saved:.3f} h by ending hopeless arms" if saved else "")
+        )
+
+    # Ending
+
+    def _end(self, code: int | None) -> None:
+        records = self.record.arms()
+        self._show(records, is_end=True)
+        self.research.write_log(records)
+        missing = [record for record in records if not record.is_done]
+        status = "complete" if not missing else "budget" if self.is_over_budget else "incomplete"
+        if code is not None:
+            status = "interrupted"
+        parent = self.record.run
+        parent.set_tags({"dinox.status": status})
+        if status == "complete":
+            if not parent.is_wrapped:
+                parent.finish("FINISHED")
+            return
+        parent.finish("KILLED" if status == "interrupted" else "FAILED")
+        done = f"{len(records) - len(missing)} of {len(records)} arms are done"
+        if code is not None:
+            raise EndWith(
+                code, f"campaign {self.spec.name} was interrupted: {done}; the same command continues it"
+            )
+        if self.is_over_budget:
+            raise EndWith(
+                2, f"campaign {self.spec.name} is at its budget of {budget_text(self.spec)}: {done}; only its file can"
+                " raise that, then the same command continues it"
+            )  # fmt: skip
+        first = missing[0]
+        raise EndWith(
+            2, f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get('dinox.arm_status')}:"
+            f" {run_tags(first.run_id).get('dinox.error', 'see its log')}"
+        )  # fmt: skip
+
+
+def _processes(words: Sequence[str]) -> int:
+    return int(words[words.index("--nproc") + 1]) if "--nproc" in words else 1

@@ -1,0 +1,161 @@
+"""What a campaign would do, and whether it could: arms, hours and cost before the start, store, backbones, commit."""
+
+from __future__ import annotations
+
+import statistics
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipelines.campaign_arms import Arm
+from pipelines.campaign_records import find_parent, search
+from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.tracking import tracking_uri
+
+SHARED_STORE = ("submitit", "skypilot")
+"""Executors whose arms run on other machines, which must reach the same store."""
+_CHECK_S = 5.0
+
+
+def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out every arm with its steps, hours and cost; "N arms" stands on a line of its own."""
+    speed, source = training_speed(spec)
+    hours = [arm_hours(spec, configuration, speed) for configuration in configurations]
+    width = max([len(arm.name) for arm in arms], default=4)
+    written = [
+        f"campaign {spec.name}: {spec.question}",
+        f"endpoint: {spec.endpoint.goal} {spec.endpoint.metric}",
+    ]
+    written += [f"{len(arms)} arms"]
+    for arm, configuration, need in zip(arms, configurations, hours, strict=True):
+        steps = configuration.get("steps", "-")
+        written.append(
+            f"  {arm.name:{width}}  {steps!s:>7} steps  {_hours(need)}  {_cost(spec, need)}"
+            f"  {'on record' if arm.on_record else 'added'}{'  ' + arm.note if arm.note else ''}"
+        )
+    if spec.proposer.kind != "none":
+        written.append(f"  and up to {spec.proposer.max_arms} arms that {spec.proposer.kind} proposes")
+    total = None if any(need is None for need in hours) else sum(need for need in hours if need is not None)
+    written.append(f"together {_hours(total)}  {_cost(spec, total)} ({source})")
+    written.append(f"budget: {budget_text(spec)}")
+    return "\n".join(written)
+
+
+def budget_text(spec: CampaignSpec) -> str:
+    """Write the limits of a campaign."""
+    limits = []
+    if spec.budget.hours:
+        limits.append(f"{spec.budget.hours:g} h")
+    if spec.budget.cost:
+        limits.append(f"{spec.budget.cost:g} {spec.currency}")
+    if spec.budget.arm_hours:
+        limits.append(f"{spec.budget.arm_hours:g} h an arm")
+    return ", ".join(limits)
+
+
+def _hours(hours: float | None) -> str:
+    return "   ? h" if hours is None else f"{hours:7.3f} h"
+
+
+def _cost(spec: CampaignSpec, hours: float | None) -> str:
+    return f"? {spec.currency}" if hours is None else f"{hours * spec.price:.3f} {spec.currency}"
+
+
+def training_speed(spec: CampaignSpec) -> tuple[float, str]:
+    """Return training slices a second and where the figure comes from; 0 when nobody knows.
+
+    Finished runs of the same recipe in the store come first, then what the campaign's file states.
+    """
+    query = f"tags.`dinox.recipe` = '{spec.recipe}' and tags.`dinox.entry_point` = 'pretrain'"
+    runs = search(None, query + " and attributes.status = 'FINISHED'")
+    speeds = [run.metrics["perf/slices_per_s"] for run in runs if run.metrics.get("perf/slices_per_s", 0) > 0]
+    if speeds:
+        return statistics.median(
+            speeds
+        ), f"from the speed of {len(speeds)} finished runs of recipe {spec.recipe}"
+    if spec.resources.slices_per_s:
+        return (
+            spec.resources.slices_per_s,
+            f"from {spec.resources.slices_per_s:g} slices/s stated in the file",
+        )
+    return 0.0, "no speed is known: finish one run of the recipe, or state resources.slices_per_s"
+
+
+def arm_hours(spec: CampaignSpec, configuration: Mapping[str, Any], slices_per_s: float) -> float | None:
+    """Estimate the hours of an arm; None when its speed is unknown."""
+    later = len(spec.stages) - 1
+    if "batch_size" not in configuration:
+        return (later + 1) * spec.resources.stage_hours
+    if not slices_per_s:
+        return None
+    slices = configuration["steps"] * configuration["batch_size"] * configuration["accumulation"]
+    return float(slices / slices_per_s / 3600.0 + later * spec.resources.stage_hours)
+
+
+def resolved_backbones(arms: Sequence[Arm]) -> list[Arm]:
+    """Replace `backbone: campaign:NAME/ARM` by the run that the arm of that campaign made.
+
+    Raises:
+        CampaignError: If that arm has not finished.
+    """
+    found: dict[str, dict[str, str]] = {}
+    resolved = []
+    for arm in arms:
+        named = str(arm.overrides.get("backbone", ""))
+        if named.startswith("campaign:"):
+            campaign, _, other = named.removeprefix("campaign:").partition("/")
+            if campaign not in found:
+                found[campaign] = _finished_backbones(campaign)
+            if other not in found[campaign]:
+                raise CampaignError(
+                    f"arm {arm.name} probes the backbone of {campaign}/{other}, which has not finished;"
+                    f" first run `mlflow run . -e campaign -P spec={campaign}`"
+                )
+            arm = replace(
+                arm, overrides=arm.overrides | {"backbone": f"runs:/{found[campaign][other]}/backbone"}
+            )
+        resolved.append(arm)
+    return resolved
+
+
+def _finished_backbones(campaign: str) -> dict[str, str]:
+    parent = find_parent(campaign)
+    if parent is None:
+        return {}
+    query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.`dinox.backbone` = 'yes'"
+    return {run.name: run.run_id for run in search(None, query)}
+
+
+def check_store(executor: str, artifact_uri: str) -> None:
+    """Make sure that arms on other machines reach the store, before one is paid for.
+
+    Raises:
+        CampaignError: If they need a tracking server and there is none, or it does not answer.
+    """
+    uri = tracking_uri()
+    is_server = uri.startswith(("http://", "https://"))
+    if executor in SHARED_STORE and not is_server:
+        raise CampaignError(
+            f"executor {executor} runs arms on other machines, which cannot write to a store that is a file here; set"
+            " MLFLOW_TRACKING_URI to the http address of a tracking server"
+        )
+    if not is_server:
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_CHECK_S):
+            pass
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise CampaignError(
+            f"the tracking server at {urlsplit(uri).hostname} does not answer ({reason}); start it, or correct"
+            " MLFLOW_TRACKING_URI"
+        ) from error
+    is_here = "://" not in artifact_uri and not artifact_uri.startswith("mlflow-artifacts:")
+    if executor == "skypilot" and (is_here or artifact_uri.startswith("file:")):
+        raise CampaignError(
+            "the experiment keeps artifacts in a folder of this machine, which arms elsewhere cannot reach; start the"
+            " server with --artifacts-destination and set MLFLOW_EXPERIMENT_NAME to a new experiment"
+        )

@@ -1,0 +1,273 @@
+"""A campaign as MLflow records it: the parent run, one child run an arm, and what each attempt at it used.
+
+MLflow is the only state: whatever was killed, the next call reads from here what is done, what runs and what it cost.
+
+Tags of an arm's run: dinox.campaign, dinox.arm, dinox.seed, dinox.overrides, dinox.stages (run ids), dinox.executor,
+dinox.price_per_hour, dinox.attempt (number of the newest), dinox.attempts_closed, dinox.hours_closed, dinox.job,
+dinox.lease_hours, dinox.arm_end. Its metric campaign/hours is the age of the newest attempt, written by the arm itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.arm import HEARTBEAT_S, HOURS
+from pipelines.campaign_arms import Arm
+from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.tracking import Run, client
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """What MLflow says of one arm.
+
+    Attributes:
+        status: Of its run: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
+    """
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    params: dict[str, str]
+
+    @property
+    def arm(self) -> Arm:
+        """The arm that the run belongs to."""
+        return Arm(
+            name=self.tags["dinox.arm"],
+            seed=int(self.tags["dinox.seed"]),
+            overrides=json.loads(self.tags["dinox.overrides"]),
+            on_record=self.tags["dinox.on_record"] == "true",
+            note=self.tags.get("dinox.note", ""),
+            hypothesis=self.tags.get("dinox.hypothesis", ""),
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the arm."""
+        return self.tags["dinox.arm"]
+
+    @property
+    def stage_run_ids(self) -> list[str]:
+        """Run of each stage; the first is the arm's own."""
+        return [self.run_id, *(id_ for id_ in self.tags.get("dinox.stages", "").split(",") if id_)]
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        return int(self.tags.get("dinox.attempt", "0"))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the newest attempt was started and not yet accounted for."""
+        return self.attempt > int(self.tags.get("dinox.attempts_closed", "0"))
+
+    @property
+    def job(self) -> str:
+        """The executor's handle of the newest attempt; "" when the campaign died before it knew."""
+        return self.tags.get("dinox.job", "")
+
+    @property
+    def ending(self) -> str:
+        """How the newest attempt says it ended: finished, refused, interrupted, crashed; "" while it has not."""
+        return self.tags.get("dinox.arm_end", "")
+
+    @property
+    def price_per_hour(self) -> float:
+        """Price of an hour of this arm."""
+        return float(self.tags.get("dinox.price_per_hour", "0"))
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the newest attempt still waits for its machine, at no cost."""
+        return self.is_open and self.tags.get("dinox.pending") == "yes"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of the arm is left to do."""
+        return self.status == "FINISHED" or self.tags.get("dinox.arm_status") == "pruned"
+
+    def hours(self, now: float) -> float:
+        """Wall hours of all attempts, the running one included."""
+        closed = float(self.tags.get("dinox.hours_closed", "0"))
+        return closed + self._age(now) if self.is_open else closed
+
+    def leased_hours(self, now: float) -> float:
+        """Hours that the running attempt may go on before it ends itself."""
+        if not self.is_open:
+            return 0.0
+        return max(float(self.tags.get("dinox.lease_hours", "0")) - self._age(now), 0.0)
+
+    def _age(self, now: float) -> float:
+        if self.is_pending:
+            return 0.0
+        started = float(self.tags.get("dinox.attempt_started", str(now)))
+        return max((now - started) / 3600.0, self.metrics.get(HOURS, 0.0))
+
+    def hours_of_ended_attempt(self, now: float) -> float:
+        """Wall hours of the newest attempt, once nothing of it runs any more.
+
+        One that ended by itself says so exactly; one that was killed may have lived until its next sign of life.
+        """
+        said = self.metrics.get(HOURS, 0.0)
+        return said if self.ending else min(said + HEARTBEAT_S / 3600.0, self._age(now))
+
+
+class CampaignRecord:
+    """The parent run of a campaign and its children."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        """Attach to the parent run."""
+        self.run, self.name = run, name
+        self.store = client()
+        self.experiment_id = run.experiment_id
+
+    @classmethod
+    def open(cls, wrapper: Run, spec: CampaignSpec, design: str, spec_text: str) -> CampaignRecord:
+        """Find the campaign's parent run, or make this run its parent and register the design in it.
+
+        Raises:
+            CampaignError: If a campaign of this name was registered with another design.
+        """
+        found = find_parent(spec.name)
+        if found is None:
+            wrapper.log_text(spec_text, "campaign.yaml")
+            wrapper.set_tags(
+                {
+                    "dinox.campaign": spec.name,
+                    "dinox.question": spec.question,
+                    "dinox.endpoint": f"{spec.endpoint.goal} {spec.endpoint.metric}",
+                    "dinox.correction": spec.correction,
+                    "mlflow.runName": spec.name,
+                    # Last: with the design a campaign is registered.
+                    "dinox.design": design,
+                }
+            )
+            return cls(wrapper, spec.name)
+        if found.tags["dinox.design"] != design:
+            raise CampaignError(
+                f"campaign {spec.name} was registered in run {found.run_id} with another question, endpoint, recipe or"
+                " arms; restore those, or give the changed campaign a name of its own"
+            )
+        if found.run_id != wrapper.run_id:
+            wrapper.set_tags({"dinox.resumes": found.run_id})
+        parent = wrapper.other(found.run_id) if found.run_id != wrapper.run_id else wrapper
+        return cls(parent, spec.name)
+
+    def arms(self) -> list[ArmRecord]:
+        """Read every arm, in the order in which they were added."""
+        query = f"tags.`mlflow.parentRunId` = '{self.run.run_id}'"
+        return sorted(
+            search([self.experiment_id], query), key=lambda record: int(record.tags.get("dinox.number", "0"))
+        )
+
+    def arm(self, run_id: str) -> ArmRecord:
+        """Read one arm anew."""
+        return _record(self.store.get_run(run_id))
+
+    def add_arms(self, arms: Sequence[Arm], spec: CampaignSpec) -> None:
+        """Make a run for every arm that has none, and one for each of its later stages."""
+        there = {record.name: record for record in self.arms()}
+        for arm in arms:
+            record = there.get(arm.name)
+            run_id = record.run_id if record else self._new_arm(arm, len(there))
+            if record is None:
+                there[arm.name] = ArmRecord(run_id, "SCHEDULED", {}, {}, {})
+            if len(spec.stages) > 1 and (record is None or "dinox.stages" not in record.tags):
+                ids = [self._new_stage(arm, stage, run_id) for stage in list(spec.stages)[1:]]
+                self.tag(run_id, {"dinox.stages": ",".join(ids)})
+
+    def _new_arm(self, arm: Arm, number: int) -> str:
+        tags = {
+            "mlflow.parentRunId": self.run.run_id,
+            "dinox.campaign": self.name,
+            "dinox.arm": arm.name,
+            "dinox.number": str(number),
+            "dinox.seed": str(arm.seed),
+            "dinox.overrides": json.dumps(arm.overrides),
+            "dinox.on_record": str(arm.on_record).lower(),
+            "dinox.note": arm.note,
+            "dinox.hypothesis": arm.hypothesis,
+        }
+        return self._new_run(arm.name, tags)
+
+    def _new_stage(self, arm: Arm, stage: str, run_id: str) -> str:
+        tags = {"mlflow.parentRunId": run_id, "dinox.campaign": self.name, "dinox.stage": stage}
+        return self._new_run(f"{arm.name}-{stage}", tags | {"dinox.arm_of": arm.name})
+
+    def _new_run(self, name: str, tags: dict[str, str]) -> str:
+        run_id = self.store.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        self.store.update_run(run_id, status="SCHEDULED")
+        return str(run_id)
+
+    def tag(self, run_id: str, tags: dict[str, str]) -> None:
+        """Set tags of an arm at once."""
+        self.run.other(run_id).set_tags(tags)
+
+    def open_attempt(self, record: ArmRecord, tags: dict[str, str]) -> int:
+        """Write down that an arm is about to be started: from here on it costs, whoever dies."""
+        number, now = record.attempt + 1, time.time()
+        self.store.log_metric(record.run_id, HOURS, 0.0, step=number)
+        self.tag(
+            record.run_id,
+            tags
+            | {
+                "dinox.attempt": str(number),
+                "dinox.attempt_started": repr(now),
+                "dinox.arm_end": "",
+                "dinox.job": "",
+                "dinox.pending": "no",
+            },
+        )
+        self.store.update_run(record.run_id, status="RUNNING")
+        return number
+
+    def close_attempt(self, record: ArmRecord, now: float) -> None:
+        """Account for an attempt of which nothing runs any more; doing it twice counts it once."""
+        if not record.is_open:
+            return
+        closed = float(record.tags.get("dinox.hours_closed", "0")) + record.hours_of_ended_attempt(now)
+        self.tag(
+            record.run_id,
+            {"dinox.hours_closed": repr(closed), "dinox.attempts_closed": str(record.attempt)},
+        )
+
+    def end_arm(self, record: ArmRecord, status: str, why: str) -> None:
+        """Close an arm's run, and whatever of its stages an ended process left open."""
+        self.tag(record.run_id, {"dinox.arm_status": why})
+        for run_id in record.stage_run_ids:
+            if self.store.get_run(run_id).info.status == "RUNNING":
+                self.store.set_terminated(run_id, status=status)
+
+
+def find_parent(name: str) -> ArmRecord | None:
+    """Return the parent run of a campaign, wherever in the store it lies."""
+    query = f"tags.`dinox.campaign` = '{name}' and tags.`dinox.entry_point` = 'campaign'"
+    parents = [found for found in search(None, query) if "dinox.design" in found.tags]
+    return parents[-1] if parents else None
+
+
+def search(experiment_ids: list[str] | None, query: str) -> list[ArmRecord]:
+    """Return all runs that match, newest first."""
+    store = client()
+    ids = experiment_ids or [experiment.experiment_id for experiment in store.search_experiments()]
+    found: list[ArmRecord] = []
+    token: str | None = None
+    while True:
+        page: Any = store.search_runs(ids, query, max_results=_PAGE, page_token=token)
+        found += [_record(run) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def _record(run: Any) -> ArmRecord:
+    data = run.data
+    return ArmRecord(run.info.run_id, run.info.status, dict(data.tags), dict(data.metrics), dict(data.params))

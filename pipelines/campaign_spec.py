@@ -1,0 +1,229 @@
+"""What a campaign file may say: its question, its arms, what they may cost, and when to stop.
+
+A campaign is data: `mlflow_projects/campaigns/*.yaml`. This file turns one into frozen dataclasses, as strictly as a
+recipe; `pipelines.campaign_arms` expands it into arms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.config import PROJECT_ROOT, RecipeError, find_recipe, load_recipe, read_yaml
+
+CAMPAIGNS = PROJECT_ROOT / "mlflow_projects" / "campaigns"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
+
+
+class CampaignError(ValueError):
+    """A campaign that cannot be: one sentence says what and what would be right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointSpec:
+    """The one number that answers the question, fixed before the first arm runs."""
+
+    metric: str = ""
+    goal: Literal["maximise", "minimise"] = "maximise"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmSpec:
+    """One line of the study; a grid and seeds make several arms of it."""
+
+    name: str = ""
+    on_record: bool = True
+    """Whether the study that this set repeats published such an arm; false marks one that fills up its count."""
+    note: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Keys of the first stage, dotted or nested."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Keys of the first stage with the values to cross."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of this arm; none takes those of the campaign."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourcesSpec:
+    """What one arm needs, and how fast it was seen to go there."""
+
+    cpus: int = 1
+    gpus: int = 0
+    memory_gb: float = 4.0
+    accelerator: str = ""
+    """Rented GPU by its usual name, such as RTX4090."""
+    infra: str = ""
+    """Where to rent, such as vast; empty leaves the choice to the engine."""
+    partition: str = ""
+    """Slurm partition; empty takes the default one."""
+    cohort_uri: str = ""
+    """Where a rented machine pulls the cohort from, such as s3://bucket/lidc."""
+    slices_per_s: float = 0.0
+    """Training slices a second on this hardware, for estimates; 0 when never measured."""
+    stage_hours: float = 0.0
+    """Hours of each stage after training, for estimates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetSpec:
+    """What all arms together may use; 0 leaves a limit out. Nothing but this section can raise it."""
+
+    hours: float = 0.0
+    """Wall hours, summed over arms."""
+    cost: float = 0.0
+    """In the campaign's currency."""
+    arm_hours: float = 0.0
+    """Wall hours of one arm over all its attempts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopSpec:
+    """When an arm is given up."""
+
+    hopeless: bool = False
+    """End an arm whose verdict is wall or collapse for `patience_steps` updates."""
+    patience_steps: int = 5000
+    retries: int = 2
+    """How often an arm that died is started again within one call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProposerSpec:
+    """Who adds arms from the results so far, within a space that is fixed here."""
+
+    kind: Literal["none", "optuna", "llm"] = "none"
+    max_arms: int = 0
+    seed: int = 0
+    space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per key of the first stage `{low, high, log}` or `{choices}`: nothing outside can be proposed."""
+    prune_metric: str = ""
+    """In-run metric by which optuna halves the arms that run; empty prunes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignSpec:
+    """A whole campaign as its file states it."""
+
+    name: str = ""
+    question: str = ""
+    endpoint: EndpointSpec = field(default_factory=EndpointSpec)
+    correction: Literal["holm", "none"] = "holm"
+    recipe: str = "demo"
+    cohort: str = "cohorts/phantom"
+    seeds: tuple[int, ...] = (0,)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Entry points of every arm in their order, each with overrides for all arms."""
+    max_arms: int = 64
+    resources: ResourcesSpec = field(default_factory=ResourcesSpec)
+    price_per_hour: float = -1.0
+    """Price of one arm's machine per hour; it must be given when the budget is in currency."""
+    currency: str = "USD"
+    budget: BudgetSpec = field(default_factory=BudgetSpec)
+    stop: StopSpec = field(default_factory=StopSpec)
+    proposer: ProposerSpec = field(default_factory=ProposerSpec)
+    arms: tuple[ArmSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse campaigns that cannot be run or judged."""
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name must be letters, digits and _.=- only, got {self.name!r}")
+        if not self.question or not self.endpoint.metric:
+            raise ValueError(
+                "question and endpoint.metric must be given: both are fixed before the first arm runs"
+            )
+        if not self.stages:
+            raise ValueError("stages is empty; name at least one entry point, such as pretrain")
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one")
+        self._check_budget()
+        self._check_proposer()
+
+    @property
+    def first_stage(self) -> str:
+        """The entry point that arms differ in."""
+        return next(iter(self.stages))
+
+    @property
+    def price(self) -> float:
+        """Price of an arm's hour; 0 where none is stated."""
+        return max(self.price_per_hour, 0.0)
+
+    def _check_budget(self) -> None:
+        budget = self.budget
+        if min(budget.hours, budget.cost, budget.arm_hours) < 0:
+            raise ValueError("limits of the budget cannot be negative; 0 leaves one out")
+        if not budget.hours and not budget.cost:
+            raise ValueError("budget states no limit; give budget.hours or budget.cost")
+        if budget.cost and self.price_per_hour < 0:
+            raise ValueError(
+                f"budget.cost is {budget.cost:g} {self.currency} but price_per_hour is missing;"
+                " state what an hour costs"
+            )
+        if budget.cost and not self.price_per_hour and not budget.hours:
+            raise ValueError("price_per_hour is 0, so budget.cost limits nothing; give budget.hours instead")
+
+    def _check_proposer(self) -> None:
+        proposer = self.proposer
+        if proposer.kind == "none":
+            return
+        if not proposer.space or proposer.max_arms < 1:
+            raise ValueError(
+                f"proposer {proposer.kind} needs a space of keys to vary, and max_arms of 1 or more"
+            )
+        for key, bounds in proposer.space.items():
+            is_choice = (
+                set(bounds) == {"choices"} and isinstance(bounds["choices"], list) and bounds["choices"]
+            )
+            is_range = {"low", "high"} <= set(bounds) <= {"low", "high", "log"} and _rises(bounds)
+            if not is_choice and not is_range:
+                raise ValueError(
+                    f"proposer.space of '{key}' must be {{low, high}} or {{low, high, log}} that rises,"
+                    " or {choices: [...]}"
+                )
+
+
+def _rises(bounds: Mapping[str, Any]) -> bool:
+    low, high = bounds["low"], bounds["high"]
+    are_numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (low, high))
+    return are_numbers and low < high and (not bounds.get("log") or low > 0)
+
+
+def load_campaign(name_or_path: str) -> CampaignSpec:
+    """Read a campaign by its name in `mlflow_projects/campaigns` or by a path.
+
+    Raises:
+        CampaignError: If there is none, or it holds an unknown key, a wrong type or a combination that cannot be.
+    """
+    try:
+        tree = read_yaml(find_recipe(name_or_path, CAMPAIGNS))
+        arms = tree.pop("arms", None) or []
+        if not isinstance(arms, list):
+            raise RecipeError(f"recipe key 'arms' is a list; it was given {arms!r}")
+        return load_recipe(
+            CampaignSpec, tree | {"arms": [_arm(number, arm) for number, arm in enumerate(arms)]}
+        )
+    except RecipeError as error:
+        # The strict door speaks of recipes; here it guards campaigns.
+        raise CampaignError(str(error).replace("recipe", "campaign", 1)) from error
+
+
+def _arm(number: int, tree: Any) -> ArmSpec:
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe key 'arms.{number}' is a mapping; it was given {tree!r}")
+    try:
+        arm = load_recipe(ArmSpec, tree)
+    except RecipeError as error:
+        raise RecipeError(f"{error} (arm {tree.get('name', number)})") from error
+    if not NAME.fullmatch(arm.name):
+        raise RecipeError(
+            f"recipe key 'arms.{number}.name' must be letters, digits and _.=- only, got {arm.name!r}"
+        )
+    return arm
+
+
+def campaign_names(folder: Path = CAMPAIGNS) -> list[str]:
+    """Return the names of the campaigns that come with the project."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))

@@ -1,0 +1,150 @@
+"""Arms as processes of this machine, a few at a time, each with devices of its own.
+
+A job is a folder with a lock file. The lock is taken before the process starts and handed down to it, so it is held
+exactly while anything of the arm lives, whoever started it: that is what `poll` looks at.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines.campaign_spec import CampaignError, ResourcesSpec
+from pipelines.config import PROJECT_ROOT
+from pipelines.executors import Job, JobState
+from pipelines.interrupts import GRACE_S
+
+_LOG_TAIL = 4000
+
+
+class LocalExecutor:
+    """Subprocesses of this machine."""
+
+    def __init__(self, resources: ResourcesSpec, parallel: int, folder: Path) -> None:
+        """Share out the machine.
+
+        Raises:
+            CampaignError: If an arm needs more GPUs than there are.
+        """
+        self.folder, self.gpus_each = folder, resources.gpus
+        self.devices = visible_gpus() if resources.gpus else []
+        if resources.gpus > len(self.devices):
+            raise CampaignError(
+                f"an arm needs {resources.gpus} GPU but this machine has {len(self.devices)}; set resources.gpus to 0,"
+                " or choose another executor"
+            )
+        cores = len(os.sched_getaffinity(0))
+        room = len(self.devices) // resources.gpus if resources.gpus else cores // max(resources.cpus, 1)
+        self._parallel = parallel or max(room, 1)
+        if resources.gpus:
+            self._parallel = min(self._parallel, room)
+        self.threads = max(cores // self._parallel, 1)
+        self._cancelled_at: dict[str, float] = {}
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def parallel(self) -> int:
+        """How many arms run at once."""
+        return self._parallel
+
+    @property
+    def poll_s(self) -> float:
+        """A look at a lock costs nothing."""
+        return 0.5
+
+    def submit(self, job: Job) -> str:
+        """Start the arm's process with the job's lock in its hands."""
+        folder = self.folder / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        devices = self._free_devices()
+        with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / "devices").write_text(",".join(devices), encoding="ascii")
+            environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid")}
+            environment.setdefault("OMP_NUM_THREADS", str(self.threads))
+            if devices:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+            self._started[str(folder)] = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.arm", job.plan.to_json()],
+                cwd=PROJECT_ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,
+            )
+        return str(folder)
+
+    def find(self, name: str) -> str:
+        """Return the job's folder if it was ever made."""
+        folder = self.folder / name
+        return str(folder) if (folder / "lock").is_file() else ""
+
+    def poll(self, handle: str) -> JobState:
+        """Return whether the job's lock is held."""
+        if handle in self._started and self._started[handle].poll() is not None:
+            del self._started[handle]
+        path = Path(handle) / "lock"
+        if not path.is_file():
+            return "ended"
+        with path.open("a", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "running"
+        return "ended"
+
+    def cancel(self, handle: str) -> None:
+        """Send SIGTERM; SIGKILL when the time of grace has passed."""
+        pid = self._pid(handle)
+        if self.poll(handle) == "ended" or not pid:
+            return
+        first = self._cancelled_at.get(handle)
+        if first is not None and time.monotonic() - first <= GRACE_S:
+            return
+        self._cancelled_at[handle] = time.monotonic()
+        try:
+            os.killpg(pid, signal.SIGTERM if first is None else signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def logs(self, handle: str) -> str:
+        """Return the end of the job's log."""
+        path = Path(handle) / "log.txt"
+        return path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:] if path.is_file() else ""
+
+    def _pid(self, handle: str) -> int:
+        if handle in self._started:
+            return self._started[handle].pid
+        path = Path(handle) / "pid"
+        return int(path.read_text(encoding="ascii") or 0) if path.is_file() else 0
+
+    def _free_devices(self) -> list[str]:
+        if not self.gpus_each:
+            return []
+        taken = {
+            device
+            for path in self.folder.glob("*/devices")
+            if self.poll(str(path.parent)) == "running"
+            for device in path.read_text(encoding="ascii").split(",")
+        }
+        free = [device for device in self.devices if device not in taken]
+        return free[: self.gpus_each]
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, without starting CUDA."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [device for device in named.split(",") if device and device != "-1"]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]

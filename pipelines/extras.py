@@ -1,0 +1,22 @@
+"""Packages that only some uses need: imported when asked for, and missed in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def load_extra(module: str, extra: str) -> Any:
+    """Import a package of an optional extra of this project.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise
+        raise ValueError(
+            f"this needs the package {error.name}; install it with pip install '.[{extra}]'"
+        ) from error

@@ -1,0 +1,104 @@
+"""The entry points that an arm of a campaign can be made of, and a check of their words before anything runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.cli import resolve, run_entry_point
+from pipelines.config import RecipeError, flatten
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where an entry point lives and what a campaign hands it.
+
+    Attributes:
+        schema: Name of its configuration in `pipelines.<entry point>`.
+        body: Name of its function there.
+        recipe: Its default recipe; None where it takes none.
+        takes_backbone: Whether it works on the backbone that the first stage made.
+    """
+
+    schema: str
+    body: str
+    recipe: str | None = None
+    takes_backbone: bool = True
+
+
+STAGES: dict[str, Stage] = {
+    "pretrain": Stage("PretrainConfig", "run_pretrain", recipe="demo", takes_backbone=False),
+    "probe_malignancy": Stage("ProbeConfig", "run_probe"),
+    "rehearsal": Stage("RehearsalConfig", "run_rehearsal"),
+}
+
+
+def run_stage(entry_point: str, words: Sequence[str]) -> int:
+    """Run an entry point in this process and return its exit code."""
+    stage = STAGES[entry_point]
+    module = importlib.import_module(f"pipelines.{entry_point}")
+    schema, body = getattr(module, stage.schema), getattr(module, stage.body)
+    return run_entry_point(entry_point, schema, body, stage.recipe, words)
+
+
+def check_words(
+    lines: Sequence[tuple[str, str, list[str]]], cohorts: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Resolve the words of many stages as their entry points would, in a process of its own.
+
+    The schemas import torch; the campaign itself must stay small, so that process ends with the check.
+
+    Args:
+        lines: (arm, entry point, words) of each stage.
+        cohorts: Folders to open, and to make where they are among those that a bare command makes.
+
+    Returns:
+        Every configuration by its dotted keys, in the order of `lines`.
+
+    Raises:
+        RecipeError: If a word cannot be; the sentence ends with the arm.
+        ValueError: If a cohort is missing.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_check, list(lines), list(cohorts)).result()
+
+
+def _check(lines: list[tuple[str, str, list[str]]], cohorts: list[str]) -> list[dict[str, Any]]:
+    configurations = []
+    for arm, entry_point, words in lines:
+        stage = STAGES[entry_point]
+        schema = getattr(importlib.import_module(f"pipelines.{entry_point}"), stage.schema)
+        try:
+            config, recipe = resolve(schema, words, stage.recipe)
+        except RecipeError as error:
+            raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
+        configurations.append({"recipe": recipe} | flatten(config))
+    if cohorts:
+        from pipelines.cohort import Cohort
+        from pipelines.default_cohort import ensure_cohort
+
+        for cohort in cohorts:
+            ensure_cohort(Path(cohort))
+            Cohort.open(Path(cohort))
+    return configurations
+
+
+def words_of(overrides: dict[str, Any]) -> list[str]:
+    """Write overrides as `--key value`, so that the strict door reads the same values back."""
+    return [word for key, value in overrides.items() for word in (f"--{key}", _text(value))]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | list | tuple | dict) or value is None:
+        return json.dumps(value)
+    return str(yaml.safe_dump(value)).split("\n")[0]
