@@ -186,6 +186,8 @@ def _check_kind(header: HeaderReader) -> None:
 def _slice(
     path: Path, elements: Elements, header: HeaderReader, series_uid: str, frame: int = 0
 ) -> SliceHeader:
+    if not elements.transfer_syntax:
+        raise SeriesRefusedError("TransferSyntaxUID is missing, so nothing says how the pixels are encoded")
     pixels = pixel_encoding(header)
     if elements.pixel_offset >= 0:
         check_pixel_bytes(pixels, int(header.text("NumberOfFrames") or 1), elements.pixel_bytes)

@@ -22,11 +22,12 @@ Slice = NDArray[np.int16]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What decoding one slice had to do: padding voxels found, HU rounded to integers, bits masked off."""
+    """What decoding one slice had to do: padding voxels found, HU rounded, bits masked off; and its lowest HU."""
 
     n_padding: int
     is_rounded: bool
     has_unused_bits: bool
+    lowest_hu: float
 
 
 class SliceDecoder:
@@ -112,7 +113,7 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
         words.view(np.uint16)[...] += np.uint16(int(intercept) & 0xFFFF)  # modulo 2^16; the result fits
     if is_padding is not None and neutral_hu != PADDING_HU:
         np.copyto(words, PADDING_HU, where=is_padding)
-    return Decoded(n_padding, is_rounded, has_unused_bits)
+    return Decoded(n_padding, is_rounded, has_unused_bits, low)
 
 
 def _find_padding(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.dicom_header import SliceHeader, read_slice_headers
-from transforms.dicom_pixels import Decoded, SliceDecoder
+from transforms.dicom_pixels import PADDING_HU, Decoded, SliceDecoder
 from transforms.refused import SeriesRefusedError
 from transforms.slice_stack import SAME_POSITION_MM, SliceStack, slice_normal, stack_slices
 
@@ -154,6 +154,8 @@ def _notes(
         notes.append("HU were not integers as stored and are rounded")
     if any(one.has_unused_bits for one in decoded):
         notes.append("bits beyond BitsStored were set and are masked off")
+    if min(one.lowest_hu for one in decoded) < PADDING_HU:
+        notes.append("values below -1024 HU that PixelPaddingValue does not declare are kept")
     if any(header.is_lossy for header in headers):
         notes.append("lossy compression: HU differ from the scanner's")
     if len({header.slice_thickness_mm for header in headers}) > 1:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monai.transforms import Orientationd, Spacingd
+from monai.transforms import Compose, Orientationd, Spacingd
 from pydicom.dataset import Dataset
 
 from transforms.dicom import LoadDicomSeries, LoadDicomSeriesd, SeriesRefusedError, read_series
 from transforms.geometry import index_to_lps, lps_to_index
+from transforms.hounsfield import WindowHUd
 
 Writer = Callable[..., list[Path]]
 
@@ -68,6 +69,14 @@ def test_monai_orients_and_resamples_the_meta_tensor_to_the_right_place(
         bright = np.argwhere(np.asarray(image[0]) > 0)
         found = np.append(bright.mean(axis=0), 1) @ np.asarray(image.affine).T
         np.testing.assert_allclose(found[:3], center_ras, atol=0.15)
+
+
+def test_it_composes_with_windows_and_other_transforms(write_ct_series: Writer, tmp_path: Path) -> None:
+    write_ct_series(tmp_path)
+    load = Compose([LoadDicomSeriesd("image"), WindowHUd("image", low_hu=-1350, high_hu=150)])
+    image = load({"image": tmp_path})["image"]
+    np.testing.assert_allclose(image[0], np.clip((expected_hu() + 1350) / 1500, 0, 1), atol=1e-6)
+    assert image.meta["series_uid"] == "1.2.3.4"
 
 
 def test_a_gap_is_kept_and_slices_beyond_it_have_their_own_place(

@@ -268,6 +268,25 @@ def test_identical_duplicates_are_kept_once(write_ct_series: Writer, tmp_path: P
     assert series.notes == ("2 duplicate slice(s) with identical pixels left out",)
 
 
+def test_low_values_that_are_not_declared_as_padding_are_kept_and_noted(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2")
+    stored[0] = -1024
+    series = read_series(write_ct_series(tmp_path, change=with_pixels(stored, PixelPaddingValue=-2000)))
+    assert series.volume_hu[0, 0, 0] == -2048
+    assert series.n_padding_voxels == 0
+    assert series.notes == ("values below -1024 HU that PixelPaddingValue does not declare are kept",)
+
+
+def test_a_file_that_does_not_say_its_encoding_is_refused(write_ct_series: Writer, tmp_path: Path) -> None:
+    files = write_ct_series(tmp_path)
+    content = files[0].read_bytes()
+    files[0].write_bytes(content.replace(b"\x02\x00\x10\x00UI\x14\x00", b"\x02\x00\x10\x01UI\x14\x00"))
+    with pytest.raises(SeriesRefusedError, match="TransferSyntaxUID is missing"):
+        read_series(files)
+
+
 def test_slice_thickness_is_reported_and_never_used(write_ct_series: Writer, tmp_path: Path) -> None:
     series = read_series(write_ct_series(tmp_path, change=setting(SliceThickness=5, SpacingBetweenSlices=9)))
     assert series.spacing_mm[0] == 2.5
