@@ -56,15 +56,15 @@ class Thorax:
         for self-distillation to begin (docs/decisions/0002-cross-view-share.md).
         """
         z, y, x = grid.middle_mm
-        half_width = rng.uniform(56, 76)
+        half_width = rng.uniform(61, 76)
         return cls(
             middle_mm=(float(z), float(y + rng.uniform(-8, 8)), float(x + rng.uniform(-4, 4))),
             half_height_mm=max(float(z), 1.0),
             half_width_mm=half_width,
             half_depth_mm=half_width * rng.uniform(0.64, 0.84),
             fat_mm=rng.uniform(2, 7),
-            mediastinum_mm=rng.uniform(7, 15),
-            heart_mm=rng.uniform(12, 27),
+            mediastinum_mm=rng.uniform(7, 13),
+            heart_mm=rng.uniform(13, 25),
             lung_hu=rng.normal(-850, 25),
             rib_phase=rng.uniform(0, 1),
         )
