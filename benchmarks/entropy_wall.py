@@ -19,30 +19,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.wall_slices import chest_slices
 from models.backbone import build_backbone
-from pipelines.config import load_recipe
+from pipelines.config import find_recipe, load_recipe, read_yaml
 from pipelines.pretrain import PretrainConfig
 from pipelines.trainer import Trainer
+from pipelines.wall_slices import chest_slices
 from transforms.views import TripletBatch, Views, draw_views, render_views
 
 K = 512
 CELLS = [(cm, on) for cm in (0.9, 0.999) for on in ("none", "head_logits", "class_token")]
-RECIPE: dict[str, Any] = {
-    "batch_size": 32,
-    "precision": "fp32",
-    "backbone": {
-        "arch": "custom", "depth": 2, "embed_dim": 48, "heads": 4, "patch_px": 8, "registers": 0, "image_px": 24,
-        "init": "xavier",
-    },
-    "head": {"prototypes": K},
-    "objective": {"gram_weight": 0.0, "koleo_weight": 0.1},
-    "views": {
-        "size_px": 24, "fraction": [0.5, 1.0], "square": True, "center": "uniform", "window": {"policy": "article"},
-    },
-    "optim": {"lr": 5e-4, "warmup_steps": 100, "weight_decay": 0.04, "decay_everything": True, "ema_momentum": 0.996},
-    "watch": {"min_steps": 300},
-}  # fmt: skip
+RECIPE = read_yaml(find_recipe("wall"))
 
 
 def config_of(center_momentum: float, koleo_on: str, seed: int, steps: int) -> PretrainConfig:

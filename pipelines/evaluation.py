@@ -30,7 +30,7 @@ class RetrievalEvaluation:
         self, cohort: Cohort, patients: list[str], config: PretrainConfig, device: torch.device
     ) -> None:
         """Choose the slices: evenly over those of `patients`, at most `eval_slices`."""
-        self.index = SliceIndex(cohort, patients)
+        self.index = SliceIndex(cohort, patients, config.slices == "inner")
         count = min(config.eval_slices, len(self.index))
         self.rows = (
             np.linspace(0, len(self.index) - 1, count).astype(np.int64) if count else np.zeros(0, np.int64)

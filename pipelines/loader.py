@@ -33,8 +33,11 @@ class SliceIndex:
         volume_ids: Id of each volume, (volumes,).
     """
 
-    def __init__(self, cohort: Cohort, patients: Collection[str]) -> None:
-        """Index the volumes of `patients`; pixels are read later."""
+    def __init__(self, cohort: Cohort, patients: Collection[str], inner: bool = False) -> None:
+        """Index the volumes of `patients`; pixels are read later.
+
+        With `inner` slices are left out whose neighbour is missing or lies across a gap: no channel is a copy.
+        """
         series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
         self.cohort = cohort
         self.volume_ids = [str(value) for value in series["volume_id"]]
@@ -50,6 +53,12 @@ class SliceIndex:
         self.z = np.concatenate(
             [np.arange(n, dtype=np.int32) for n in self.n_slices] or [np.zeros(0, np.int32)]
         )
+        if inner:
+            is_whole = np.concatenate(
+                [_has_both_neighbours(n, gaps) for n, gaps in zip(self.n_slices, self.gaps, strict=True)]
+                or [np.zeros(0, bool)]
+            )
+            self.volume, self.z = self.volume[is_whole], self.z[is_whole]
         self.points = _nodule_points(cohort, self.volume_ids)
         self._first_key = _global_keys(cohort, self.volume_ids)
 
@@ -91,6 +100,14 @@ class SliceIndex:
             sample_keys=torch.from_numpy(self._first_key[volumes] + slices),
             center_yx_px=torch.from_numpy(points),
         )
+
+
+def _has_both_neighbours(n_slices: int, gaps: tuple[int, ...]) -> NDArray[np.bool_]:
+    is_whole = np.ones(n_slices, dtype=bool)
+    after = np.array([-1, *gaps, n_slices - 1], dtype=np.int64)
+    is_whole[after[after >= 0]] = False
+    is_whole[after[after + 1 < n_slices] + 1] = False
+    return is_whole
 
 
 def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:

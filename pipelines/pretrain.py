@@ -30,6 +30,8 @@ class PretrainConfig:
     """Forward passes of one update; gradients and centres are averaged over them."""
     holdout: Literal["half_a", "half_b"] | float = 0.2
     """Patients left out: a fraction by the hash of their id, or one half for cross-fitting."""
+    slices: Literal["all", "inner"] = "all"
+    """`inner` leaves out slices whose neighbour is missing, at an edge or a gap: there a channel is a copy."""
     max_patients: int = 0
     """Train on the first so many patients by the hash of their id; 0 takes all."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

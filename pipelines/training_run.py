@@ -90,7 +90,7 @@ class TrainingRun:
         """Divide the patients, index their slices and build the networks; nothing is trained yet."""
         self.config, self.cohort, self.device = config, cohort, device
         self.patients = divide_patients(cohort, config)
-        self.index = SliceIndex(cohort, self.patients.train)
+        self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner")
         rank, processes = world()
         self.plan = BatchPlan(
             len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes

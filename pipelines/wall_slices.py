@@ -41,7 +41,9 @@ def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
     image = np.full((3, size_px, size_px), -1000.0)
     edge = 1 / size_px
 
-    def fill(center_y: float, center_x: float, half_y: float, half_x: float, value: float | NDArray) -> None:
+    def fill(
+        center_y: float, center_x: float, half_y: float, half_x: float, value: float | NDArray[np.float64]
+    ) -> None:
         """Draw an ellipse whose edge falls over about one pixel."""
         radius = np.hypot((y - center_y) / half_y, (x - center_x) / half_x) / grow
         share = np.clip(0.5 + (1 - radius) * min(half_y, half_x) / (2 * edge), 0, 1)
@@ -68,7 +70,8 @@ def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
     spine = width * rng.uniform(0.12, 0.2)
     fill(depth - fat - spine, 0, spine, spine, rng.uniform(200, 700))
     image += rng.normal(0, NOISE_HU, image.shape)
-    return np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
+    rounded: NDArray[np.int16] = np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
+    return rounded
 
 
 def _texture_hu(rng: np.random.Generator, size_px: int) -> NDArray[np.float64]:
