@@ -194,6 +194,8 @@ def _prepare_one(root: Path, read: ReadJob, pseudonyms: Pseudonyms, witness: str
         return refusal.reason
     except OSError as error:
         return f"a file cannot be read ({error.strerror})"
+    except MemoryError:
+        return "the volume does not fit into memory"
     write_volume(root, row, volume_hu, len(job.files))
     return ""
 

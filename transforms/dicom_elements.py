@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom.dataelem import RawDataElement
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from transforms.refused import SeriesRefusedError
 
@@ -70,7 +70,9 @@ _FIRST_READ = 16 * 1024
 
 DECODING_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -86,19 +88,34 @@ DECODING_ERRORS = (
 
 
 @contextlib.contextmanager
-def quiet_decoders() -> Iterator[None]:
-    """Keep pydicom and its decoders from warning and logging: they may quote header text, that is a patient's name."""
+def decoding(reason: str) -> Iterator[None]:
+    """Let pydicom and its decoders work in silence, and turn whatever they raise on a bad file into a refusal.
+
+    They are kept from warning and logging because that may quote header text, a patient's name for one.
+    """
     loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "libjpeg")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    except SeriesRefusedError:
+        raise
+    except DECODING_ERRORS:
+        raise SeriesRefusedError(reason) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise SeriesRefusedError(reason) from None  # pydicom's own word for a file that ends too early
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise SeriesRefusedError(reason) from None  # a decoder in Rust panicked, which is no Exception
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +226,11 @@ def _walk_dataset(
 
 
 def _read_by_pydicom(path: Path) -> Elements:
-    try:
-        with quiet_decoders():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS.values()))
-            values = raw_values(dataset)
-            syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-            return Elements(syntax, bool(dataset.original_encoding[1]), values)
-    except DECODING_ERRORS:
-        raise SeriesRefusedError("the file is damaged: its header cannot be read to the end") from None
+    with decoding("the file is damaged: its header cannot be read to the end"):
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS.values()))
+        values = raw_values(dataset)
+        syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+        return Elements(syntax, bool(dataset.original_encoding[1]), values)
 
 
 def raw_values(dataset: pydicom.Dataset) -> dict[str, tuple[str, bytes]]:

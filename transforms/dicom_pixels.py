@@ -9,7 +9,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.utils import pixel_array
 
-from transforms.dicom_elements import DECODING_ERRORS, quiet_decoders
+from transforms.dicom_elements import decoding
 from transforms.dicom_header import PixelEncoding, SliceHeader, check_pixel_bytes
 from transforms.refused import SeriesRefusedError
 
@@ -61,18 +61,11 @@ class SliceDecoder:
     def _stored_words(self, header: SliceHeader) -> NDArray[np.uint16]:
         """Decode one frame through pydicom to 16-bit words, sign-extended where signed."""
         rows, columns = header.pixels.rows, header.pixels.columns
-        try:
-            with quiet_decoders():
-                if self._path != header.path:
-                    self._path, self._dataset = None, _open_pixels(header)
-                    self._path = header.path
-                decoded = pixel_array(self._dataset, index=header.frame, raw=True)
-        except SeriesRefusedError:
-            raise
-        except DECODING_ERRORS:
-            raise SeriesRefusedError(
-                "pixel data cannot be decoded: the file is damaged or its compression is not known"
-            ) from None
+        with decoding("pixel data cannot be decoded: the file is damaged or its compression is not known"):
+            if self._path != header.path:
+                self._path, self._dataset = None, _open_pixels(header)
+                self._path = header.path
+            decoded = pixel_array(self._dataset, index=header.frame, raw=True)
         if decoded.shape != (rows, columns):
             raise SeriesRefusedError(
                 f"pixel data decode to {decoded.shape}, the header says {rows} x {columns}"

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from transforms.dicom_elements import TAGS, Elements, _read_by_pydicom, read_elements
 from transforms.dicom_series import CtSeries, read_series
@@ -144,16 +149,21 @@ def damage(files: list[Path], flips: list[tuple[float, int]], cut: float) -> Non
     files[1].write_bytes(content[: int(len(content) * cut)])
 
 
-flips = st.lists(st.tuples(st.floats(0, 0.8), st.integers(0, 255)), min_size=1, max_size=4)
+flips = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4)
 cuts = st.one_of(st.just(1.0), st.floats(0, 1))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=quietly)
-@given(flips, cuts)
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=quietly)
+@given(flips, cuts, st.sampled_from([ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless]))
 def test_damaged_bytes_end_in_a_volume_or_in_words(
-    write_ct_series: Writer, tmp_path: Path, flips: list[tuple[float, int]], cut: float
+    write_ct_series: Writer, tmp_path: Path, flips: list[tuple[float, int]], cut: float, syntax: str
 ) -> None:
-    files = write_ct_series(tmp_path, n_slices=4)
+    def change(dataset: Dataset, index: int) -> None:
+        if syntax == RLELossless:
+            dataset.compress(syntax, generate_instance_uid=False)
+        dataset.file_meta.TransferSyntaxUID = syntax
+
+    files = write_ct_series(tmp_path, n_slices=4, change=change)
     damage(files, flips, cut)
     series, reason = read_or_reason(files)
     assert series.volume_hu.shape[1:] == (12, 16) if series else len(reason) > 10
