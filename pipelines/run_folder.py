@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from pipelines.checkpoint import lock_folder
 
@@ -97,6 +97,14 @@ class RunFolder:
                 " cohort"
             )
         return None
+
+    @staticmethod
+    def state(runs_dir: Path, run_id: str) -> Literal["absent", "begun", "finished"]:
+        """Say what this machine holds of a run: nothing, a training to go on with, or one that is exported."""
+        record = runs_dir / run_id / _RECORD
+        if not run_id or not record.is_file():
+            return "absent"
+        return "finished" if json.loads(record.read_text(encoding="utf-8"))["finished"] else "begun"
 
     def close(self, is_finished: bool) -> None:
         """Let go of the folder; a finished run is not resumed again."""

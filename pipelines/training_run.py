@@ -78,7 +78,9 @@ def train(config: PretrainConfig, run: Run) -> None:
     with process_group(device):
         if world()[0] == 0:
             ensure_cohort(Path(config.cohort))
-        from_rank_zero(None)
+        if from_rank_zero(RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished"):
+            print(f"run {run.run_id} is trained to its end")
+            return
         cohort = Cohort.open(Path(config.cohort))
         TrainingRun(config, run, cohort, device).go()
 
@@ -109,13 +111,17 @@ class TrainingRun:
             return run, None
         flat = flatten(config)
         folder = None
-        if config.resume:
+        # A run that is started again, as an arm of a campaign is, goes on where it was.
+        is_begun = RunFolder.state(runs_dir, run.run_id) == "begun"
+        resume = config.resume or (run.run_id if is_begun else "")
+        if resume:
             allowed = {key.strip() for key in config.allow_changes.split(",")}
-            folder = RunFolder.find(runs_dir, config.resume, recipe, self.cohort.sha256, flat, allowed)
+            folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed)
         if folder is None:
             folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
         else:
-            run.set_tags({"dinox.resumes": folder.run_id})
+            if folder.run_id != run.run_id:
+                run.set_tags({"dinox.resumes": folder.run_id})
             print(f"continues run {folder.run_id}")
         from_rank_zero((folder.run_id, str(folder.checkpoints)))
         self._restore(folder.checkpoints)
@@ -158,6 +164,8 @@ class TrainingRun:
         batches = self._batches()
         eval_every = config.eval_every or max(config.steps // 10, 1)
         verdict: Verdict = "too early"
+        if trainer.step >= config.steps:  # Killed after its last step, before its export.
+            verdict = trainer.watcher.report(trainer.step)[1]
         if trainer.step == 0:
             self.run.log_metrics(self.evaluation.random_floor())
             self._evaluate()
