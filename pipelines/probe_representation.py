@@ -23,7 +23,7 @@ from pipelines.nodule_set import NoduleSet, nodule_set
 from pipelines.probe_setup import tag_probe
 from pipelines.representation_figures import map_figure, spectrum_figure
 from pipelines.tracking import Run
-from pipelines.view_tokens import encode_views, sample_slices, tested_patients, training_views
+from pipelines.view_tokens import encode_views, of_rows, sample_slices, tested_patients, training_views
 from probes.estimate import Estimate
 from probes.identifiability import identifiability
 from probes.labels import LabelRule
@@ -143,13 +143,7 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
         raise ValueError(
             f"{len(patients)} held-out patients have {int(chosen.sum())} labelled nodules; two are needed"
         )
-    return dataclasses.replace(
-        nodules,
-        table=nodules.table[chosen].reset_index(drop=True),
-        crops_hu=nodules.crops_hu[chosen],
-        is_replicated=nodules.is_replicated[chosen],
-        mm_per_px=nodules.mm_per_px[chosen],
-    )
+    return of_rows(nodules, np.flatnonzero(chosen))
 
 
 def crops_one_slice_further(

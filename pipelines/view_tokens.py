@@ -20,6 +20,7 @@ from pipelines.backbones import LoadedBackbone
 from pipelines.cohort import Cohort
 from pipelines.config import load_recipe, read_yaml
 from pipelines.loader import SliceIndex
+from pipelines.nodule_set import NoduleSet
 from pipelines.pretrain import PretrainConfig
 from pipelines.probe_setup import unseen_patients
 from transforms.view_config import ViewConfig
@@ -89,6 +90,17 @@ def tested_patients(
     if unseen is None:
         return all_patients, "unknown"
     return (unseen, "") if unseen else (all_patients, "no_holdout")
+
+
+def of_rows(nodules: NoduleSet, rows: NDArray[np.int64]) -> NoduleSet:
+    """Return the nodules at these rows, in this order."""
+    return dataclasses.replace(
+        nodules,
+        table=nodules.table.iloc[rows].reset_index(drop=True),
+        crops_hu=nodules.crops_hu[rows],
+        is_replicated=nodules.is_replicated[rows],
+        mm_per_px=nodules.mm_per_px[rows],
+    )
 
 
 def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:

@@ -100,8 +100,8 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         `probe/auroc`, `probe/diameter_auroc`, `probe/gain_over_diameter` (features and diameter, less diameter), each
-        with `_ci_low` and `_ci_high`, the gain with `_p`; with suffix `_6_15mm` inside 6-15 mm; and counts. NaN is
-        left out.
+        with `_ci_low` and `_ci_high`, the gain with `_p`; with suffix `_6_15mm` inside 6-15 mm; and counts. A row
+        of another name keeps it: `probe/<row>_auroc`. NaN is left out.
     """
     found: dict[str, float] = {}
     names = {"features": "", "diameter": "diameter_", "pixels": "pixels_", "random_weights": "random_"}
@@ -109,16 +109,16 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
     low, high = HONEST_STRATUM_MM
     for stratum, suffix in (("all", ""), (f"{low:g}-{high:g} mm", f"_{low:g}_{high:g}mm")):
         lines = table[table["stratum"] == stratum].set_index("row")
-        for row, prefix in names.items():
-            if row in lines.index:
-                for part in ("", "_ci_low", "_ci_high"):
-                    found[f"probe/{prefix}auroc{part}{suffix}"] = _number(lines, row, f"auroc{part}")
+        for row in lines.index:
+            prefix = names.get(str(row), f"{row}_")
+            for part in ("", "_ci_low", "_ci_high"):
+                found[f"probe/{prefix}auroc{part}{suffix}"] = _number(lines, str(row), f"auroc{part}")
         if "features_and_diameter" in lines.index:
             for part in ("", "_ci_low", "_ci_high", "_p"):
                 gain = _number(lines, "features_and_diameter", f"minus_diameter{part}")
                 found[f"probe/gain_over_diameter{part}{suffix}"] = gain
         for count in ("n_nodules", "n_positive", "n_patients"):
-            found[f"probe/{count}{suffix}"] = _number(lines, "features", count)
+            found[f"probe/{count}{suffix}"] = _number(lines, "diameter", count)
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 

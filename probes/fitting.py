@@ -93,7 +93,9 @@ def _train(
 ) -> nn.Module:
     order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     loss_of = _balanced_loss(target[train], device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
     best, best_loss, waited = deepcopy(network.state_dict()), float("inf"), 0
     rows = torch.from_numpy(train)
     for _ in range(settings.max_epochs):
