@@ -150,13 +150,14 @@ def _call(command: list[str]) -> int:
 
 
 def _gathered(plan: ArmPlan) -> dict[str, float]:
-    """What later stages measured: copied to the arm's own run, so that one page compares the arms."""
+    """What later stages measured, to be copied to the arm's own run, so that one page compares the arms."""
     from pipelines.tracking import run_metrics
 
     gathered: dict[str, float] = {}
     for stage in plan.stages[1:]:
         gathered |= run_metrics(stage.run_id)
-    return gathered
+    own = run_metrics(plan.run_id)
+    return {name: value for name, value in gathered.items() if name not in own}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.campaign_arms import Arm, design_sha256, expand, refuse_alike, stage_words
 from pipelines.campaign_loop import CampaignLoop
@@ -46,9 +47,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
     spec = load_campaign(config.spec)
     arms = expand(spec)
     if config.dry_run:
-        configurations = check_words(_lines(spec, arms))
-        refuse_alike(arms, configurations[:: len(spec.stages)])
-        print(plan_table(spec, arms, configurations[:: len(spec.stages)]))
+        print(plan_table(spec, arms, check_arms(spec, arms, [])))
         return
     with alone(spec.name):
         design = design_sha256(spec, arms)
@@ -56,11 +55,10 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
         check_store(config.executor, run.artifact_uri)
         arms = resolved_backbones(arms)
         if not _is_under_way(spec, design):
-            configurations = check_words(_lines(spec, arms), cohorts_of(spec, arms, config.executor))
-            refuse_alike(arms, configurations[:: len(spec.stages)])
+            check_arms(spec, arms, cohorts_of(spec, arms, config.executor))
         text = find_recipe(config.spec, CAMPAIGNS).read_text(encoding="utf-8")
         record = CampaignRecord.open(run, spec, design, text)
-        record.add_arms(arms, spec)
+        record.add_arms(arms)
         CampaignLoop(spec, record, executor, config.executor).go()
 
 
@@ -70,15 +68,23 @@ def _is_under_way(spec: CampaignSpec, design: str) -> bool:
     return parent is not None and parent.tags["dinox.design"] == design
 
 
-def _lines(spec: CampaignSpec, arms: Sequence[Arm]) -> list[tuple[str, str, list[str]]]:
-    return [
-        (arm.name, entry_point, words) for arm in arms for entry_point, words in stage_words(spec, arm, ["0"])
-    ]
+def check_arms(spec: CampaignSpec, arms: Sequence[Arm], cohorts: Sequence[str]) -> list[dict[str, Any]]:
+    """Resolve every stage of every arm, and return the configuration of each arm's first.
+
+    Raises:
+        CampaignError: If two arms are alike.
+        ValueError: If a key cannot be, or a cohort is missing.
+    """
+    lines = [(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])]
+    resolved = iter(check_words(lines, cohorts))
+    of_arms = [[next(resolved) for _ in arm.stages] for arm in arms]
+    refuse_alike(arms, of_arms)
+    return [stages[0] for stages in of_arms]
 
 
 def cohorts_of(spec: CampaignSpec, arms: Sequence[Arm], executor: str) -> list[str]:
     """Return the cohorts that must be on this machine before the first arm starts."""
-    if executor == "skypilot" or set(spec.stages) == {"rehearsal"}:
+    if executor == "skypilot" or all(set(arm.stages) == {"rehearsal"} for arm in arms):
         return []
     return sorted({spec.cohort, *(str(arm.overrides["cohort"]) for arm in arms if "cohort" in arm.overrides)})
 

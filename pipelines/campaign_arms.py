@@ -20,12 +20,14 @@ class Arm:
 
     Attributes:
         overrides: Dotted keys of the first stage with their values.
+        stages: Its entry points in their order, each with keys that it shares with other arms.
         hypothesis: Why a proposer added it; "" for arms of the file.
     """
 
     name: str
     seed: int
     overrides: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
     on_record: bool = True
     note: str = ""
     hypothesis: str = ""
@@ -37,7 +39,8 @@ def expand(spec: CampaignSpec) -> list[Arm]:
     Raises:
         CampaignError: If nothing comes out, more than `max_arms`, or two arms of one name.
     """
-    unknown = [name for name in spec.stages if name not in STAGES]
+    named = [*spec.stages, *(name for line in spec.arms for name in line.stages)]
+    unknown = [name for name in named if name not in STAGES]
     if unknown:
         raise CampaignError(f"stage '{unknown[0]}' is no entry point of an arm; known: {', '.join(STAGES)}")
     counts = [_count(spec, line) for line in spec.arms]
@@ -83,7 +86,14 @@ def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
                 )
             overrides = flat(line.overrides) | chosen
             arms.append(
-                Arm(name=name, seed=seed, overrides=overrides, on_record=line.on_record, note=line.note)
+                Arm(
+                    name=name,
+                    seed=seed,
+                    overrides=overrides,
+                    stages=line.stages or spec.stages,
+                    on_record=line.on_record,
+                    note=line.note,
+                )
             )
     return arms
 
@@ -108,7 +118,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def stage_words(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Return (entry point, words) of each stage of an arm; later stages work on the backbone of the first run."""
     lines = []
-    for number, (entry_point, common) in enumerate(spec.stages.items()):
+    for number, (entry_point, common) in enumerate(arm.stages.items()):
         stage = STAGES[entry_point]
         overrides = {"cohort": spec.cohort} | flat(common)
         if stage.recipe is not None:
@@ -123,15 +133,15 @@ def stage_words(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tu
     return lines
 
 
-def refuse_alike(arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse two arms whose first stages resolve to the same configuration.
+def refuse_alike(arms: Sequence[Arm], configurations: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse two arms whose stages resolve to the same configurations.
 
     Raises:
         CampaignError: Naming both.
     """
     seen: dict[str, str] = {}
-    for arm, configuration in zip(arms, configurations, strict=True):
-        key = json.dumps(dict(configuration), sort_keys=True, default=str)
+    for arm, of_arm in zip(arms, configurations, strict=True):
+        key = json.dumps([list(arm.stages), *map(dict, of_arm)], sort_keys=True, default=str)
         if key in seen:
             raise CampaignError(
                 f"arms {seen[key]} and {arm.name} are alike: they resolve to the same configuration"
@@ -150,10 +160,9 @@ def design_sha256(spec: CampaignSpec, arms: Sequence[Arm]) -> str:
         "question": spec.question,
         "endpoint": asdict(spec.endpoint),
         "correction": spec.correction,
-        "stages": spec.stages,
         "cohort": spec.cohort,
         "recipes": {name: read_yaml(find_recipe(name)) for name in sorted(recipes)},
-        "arms": [(arm.name, arm.seed, arm.overrides) for arm in arms],
+        "arms": [(arm.name, arm.seed, arm.overrides, arm.stages) for arm in arms],
         "hopeless": (spec.stop.hopeless, spec.stop.patience_steps),
         "proposer": asdict(spec.proposer),
     }

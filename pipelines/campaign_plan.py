@@ -23,7 +23,7 @@ _CHECK_S = 5.0
 def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> str:
     """Lay out every arm with its steps, hours and cost; "N arms" stands on a line of its own."""
     speed, source = training_speed(spec)
-    hours = [arm_hours(spec, configuration, speed) for configuration in configurations]
+    hours = [arm_hours(spec, arm, c, speed) for arm, c in zip(arms, configurations, strict=True)]
     width = max([len(arm.name) for arm in arms], default=4)
     written = [
         f"campaign {spec.name}: {spec.question}",
@@ -84,9 +84,11 @@ def training_speed(spec: CampaignSpec) -> tuple[float, str]:
     return 0.0, "no speed is known: finish one run of the recipe, or state resources.slices_per_s"
 
 
-def arm_hours(spec: CampaignSpec, configuration: Mapping[str, Any], slices_per_s: float) -> float | None:
+def arm_hours(
+    spec: CampaignSpec, arm: Arm, configuration: Mapping[str, Any], slices_per_s: float
+) -> float | None:
     """Estimate the hours of an arm; None when its speed is unknown."""
-    later = len(spec.stages) - 1
+    later = len(arm.stages) - 1
     if "batch_size" not in configuration:
         return (later + 1) * spec.resources.stage_hours
     if not slices_per_s:

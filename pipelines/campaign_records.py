@@ -2,9 +2,10 @@
 
 MLflow is the only state: whatever was killed, the next call reads from here what is done, what runs and what it cost.
 
-Tags of an arm's run: dinox.campaign, dinox.arm, dinox.seed, dinox.overrides, dinox.stages (run ids), dinox.executor,
-dinox.price_per_hour, dinox.attempt (number of the newest), dinox.attempts_closed, dinox.hours_closed, dinox.job,
-dinox.lease_hours, dinox.arm_end. Its metric campaign/hours is the age of the newest attempt, written by the arm itself.
+Tags of an arm's run: dinox.campaign, dinox.arm, dinox.seed, dinox.overrides, dinox.entry_points, dinox.stages (run ids
+of the later ones), dinox.executor, dinox.price_per_hour, dinox.attempt (number of the newest), dinox.attempts_closed,
+dinox.hours_closed, dinox.job, dinox.lease_hours, dinox.arm_end. Its metric campaign/hours is the age of the newest
+attempt, written by the arm itself.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class ArmRecord:
             name=self.tags["dinox.arm"],
             seed=int(self.tags["dinox.seed"]),
             overrides=json.loads(self.tags["dinox.overrides"]),
+            stages=json.loads(self.tags["dinox.entry_points"]),
             on_record=self.tags["dinox.on_record"] == "true",
             note=self.tags.get("dinox.note", ""),
             hypothesis=self.tags.get("dinox.hypothesis", ""),
@@ -172,7 +174,7 @@ class CampaignRecord:
         """Read one arm anew."""
         return _record(self.store.get_run(run_id))
 
-    def add_arms(self, arms: Sequence[Arm], spec: CampaignSpec) -> None:
+    def add_arms(self, arms: Sequence[Arm]) -> None:
         """Make a run for every arm that has none, and one for each of its later stages."""
         there = {record.name: record for record in self.arms()}
         for arm in arms:
@@ -180,8 +182,8 @@ class CampaignRecord:
             run_id = record.run_id if record else self._new_arm(arm, len(there))
             if record is None:
                 there[arm.name] = ArmRecord(run_id, "SCHEDULED", {}, {}, {})
-            if len(spec.stages) > 1 and (record is None or "dinox.stages" not in record.tags):
-                ids = [self._new_stage(arm, stage, run_id) for stage in list(spec.stages)[1:]]
+            if len(arm.stages) > 1 and (record is None or "dinox.stages" not in record.tags):
+                ids = [self._new_stage(arm, stage, run_id) for stage in list(arm.stages)[1:]]
                 self.tag(run_id, {"dinox.stages": ",".join(ids)})
 
     def _new_arm(self, arm: Arm, number: int) -> str:
@@ -192,6 +194,7 @@ class CampaignRecord:
             "dinox.number": str(number),
             "dinox.seed": str(arm.seed),
             "dinox.overrides": json.dumps(arm.overrides),
+            "dinox.entry_points": json.dumps(arm.stages),
             "dinox.on_record": str(arm.on_record).lower(),
             "dinox.note": arm.note,
             "dinox.hypothesis": arm.hypothesis,

@@ -49,6 +49,7 @@ class Research:
                 name=f"{self.spec.proposer.kind}-{len(proposed):03d}",
                 seed=self.spec.seeds[0],
                 overrides=overrides,
+                stages=self.spec.stages,
                 on_record=False,
                 hypothesis=found.hypothesis or "none given",
             )
@@ -57,7 +58,7 @@ class Research:
             self._refuse(str(refusal))
             return []
         self.refused_in_a_row = 0
-        self.record.add_arms([arm], self.spec)
+        self.record.add_arms([arm])
         return [record for record in self.record.arms() if record.name == arm.name]
 
     def _check(self, arm: Arm, records: Sequence[ArmRecord]) -> None:

@@ -44,6 +44,8 @@ class ArmSpec:
     """Keys of the first stage with the values to cross."""
     seeds: tuple[int, ...] = ()
     """Seeds of this arm; none takes those of the campaign."""
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Entry points of this arm where they differ from the campaign's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +117,7 @@ class CampaignSpec:
     cohort: str = "cohorts/phantom"
     seeds: tuple[int, ...] = (0,)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Entry points of every arm in their order, each with overrides for all arms."""
+    """Entry points of every arm in their order, each with keys that all arms share."""
     max_arms: int = 64
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
     price_per_hour: float = -1.0
@@ -140,11 +142,6 @@ class CampaignSpec:
             raise ValueError("seeds is empty; give at least one")
         self._check_budget()
         self._check_proposer()
-
-    @property
-    def first_stage(self) -> str:
-        """The entry point that arms differ in."""
-        return next(iter(self.stages))
 
     @property
     def price(self) -> float:

@@ -36,7 +36,11 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "pretrain": Stage("PretrainConfig", "run_pretrain", recipe="demo", takes_backbone=False),
+    "probe_retrieval": Stage("RetrievalConfig", "run_retrieval"),
     "probe_malignancy": Stage("ProbeConfig", "run_probe"),
+    "probe_representation": Stage("RepresentationConfig", "run_representation"),
+    "probe_dense": Stage("DenseConfig", "run_dense"),
+    "probe_supervised": Stage("SupervisedConfig", "run_supervised"),
     "rehearsal": Stage("RehearsalConfig", "run_rehearsal"),
 }
 
