@@ -10,15 +10,19 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from PIL import Image
+from requests.exceptions import RequestException
 
 from pipelines.config import PROJECT_ROOT
+from pipelines.outbox import Kind, Letter, Outbox, StoreAwayError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 STORE_ENV = "MLFLOW_TRACKING_URI"
 _PARAMS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def tracking_uri() -> str:
@@ -61,6 +66,7 @@ class Run:
         """Attach to an existing run."""
         self.store = store
         self.run_id = run_id
+        self.outbox: Outbox | None = None
 
     @classmethod
     def start(cls, entry_point: str) -> Run:
@@ -107,53 +113,117 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log named numbers at a step (optimiser updates)."""
         now = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        entries = [[name, float(value), now, step] for name, value in metrics.items()]
         for start in range(0, len(entries), _METRICS_AT_ONCE):
-            self.store.log_batch(self.run_id, metrics=entries[start : start + _METRICS_AT_ONCE])
+            self._post("batch", {"metrics": entries[start : start + _METRICS_AT_ONCE]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters once; the resolved configuration goes under `cfg.`."""
-        entries = [Param(name, str(value)) for name, value in params.items()]
+        entries = [[name, str(value)] for name, value in params.items()]
         for start in range(0, len(entries), _PARAMS_AT_ONCE):
-            self.store.log_batch(self.run_id, params=entries[start : start + _PARAMS_AT_ONCE])
+            self._post("batch", {"params": entries[start : start + _PARAMS_AT_ONCE]})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a later value replaces an earlier one."""
-        self.store.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+        self._post("batch", {"tags": [[name, str(value)] for name, value in tags.items()]})
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""
-        self.store.log_figure(self.run_id, figure, path)
+        self._log_written(path, figure.savefig)
+
+    def log_image(self, figure: Figure, key: str, step: int) -> None:
+        """Write a matplotlib figure as the image of a step: MLflow shows all steps of a key behind a slider."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "image.png"
+            figure.savefig(file)
+            self._post("image", {"key": key, "step": step, "time": int(time.time() * 1000)}, file)
 
     def log_text(self, text: str, path: str) -> None:
         """Write a text artifact."""
-        self.store.log_text(self.run_id, text, path)
+        self._log_written(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def log_table(self, table: pd.DataFrame, path: str) -> None:
         """Write a table as an artifact; the ending of `path` says parquet or csv."""
-        name = Path(path)
+        write = table.to_csv if Path(path).suffix == ".csv" else table.to_parquet
+        self._log_written(path, lambda file: write(file, index=False))
+
+    def _log_written(self, path: str, write: Callable[[Path], object]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / name.name
-            if name.suffix == ".csv":
-                table.to_csv(file, index=False)
-            else:
-                table.to_parquet(file, index=False)
-            self.log_file(file, str(name.parent))
+            file = Path(folder) / Path(path).name
+            write(file)
+            self.log_file(file, str(Path(path).parent))
 
     def log_file(self, file: Path, folder: str = "") -> None:
         """Copy a file, or a folder with all it holds, into the run's artifacts."""
-        if file.is_dir():
-            self.store.log_artifacts(self.run_id, str(file), folder or None)
-        else:
-            self.store.log_artifact(self.run_id, str(file), folder if folder not in ("", ".") else None)
+        self._post("file", {"folder": "" if folder == "." else folder}, file)
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
-        self.store.set_terminated(self.run_id, status=status)
+        self._post("status", {"status": status})
 
     def reopen(self) -> None:
         """Mark a run as running again: one that was planned, or that ended before it was done."""
-        self.store.update_run(self.run_id, status="RUNNING")
+        self._post("status", {"status": "RUNNING"})
+
+    def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
+        letter = Letter(self.run_id, kind, content, str(payload or ""))
+        if self.outbox is None:
+            _deliver(self.store, letter)
+        else:
+            self.outbox.post(letter)
+
+    def buffer_in(self, folder: Path) -> Outbox:
+        """From now on keep in `folder` what the store cannot take, instead of failing; returns what keeps it.
+
+        A training must not wait minutes for a server that is away, so requests give up early from now on.
+        """
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self.outbox = Outbox(folder, partial(_deliver, self.store))
+        return self.outbox
+
+
+def _deliver(store: MlflowClient, letter: Letter) -> None:
+    try:
+        _hand_over(store, letter)
+    except (MlflowException, RequestException, ConnectionError) as error:
+        if _is_refusal(error):
+            raise
+        raise StoreAwayError(
+            f"the tracking store {tracking_uri()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
+        ) from error
+
+
+def _is_refusal(error: MlflowException | OSError) -> bool:
+    """Whether the store answered and said no, so that trying again would not help."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
+    response = error.response if isinstance(error, RequestException) else None
+    return response is not None and response.status_code < 500
+
+
+def _hand_over(store: MlflowClient, letter: Letter) -> None:
+    content, run_id, payload = letter.content, letter.run_id, Path(letter.payload)
+    match letter.kind:
+        case "batch":
+            store.log_batch(
+                run_id,
+                metrics=[Metric(*entry) for entry in content.get("metrics", ())],
+                params=[Param(*entry) for entry in content.get("params", ())],
+                tags=[RunTag(*entry) for entry in content.get("tags", ())],
+            )
+        case "file" if payload.is_dir():
+            store.log_artifacts(run_id, str(payload), content["folder"] or None)
+        case "file":
+            store.log_artifact(run_id, str(payload), content["folder"] or None)
+        case "image":
+            with Image.open(payload) as image:
+                key, step, at = content["key"], content["step"], content["time"]
+                store.log_image(run_id, image, key=key, step=step, timestamp=at, synchronous=True)
+        case "status" if content["status"] == "RUNNING":
+            store.update_run(run_id, status="RUNNING")
+        case "status":
+            store.set_terminated(run_id, status=content["status"])
 
 
 class SilentRun(Run):
@@ -162,6 +232,7 @@ class SilentRun(Run):
     def __init__(self) -> None:
         """Attach to nothing."""
         self.run_id = ""
+        self.outbox = None
 
     @property
     def is_wrapped(self) -> bool:
@@ -173,26 +244,8 @@ class SilentRun(Run):
         """No recipe is known here."""
         return ""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Write nothing."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Write nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Write nothing."""
-
-    def log_figure(self, figure: Figure, path: str) -> None:
-        """Write nothing."""
-
-    def log_text(self, text: str, path: str) -> None:
-        """Write nothing."""
-
-    def log_file(self, file: Path, folder: str = "") -> None:
-        """Write nothing."""
-
-    def finish(self, status: str) -> None:
-        """Write nothing."""
+    def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
+        pass
 
 
 def _experiment_id(store: MlflowClient) -> str:
