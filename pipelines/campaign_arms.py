@@ -28,7 +28,7 @@ class Arm:
     seed: int
     overrides: dict[str, Any]
     stages: dict[str, dict[str, Any]]
-    on_record: bool = True
+    on_record: bool | None = None
     note: str = ""
     hypothesis: str = ""
 

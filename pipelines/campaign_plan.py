@@ -32,9 +32,10 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
     written += [f"{len(arms)} arms"]
     for arm, configuration, need in zip(arms, configurations, hours, strict=True):
         steps = configuration.get("steps", "-")
+        kept = {True: "  on record", False: "  not on record, added", None: ""}[arm.on_record]
+        note = f"  ({arm.note})" if arm.note else ""
         written.append(
-            f"  {arm.name:{width}}  {steps!s:>7} steps  {_hours(need)}  {_cost(spec, need)}"
-            f"  {'on record' if arm.on_record else 'added'}{'  ' + arm.note if arm.note else ''}"
+            f"  {arm.name:{width}}  {steps!s:>7} steps  {_hours(need)}  {_cost(spec, need)}{kept}{note}"
         )
     if spec.proposer.kind != "none":
         written.append(f"  and up to {spec.proposer.max_arms} arms that {spec.proposer.kind} proposes")

@@ -46,7 +46,7 @@ class ArmRecord:
             seed=int(self.tags["dinox.seed"]),
             overrides=json.loads(self.tags["dinox.overrides"]),
             stages=json.loads(self.tags["dinox.entry_points"]),
-            on_record=self.tags["dinox.on_record"] == "true",
+            on_record={"true": True, "false": False}.get(self.tags.get("dinox.on_record", "")),
             note=self.tags.get("dinox.note", ""),
             hypothesis=self.tags.get("dinox.hypothesis", ""),
         )
@@ -195,7 +195,7 @@ class CampaignRecord:
             "dinox.seed": str(arm.seed),
             "dinox.overrides": json.dumps(arm.overrides),
             "dinox.entry_points": json.dumps(arm.stages),
-            "dinox.on_record": str(arm.on_record).lower(),
+            "dinox.on_record": "" if arm.on_record is None else str(arm.on_record).lower(),
             "dinox.note": arm.note,
             "dinox.hypothesis": arm.hypothesis,
         }

@@ -50,7 +50,6 @@ class Research:
                 seed=self.spec.seeds[0],
                 overrides=overrides,
                 stages=self.spec.stages,
-                on_record=False,
                 hypothesis=found.hypothesis or "none given",
             )
             self._check(arm, records)

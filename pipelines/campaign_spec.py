@@ -35,8 +35,8 @@ class ArmSpec:
     """One line of the study; a grid and seeds make several arms of it."""
 
     name: str = ""
-    on_record: bool = True
-    """Whether the study that this set repeats published such an arm; false marks one that fills up its count."""
+    on_record: bool | None = None
+    """Where a set repeats a published study: whether such an arm is on its record, or fills up its count."""
     note: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Keys of the first stage, dotted or nested."""
