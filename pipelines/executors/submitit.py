@@ -1,0 +1,139 @@
+"""Arms as Slurm jobs through submitit, which writes the batch script and carries the call over.
+
+Whether a job still runs is asked of squeue, which knows jobs by name too: so a campaign that was killed between
+submitting and writing the number down finds its job again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines import arm
+from pipelines.campaign_spec import CampaignError, ResourcesSpec
+from pipelines.config import PROJECT_ROOT
+from pipelines.executors import Job, JobState
+from pipelines.extras import load_extra
+from pipelines.interrupts import GRACE_S
+
+_AT_ONCE = 16
+_LOG_TAIL = 4000
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"}
+
+
+class SubmititExecutor:
+    """Slurm; or, as `cluster="local"`, submitit's own processes, which rehearse the same path without Slurm."""
+
+    def __init__(
+        self,
+        resources: ResourcesSpec,
+        parallel: int,
+        folder: Path,
+        cluster: Literal["slurm", "local"] = "slurm",
+    ) -> None:
+        """Find Slurm.
+
+        Raises:
+            CampaignError: If this machine cannot submit to Slurm.
+            ValueError: If submitit is not installed.
+        """
+        self.submitit = load_extra("submitit", "slurm")
+        if cluster == "slurm" and shutil.which("sbatch") is None:
+            raise CampaignError(
+                "executor submitit needs Slurm's sbatch on this machine; run it on a login node"
+            )
+        self.resources, self.folder, self.cluster = resources, folder / "submitit", cluster
+        self._parallel = parallel or _AT_ONCE
+        self._jobs: dict[str, Any] = {}
+        self._queue: dict[str, tuple[str, str]] = {}
+        self._queue_at = -math.inf
+
+    @property
+    def parallel(self) -> int:
+        """How many arms may be in the queue at once."""
+        return self._parallel
+
+    @property
+    def poll_s(self) -> float:
+        """Slurm is asked seldom."""
+        return 10.0 if self.cluster == "slurm" else 0.5
+
+    def submit(self, job: Job) -> str:
+        """Submit one arm; its time limit is its lease."""
+        needs = self.resources
+        executor = self.submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
+        root = shlex.quote(str(PROJECT_ROOT))
+        executor.update_parameters(
+            name=job.name,
+            timeout_min=math.ceil((job.plan.lease_s + 2 * GRACE_S) / 60.0),
+            cpus_per_task=needs.cpus,
+            gpus_per_node=needs.gpus,
+            mem_gb=needs.memory_gb,
+        )
+        setup = [f"export PYTHONPATH={root}:$PYTHONPATH", f"cd {shlex.quote(os.getcwd())}"]
+        if self.cluster == "slurm":
+            executor.update_parameters(slurm_setup=setup)
+            if needs.partition:
+                executor.update_parameters(slurm_partition=needs.partition)
+        else:
+            executor.update_parameters(local_setup=setup)
+        submitted = executor.submit(arm.main, job.plan.to_json())
+        self._jobs[submitted.job_id] = submitted
+        self._queue_at = -math.inf
+        return str(submitted.job_id)
+
+    def find(self, name: str) -> str:
+        """Ask Slurm for a job of this name."""
+        return next((job_id for job_id, (_, own) in self._asked().items() if own == name), "")
+
+    def poll(self, handle: str) -> JobState:
+        """Return what squeue says; a job that it does not list has ended."""
+        if self.cluster == "local":
+            return "ended" if self._jobs[handle].done() else "running"
+        listed = self._asked().get(handle)
+        if listed is None:
+            return "ended"
+        return "pending" if listed[0] in _WAITING else "running"
+
+    def cancel(self, handle: str) -> None:
+        """Cancel the job: Slurm asks it to end, waits, and ends it."""
+        if self.cluster == "slurm":
+            subprocess.run(["scancel", handle], check=False, capture_output=True)
+        else:
+            self._jobs[handle].cancel()
+
+    def logs(self, handle: str) -> str:
+        """Return the end of the job's output."""
+        paths = self.submitit.core.utils.JobPaths(self.folder, job_id=handle)
+        texts = [path.read_text(errors="replace") for path in (paths.stdout, paths.stderr) if path.is_file()]
+        return "".join(texts)[-_LOG_TAIL:]
+
+    def _asked(self) -> dict[str, tuple[str, str]]:
+        """Return (state, name) of every job of this user, asked at most every few seconds."""
+        if self.cluster == "local":
+            return {}
+        if time.monotonic() - self._queue_at > self.poll_s / 2:
+            rows = [line.split("|", 2) for line in _squeue().splitlines() if line]
+            self._queue = {job_id: (state, name) for job_id, state, name in rows}
+            self._queue_at = time.monotonic()
+        return self._queue
+
+
+def _squeue() -> str:
+    for pause_s in (5.0, 15.0, 45.0, 0.0):
+        asked = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%i|%T|%j"], capture_output=True, text=True
+        )
+        if asked.returncode == 0:
+            return asked.stdout
+        time.sleep(pause_s)
+    # Without an answer nothing is known to have ended, and nothing may be started twice.
+    raise CampaignError(
+        "squeue does not answer; arms that run go on by themselves, and the same command continues the campaign"
+    )
