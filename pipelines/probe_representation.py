@@ -23,7 +23,7 @@ from pipelines.nodule_set import NoduleSet, nodule_set
 from pipelines.probe_setup import tag_probe
 from pipelines.representation_figures import map_figure, spectrum_figure
 from pipelines.tracking import Run
-from pipelines.view_tokens import encode_views, of_rows, sample_slices, tested_patients, training_views
+from pipelines.view_tokens import encode_views, of_rows, patients_to_test, sample_slices, training_views
 from probes.estimate import Estimate
 from probes.identifiability import identifiability
 from probes.labels import LabelRule
@@ -93,7 +93,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     ensure_cohort(Path(config.cohort))
     cohort = Cohort.open(Path(config.cohort))
     loaded = open_backbone(chosen_backbone(config.backbone))
-    patients, leak = tested_patients(loaded, cohort, "avoid")
+    patients, leak = patients_to_test(loaded, cohort, "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     nodules = of_patients(nodule_set(cohort, config.rule, spec), patients)
     n_patients = len(np.unique(nodules.patient_ids))

@@ -23,8 +23,8 @@ from pipelines.view_tokens import (
     SliceSample,
     Tokens,
     encode_views,
+    patients_to_test,
     sample_slices,
-    tested_patients,
     training_views,
 )
 from probes.retrieval import RetrievalResult, retrieval
@@ -61,7 +61,7 @@ def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     ensure_cohort(Path(config.cohort))
     cohort = Cohort.open(Path(config.cohort))
     loaded = open_backbone(chosen_backbone(config.backbone))
-    patients, leak = tested_patients(loaded, cohort, config.leak)
+    patients, leak = patients_to_test(loaded, cohort, config.leak)
     views, origin = training_views(loaded)
     sample = sample_slices(cohort, patients, views, config.slices)
     n_patients = len(np.unique(sample.patient_ids))

@@ -78,7 +78,7 @@ def sample_slices(cohort: Cohort, patients: set[str], views: ViewConfig, n_slice
     return SliceSample(index, rows, dataclasses.replace(views, n_local=0))
 
 
-def tested_patients(
+def patients_to_test(
     loaded: LoadedBackbone, cohort: Cohort, leak: Literal["avoid", "allow"]
 ) -> tuple[set[str], str]:
     """Return the patients to test on, and what that leaks: those that the backbone did not see, if that is known."""

@@ -47,7 +47,7 @@ def fit_network(
 
     Args:
         build: Makes the network; its parameters are drawn under `seed`. It takes the inputs, gives logits (B,).
-        inputs: Tensors whose first axis is the N samples; batches are moved to the device as float32 (bool stays bool).
+        inputs: Tensors whose first axis is the N samples; batches reach the device as float32 (bool stays bool).
         labels: 0 or 1, (N,).
         patient_ids: Patient of each sample, (N,).
         settings: Of the optimiser.
@@ -73,7 +73,12 @@ def fit_network(
             f"early stopping needs two patients of each class to train on, got {rarer} of the rarer"
         )
     folds = patient_folds(patients.tolist(), truth, n_folds=min(settings.inner_folds, rarer), seed=seed)
-    fold = next(iter(folds))
+    usable = [fold for fold in folds if np.unique(truth[fold.train]).size == 2]
+    if not usable:
+        raise ValueError(
+            f"{rarer} patients of the rarer class cannot be parted for early stopping; more are needed"
+        )
+    fold = usable[0]
     target = torch.from_numpy(truth).float()
     with seeded(seed, device):
         network = build().to(device)

@@ -117,13 +117,20 @@ class LinearProbe:
         folds = patient_folds(
             patients.astype(str).tolist(), truth, n_folds=min(self.inner_folds, rarer), seed=self.seed
         )
-        total = np.zeros(len(grid))
+        total, n_tested = np.zeros(len(grid)), 0
         for fold in folds:
+            if np.unique(truth[fold.train]).size < 2:
+                continue  # all patients of a rare class can fall into one fold
             mean, scale = _mean_and_scale(x[fold.train])
             path = self._path((x[fold.train] - mean) / scale, truth[fold.train], grid, tolerance=1e-5)
             margins = (x[fold.test] - mean) / scale @ path[:, :-1].T + path[:, -1]
             total += [log_loss(truth[fold.test].astype(np.float64), margin) for margin in margins.T]
-        return total / len(truth)
+            n_tested += len(fold.test)
+        if n_tested == 0:
+            raise ValueError(
+                f"{rarer} patients of the rarer class all fall into one inner fold; give c as one number"
+            )
+        return total / n_tested
 
     def _path(self, x: Floats, truth: Ints, grid: list[float], tolerance: float = 1e-8) -> Floats:
         """Coefficients and intercept for each C, ascending, each fit started from the last: (len(grid), D + 1)."""
