@@ -84,9 +84,15 @@ def main(text: str) -> int:
     from pipelines.tracking import Run, client, run_status, run_tags
 
     run = Run(client(), plan.run_id)
-    if run_tags(run.run_id).get("dinox.attempt") != str(plan.attempt) or run_status(run.run_id) == "FINISHED":
-        print(f"attempt {plan.attempt} at arm {plan.arm} is superfluous: it was superseded or is done")
+    tags, number = run_tags(run.run_id), str(plan.attempt)
+    is_stale = tags.get("dinox.attempt") != number or run_status(run.run_id) == "FINISHED"
+    if is_stale or tags.get("dinox.begun") == number:
+        # An engine may start a job again by itself; its lease is not renewed by that.
+        print(
+            f"attempt {number} at arm {plan.arm} is superfluous: it was begun before, superseded, or is done"
+        )
         return 0
+    run.set_tags({"dinox.begun": number, "dinox.begun_at": repr(started)})
     done = threading.Event()
 
     def say_alive() -> None:

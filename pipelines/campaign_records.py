@@ -116,10 +116,15 @@ class ArmRecord:
     def hours_of_ended_attempt(self, now: float) -> float:
         """Wall hours of the newest attempt, once nothing of it runs any more.
 
-        One that ended by itself says so exactly; one that was killed may have lived until its next sign of life.
+        One that ended by itself says so exactly, and its machine was there before it. One that was killed may have
+        lived until its next sign of life; of one that never began, all is counted since its start.
         """
-        said = self.metrics.get(HOURS, 0.0)
-        return said if self.ending else min(said + HEARTBEAT_S / 3600.0, self._age(now))
+        said, age = self.metrics.get(HOURS, 0.0), self._age(now)
+        if self.tags.get("dinox.begun") != str(self.attempt):
+            return age
+        before = (float(self.tags["dinox.begun_at"]) - float(self.tags["dinox.attempt_started"])) / 3600.0
+        said += 0.0 if self.is_pending else max(before, 0.0)
+        return said if self.ending else min(said + HEARTBEAT_S / 3600.0, age)
 
 
 class CampaignRecord:

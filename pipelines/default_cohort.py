@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.prepare import PrepareConfig, prepare_cohort
-from pipelines.wall_cohort import WALL, make_wall_cohort
-
 PHANTOM = "cohorts/phantom"
+WALL = "cohorts/wall"
+EMBEDDED = (PHANTOM, WALL)
 
 
 def ensure_cohort(root: Path) -> None:
     """Make the phantom or the wall cohort if `root` is its place and nothing is there; others are left to the user."""
-    if (root / "series.parquet").is_file() or root not in (Path(PHANTOM), Path(WALL)):
+    if (root / "series.parquet").is_file() or str(root) not in EMBEDDED:
         return
+    # What makes a cohort is heavy, and most commands find theirs.
     if root == Path(PHANTOM):
+        from pipelines.prepare import PrepareConfig, prepare_cohort
+
         print(f"{root} is not there yet: making the phantom cohort")
         prepare_cohort(PrepareConfig(cohort=PHANTOM))
     else:
+        from pipelines.wall_cohort import make_wall_cohort
+
         print(f"{root} is not there yet: drawing the synthetic slices")
         make_wall_cohort(root)

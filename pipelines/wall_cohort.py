@@ -14,7 +14,6 @@ from pipelines.cohort import CohortWriter
 from pipelines.cohort_tables import ANNOTATIONS, NODULES, REFUSED, empty_table
 from pipelines.wall_slices import chest_slices
 
-WALL = "cohorts/wall"
 SYNTHETIC = "synthetic"
 """Manufacturer of these volumes: whoever reports figures from them can tell."""
 _VOLUMES, _SLICES_EACH, _SIZE_PX = 20, 128, 40
@@ -32,7 +31,7 @@ def make_wall_cohort(root: Path, volumes: int = _VOLUMES, slices_each: int = _SL
     for number in range(volumes):
         own = slices[number * slices_each : (number + 1) * slices_each]
         writer.add_volume(_row(f"wall-{number:03d}", slices_each), own.reshape(-1, _SIZE_PX, _SIZE_PX))
-    writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), empty_table(REFUSED), WALL)
+    writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), empty_table(REFUSED), SYNTHETIC)
     writer.close()
 
 

@@ -1,0 +1,156 @@
+"""Arms as managed jobs of SkyPilot on rented machines, Vast.ai among them: clone a commit, install, run, tear down.
+
+A machine gets one arm and one lease: `timeout` ends the arm there when its lease is over, and the end of a managed
+job tears the machine down. SkyPilot may start a job again elsewhere; an attempt that has begun before does nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import subprocess
+from typing import Any
+
+from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.config import PROJECT_ROOT
+from pipelines.default_cohort import EMBEDDED
+from pipelines.executors import Job, JobState
+from pipelines.extras import load_extra
+from pipelines.interrupts import GRACE_S
+
+_AT_ONCE = 4
+_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_COHORT = "~/dinox_cohort"
+
+
+class SkyPilotExecutor:
+    """Rented machines."""
+
+    def __init__(self, spec: CampaignSpec, parallel: int) -> None:
+        """Check all that a rented machine will need.
+
+        Raises:
+            CampaignError: If the commit cannot be cloned there, the cohort cannot be pulled, or no cloud is enabled.
+            ValueError: If SkyPilot is not installed.
+        """
+        self.spec = spec
+        self.repository, self.commit = deployable_commit()
+        if not spec.resources.accelerator and spec.resources.gpus:
+            raise CampaignError("resources.accelerator must name the GPU to rent, such as RTX4090")
+        if spec.cohort not in EMBEDDED and not spec.resources.cohort_uri:
+            raise CampaignError(
+                f"a rented machine has no {spec.cohort}; state resources.cohort_uri, such as s3://bucket/cohort"
+            )
+        self.sky = load_extra("sky", "cloud")
+        if not self.sky.get(load_extra("sky.client.sdk", "cloud").enabled_clouds()):
+            raise CampaignError("SkyPilot has credentials of no cloud; `sky check` says how to give them")
+        self._parallel = parallel or _AT_ONCE
+
+    @property
+    def parallel(self) -> int:
+        """How many machines are rented at once."""
+        return self._parallel
+
+    @property
+    def poll_s(self) -> float:
+        """The job controller is asked seldom."""
+        return 30.0
+
+    def submit(self, job: Job) -> str:
+        """Launch a managed job."""
+        task = self.sky.Task.from_yaml_config(task_config(self.spec, job, self.repository, self.commit))
+        job_ids, _ = self.sky.get(self.sky.jobs.launch(task, name=_name(job.name)))
+        return str(job_ids[0])
+
+    def find(self, name: str) -> str:
+        """Look for a job of this name that has not ended."""
+        return next((str(row["job_id"]) for row in self._queue() if row["job_name"] == _name(name)), "")
+
+    def poll(self, handle: str) -> JobState:
+        """Return what the controller says; a job that it does not list has ended."""
+        row = next((row for row in self._queue() if str(row["job_id"]) == handle), None)
+        if row is None:
+            return "ended"
+        return "pending" if row["status"].name == "PENDING" else "running"
+
+    def cancel(self, handle: str) -> None:
+        """Cancel the job, which tears its machine down."""
+        self.sky.get(self.sky.jobs.cancel(job_ids=[int(handle)]))
+
+    def logs(self, handle: str) -> str:
+        """Return where the log is: it is kept by the controller."""
+        return f"sky jobs logs {handle}"
+
+    def _queue(self) -> list[Any]:
+        try:
+            found = self.sky.get(self.sky.jobs.queue(refresh=False, skip_finished=True, version=2))
+        except self.sky.exceptions.ClusterNotUpError:
+            return []  # The controller stops when it has no jobs.
+        return list(found[0])
+
+
+def _name(name: str) -> str:
+    return f"dinox-{name}"
+
+
+def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> dict[str, Any]:
+    """Write the task of one arm, as a SkyPilot YAML file would."""
+    needs = spec.resources
+    resources: dict[str, Any] = {"cpus": f"{needs.cpus}+", "memory": f"{needs.memory_gb:g}+"}
+    if needs.gpus:
+        resources["accelerators"] = f"{needs.accelerator}:{needs.gpus}"
+    if needs.infra:
+        resources["infra"] = needs.infra
+    run = ["cd ~/dinox-ct"]
+    config: dict[str, Any] = {"name": _name(job.name), "resources": resources}
+    if needs.cohort_uri:
+        config["file_mounts"] = {_COHORT: needs.cohort_uri}
+        cohort = shlex.quote(spec.cohort)
+        run += [f"mkdir -p $(dirname {cohort})", f"ln -sfn {_COHORT} {cohort}"]
+    most_s = math.ceil(job.plan.lease_s + 2 * GRACE_S)
+    run.append(f'timeout --kill-after={GRACE_S:.0f} {most_s} .venv/bin/python -m pipelines.arm "$DINOX_PLAN"')
+    config["setup"] = "\n".join(
+        [
+            "set -e",
+            f"test -d ~/dinox-ct || git clone {shlex.quote(repository)} ~/dinox-ct",
+            f"cd ~/dinox-ct && git checkout --quiet {commit}",
+            "test -d .venv || python3 -m venv .venv",
+            ".venv/bin/pip install --quiet --editable .",
+        ]
+    )
+    config["run"] = "\n".join(["set -e", *run])
+    config["envs"] = {"DINOX_PLAN": job.plan.to_json()}
+    config["secrets"] = {name: os.environ[name] for name in _SECRETS if os.environ.get(name)}
+    return config
+
+
+def deployable_commit() -> tuple[str, str]:
+    """Return the repository's address and the commit that a rented machine can clone.
+
+    Raises:
+        CampaignError: If files differ from the commit, or the commit is not in the repository that `origin` names.
+    """
+    try:
+        if _git("status", "--porcelain", "--untracked-files=no"):
+            raise CampaignError(
+                "files differ from the last commit, and a rented machine gets a commit; commit them first"
+            )
+        commit, address = _git("rev-parse", "HEAD"), _git("remote", "get-url", "origin")
+        is_there = bool(_git("branch", "--remotes", "--contains", commit))
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CampaignError(
+            "a rented machine clones this project by git: its folder must be a repository with a remote 'origin'"
+        ) from error
+    if not is_there:
+        raise CampaignError(f"commit {commit[:12]} is on no branch of origin; push it first")
+    if "@" in address and "://" in address:
+        raise CampaignError(
+            "the address of origin holds a user or password, which would be sent to a rented machine; use a plain one"
+        )
+    return address, commit
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
