@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -83,13 +84,14 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
         pixels: How the words are to be read.
     """
     stored = words if pixels.is_signed else words.view(np.uint16)
-    is_padding = _find_padding(stored, pixels.padding)
+    is_padding = _find_padding(stored, pixels)
     n_padding = int(np.count_nonzero(is_padding)) if is_padding is not None else 0
     has_unused_bits = _mask_unused_bits(stored, pixels)
     slope, intercept = pixels.slope, pixels.intercept
     neutral_hu: float = PADDING_HU
     if is_padding is not None and n_padding:
-        _check_padding(pixels)
+        if pixels.padding is not None:
+            _check_padding(pixels.padding[1], pixels)
         # The stored value that comes nearest to -1024 HU takes the place of padding, which must not count below.
         limits = np.iinfo(stored.dtype)
         neutral = min(max(round((PADDING_HU - intercept) / slope), int(limits.min)), int(limits.max))
@@ -110,18 +112,35 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
 
 
 def _find_padding(
-    stored: NDArray[np.int16] | NDArray[np.uint16], padding: tuple[int, int] | None
+    stored: NDArray[np.int16] | NDArray[np.uint16], pixels: PixelEncoding
 ) -> NDArray[np.bool_] | None:
-    """Padding is compared before unused bits are masked: vendors write it wider than BitsStored."""
-    if padding is None:
+    """Declared padding, compared before unused bits are masked (vendors write it wider than BitsStored), and fill."""
+    is_padding = None
+    if pixels.padding is not None:
+        low, high = pixels.padding
+        is_padding = stored == low if low == high else (stored >= low) & (stored <= high)
+    fill = outer_fill(stored, pixels.slope, pixels.intercept)
+    if fill is None:
+        return is_padding
+    return stored == fill if is_padding is None else is_padding | (stored == fill)
+
+
+def outer_fill(stored: NDArray[Any], slope: float, intercept: float) -> float | None:
+    """The one value around the circle of reconstruction, where scanners fill and declare another value, or none.
+
+    It is the lowest value of the slice, held by all four corners, and below -1024 HU, which no matter can be: LIDC's GE
+    series declare -2000 and hold -1024 stored, -2048 HU.
+    """
+    corner = stored[0, 0]
+    others = (stored[0, -1], stored[-1, 0], stored[-1, -1])
+    is_fill = slope > 0 and float(corner) * slope + intercept < PADDING_HU
+    if not is_fill or any(other != corner for other in others):
         return None
-    low, high = padding
-    return stored == low if low == high else (stored >= low) & (stored <= high)
+    return float(corner) if stored.min() == corner else None
 
 
-def _check_padding(pixels: PixelEncoding) -> None:
+def _check_padding(highest: int, pixels: PixelEncoding) -> None:
     """Refuse padding that a voxel of tissue may hold too; what BitsStored cannot hold is no voxel's value."""
-    highest = (pixels.padding or (0, 0))[1]
     highest_hu = highest * pixels.slope + pixels.intercept
     if highest < 1 << pixels.bits_stored and highest_hu > TISSUE_ABOVE_HU:
         raise SeriesRefusedError(

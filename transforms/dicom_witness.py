@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.dicom_header import SliceHeader
-from transforms.dicom_pixels import PADDING_HU
+from transforms.dicom_pixels import PADDING_HU, outer_fill
 from transforms.dicom_series import CtSeries
 from transforms.refused import SeriesRefusedError
 
@@ -51,10 +51,13 @@ def _read(header: SliceHeader) -> NDArray[np.float64]:
 
 
 def _with_padding(witness_hu: NDArray[np.float64], header: SliceHeader) -> NDArray[np.float64]:
-    """The witness's values, rounded, with what the header declares as padding set to -1024 HU as we do."""
+    """The witness's values, rounded, with padding and outer fill set to -1024 HU as we do."""
     pixels = header.pixels
     rounded = np.rint(witness_hu)
     if pixels.padding is not None:
         low, high = (stored * pixels.slope + pixels.intercept for stored in pixels.padding)
         rounded[(witness_hu >= low) & (witness_hu <= high)] = PADDING_HU
+    fill = outer_fill(witness_hu, 1.0, 0.0)
+    if fill is not None:
+        rounded[witness_hu == fill] = PADDING_HU
     return rounded

@@ -279,6 +279,20 @@ def test_low_values_that_are_not_declared_as_padding_are_kept_and_noted(
     assert series.notes == ("values below -1024 HU that PixelPaddingValue does not declare are kept",)
 
 
+def test_one_value_around_the_circle_of_reconstruction_is_padding_whatever_is_declared(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2").reshape(12, 16)
+    stored[:2] = stored[-2:] = -1024
+    series = read_series(
+        write_ct_series(tmp_path, change=with_pixels(stored.ravel(), PixelPaddingValue=-2000))
+    )
+    assert (series.volume_hu[:, :2] == -1024).all()
+    assert series.volume_hu[0, 2, 0] == 32 - 1024
+    assert series.n_padding_voxels == 64 * len(series.volume_hu)
+    assert series.notes == ()
+
+
 def test_a_file_that_does_not_say_its_encoding_is_refused(write_ct_series: Writer, tmp_path: Path) -> None:
     files = write_ct_series(tmp_path)
     content = files[0].read_bytes()

@@ -37,6 +37,9 @@ def by_simpleitk(header: SliceHeader) -> np.ndarray:
     hu = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(header.path)))[0].astype(int)
     if header.pixels.padding:
         hu[hu == header.pixels.padding[0] * header.pixels.slope + header.pixels.intercept] = -1024
+    corners = {hu[0, 0], hu[0, -1], hu[-1, 0], hu[-1, -1]}
+    if corners == {hu.min()} and hu.min() < -1024:
+        hu[hu == hu.min()] = -1024
     return hu
 
 
