@@ -19,6 +19,7 @@ from pipelines.config import flatten, unflatten
 from pipelines.nodule_masks import disc, marks_of, masked_crops
 from pipelines.nodule_set import nodule_set
 from pipelines.pretrain import PretrainConfig
+from pipelines.probe_aggregation import AggregationConfig, places_mm, run_aggregation
 from pipelines.probe_dense import DenseConfig, run_dense
 from pipelines.probe_representation import RepresentationConfig, crops_one_slice_further, run_representation
 from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
@@ -74,6 +75,17 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def all_seen(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Weights that saw every patient."""
     return save_tiny(tmp_path_factory.mktemp("backbone") / "seen", holdout=0.0, leak="no_holdout", steps=10)
+
+
+@pytest.fixture(scope="module")
+def rated_cohort(small_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six patients with ratings dealt out in turn, so that both classes suffice for folds within folds."""
+    root = tmp_path_factory.mktemp("cohorts") / "rated"
+    shutil.copytree(small_cohort.root, root)
+    turns = [[5, 5, 4] if number % 2 else [1, 2, 1] for number in range(len(small_cohort.nodules))]
+    nodules = small_cohort.nodules.assign(malignancy_ratings=turns)
+    write_table(root / "nodules.parquet", nodules, NODULES)
+    return root
 
 
 def test_retrieval_asks_held_out_patients_alone_and_says_so_otherwise(
@@ -294,12 +306,40 @@ def test_dense_probe_prints_tokens_beside_pixels_random_weights_and_readers(smal
         DenseConfig(jitter_mm=30.0)
 
 
-def test_supervised_rows_stand_beside_diameter_and_pixels(small_cohort, tmp_path) -> None:
-    root = tmp_path / "rated"
-    shutil.copytree(small_cohort.root, root)
-    turns = [[5, 5, 4] if number % 2 else [1, 2, 1] for number in range(len(small_cohort.nodules))]
-    nodules = small_cohort.nodules.assign(malignancy_ratings=turns)
-    write_table(root / "nodules.parquet", nodules, NODULES)
+def test_every_aggregator_is_tested_against_the_centre_on_the_same_nodules(rated_cohort, all_seen) -> None:
+    run = Recorder()
+    config = AggregationConfig(
+        cohort=str(rated_cohort), backbone=all_seen, size_mm=32.0, z_range_mm=6.0, folds=2, device="cpu"
+    )
+    run_aggregation(config, run)
+    table = run.tables["tables/aggregation.csv"].set_index("aggregator")
+    names = ["centre", "mean", "centre3_mean", "centre3_max", "attention_z", "planes"]
+    assert table.index.tolist() == names
+    assert table["n_nodules"].nunique() == 1
+    assert np.isfinite(table.loc[names[1:], "p_holm"]).all()
+    assert run.metrics["aggregation/mean_auroc"] == table.loc["mean", "auroc"]
+    assert run.tags["dinox.leak"] == "no_holdout"
+
+
+def test_slices_have_their_place_in_mm_and_padding_where_the_volume_or_a_gap_ends() -> None:
+    # Slices 2.5 mm apart from 0 mm upwards; rows to the back, columns to the left.
+    affine = [0, 0, -1.0, 0, 0, -1.0, 0, 0, 2.5, 0, 0, 0, 0, 0, 0, 1]
+    row = {
+        "affine_ras": affine,
+        "slice_offsets_mm": [],
+        "spacing_mm": [2.5, 1.0, 1.0],
+        "shape": [6, 9, 9],
+        "gaps": [],
+    }
+    position_mm, is_there = places_mm(row, [0.0, 0.0, 3.0], 5)  # 3 mm lies 0.5 mm above slice 1
+    assert position_mm == pytest.approx([-5.5, -3.0, -0.5, 2.0, 4.5])
+    assert is_there.tolist() == [False, True, True, True, True]
+    _, cut = places_mm(row | {"gaps": [2]}, [0.0, 0.0, 3.0], 5)  # nothing is joined across slices 2 and 3
+    assert cut.tolist() == [False, True, True, True, False]
+
+
+def test_supervised_rows_stand_beside_diameter_and_pixels(rated_cohort) -> None:
+    root = rated_cohort
     run = Recorder()
     config = SupervisedConfig(
         cohort=str(root),
