@@ -36,12 +36,32 @@ class RetrievalEvaluation:
             np.linspace(0, len(self.index) - 1, count).astype(np.int64) if count else np.zeros(0, np.int64)
         )
         self.config, self.device = config, device
+        self.teacher_tokens = np.zeros((2, 0, 0), np.float32)
+        """Class tokens of the teacher as last measured: both views of each slice, (2, n, D)."""
+
+    @property
+    def patient_ids(self) -> NDArray[np.str_]:
+        """Patient of each slice, (n,)."""
+        return np.array(self.index.patient_ids, dtype=np.str_)[self.index.volume[self.rows]]
+
+    def examples(self, training: SliceIndex, count: int = 4) -> torch.Tensor:
+        """Render the first view of a few slices, (B, 3, S, S); of `training` when nobody is held out."""
+        index, rows = (
+            (self.index, self.rows)
+            if len(self.rows)
+            else (training, np.arange(len(training), dtype=np.int64))
+        )
+        shown = min(count, len(rows))
+        # The middles of equal parts: the first slice of a series shows little.
+        chosen = rows[((np.arange(shown) + 0.5) / shown * len(rows)).astype(np.int64)]
+        return self._views(index, chosen)[0]
 
     def measure(self, networks: StudentTeacher) -> dict[str, float]:
         """Return `retrieval/*` of teacher and student; empty when nobody is held out."""
         if len(self.rows) < 2:
             return {}
         teacher, student = self._tokens([networks.teacher.backbone, networks.student.backbone])
+        self.teacher_tokens = teacher
         found, own = self._retrieve(teacher), self._retrieve(student)
         return {
             "retrieval/top1": found.top1.value,
@@ -68,17 +88,14 @@ class RetrievalEvaluation:
 
     def _retrieve(self, tokens: NDArray[np.float32]) -> RetrievalResult:
         volumes = self.index.volume[self.rows]
-        patients = np.array(self.index.patient_ids)[volumes]
         series = np.array(self.index.volume_ids)[volumes]
-        return retrieval(tokens[0], tokens[1], patients, series, self.index.z[self.rows])
+        return retrieval(tokens[0], tokens[1], self.patient_ids, series, self.index.z[self.rows])
 
     @torch.no_grad()
     def _tokens(self, backbones: list[Backbone]) -> list[NDArray[np.float32]]:
         parts: list[list[torch.Tensor]] = [[] for _ in backbones]
         for chunk in np.array_split(self.rows, max(1, len(self.rows) // 64)):
-            batch = self.index.read(chunk)
-            draws = draw_views(batch, self.config.views, _VIEW_SEED, 0)
-            views = render_views(batch.to(self.device), draws, self.config.views).global_views
+            views = self._views(self.index, chunk)
             for backbone, tokens in zip(backbones, parts, strict=True):
                 was_training = backbone.training
                 backbone.eval()
@@ -86,3 +103,8 @@ class RetrievalEvaluation:
                 backbone.train(was_training)
                 tokens.append(encoded.unflatten(0, views.shape[:2]).float().cpu())
         return [torch.cat(tokens, dim=1).numpy() for tokens in parts]
+
+    def _views(self, index: SliceIndex, rows: NDArray[np.int64]) -> torch.Tensor:
+        batch = index.read(rows)
+        draws = draw_views(batch, self.config.views, _VIEW_SEED, 0)
+        return render_views(batch.to(self.device), draws, self.config.views).global_views

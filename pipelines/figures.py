@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -10,7 +11,10 @@ from matplotlib.figure import Figure
 
 from pipelines.loader import BatchPlan, SliceIndex
 from pipelines.tracking import Run
-from transforms.views import ViewConfig, draw_views, render_views
+from transforms.views import draw_views, render_views
+
+if TYPE_CHECKING:
+    from pipelines.pretrain import PretrainConfig
 
 matplotlib.use("Agg")
 
@@ -27,11 +31,13 @@ _CURVES = {
 _UNITS = {"loss": "loss (nats for DINO)", "entropy": "nats", "retrieval": "top-1"}
 
 
-def view_sheet(index: SliceIndex, plan: BatchPlan, config: ViewConfig, seed: int, count: int = 6) -> Figure:
-    """Show slices beside the two views that the network sees of them, with scale and window."""
-    batch = index.read(plan.rows(0)[:count])
-    views = render_views(batch, draw_views(batch, config, seed, 0), config)
-    mean, std = np.array(config.mean)[:, None, None], np.array(config.std)[:, None, None]
+def view_sheet(
+    index: SliceIndex, plan: BatchPlan, config: PretrainConfig, step: int, count: int = 6
+) -> Figure:
+    """Show slices of a step's batch beside the two views that the network sees of them, with scale and window."""
+    batch = index.read(plan.rows(step * config.accumulation)[:count])
+    views = render_views(batch, draw_views(batch, config.views, config.seed, step), config.views)
+    mean, std = np.array(config.views.mean)[:, None, None], np.array(config.views.std)[:, None, None]
     rows = len(batch.sample_keys)
     figure = Figure(figsize=(7.5, 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False)

@@ -166,9 +166,13 @@ class Trainer:
                 " lower optim.lr or set optim.clip_norm and resume"
             )
 
+    def check_sums(self) -> None:
+        """Raise NonFiniteLossError if a term since the last report was no number: nothing is made of such weights."""
+        self.check_finite({name: float(value) for name, value in self.sums.items()})
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Return everything that a resumed run needs, as tensors and as plain facts."""
-        self.check_finite({name: float(value) for name, value in self.sums.items()})
+        self.check_sums()
         watch_tensors, watch_facts = self.watcher.state()
         tensors = under("networks", self.networks.state_dict()) | under(
             "objective", self.objective.state_dict()

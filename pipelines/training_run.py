@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,9 @@ from pipelines.evaluation import RetrievalEvaluation
 from pipelines.figures import curves, view_sheet
 from pipelines.interrupts import StopWatch
 from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
+from pipelines.outbox import StoreAwayError
 from pipelines.run_folder import RunFolder
+from pipelines.token_figures import token_figures
 from pipelines.tracking import Run
 from pipelines.trainer import Trainer
 from pipelines.watch import ADVICE, Verdict
@@ -99,11 +101,14 @@ class TrainingRun:
         )
         self.trainer = Trainer(config, device, _first_backbone(config))
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
-        self.wrapper = run
+        self.wrapper, self.recipe = run, run.recipe
         self.run, self.folder = self._open_folder(run)
+        if self.folder is not None:
+            self.outbox = self.run.buffer_in(self.folder.path / "outbox")
+            self.wrapper.outbox = self.outbox
 
     def _open_folder(self, run: Run) -> tuple[Run, RunFolder | None]:
-        config, recipe = self.config, run.recipe
+        config, recipe = self.config, self.recipe
         runs_dir = PROJECT_ROOT / config.runs_dir
         if world()[0] != 0:
             _run_id, path = from_rank_zero(("", ""))
@@ -122,10 +127,13 @@ class TrainingRun:
         else:
             if folder.run_id != run.run_id:
                 run.set_tags({"dinox.resumes": folder.run_id})
+                run = run.other(folder.run_id)
+            run.reopen()
+            run.set_tags({"dinox.error": ""})
             print(f"continues run {folder.run_id}")
         from_rank_zero((folder.run_id, str(folder.checkpoints)))
         self._restore(folder.checkpoints)
-        return (run if folder.run_id == run.run_id else run.other(folder.run_id)), folder
+        return run, folder
 
     def _restore(self, folder: Path) -> None:
         checkpoint = load_checkpoint(folder)
@@ -134,16 +142,26 @@ class TrainingRun:
 
     def go(self) -> None:
         """Train to the last step, evaluate, export; on a signal save and end with its code."""
-        self._describe()
         stop = StopWatch()
         try:
+            self._describe()
             verdict = self._loop(stop)
+        except ValueError:
+            self._close("FAILED")
+            raise
         finally:
             stop.close()
         self._finish(verdict)
 
+    def _close(self, status: str) -> None:
+        """Say how a continued run ended; that of this process is closed by whoever started it."""
+        if self.run is not self.wrapper:
+            self.run.finish(status)
+
     def _describe(self) -> None:
-        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256, "dinox.status": "too early"}
+        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256}
+        if self.trainer.step == 0:
+            cohort_tags["dinox.status"] = "too early"
         if self.patients.leak:
             cohort_tags["dinox.leak"] = self.patients.leak
         self.run.set_tags(cohort_tags)
@@ -169,9 +187,6 @@ class TrainingRun:
         if trainer.step == 0:
             self.run.log_metrics(self.evaluation.random_floor())
             self._evaluate()
-            self.run.log_figure(
-                view_sheet(self.index, self.plan, config.views, config.seed), "figures/views.png"
-            )
         bar = tqdm(
             total=config.steps,
             initial=trainer.step,
@@ -211,9 +226,20 @@ class TrainingRun:
         return stream_batches(dataset, first, config.steps * config.accumulation, workers, pin=not on_cpu)
 
     def _evaluate(self) -> None:
+        step, teacher = self.trainer.step, self.trainer.networks.teacher.backbone
+        self.trainer.check_sums()
         metrics = self.evaluation.measure(self.trainer.networks)
         if metrics:
-            self.run.log_metrics(metrics, self.trainer.step)
+            self.run.log_metrics(metrics, step)
+        if self.folder is None:
+            return
+        self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
+        images = self.evaluation.examples(self.index)
+        seen = self.evaluation.teacher_tokens, self.evaluation.patient_ids
+        for key, figure in token_figures(teacher, images, self.config.views, *seen):
+            self.run.log_image(figure, key, step)
+        if self.config.keep_backbones:
+            self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
 
     def _save(self) -> None:
         if self.folder is None:
@@ -224,8 +250,7 @@ class TrainingRun:
     def _leave(self, code: int) -> None:
         if self.folder is not None:
             self.folder.close(is_finished=False)
-        if self.run is not self.wrapper:
-            self.run.finish("KILLED")
+        self._close("KILLED")
         raise EndWith(
             code, f"interrupted at step {self.trainer.step} and saved; -P resume=auto continues this run"
         )
@@ -234,39 +259,43 @@ class TrainingRun:
         print(f"verdict: {verdict} ({ADVICE[verdict]})")
         if self.folder is None:
             return
+        self._deliver_all()
         self.run.set_tags({"dinox.status": verdict, "dinox.advice": ADVICE[verdict]})
         for figure, name in curves(self.run):
             self.run.log_figure(figure, f"figures/{name}.png")
-        self._export()
+        networks = self.trainer.networks
+        self._export({"backbone": networks.teacher.backbone, "backbone_student": networks.student.backbone})
+        self.run.set_tags({"dinox.backbone": "yes"})
         self.run.log_file(self.folder.checkpoints, "checkpoint")
+        self._close("FINISHED")
+        self._deliver_all()
         self.folder.close(is_finished=True)
-        if self.run is not self.wrapper:
-            self.run.finish("FINISHED")
 
-    def _export(self) -> None:
+    def _deliver_all(self) -> None:
+        if not self.outbox.flush(is_last=True):
+            raise StoreAwayError(
+                f"all {self.trainer.step} updates are done and saved, but the tracking store is away:"
+                f" {len(self.outbox)} records wait in {self.outbox.folder}; start it, and -P resume=auto delivers them"
+            )
+
+    def _export(self, backbones: Mapping[str, Backbone], place: str = "") -> None:
+        """Write backbones as artifacts: each under its name, or the only one at `place`."""
         record = {
             "run_id": self.run.run_id,
-            "recipe": self.run.recipe,
+            "recipe": self.recipe,
             "cohort_sha": self.cohort.sha256,
             "holdout": self.config.holdout,
             "leak": self.patients.leak,
             "seed": self.config.seed,
             "steps": self.trainer.step,
-            "mm_per_pixel": self.trainer.scale_mm,
+            "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,
             "window_policy": self.config.views.window.policy,
             "hu_scale": self.config.views.window.hu_scale,
         }
-        networks = {
-            "backbone": self.trainer.networks.teacher,
-            "backbone_student": self.trainer.networks.student,
-        }
         with tempfile.TemporaryDirectory() as folder:
-            for name, network in networks.items():
-                save_backbone(
-                    Path(folder) / name, network.backbone, self.config.backbone, record | {"network": name}
-                )
-                self.run.log_file(Path(folder) / name, name)
-        self.run.set_tags({"dinox.backbone": "yes"})
+            for name, backbone in backbones.items():
+                save_backbone(Path(folder) / name, backbone, self.config.backbone, record | {"network": name})
+                self.run.log_file(Path(folder) / name, place or name)
 
 
 def _first_backbone(config: PretrainConfig) -> Backbone:
