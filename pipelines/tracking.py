@@ -10,7 +10,8 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,18 @@ class Run:
         return str(self.store.get_run(self.run_id).info.artifact_uri)
 
     def other(self, run_id: str) -> Run:
-        """Attach to another run of the same store."""
+        """Attach to another run of the same store.
+
+        Raises:
+            ValueError: If the store does not know it.
+        """
+        try:
+            self.store.get_run(run_id)
+        except MlflowException as error:
+            raise ValueError(
+                f"run {run_id}, which would be continued, is not in the store {tracking_uri()}; set {STORE_ENV} to the"
+                " store that has it"
+            ) from error
         return Run(self.store, run_id)
 
     @property
@@ -107,7 +119,8 @@ class Run:
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of a metric, one a step, in order."""
-        points = self.store.get_metric_history(self.run_id, metric)
+        with _answering():
+            points = self.store.get_metric_history(self.run_id, metric)
         return sorted({point.step: point.value for point in points}.items())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -183,9 +196,11 @@ class Run:
         return self.outbox
 
 
-def _deliver(store: MlflowClient, letter: Letter) -> None:
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn the ways in which a store can be away into a StoreAwayError; a refusal stays what it is."""
     try:
-        _hand_over(store, letter)
+        yield
     except (MlflowException, RequestException, ConnectionError) as error:
         if _is_refusal(error):
             raise
@@ -200,6 +215,11 @@ def _is_refusal(error: MlflowException | OSError) -> bool:
         return int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
     response = error.response if isinstance(error, RequestException) else None
     return response is not None and response.status_code < 500
+
+
+def _deliver(store: MlflowClient, letter: Letter) -> None:
+    with _answering():
+        _hand_over(store, letter)
 
 
 def _hand_over(store: MlflowClient, letter: Letter) -> None:
