@@ -57,9 +57,13 @@ def save_checkpoint(
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder}: {reason}; earlier ones are untouched"
         ) from error
-    for stale in sorted(folder.glob("step_*.json"))[:-keep]:
+    heads = sorted(folder.glob("step_*.json"))
+    for stale in heads[:-keep]:
         stale.unlink()
-        stale.with_suffix(".safetensors").unlink(missing_ok=True)
+    kept = {one.stem for one in heads[-keep:]}
+    for left in [*folder.glob("step_*.safetensors"), *folder.glob("step_*.part")]:
+        if left.stem not in kept:  # Rotated out, or left by a process that was killed while it saved.
+            left.unlink()
     return head
 
 
@@ -143,13 +147,14 @@ def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def lock_folder(folder: Path) -> IO[str] | None:
     """Hold a run's folder for this process; None if another process holds it.
 
-    The lock goes with the process, so a killed run is free at once.
+    The lock goes with the process, so a killed run is free at once: its loader processes, which live on for some
+    seconds, inherit no record lock, as they would one by `flock`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = (folder / "lock").open("a", encoding="utf-8")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX lets a system say either.
         handle.close()
         return None
     return handle

@@ -13,12 +13,16 @@ _RECORD = "run.json"
 _FREE = {
     "resume",
     "allow_changes",
+    "cohort",  # Its content is compared by hash, wherever it lies.
     "runs_dir",
     "device",
     "workers",
     "nproc",
     "log_every",
+    "eval_every",
+    "eval_slices",
     "save_every",
+    "keep_backbones",
     "compile",
 }
 """Keys that do not change what is learned: a resumed run may set them anew."""
