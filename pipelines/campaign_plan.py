@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.campaign_arms import Arm
-from pipelines.campaign_records import find_parent, search
+from pipelines.campaign_records import ArmRecord, find_parent
 from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.stored_runs import StoredRun, search_runs
 from pipelines.tracking import tracking_uri
 
 SHARED_STORE = ("submitit", "skypilot")
@@ -71,7 +72,7 @@ def training_speed(spec: CampaignSpec) -> tuple[float, str]:
     Finished runs of the same recipe in the store come first, then what the campaign's file states.
     """
     query = f"tags.`dinox.recipe` = '{spec.recipe}' and tags.`dinox.entry_point` = 'pretrain'"
-    runs = search(None, query + " and attributes.status = 'FINISHED'")
+    runs = search_runs(StoredRun, None, query + " and attributes.status = 'FINISHED'")
     speeds = [run.metrics["perf/slices_per_s"] for run in runs if run.metrics.get("perf/slices_per_s", 0) > 0]
     if speeds:
         return statistics.median(
@@ -129,7 +130,7 @@ def _finished_backbones(campaign: str) -> dict[str, str]:
     if parent is None:
         return {}
     query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.`dinox.backbone` = 'yes'"
-    return {run.name: run.run_id for run in search(None, query)}
+    return {run.name: run.run_id for run in search_runs(ArmRecord, None, query)}
 
 
 def check_store(executor: str, artifact_uri: str) -> None:

@@ -13,30 +13,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from pipelines.arm import HEARTBEAT_S, HOURS
 from pipelines.campaign_arms import Arm
 from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.stored_runs import StoredRun, read_run, search_runs
 from pipelines.tracking import Run, client
 
-_PAGE = 1000
 
-
-@dataclass(frozen=True)
-class ArmRecord:
-    """What MLflow says of one arm.
-
-    Attributes:
-        status: Of its run: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
-    """
-
-    run_id: str
-    status: str
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    params: dict[str, str]
+class ArmRecord(StoredRun):
+    """What MLflow says of one arm."""
 
     @property
     def arm(self) -> Arm:
@@ -171,13 +157,12 @@ class CampaignRecord:
     def arms(self) -> list[ArmRecord]:
         """Read every arm, in the order in which they were added."""
         query = f"tags.`mlflow.parentRunId` = '{self.run.run_id}'"
-        return sorted(
-            search([self.experiment_id], query), key=lambda record: int(record.tags.get("dinox.number", "0"))
-        )
+        found = search_runs(ArmRecord, [self.experiment_id], query)
+        return sorted(found, key=lambda record: int(record.tags.get("dinox.number", "0")))
 
     def arm(self, run_id: str) -> ArmRecord:
         """Read one arm anew."""
-        return _record(self.store.get_run(run_id))
+        return read_run(ArmRecord, run_id)
 
     def add_arms(self, arms: Sequence[Arm]) -> None:
         """Make a run for every arm that has none, and one for each of its later stages."""
@@ -217,7 +202,11 @@ class CampaignRecord:
 
     def tag(self, run_id: str, tags: dict[str, str]) -> None:
         """Set tags of an arm at once."""
-        self.run.other(run_id).set_tags(tags)
+        Run(self.store, run_id).set_tags(tags)
+
+    def history(self, record: ArmRecord, metric: str) -> list[tuple[int, float]]:
+        """Return the (step, value) pairs of a metric of an arm."""
+        return Run(self.store, record.run_id).history(metric)
 
     def open_attempt(self, record: ArmRecord, tags: dict[str, str]) -> int:
         """Write down that an arm is about to be started: from here on it costs, whoever dies."""
@@ -258,24 +247,5 @@ class CampaignRecord:
 def find_parent(name: str) -> ArmRecord | None:
     """Return the parent run of a campaign, wherever in the store it lies."""
     query = f"tags.`dinox.campaign` = '{name}' and tags.`dinox.entry_point` = 'campaign'"
-    parents = [found for found in search(None, query) if "dinox.design" in found.tags]
+    parents = [found for found in search_runs(ArmRecord, None, query) if "dinox.design" in found.tags]
     return parents[-1] if parents else None
-
-
-def search(experiment_ids: list[str] | None, query: str) -> list[ArmRecord]:
-    """Return all runs that match, newest first."""
-    store = client()
-    ids = experiment_ids or [experiment.experiment_id for experiment in store.search_experiments()]
-    found: list[ArmRecord] = []
-    token: str | None = None
-    while True:
-        page: Any = store.search_runs(ids, query, max_results=_PAGE, page_token=token)
-        found += [_record(run) for run in page]
-        token = page.token
-        if not token:
-            return found
-
-
-def _record(run: Any) -> ArmRecord:
-    data = run.data
-    return ArmRecord(run.info.run_id, run.info.status, dict(data.tags), dict(data.metrics), dict(data.params))

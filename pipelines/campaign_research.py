@@ -92,7 +92,7 @@ class Research:
             state = "failed"
         curve = []
         if record.is_open and self.spec.proposer.prune_metric in record.metrics:
-            curve = self.record.run.other(record.run_id).history(self.spec.proposer.prune_metric)
+            curve = self.record.history(record, self.spec.proposer.prune_metric)
         value = record.metrics.get(self.spec.endpoint.metric) if state in ("finished", "pruned") else None
         return Outcome(record.name, record.arm.overrides, record.arm.hypothesis, state, value, curve)
 
