@@ -33,7 +33,12 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start(program: Path, source: Path, cohort: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, str(program), str(source), str(cohort)]
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    with program.with_suffix(".stderr").open("ab") as log:
+        return subprocess.Popen(command, start_new_session=True, stderr=log)
+
+
+def said(program: Path) -> str:
+    return program.with_suffix(".stderr").read_text(errors="replace")[-3000:]
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -55,7 +60,7 @@ def test_killed_50_times_it_resumes_to_the_same_bytes(
     program: Path, small_phantom_source: Path, tmp_path: Path
 ) -> None:
     began = time.monotonic()
-    assert start(program, small_phantom_source, tmp_path / "undisturbed").wait() == 0
+    assert start(program, small_phantom_source, tmp_path / "undisturbed").wait() == 0, said(program)
     duration = time.monotonic() - began
     draw = random.Random(0)
     cohort = tmp_path / "killed"
@@ -75,12 +80,12 @@ def test_killed_50_times_it_resumes_to_the_same_bytes(
         if n_killed == 50:
             break
     assert n_killed == 50
-    assert start(program, small_phantom_source, cohort).wait() == 0
+    assert start(program, small_phantom_source, cohort).wait() == 0, said(program)
     assert contents(cohort) == contents(tmp_path / "undisturbed")
 
 
 def test_two_at_once_do_no_harm(program: Path, small_phantom_source: Path, tmp_path: Path) -> None:
-    assert start(program, small_phantom_source, tmp_path / "alone").wait() == 0
+    assert start(program, small_phantom_source, tmp_path / "alone").wait() == 0, said(program)
     both = [start(program, small_phantom_source, tmp_path / "both") for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    assert [process.wait() for process in both] == [0, 0], said(program)
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
