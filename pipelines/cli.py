@@ -75,6 +75,7 @@ def run_entry_point(
     Anything else is ours: it is raised with its trace.
     """
     watch_deadline()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     run = Run.start(name)
     try:
         config, recipe_name = resolve(schema, words, recipe)

@@ -41,7 +41,9 @@ class ProbeConfig:
 
     cohort: str = "cohorts/phantom"
     backbone: str = ""
-    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run. Several, separated by
+    commas, are cross-fitted: each scores the patients that it never saw (holdout half_a and half_b), and the
+    out-of-fold scores are pooled."""
     rule: LabelRule = "consensus"
     diagnosis: str = ""
     """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""
@@ -79,15 +81,18 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     """Fit a probe on frozen features out of fold, and print it beside its floors."""
     ensure_cohort(Path(config.cohort))
     cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone), config.image_px or None)
-    print(f"backbone {loaded.source}")
-    spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
+    backbones = open_together(config)
+    spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     diagnosis = diagnosis_table(config.diagnosis)
     nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
     print(nodules.labelled.counts)
-    plan = fold_plan(config, loaded, cohort, nodules)
-    tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
-    scores = score(config, loaded, cohort, nodules, plan.folds, spec)
+    parts, plans = [], []
+    for loaded in backbones:
+        print(f"backbone {loaded.source}")
+        plans.append(fold_plan(config, loaded, cohort, nodules))
+        tag_probe(run, loaded, cohort, plans[-1].leak, nodules.mm_per_px)
+        parts.append(score(config, loaded, cohort, nodules, plans[-1].folds, spec))
+    scores = pooled(parts)
     table = evaluate(config, nodules, scores)
     metrics = headline(table)
     print(short_table(table))
@@ -95,7 +100,40 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
         "LIDC ratings are readers' suspicion, not cancer; intervals are over patients, conditional on training."
     )
     run.log_metrics(metrics)
-    write_artifacts(run, nodules, scores, table, plan.table)
+    write_artifacts(run, nodules, scores, table, pd.concat([plan.table for plan in plans], ignore_index=True))
+
+
+def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
+    """Open the backbones that are named.
+
+    Raises:
+        ValueError: If several are named that take inputs of different sizes.
+    """
+    names = [name.strip() for name in config.backbone.split(",")]
+    backbones = [open_backbone(chosen_backbone(name), config.image_px or None) for name in names]
+    sizes = {loaded.backbone.image_px for loaded in backbones}
+    if len(sizes) > 1:
+        raise ValueError(f"backbones that are cross-fitted must take one input size, got {sorted(sizes)} px")
+    return backbones
+
+
+def pooled(parts: list[NoduleScores]) -> NoduleScores:
+    """Join the out-of-fold scores of backbones that each tested patients of their own.
+
+    Raises:
+        ValueError: If two of them tested the same nodule.
+    """
+    tested = np.stack([np.isfinite(part.rows["features"]) for part in parts])
+    if (tested.sum(0) > 1).any():
+        raise ValueError(
+            f"{int((tested.sum(0) > 1).sum())} nodules are tested by several backbones; cross-fit backbones whose"
+            " held-out patients differ, such as holdout=half_a and holdout=half_b"
+        )
+    rows = {
+        name: np.where(tested.any(0), np.nansum([part.rows[name] for part in parts], axis=0), np.nan)
+        for name in parts[0].rows
+    }
+    return NoduleScores(rows, parts[0].shuffled_labels)
 
 
 def score(

@@ -122,7 +122,8 @@ def _find_padding(
     fill = outer_fill(stored, pixels.slope, pixels.intercept)
     if fill is None:
         return is_padding
-    return stored == fill if is_padding is None else is_padding | (stored == fill)
+    is_fill: NDArray[np.bool_] = stored == fill
+    return is_fill if is_padding is None else is_padding | is_fill
 
 
 def outer_fill(stored: NDArray[Any], slope: float, intercept: float) -> float | None:
