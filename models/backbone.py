@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -113,7 +113,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """
     backbone = Backbone(_build_vit(config))
     if config.init == "xavier":
-        _xavier(backbone.vit)
+        init_xavier(backbone.vit)
     backbone.vit.set_grad_checkpointing(config.grad_checkpointing)
     return backbone
 
@@ -145,7 +145,7 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
         raise ValueError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
     vit = timm.create_model(
         name,
-        pretrained=pretrained or is_local,
+        pretrained=pretrained,
         num_classes=0,
         img_size=config.image_px,
         dynamic_img_size=True,
@@ -157,7 +157,25 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
     return vit
 
 
-def _xavier(vit: VisionTransformer) -> None:
+def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int) -> Backbone:
+    """Build an architecture as a timm folder's `config.json` states it, with random weights.
+
+    Args:
+        name: `architecture` of the file.
+        arguments: `model_args` of the file; a None in them counts, which `timm.create_model` would drop.
+        image_px: Input size, in place of the file's.
+
+    Raises:
+        ValueError: If this timm does not know the name.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no model '{name}'; install the version that wrote it")
+    fixed = {"img_size": image_px, "num_classes": 0, "dynamic_img_size": True}
+    return Backbone(timm.model_entrypoint(name)(**(arguments | fixed)))
+
+
+def init_xavier(vit: VisionTransformer) -> None:
+    """Draw linear layers Xavier-uniform and positions from N(0, 0.1)."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

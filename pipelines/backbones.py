@@ -7,11 +7,19 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors.torch import load_file, save_file
 
-from models.backbone import Backbone, BackboneConfig, build_backbone, load_weights
+from models.backbone import (
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    build_timm_architecture,
+    init_xavier,
+    load_weights,
+)
 from pipelines import tracking
 from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -28,6 +36,7 @@ class LoadedBackbone:
         source: How it was named.
         record: The pretraining record (recipe, holdout, mm per pixel, window policy ...); empty when none came along.
         sha256: Hash of the weights.
+        timm_config: What timm's config.json says of the architecture.
     """
 
     backbone: Backbone
@@ -35,6 +44,7 @@ class LoadedBackbone:
     source: str
     record: dict[str, Any]
     sha256: str
+    timm_config: dict[str, Any]
 
     @property
     def run_id(self) -> str:
@@ -57,15 +67,14 @@ def save_backbone(folder: Path, backbone: Backbone, config: BackboneConfig, reco
 
 def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
     vit, size = backbone.vit, backbone.image_px
-    arguments: dict[str, Any] = {"img_size": size}
+    # `pretrained` of timm gives the article's shapes the LayerScale that the article leaves out.
+    arguments: dict[str, Any] = {} if config.weights == "timm" else {"init_values": None}
     match config.arch:
         case "vit_small" | "vit_large":
             name = f"{config.arch}_patch14_reg4_dinov2"
-            if config.weights != "timm":
-                arguments["init_values"] = None
         case "custom":
             name = "vit_tiny_patch16_224"
-            arguments |= {
+            arguments = {
                 "patch_size": config.patch_px,
                 "embed_dim": config.embed_dim,
                 "depth": config.depth,
@@ -74,12 +83,13 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
                 "no_embed_class": True,
             }
         case _:
-            name = config.timm_name.split(".")[0].split(":")[-1]
+            name = cast("dict[str, str]", vit.pretrained_cfg)["architecture"]
+            arguments = _arguments_of_folder(config.timm_name)
     return {
         "architecture": name,
         "num_classes": 0,
         "num_features": vit.num_features,
-        "model_args": arguments,
+        "model_args": arguments | {"img_size": size, "dynamic_img_size": True},
         "pretrained_cfg": {
             "input_size": [3, size, size],
             "num_classes": 0,
@@ -90,6 +100,14 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
             "classifier": "head",
         },
     }
+
+
+def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
+    """Return what a `local-dir:` name says beyond its architecture."""
+    if not timm_name.startswith("local-dir:"):
+        return {}
+    path = Path(timm_name.removeprefix("local-dir:")) / _TIMM
+    return dict(json.loads(path.read_text(encoding="utf-8")).get("model_args", {}))
 
 
 def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
@@ -122,16 +140,22 @@ def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackb
         raise ValueError(
             f"backbone '{source}' holds no {_RECORD}; open other timm folders as timm:local-dir:FOLDER"
         )
-    record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    fields = record["backbone"] | {"weights": "", "grad_checkpointing": False}
+    record, timm_config = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in (_RECORD, _TIMM)
+    )
+    fields = record["backbone"] | {"grad_checkpointing": False}
     if image_px is not None:
         fields["image_px"] = image_px
     config = BackboneConfig(**fields)
-    backbone = build_backbone(config)
+    backbone = _build(timm_config, config.image_px)
     load_weights(backbone, load_file(folder / _WEIGHTS), source)
     with (folder / _WEIGHTS).open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return LoadedBackbone(_frozen(backbone), config, source, record, digest)
+    return LoadedBackbone(_frozen(backbone), config, source, record, digest, timm_config)
+
+
+def _build(timm_config: dict[str, Any], image_px: int) -> Backbone:
+    return build_timm_architecture(timm_config["architecture"], timm_config["model_args"], image_px)
 
 
 def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
@@ -141,7 +165,7 @@ def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
     digest = hashlib.sha256()
     for key, tensor in sorted(backbone.vit.state_dict().items()):
         digest.update(key.encode() + tensor.cpu().numpy().tobytes())
-    return LoadedBackbone(backbone, config, source, {}, digest.hexdigest())
+    return LoadedBackbone(backbone, config, source, {}, digest.hexdigest(), _timm_config(backbone, config))
 
 
 def chosen_backbone(name: str) -> str:
@@ -163,12 +187,11 @@ def chosen_backbone(name: str) -> str:
 
 def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
     """Return the same architecture with random weights: the floor of every probe."""
-    import torch
-
-    fields = {name: getattr(loaded.config, name) for name in BackboneConfig.__slots__}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = build_backbone(BackboneConfig(**(fields | {"weights": ""})))
+        twin = _build(loaded.timm_config, loaded.backbone.image_px)
+        if loaded.config.init == "xavier":
+            init_xavier(twin.vit)
     return _frozen(twin)
 
 
