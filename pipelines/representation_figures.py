@@ -53,5 +53,5 @@ def _scatter_names(axis: Axes, places: NDArray[np.float64], names: NDArray[np.st
         return
     for name in distinct:
         own = places[names == name]
-        axis.scatter(own[:, 0], own[:, 1], s=10, label=name)
+        axis.scatter(own[:, 0], own[:, 1], s=10, label=name or "unknown")
     axis.legend(fontsize=8)
