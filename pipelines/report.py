@@ -1,0 +1,183 @@
+"""Entry point `report`: what the runs on record say of the article, table by table and claim by claim."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipelines.atomic import write_atomically
+from pipelines.campaign_records import ArmRecord
+from pipelines.cli import main
+from pipelines.ledger import ledger, ledger_table, read_arms
+from pipelines.report_claims import claims_table, judge_all
+from pipelines.report_facts import REAL, Evidence, gather, matches
+from pipelines.report_page import Block, Heading, Sentence, Table, markdown, page_html
+from pipelines.report_primary import primary_table
+from pipelines.report_tables import Article, article_table, campaign_table, cost_table, load_article
+from pipelines.stored_runs import StoredRun, read_run, search_runs
+from pipelines.tracking import Run
+
+SUSPICION = (
+    "LIDC-IDRI ratings are how suspicious four radiologists found a nodule, not whether it was cancer. An AUROC here"
+    " says how well readers' suspicion is predicted; nothing on this page is evidence about cancer."
+)
+NO_PATIENTS = (
+    "Figures on a phantom or on synthetic slices show that code works; they say nothing about patients."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """Which runs to report."""
+
+    runs: str = ""
+    """Comma-separated run ids; with neither runs nor campaign all runs of the store are taken."""
+    campaign: str = ""
+    """Name of a campaign: its runs alone."""
+    out: str = ""
+    """Where to write the Markdown as well, such as docs/results.md."""
+
+
+def run_report(config: ReportConfig, run: Run) -> None:
+    """Write the page as Markdown and HTML.
+
+    Raises:
+        ValueError: If a named run does not exist, or there is no run to report.
+    """
+    runs, arms = chosen_runs(config)
+    blocks = page(runs, arms, datetime.now(UTC))
+    text = markdown(blocks)
+    run.log_text(text, "report.md")
+    run.log_text(page_html(blocks), "report.html")
+    if config.out:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(config.out), lambda file: file.write(text.encode()))
+    print(text)
+
+
+def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]:
+    """Return the runs to report and the arms of campaigns among them.
+
+    Raises:
+        ValueError: If a named run does not exist, or nothing is there.
+    """
+    if config.runs and config.campaign:
+        raise ValueError("report takes runs or a campaign, not both")
+    if config.runs:
+        ids = [name.strip() for name in config.runs.split(",") if name.strip()]
+        runs = [read_run(StoredRun, run_id) for run_id in ids]
+        # A probe alone does not say what it probes; its pretraining is read with it.
+        probed = {run.tags.get("dinox.probed_run", "") for run in runs} - {"", *ids}
+        return runs + [read_run(StoredRun, run_id) for run_id in sorted(probed)], []
+    query = (
+        f"tags.`dinox.campaign` = '{config.campaign}'"
+        if config.campaign
+        else "tags.`dinox.entry_point` != ''"
+    )
+    runs = search_runs(StoredRun, None, query)
+    arms = [arm for arm in read_arms() if config.campaign in ("", arm.tags["dinox.campaign"])]
+    if not runs:
+        what = f"campaign {config.campaign} has no run" if config.campaign else "there is no run"
+        raise ValueError(f"{what} in the store; run something first, such as `mlflow run . -e campaign`")
+    return runs, arms
+
+
+def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) -> list[Block]:
+    """Lay out the whole report: the primary question first."""
+    article, evidence = load_article(), gather(runs)
+    judged = judge_all([(t.entry_point, claim) for t in article.tables for claim in t.claims], evidence)
+    blocks: list[Block] = [
+        Heading(1, "Results"),
+        Sentence(
+            f"Generated {now:%Y-%m-%d %H:%M} UTC by `mlflow run . -e report` from {len(evidence)} finished runs."
+        ),
+        Sentence(SUSPICION, is_note=True),
+        Sentence(NO_PATIENTS, is_note=True),
+        Heading(2, "Primary question: do features add to diameter?"),
+        Sentence(
+            "Diameter is the mean over the contours of the readers who gave the rating, so it is an oracle. A backbone"
+            " is worth something where features and diameter together beat diameter alone. p is two-sided, Holm's over"
+            " all rows of one cohort and label rule."
+        ),
+        primary_table(evidence),
+        Heading(2, "Claims of the article"),
+        claims_table(judged),
+        Heading(2, "Tables of the article"),
+    ]
+    for table in article.tables:
+        blocks += [Heading(3, table.title), article_table(table, evidence)]
+    rows = ledger(arms, time.time())
+    blocks += [Heading(3, "Cost"), cost_table(article, rows)]
+    blocks += _campaigns(runs, arms)
+    blocks += [Heading(2, "Ledger"), ledger_table(rows)]
+    blocks += [Heading(2, "What these figures rest on"), *_basis(article, evidence)]
+    blocks += [Heading(2, "Runs"), _runs_table(evidence), Sentence(SUSPICION, is_note=True)]
+    return blocks
+
+
+def _campaigns(runs: Sequence[StoredRun], arms: Sequence[ArmRecord]) -> list[Block]:
+    parents = [run for run in runs if run.entry_point == "campaign" and "dinox.design" in run.tags]
+    blocks: list[Block] = [Heading(2, "Campaigns")] if parents else []
+    for parent in parents:
+        name, endpoint = parent.tags["dinox.campaign"], parent.tags["dinox.endpoint"].split()[-1]
+        own = sorted(
+            (a for a in arms if a.tags["dinox.campaign"] == name), key=lambda a: int(a.tags["dinox.number"])
+        )
+        blocks += [
+            Heading(3, name),
+            Sentence(parent.tags["dinox.question"]),
+            Sentence(
+                f"Registered endpoint: {parent.tags['dinox.endpoint']}. Run by `mlflow run . -e campaign -P spec={name}`;"
+                f" {parent.tags.get('dinox.status', 'under way')}."
+            ),
+            campaign_table(own, endpoint, parent.tags.get("dinox.correction", "holm")),
+        ]
+    return blocks
+
+
+def _basis(article: Article, evidence: Sequence[Evidence]) -> list[Block]:
+    counts = Counter((e.cohort, e.run.entry_point) for e in evidence if e.run.tags.get("dinox.cohort_sha"))
+    rows = [(cohort, entry_point, str(count)) for (cohort, entry_point), count in sorted(counts.items())]
+    on_patients = [one for one in evidence if one.cohort == REAL]
+    unmeasured = [
+        table.title
+        for table in article.tables
+        if not any(
+            one.run.entry_point == table.entry_point and matches(one.facts, row.where)
+            for one in on_patients
+            for row in table.rows
+        )
+    ]
+    return [
+        Table(("cohort", "entry point", "finished runs"), rows),
+        Sentence(f"Unmeasured on real CT: {'; '.join(unmeasured) or 'nothing'}.", is_note=True),
+    ]
+
+
+def _runs_table(evidence: Sequence[Evidence]) -> Table:
+    rows = [
+        (
+            one.run.run_id[:12],
+            one.run.entry_point,
+            "/".join(part for part in (one.facts["campaign"], one.facts["arm"]) if part)
+            or one.run.tags.get("dinox.recipe", ""),
+            one.cohort,
+            one.seed,
+            one.run.tags.get("dinox.leak", ""),
+            one.run.tags.get("dinox.git_commit", "")[:18],
+            f"{datetime.fromtimestamp(one.run.started, UTC):%Y-%m-%d %H:%M}",
+        )
+        for one in evidence
+        if one.run.tags.get("dinox.cohort_sha")
+    ]
+    return Table(
+        ("run", "entry point", "arm or recipe", "cohort", "seed", "leak", "commit", "started, UTC"), rows
+    )
+
+
+if __name__ == "__main__":
+    main("report", ReportConfig, run_report)

@@ -1,0 +1,175 @@
+"""The claims of the article, judged by the runs that can answer them: supported, not supported, not testable here."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import ttest_ind
+
+from pipelines.report_facts import Evidence, matches
+from pipelines.report_page import Table
+from probes.estimate import holm
+
+LEVEL = 0.05
+_MOST, _FEWEST = 2 / 3, 1 / 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimSpec:
+    """One sentence of the article and how to judge it; see the head of `mlflow_projects/article.yaml`."""
+
+    text: str = ""
+    kind: Literal["verdict", "higher", "within", "above"] = "verdict"
+    metric: str = ""
+    where: dict[str, Any] = field(default_factory=dict)
+    than: dict[str, Any] = field(default_factory=dict)
+    than_metric: str = ""
+    value: float = 0.0
+    expect: tuple[str, ...] = ()
+    for_each: str = ""
+    rests_on: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What the runs say of a claim.
+
+    Attributes:
+        of: The value of `for_each` that it is about; "" when it is about all.
+        p: Raw two-sided p of a comparison over seeds; None where there is none.
+    """
+
+    claim: str
+    of: str
+    rests_on: str
+    evidence: str
+    verdict: str
+    p: float | None = None
+    is_right_way: bool = False
+
+
+def judge_all(claims: Sequence[tuple[str, ClaimSpec]], evidence: Sequence[Evidence]) -> list[Judgement]:
+    """Judge every claim, with Holm's correction over all comparisons of the page.
+
+    Args:
+        claims: (entry point, claim).
+        evidence: All finished runs.
+    """
+    judged = [
+        j
+        for entry, claim in claims
+        for j in _judge(claim, [e for e in evidence if e.run.entry_point == entry])
+    ]
+    compared = [judgement for judgement in judged if judgement.p is not None]
+    adjusted = holm([judgement.p for judgement in compared if judgement.p is not None])
+    for judgement, p in zip(compared, adjusted.tolist(), strict=True):
+        judgement.evidence += f"; p = {judgement.p:.3g}, {p:.3g} after Holm"
+        judgement.verdict = "supported" if p < LEVEL and judgement.is_right_way else "not supported"
+    return judged
+
+
+def claims_table(judged: Sequence[Judgement]) -> Table:
+    """Lay out judgements."""
+    head = ("claim", "for", "rests on", "evidence", "verdict")
+    return Table(head, [(j.claim, j.of, j.rests_on, j.evidence, j.verdict) for j in judged])
+
+
+def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgement]:
+    groups: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
+    for one in evidence:
+        if matches(one.facts, claim.where):
+            groups[one.facts.get(claim.for_each, ""), one.cohort].append(one)
+    judged = []
+    for (of, cohort), own in sorted(groups.items()):
+        if claim.rests_on and cohort not in claim.rests_on:
+            sentence = f"{len(own)} runs on {cohort}, which cannot answer"
+            judged.append(Judgement(claim.text, of, cohort, sentence, "not testable here"))
+        else:
+            than = [e for e in evidence if e.cohort == cohort and matches(e.facts, claim.than)]
+            judged.append(_judge_group(claim, own, than, of, cohort))
+    return judged or [Judgement(claim.text, "", "-", "no finished run answers it", "not testable here")]
+
+
+def _judge_group(
+    claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], of: str, cohort: str
+) -> Judgement:
+    new = Judgement(claim.text, of, cohort, "", "not testable here")
+    match claim.kind:
+        case "verdict":
+            _by_verdict(claim, own, new)
+        case "higher":
+            _by_comparison(claim, own, than, new)
+        case "within":
+            _by_interval(claim, own, new)
+        case "above":
+            _by_floor(claim, own, new)
+    return new
+
+
+def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
+    counts = Counter(one.facts["status"] for one in own)
+    new.evidence = ", ".join(
+        f"{count} {status or 'without verdict'}" for status, count in counts.most_common()
+    )
+    decided = sum(count for status, count in counts.items() if status not in ("", "too early"))
+    if len({one.seed for one in own}) < 2 or not decided:
+        new.evidence += "; a verdict on all runs needs 2 seeds"
+        return
+    share = sum(counts[status] for status in claim.expect) / decided
+    # Between the two thirds neither is true of most runs, which does not support a claim about all.
+    new.verdict = "supported" if share >= _MOST else "not supported"
+    if _FEWEST < share < _MOST:
+        new.evidence += " (mixed)"
+
+
+def _by_comparison(
+    claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], new: Judgement
+) -> None:
+    ours, theirs = _values(own, claim.metric), _values(than, claim.metric)
+    if len(ours) < 2 or len(theirs) < 2:
+        new.evidence = f"{len(ours)} against {len(theirs)} runs; a comparison over seeds needs 2 of each"
+        return
+    new.evidence = f"mean {np.mean(ours):.3g} of {len(ours)} against {np.mean(theirs):.3g} of {len(theirs)}"
+    new.is_right_way = bool(np.mean(ours) > np.mean(theirs))
+    p = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
+    new.p = 1.0 if np.isnan(p) else p
+
+
+def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
+    known = [e.run.metrics for e in own if f"{claim.metric}_ci_low" in e.run.metrics]
+    if not known:
+        new.evidence = f"no run has {claim.metric} with its interval"
+        return
+    inside = [m[f"{claim.metric}_ci_low"] <= claim.value <= m[f"{claim.metric}_ci_high"] for m in known]
+    new.evidence = "; ".join(with_interval(m, claim.metric) for m in known[:5])
+    new.verdict = "supported" if np.mean(inside) >= _MOST else "not supported"
+
+
+def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
+    known = [e.run.metrics for e in own if {claim.metric, claim.than_metric} <= e.run.metrics.keys()]
+    if not known:
+        new.evidence = f"no run has both {claim.metric} and {claim.than_metric}"
+        return
+    above = [m.get(f"{claim.metric}_ci_low", m[claim.metric]) > m[claim.than_metric] for m in known]
+    new.evidence = (
+        f"above in {sum(above)} of {len(known)} runs, such as {with_interval(known[0], claim.metric)}"
+    )
+    new.evidence += f" against {known[0][claim.than_metric]:.3f}"
+    new.verdict = "supported" if np.mean(above) >= _MOST else "not supported"
+
+
+def _values(evidence: Sequence[Evidence], metric: str) -> list[float]:
+    return [one.run.metrics[metric] for one in evidence if metric in one.run.metrics]
+
+
+def with_interval(metrics: Mapping[str, float], name: str) -> str:
+    """Write a metric with its interval where the run has one."""
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
+    if value is None:
+        return "-"
+    text = f"{value:.4g}" if abs(value) >= 10 or low is None else f"{value:.3f}"
+    return text if low is None or high is None else f"{text} [{low:.3f}, {high:.3f}]"

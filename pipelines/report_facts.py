@@ -1,0 +1,125 @@
+"""What a report knows of each finished run: its configuration, that of its pretraining, and what its cohort is."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.stored_runs import StoredRun
+
+REAL, PHANTOM, SYNTHETIC, UNKNOWN = "real CT", "phantom", "synthetic slices", "unknown cohort"
+_OPERATORS = {
+    ">=": lambda a, b: a >= b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    "<": lambda a, b: a < b,
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A finished run with its facts.
+
+    Attributes:
+        facts: `pretrain.<key>` and `probe.<key>` of the configurations, cohort, koleo, status, campaign, arm.
+    """
+
+    run: StoredRun
+    facts: Mapping[str, str]
+
+    @property
+    def cohort(self) -> str:
+        """Real CT, a phantom, synthetic slices, or unknown."""
+        return self.facts["cohort"]
+
+    @property
+    def seed(self) -> str:
+        """Seed of the pretraining; of the probe where that is unknown."""
+        return self.facts.get("pretrain.seed", self.facts.get("probe.seed", ""))
+
+
+def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
+    """Return the finished runs of a list with their facts; probes know the pretraining that they probe."""
+    by_id = {run.run_id: run for run in runs}
+    kinds = cohort_kinds(runs)
+    return [Evidence(run, _facts(run, by_id, kinds)) for run in runs if run.status == "FINISHED"]
+
+
+def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, str]) -> dict[str, str]:
+    pretraining = run if run.entry_point == "pretrain" else by_id.get(run.tags.get("dinox.probed_run", ""))
+    facts = {} if pretraining is None else _configuration(pretraining, "pretrain")
+    if run is not pretraining:
+        facts |= _configuration(run, "probe")
+    facts["cohort"] = kinds.get(run.tags.get("dinox.cohort_sha", ""), UNKNOWN)
+    facts["status"] = run.tags.get("dinox.status", "")
+    facts["campaign"] = run.tags.get("dinox.campaign", "")
+    facts["arm"] = run.tags.get("dinox.arm") or run.tags.get("dinox.arm_of", "")
+    if "pretrain.objective.koleo_weight" in facts:
+        is_off = float(facts["pretrain.objective.koleo_weight"]) == 0
+        facts["koleo"] = "none" if is_off else facts["pretrain.objective.koleo_on"]
+    return facts
+
+
+def _configuration(run: StoredRun, prefix: str) -> dict[str, str]:
+    return {f"{prefix}.{k.removeprefix('cfg.')}": v for k, v in run.params.items() if k.startswith("cfg.")}
+
+
+def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
+    """Say of each cohort, by its hash, what it is made of: as its runs were tagged, else by opening its folder."""
+    kinds: dict[str, str] = {}
+    for run in runs:
+        sha = run.tags.get("dinox.cohort_sha", "")
+        if not sha or sha in kinds:
+            continue
+        tagged = next(
+            (
+                other.tags["dinox.cohort_kind"]
+                for other in runs
+                if other.tags.get("dinox.cohort_sha") == sha and "dinox.cohort_kind" in other.tags
+            ),
+            "",
+        )
+        kinds[sha] = tagged or _kind_of_folder(Path(run.params.get("cfg.cohort", "")), sha)
+    return kinds
+
+
+def _kind_of_folder(folder: Path, sha256: str) -> str:
+    from pipelines.cohort import Cohort
+    from pipelines.cohort_kind import cohort_kind
+
+    try:
+        cohort = Cohort.open(folder)
+    except ValueError:
+        return UNKNOWN
+    return cohort_kind(cohort) if cohort.sha256 == sha256 else UNKNOWN
+
+
+def matches(facts: Mapping[str, str], where: Mapping[str, Any]) -> bool:
+    """Whether every fact is as asked: a value, one of a list, a pattern with *, or a comparison such as ">= 5000"."""
+    return all(
+        key in facts
+        and any(_is(facts[key], wanted) for wanted in (want if isinstance(want, list) else [want]))
+        for key, want in where.items()
+    )
+
+
+def _is(fact: str, wanted: Any) -> bool:
+    text = str(wanted)
+    operator = next((sign for sign in _OPERATORS if text.startswith(f"{sign} ")), None)
+    if operator is not None:
+        number = _number(fact)
+        return number is not None and _OPERATORS[operator](number, float(text[len(operator) :]))
+    own, other = _number(fact), _number(text)
+    if own is not None and other is not None:
+        return own == other
+    return fnmatch.fnmatchcase(fact, text)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,97 @@
+"""A page of headings, sentences and tables, written as Markdown and as HTML from one description."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overflow-x:auto}
+th,td{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}
+th{background:#f4f4f4}h1,h2,h3{line-height:1.2}
+.supported{background:#e3f4e3}.not-supported{background:#fbe6e2}.not-testable-here{background:#f1f1f1}
+.note{border-left:4px solid #c89b00;padding:.3rem .8rem;background:#fff9e3}"""
+
+VERDICTS = ("supported", "not supported", "not testable here")
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading of level 1 to 3."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A paragraph; a note stands out."""
+
+    text: str
+    is_note: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under a head, all of one length."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Block = Heading | Sentence | Table
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """Write the page as Markdown."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(level, text):
+                parts.append(f"{'#' * level} {_plain(text)}")
+            case Sentence(text, is_note):
+                parts.append(("> " if is_note else "") + _plain(text))
+            case Table(head, rows):
+                lines = [head, ["---"] * len(head), *rows]
+                parts.append("\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def page_html(blocks: Sequence[Block]) -> str:
+    """Write the page as one HTML file that needs nothing else."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
+    body = []
+    for block in blocks:
+        match block:
+            case Heading(level, text):
+                body.append(f"<h{level}>{html.escape(text)}</h{level}>")
+            case Sentence(text, is_note):
+                body.append(f"<p{' class=note' if is_note else ''}>{_code(html.escape(text))}</p>")
+            case Table(head, rows):
+                body.append("<table><thead><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head))
+                body.append("</tr></thead><tbody>")
+                body += ["<tr>" + "".join(_td(c) for c in row) + "</tr>" for row in rows]
+                body.append("</tbody></table>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def _td(text: str) -> str:
+    kind = next((verdict for verdict in VERDICTS if text == verdict), "")
+    return f"<td{f' class={kind.replace(chr(32), chr(45))}' if kind else ''}>{html.escape(text)}</td>"
+
+
+def _code(escaped: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped)
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;")
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|").replace("\n", " ")

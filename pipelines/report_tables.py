@@ -1,0 +1,178 @@
+"""The article's tables from `mlflow_projects/article.yaml`, our runs beside them, and the tables of campaigns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_ind
+
+from pipelines.campaign_records import ArmRecord
+from pipelines.config import PROJECT_ROOT, RecipeError, load_recipe, read_yaml
+from pipelines.ledger import LedgerRow
+from pipelines.report_claims import ClaimSpec, with_interval
+from pipelines.report_facts import Evidence, matches
+from pipelines.report_page import Table
+from probes.estimate import holm
+
+ARTICLE = PROJECT_ROOT / "mlflow_projects" / "article.yaml"
+_SEED = re.compile(r"-?seed=\d+$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSpec:
+    """One row of the article and the runs that answer it."""
+
+    label: str = ""
+    article: str = ""
+    where: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSpec:
+    """One table of the article."""
+
+    id: str = ""
+    title: str = ""
+    entry_point: str = ""
+    metrics: tuple[str, ...] = ()
+    split_by: str = ""
+    rows: tuple[RowSpec, ...] = ()
+    claims: tuple[ClaimSpec, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostSpec:
+    """One row of the article's cost table."""
+
+    set: str = ""
+    campaign: str = ""
+    arms: int = 0
+    gpu_hours: float = 0.0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    """All that the article reports, as far as runs can answer it."""
+
+    tables: tuple[TableSpec, ...]
+    cost: tuple[CostSpec, ...]
+
+
+def load_article(path: Path = ARTICLE) -> Article:
+    """Read the article's tables.
+
+    Raises:
+        RecipeError: If the file holds an unknown key or a wrong type.
+    """
+    tree = read_yaml(path)
+    unknown = set(tree) - {"tables", "cost"}
+    if unknown:
+        raise RecipeError(f"{path.name} holds the unknown key '{sorted(unknown)[0]}'; it has tables and cost")
+    tables = []
+    for one in tree["tables"]:
+        rows = [load_recipe(RowSpec, row) for row in one.pop("rows", [])]
+        claims = [load_recipe(ClaimSpec, claim) for claim in one.pop("claims", [])]
+        tables.append(load_recipe(TableSpec, one | {"rows": rows, "claims": claims}))
+    return Article(tuple(tables), tuple(load_recipe(CostSpec, row) for row in tree["cost"]))
+
+
+def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
+    """Put our runs beside the article's rows, one line for each kind of cohort (and value of `split_by`)."""
+    own = [one for one in evidence if one.run.entry_point == table.entry_point]
+    lines: list[tuple[str, ...]] = []
+    for row in table.rows:
+        groups: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
+        for one in own:
+            if matches(one.facts, row.where):
+                groups[one.cohort, one.facts.get(table.split_by, "")].append(one)
+        if not groups:
+            lines.append((row.label, row.article, "not measured", *[""] * (len(table.metrics) + 2)))
+        for (cohort, split), group in sorted(groups.items()):
+            where = f"{cohort}, KoLeo {split}" if table.split_by == "koleo" else f"{cohort} {split}".strip()
+            cells = [over_runs(group, metric) for metric in table.metrics]
+            lines.append((row.label, row.article, where, *cells, _verdicts(group), _counts(group)))
+    head = ("", "article", "ours, on", *table.metrics, "verdicts", "runs, seeds")
+    return Table(head, lines)
+
+
+def over_runs(group: Sequence[Evidence], metric: str) -> str:
+    """Write a metric over several runs: its interval for one, mean and range for more."""
+    known = [one.run.metrics for one in group if metric in one.run.metrics]
+    if not known:
+        return "-"
+    if len(known) == 1:
+        return with_interval(known[0], metric)
+    values = [metrics[metric] for metrics in known]
+    return f"{np.mean(values):.3g} ({min(values):.3g} .. {max(values):.3g})"
+
+
+def _verdicts(group: Sequence[Evidence]) -> str:
+    counts = Counter(one.facts["status"] for one in group if one.facts["status"])
+    return ", ".join(f"{count} {status}" for status, count in counts.most_common())
+
+
+def _counts(group: Sequence[Evidence]) -> str:
+    return f"{len(group)}, {len({one.seed for one in group})}"
+
+
+def cost_table(article: Article, ledger: Sequence[LedgerRow]) -> Table:
+    """Put our ledger beside the article's cost, set by set; both sum to their last line."""
+    rows = {row.campaign: row for row in ledger}
+    lines = []
+    for one in article.cost:
+        ours = rows.get(one.campaign)
+        measured = (
+            ("not run", "", "")
+            if ours is None
+            else (str(ours.arms), f"{ours.gpu_hours:.2f}", f"{ours.cost:.2f} {ours.currency}")
+        )
+        lines.append((one.set, str(one.arms), f"{one.gpu_hours:g}", f"{one.usd:.2f}", *measured))
+    arms, hours, usd = (sum(getattr(c, name) for c in article.cost) for name in ("arms", "gpu_hours", "usd"))
+    own = [rows[one.campaign] for one in article.cost if one.campaign in rows]
+    ours_total = (
+        str(sum(r.arms for r in own)),
+        f"{sum(r.gpu_hours for r in own):.2f}",
+        f"{sum(r.cost for r in own):.2f}",
+    )
+    lines.append(("total", str(arms), f"{hours:g}", f"{usd:.2f}", *ours_total))
+    head = ("set", "article: arms", "GPU-hours", "$", "ours: arms", "GPU-hours", "cost")
+    return Table(head, lines)
+
+
+def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> Table:
+    """One line an arm over its seeds, each compared with the first arm (Welch over seeds, corrected as registered)."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    states: dict[str, Counter[str]] = defaultdict(Counter)
+    for arm in arms:
+        name = _SEED.sub("", arm.name)
+        states[name][
+            arm.tags.get("dinox.status") or arm.tags.get("dinox.arm_status") or arm.status.lower()
+        ] += 1
+        if arm.status == "FINISHED" and metric in arm.metrics:
+            groups[name].append(arm.metrics[metric])
+    names = list(states)
+    raw = {name: _p_against(groups[names[0]], groups[name]) for name in names[1:]}
+    tested = {name: p for name, p in raw.items() if p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True))
+    shown = adjusted if correction == "holm" else tested
+    lines = []
+    for name in names:
+        values = groups[name]
+        cell = "-" if not values else f"{np.mean(values):.4g} ({min(values):.4g} .. {max(values):.4g})"
+        verdicts = ", ".join(f"{count} {state}" for state, count in states[name].items())
+        lines.append((name, verdicts, str(len(values)), cell, f"{shown[name]:.3g}" if name in shown else "-"))
+    return Table(("arm", "verdicts", "seeds", metric, f"p against {names[0]}" if names else "p"), lines)
+
+
+def _p_against(first: Sequence[float], other: Sequence[float]) -> float | None:
+    if len(first) < 2 or len(other) < 2:
+        return None
+    p = float(ttest_ind(first, other, equal_var=False).pvalue)
+    return 1.0 if np.isnan(p) else p
