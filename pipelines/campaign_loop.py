@@ -175,9 +175,7 @@ class CampaignLoop:
             self._steps_at = time.monotonic()
             for record in records:
                 if "loss/total" in record.metrics and (record.is_open or record.run_id not in self.steps):
-                    self.steps[record.run_id] = self.record.run.other(record.run_id).history("loss/total")[
-                        -1
-                    ][0]
+                    self.steps[record.run_id] = self.record.history(record, "loss/total")[-1][0]
         rows = lines(records, self.steps, time.time())
         text = render(rows, self._total(records))
         if self.table.show(text, repr([row.cells[1:3] for row in rows]), is_end):
