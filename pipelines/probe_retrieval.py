@@ -15,6 +15,7 @@ from pipelines import tracking
 from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, random_twin
 from pipelines.cli import main
 from pipelines.cohort import Cohort
+from pipelines.cohort_kind import cohort_kind
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.retrieval_figures import contact_sheet, trajectory
@@ -201,6 +202,7 @@ def kept_backbones(loaded: LoadedBackbone) -> list[tuple[int, Backbone]]:
 def _tag(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str) -> None:
     tags = {
         "dinox.cohort_sha": cohort.sha256,
+        "dinox.cohort_kind": cohort_kind(cohort),
         "dinox.probed": loaded.source,
         "dinox.probed_run": loaded.run_id,
         "dinox.backbone_sha": loaded.sha256,

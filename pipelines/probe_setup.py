@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.backbones import LoadedBackbone
 from pipelines.cohort import Cohort
+from pipelines.cohort_kind import cohort_kind
 from pipelines.nodule_set import NoduleSet
 from pipelines.tracking import Run
 from probes.splits import is_held_out, patient_folds, split_60_20_20
@@ -99,6 +100,7 @@ def tag_probe(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str, mm_pe
     """Tag the run with what its figures rest on, and warn of a leak or of a scale that was never seen."""
     tags = {
         "dinox.cohort_sha": cohort.sha256,
+        "dinox.cohort_kind": cohort_kind(cohort),
         "dinox.probed": loaded.source,
         "dinox.probed_run": loaded.run_id,
         "dinox.backbone_sha": loaded.sha256,

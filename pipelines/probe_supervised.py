@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pipelines.backbones import open_backbone
 from pipelines.cli import main
 from pipelines.cohort import Cohort
+from pipelines.cohort_kind import cohort_kind
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import WINDOWS_HU
@@ -141,7 +142,7 @@ def _folds(config: SupervisedConfig, cohort: Cohort, flat: NoduleSet, run: Run) 
         n_repeats=config.repeats,
         seed=config.seed,
     )
-    run.set_tags({"dinox.cohort_sha": cohort.sha256})
+    run.set_tags({"dinox.cohort_sha": cohort.sha256, "dinox.cohort_kind": cohort_kind(cohort)})
     run.log_table(splits.table(), "tables/splits.parquet")
     return list(splits.folds)
 

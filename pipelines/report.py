@@ -131,8 +131,8 @@ def _campaigns(runs: Sequence[StoredRun], arms: Sequence[ArmRecord]) -> list[Blo
             Heading(3, name),
             Sentence(parent.tags["dinox.question"]),
             Sentence(
-                f"Registered endpoint: {parent.tags['dinox.endpoint']}. Run by `mlflow run . -e campaign -P spec={name}`;"
-                f" {parent.tags.get('dinox.status', 'under way')}."
+                f"Registered endpoint: {parent.tags['dinox.endpoint']}."
+                f" Command: `mlflow run . -e campaign -P spec={name}`; {parent.tags.get('dinox.status', 'under way')}."
             ),
             campaign_table(own, endpoint, parent.tags.get("dinox.correction", "holm")),
         ]

@@ -19,6 +19,7 @@ from pipelines.backbones import open_backbone, save_backbone
 from pipelines.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pipelines.cli import EndWith
 from pipelines.cohort import Cohort
+from pipelines.cohort_kind import cohort_kind
 from pipelines.config import PROJECT_ROOT, flatten
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device, from_rank_zero, process_group
@@ -149,9 +150,12 @@ class TrainingRun:
         except ValueError:
             self._close("FAILED")
             raise
+        else:
+            self._finish(verdict)
         finally:
             stop.close()
-        self._finish(verdict)
+            if self.folder is not None:
+                self.folder.release()
 
     def _close(self, status: str) -> None:
         """Say how a continued run ended; that of this process is closed by whoever started it."""
@@ -159,7 +163,7 @@ class TrainingRun:
             self.run.finish(status)
 
     def _describe(self) -> None:
-        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256}
+        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256, "dinox.cohort_kind": cohort_kind(self.cohort)}
         if self.trainer.step == 0:
             cohort_tags["dinox.status"] = "too early"
         if self.patients.leak:
@@ -248,8 +252,6 @@ class TrainingRun:
         save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
 
     def _leave(self, code: int) -> None:
-        if self.folder is not None:
-            self.folder.close(is_finished=False)
         self._close("KILLED")
         raise EndWith(
             code, f"interrupted at step {self.trainer.step} and saved; -P resume=auto continues this run"
@@ -269,7 +271,7 @@ class TrainingRun:
         self.run.log_file(self.folder.checkpoints, "checkpoint")
         self._close("FINISHED")
         self._deliver_all()
-        self.folder.close(is_finished=True)
+        self.folder.mark_finished()
 
     def _deliver_all(self) -> None:
         if not self.outbox.flush(is_last=True):
