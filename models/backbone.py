@@ -141,7 +141,8 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
         return article
     name = _ARTICLE.get(config.arch, config.timm_name)
     is_local = name.startswith("local-dir:")
-    if not pretrained and not is_local and not timm.is_model(name.split(".")[0]):
+    is_hub = name.startswith("hf-hub:")
+    if not is_local and not is_hub and not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
     vit = timm.create_model(
         name,

@@ -43,7 +43,7 @@ def view_sheet(
     axes = figure.subplots(rows, 3, squeeze=False)
     for i in range(rows):
         height, width = batch.size_hw[i].tolist()
-        axes[i, 0].imshow(batch.triplets_hu[i, 1, :height, :width], cmap="gray", vmin=-1350, vmax=150)
+        axes[i, 0].imshow(batch.triplets_hu[i, 1, :height, :width].numpy(), cmap="gray", vmin=-1350, vmax=150)
         axes[i, 0].set_title("slice, -1350 .. 150 HU", fontsize=8)
         for view in range(2):
             grey = (views.global_views[view, i].numpy() * std + mean).clip(0, 1)[1]

@@ -110,10 +110,12 @@ class RunFolder:
             return "absent"
         return "finished" if json.loads(record.read_text(encoding="utf-8"))["finished"] else "begun"
 
-    def close(self, is_finished: bool) -> None:
-        """Let go of the folder; a finished run is not resumed again."""
-        if is_finished:
-            self._write(json.loads((self.path / _RECORD).read_text(encoding="utf-8")) | {"finished": True})
+    def mark_finished(self) -> None:
+        """Say that the run is done: it is not resumed again."""
+        self._write(json.loads((self.path / _RECORD).read_text(encoding="utf-8")) | {"finished": True})
+
+    def release(self) -> None:
+        """Let go of the folder."""
         self._lock.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,126 @@
+"""prepare, pretrain and probe as processes would run them: exit codes, one sentence, nothing personal."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from pipelines import prepare
+from pipelines.cli import run_entry_point
+from pipelines.cohort import Cohort
+from pipelines.phantom import PERSONAL_FOLDER, PERSONAL_STRINGS
+from pipelines.prepare import PrepareConfig
+from pipelines.pretrain import PretrainConfig, run_pretrain
+from pipelines.probe_malignancy import ProbeConfig, pooled, run_probe
+from probes.scoring import NoduleScores
+
+TINY = [
+    "--recipe", "demo", "--steps", "4", "--batch_size", "4", "--log_every", "2", "--eval_slices", "16",
+    "--backbone.depth", "1", "--backbone.embed_dim", "16", "--backbone.heads", "2", "--backbone.image_px", "28",
+    "--views.size_px", "28", "--head.prototypes", "32", "--device", "cpu",
+]  # fmt: skip
+
+
+def pretrain(folder: Path, *words: str) -> int:
+    runs = ["--runs_dir", str(folder / "runs")]
+    return run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", [*TINY, *runs, *words])
+
+
+def probe(folder: Path, *words: str) -> int:
+    runs = ["--runs_dir", str(folder / "runs"), "--n_bootstrap", "50", "--folds", "2", "--repeats", "1"]
+    return run_entry_point("probe_malignancy", ProbeConfig, run_probe, None, [*runs, *words])
+
+
+def newest(folder: Path):
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return client.search_runs(["0"], order_by=["attributes.start_time DESC"])[0]
+
+
+def test_a_backbone_is_trained_probed_and_nothing_personal_is_left_behind(
+    own_store: Path, small_phantom_source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cohort = own_store / "cohort"
+    words = ["--source", str(small_phantom_source), "--cohort", str(cohort), "--workers", "1"]
+    assert run_entry_point("prepare", PrepareConfig, prepare.run_prepare, None, words) == 0
+    assert pretrain(own_store, "--cohort", str(cohort)) == 0
+    trained = newest(own_store)
+    assert probe(own_store, "--cohort", str(cohort), "--leak", "allow") == 0
+    probed = newest(own_store)
+    assert probed.data.tags["dinox.probed"] == f"runs:/{trained.info.run_id}/backbone"
+    assert probed.data.tags["dinox.leak"] == "allowed"
+    for name in ("probe/auroc", "probe/diameter_auroc", "probe/random_auroc", "probe/pixels_auroc"):
+        assert 0 <= probed.data.metrics[name] <= 1
+    printed = "".join(capfd.readouterr())
+    found = [printed.encode(), *(p.read_bytes() for p in own_store.rglob("*") if p.is_file())]
+    names = " ".join(str(p.relative_to(own_store)) for p in own_store.rglob("*"))
+    for personal in (*PERSONAL_STRINGS, PERSONAL_FOLDER):
+        assert personal not in names
+        assert not any(personal.encode() in content for content in found), personal
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--cohort", "nowhere"], r"no cohort in nowhere; make it with `mlflow run \. -e prepare"),
+        (["--stpes", "3"], "unknown recipe key 'stpes'; did you mean 'steps'?"),
+        (["--batch_size", "5000", "--cohort", "SMALL"], "a batch of 5000 slices cannot be drawn from"),
+        (["--resume", "abc", "--cohort", "SMALL"], "there is no run 'abc' to resume"),
+        (["--device", "abacus", "--cohort", "SMALL"], "device 'abacus' is unknown"),
+        (["--backbone.weights", "gone", "--cohort", "SMALL"], "backbone 'gone' is no folder"),
+    ],
+)
+def test_pretrain_answers_what_cannot_be_with_one_sentence_and_exit_2(
+    own_store: Path, small_cohort: Cohort, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    words = [str(small_cohort.root) if word == "SMALL" else word for word in words]
+    assert pretrain(own_store, *words) == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(sentence.replace("?", r"\?"), printed)
+    run = newest(own_store)
+    assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", printed)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--backbone", ""], "there is no finished pretrain run in .* first run `mlflow run . -e pretrain`"),
+        (["--backbone", "runs:/0123456789abcdef/backbone"], "run '0123456789abcdef' is not in the store"),
+        (["--backbone", "timm:vit_nonsense"], "vit_nonsense"),
+        (["--rule", "guess"], "recipe key 'rule' was given 'guess'"),
+    ],
+)
+def test_probe_answers_what_cannot_be_with_one_sentence_and_exit_2(
+    own_store: Path, small_cohort: Cohort, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert probe(own_store, "--cohort", str(small_cohort.root), *words) == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(sentence, printed)
+    assert newest(own_store).info.status == "FAILED"
+
+
+def test_an_empty_folder_ends_prepare_with_3(own_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = own_store / "empty"
+    empty.mkdir()
+    words = ["--source", str(empty), "--cohort", str(own_store / "cohort")]
+    assert run_entry_point("prepare", PrepareConfig, prepare.run_prepare, None, words) == 3
+    assert "empty" in capsys.readouterr().err
+    assert newest(own_store).info.status == "FAILED"
+
+
+def test_scores_of_cross_fitted_backbones_are_pooled_and_never_twice() -> None:
+    nan = np.nan
+    shuffled = np.array([0, 1, 0, 1])
+    one = NoduleScores({"features": np.array([0.1, nan, 0.3, nan])}, shuffled)
+    other = NoduleScores({"features": np.array([nan, 0.2, nan, nan])}, shuffled)
+    np.testing.assert_array_equal(pooled([one, other]).rows["features"], [0.1, 0.2, 0.3, nan])
+    with pytest.raises(ValueError, match="2 nodules are tested by several backbones"):
+        pooled([one, one])
+
+
+def test_a_tracking_store_is_honoured(own_store: Path) -> None:
+    assert os.environ["MLFLOW_TRACKING_URI"].endswith(f"{own_store}/mlflow.db")
+    assert pretrain(own_store, "--stpes", "1") == 2
+    assert (own_store / "mlflow.db").is_file()
