@@ -119,6 +119,8 @@ def _find_padding(
     if pixels.padding is not None:
         low, high = pixels.padding
         is_padding = stored == low if low == high else (stored >= low) & (stored <= high)
+        if is_padding[0, 0]:  # the corners hold what is declared, so no other value fills them
+            return is_padding
     fill = outer_fill(stored, pixels.slope, pixels.intercept)
     if fill is None:
         return is_padding
