@@ -7,6 +7,8 @@ campaign's file fixes and nothing else.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Sequence
 
 from pipelines.campaign_arms import Arm, stage_words
@@ -20,6 +22,7 @@ from pipelines.stages import check_words
 MOST_REFUSALS = 5
 """In a row: then the proposer is not asked again in this call."""
 LOG = "research.md"
+_PRUNE_EVERY_S = 10.0
 
 
 class Research:
@@ -32,6 +35,8 @@ class Research:
         self.refusals: list[str] = []
         self.refused_in_a_row = 0
         self._is_done = False
+        self._pruned_at = -math.inf
+        self._curves: dict[str, list[tuple[int, float]]] = {}
 
     def propose(self, records: Sequence[ArmRecord], slots: int) -> list[ArmRecord]:
         """Add one arm if there is room for it in the file's count; the next comes when this one is on record."""
@@ -74,9 +79,11 @@ class Research:
         print(f"proposal refused: {reason}")
 
     def prune(self, records: Sequence[ArmRecord], executor: Executor) -> None:
-        """End running arms that the proposer gives up."""
-        if self.proposer is None or not self.spec.proposer.prune_metric:
+        """End running arms that the proposer gives up; asked now and then only, because curves are long."""
+        is_due = time.monotonic() - self._pruned_at > _PRUNE_EVERY_S
+        if self.proposer is None or not self.spec.proposer.prune_metric or not is_due:
             return
+        self._pruned_at = time.monotonic()
         proposed = [record for record in records if record.arm.hypothesis]
         names = set(self.proposer.to_prune([self._outcome(record) for record in proposed]))
         for record in proposed:
@@ -90,11 +97,14 @@ class Research:
             state = "pruned" if record.tags.get("dinox.arm_status") == "pruned" else "finished"
         elif not record.is_open and record.attempt:
             state = "failed"
-        curve = []
-        if record.is_open and self.spec.proposer.prune_metric in record.metrics:
-            curve = self.record.history(record, self.spec.proposer.prune_metric)
+        curve = self._curve(record) if self.spec.proposer.prune_metric in record.metrics else []
         value = record.metrics.get(self.spec.endpoint.metric) if state in ("finished", "pruned") else None
         return Outcome(record.name, record.arm.overrides, record.arm.hypothesis, state, value, curve)
+
+    def _curve(self, record: ArmRecord) -> list[tuple[int, float]]:
+        if record.is_open or record.run_id not in self._curves:
+            self._curves[record.run_id] = self.record.history(record, self.spec.proposer.prune_metric)
+        return self._curves[record.run_id]
 
     def write_log(self, records: Sequence[ArmRecord]) -> None:
         """Write hypothesis, arm and outcome of each step, and every refusal, for people to read."""

@@ -103,6 +103,8 @@ class ProposerSpec:
     """Per key of the first stage `{low, high, log}` or `{choices}`: nothing outside can be proposed."""
     prune_metric: str = ""
     """In-run metric by which optuna halves the arms that run; empty prunes nothing."""
+    prune_from_step: int = 0
+    """The first halving, in updates; each further one comes at twice the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +172,8 @@ class CampaignSpec:
             raise ValueError(
                 f"proposer {proposer.kind} needs a space of keys to vary, and max_arms of 1 or more"
             )
+        if proposer.prune_metric and proposer.prune_from_step < 1:
+            raise ValueError("proposer.prune_metric needs prune_from_step, the update of the first halving")
         for key, bounds in proposer.space.items():
             is_choice = (
                 set(bounds) == {"choices"} and isinstance(bounds["choices"], list) and bounds["choices"]

@@ -14,6 +14,8 @@ th{background:#f4f4f4}h1,h2,h3{line-height:1.2}
 .supported{background:#e3f4e3}.not-supported{background:#fbe6e2}.not-testable-here{background:#f1f1f1}
 .note{border-left:4px solid #c89b00;padding:.3rem .8rem;background:#fff9e3}"""
 
+_NOTHING = "Nothing yet."
+
 VERDICTS = ("supported", "not supported", "not testable here")
 
 
@@ -53,6 +55,8 @@ def markdown(blocks: Sequence[Block]) -> str:
                 parts.append(f"{'#' * level} {_plain(text)}")
             case Sentence(text, is_note):
                 parts.append(("> " if is_note else "") + _plain(text))
+            case Table(_, []):
+                parts.append(_NOTHING)
             case Table(head, rows):
                 lines = [head, ["---"] * len(head), *rows]
                 parts.append("\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines))
@@ -69,6 +73,8 @@ def page_html(blocks: Sequence[Block]) -> str:
                 body.append(f"<h{level}>{html.escape(text)}</h{level}>")
             case Sentence(text, is_note):
                 body.append(f"<p{' class=note' if is_note else ''}>{_code(html.escape(text))}</p>")
+            case Table(_, []):
+                body.append(f"<p>{_NOTHING}</p>")
             case Table(head, rows):
                 body.append("<table><thead><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head))
                 body.append("</tr></thead><tbody>")

@@ -72,10 +72,13 @@ def check_words(
         ValueError: If a cohort is missing.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_check, list(lines), list(cohorts)).result()
+        return pool.submit(resolve_lines, list(lines), list(cohorts)).result()
 
 
-def _check(lines: list[tuple[str, str, list[str]]], cohorts: list[str]) -> list[dict[str, Any]]:
+def resolve_lines(
+    lines: Sequence[tuple[str, str, list[str]]], cohorts: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Do the work of `check_words` in this process."""
     configurations = []
     for arm, entry_point, words in lines:
         stage = STAGES[entry_point]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipelines.tracking import client
+from pipelines.tracking import client, get_run
 
 _PAGE = 1000
 
@@ -36,8 +36,12 @@ class StoredRun:
 
 
 def read_run(kind: type[R], run_id: str) -> R:
-    """Read one run."""
-    return _of(kind, client().get_run(run_id))
+    """Read one run.
+
+    Raises:
+        ValueError: If the store does not have it.
+    """
+    return _of(kind, get_run(run_id))
 
 
 def search_runs(kind: type[R], experiment_ids: list[str] | None, query: str) -> list[R]:

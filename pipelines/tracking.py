@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from requests.exceptions import RequestException
@@ -298,15 +299,24 @@ def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
         ValueError: If the run does not exist or holds no such artifact.
     """
     store = client()
+    get_run(run_id)
+    if not store.list_artifacts(run_id, path):
+        raise ValueError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
+    return Path(store.download_artifacts(run_id, path, str(into)))
+
+
+def get_run(run_id: str) -> MlflowRun:
+    """Return what the store has of a run.
+
+    Raises:
+        ValueError: If the run does not exist.
+    """
     try:
-        store.get_run(run_id)
+        return client().get_run(run_id)
     except MlflowException as error:
         raise ValueError(
             f"run '{run_id}' is not in the store {tracking_uri()}; `mlflow ui` lists the runs that are"
         ) from error
-    if not store.list_artifacts(run_id, path):
-        raise ValueError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
-    return Path(store.download_artifacts(run_id, path, str(into)))
 
 
 def run_tags(run_id: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ The study is built anew from the records each time it is asked, so nothing is lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.campaign_spec import CampaignSpec
@@ -46,45 +45,49 @@ class OptunaProposer:
         return Proposal({key: trial.params[key] for key in self.space}, why)
 
     def to_prune(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """Ask successive halving about every arm that runs."""
+        """Halve the arms at each rung, in the order in which they were proposed (asynchronous successive halving)."""
+        first_rung = self.spec.proposer.prune_from_step
         if not self.spec.proposer.prune_metric:
             return []
-        study = self._study(outcomes)
+        pruner = self.optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=2)
+        study = self.optuna.create_study(direction=self._direction, pruner=pruner)
         pruned = []
-        for outcome, frozen in zip(outcomes, study.get_trials(deepcopy=False), strict=True):
-            if outcome.state == "running" and outcome.curve:
-                trial = self.optuna.trial.Trial(study, frozen._trial_id)
-                if trial.should_prune():
+        for outcome in outcomes:
+            trial = study.ask()
+            for step, value in _at_rungs(outcome.curve, first_rung):
+                trial.report(value, step)
+                if trial.should_prune() and outcome.state == "running":
                     pruned.append(outcome.name)
+                    break
         return pruned
+
+    @property
+    def _direction(self) -> str:
+        return "maximize" if self.spec.endpoint.goal == "maximise" else "minimize"
 
     def _study(self, outcomes: Sequence[Outcome]) -> Any:
         optuna, seed = self.optuna, self.spec.proposer.seed + len(outcomes)
-        study = optuna.create_study(
-            direction="maximize" if self.spec.endpoint.goal == "maximise" else "minimize",
-            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(),
-        )
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
+        study = optuna.create_study(direction=self._direction, sampler=sampler)
+        states = optuna.trial.TrialState
         for outcome in outcomes:
-            study.add_trial(self._trial(outcome))
+            # One that runs or failed has no value; it still says where not to try again.
+            trial = optuna.trial.create_trial(
+                state=states.FAIL if outcome.value is None else states.COMPLETE,
+                value=outcome.value,
+                params={key: outcome.overrides[key] for key in self.space},
+                distributions=self.space,
+            )
+            study.add_trial(trial)
         return study
 
-    def _trial(self, outcome: Outcome) -> Any:
-        states = self.optuna.trial.TrialState
-        now = datetime.now(UTC).replace(tzinfo=None)
-        is_running = outcome.state == "running"
-        state = (
-            states.RUNNING if is_running else states.PRUNED if outcome.state == "pruned" else states.COMPLETE
-        )
-        if state is states.COMPLETE and outcome.value is None:
-            state = states.FAIL
-        trial = self.optuna.trial.create_trial(
-            state=states.COMPLETE if outcome.value is not None else states.FAIL,
-            value=outcome.value,
-            params={key: outcome.overrides[key] for key in self.space},
-            distributions=self.space,
-            intermediate_values=dict(outcome.curve),
-        )
-        trial.state, trial.datetime_start = state, now
-        trial.datetime_complete = None if is_running else now
-        return trial
+
+def _at_rungs(curve: Sequence[tuple[int, float]], first_rung: int) -> list[tuple[int, float]]:
+    """Return the first point at or after each rung: first_rung, twice that, four times that ..."""
+    points, rung = [], first_rung
+    for step, value in curve:
+        if step >= rung:
+            points.append((step, value))
+            while rung <= step:
+                rung *= 2
+    return points
