@@ -339,16 +339,16 @@ def experiment_of(run_id: str) -> str:
     return str(client().get_run(run_id).info.experiment_id)
 
 
-def newest_run(entry_point: str) -> str:
-    """Return the newest run of an entry point.
+def newest_run(entry_point: str, name: str) -> str:
+    """Return the newest run of an entry point that bears a name.
 
     Raises:
         ValueError: If there is none.
     """
     store = client()
     ids = [experiment.experiment_id for experiment in store.search_experiments()]
-    query = f"tags.`dinox.entry_point` = '{entry_point}'"
+    query = f"tags.`dinox.entry_point` = '{entry_point}' and attributes.run_name = '{name}'"
     found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
     if not found:
-        raise ValueError(f"there is no run of {entry_point} in {tracking_uri()}")
+        raise ValueError(f"there is no run '{name}' of {entry_point} in {tracking_uri()}")
     return str(found[0].info.run_id)
