@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from models.backbone import (
     Backbone,
@@ -52,15 +52,29 @@ class LoadedBackbone:
         return str(self.record.get("run_id", ""))
 
 
-def save_backbone(folder: Path, backbone: Backbone, config: BackboneConfig, record: dict[str, Any]) -> None:
+def save_backbone(
+    folder: Path,
+    backbone: Backbone,
+    config: BackboneConfig,
+    record: dict[str, Any],
+    timm_config: dict[str, Any] | None = None,
+) -> None:
     """Write weights, timm's config and our record into a folder.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it without this project.
+
+    Args:
+        folder: Made when missing.
+        backbone: The weights.
+        config: How it was built.
+        record: What is known of its past.
+        timm_config: timm's config where it is known already; otherwise it follows from `config`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.vit.state_dict().items()}
-    save_file(state, folder / _WEIGHTS)
-    (folder / _TIMM).write_text(json.dumps(_timm_config(backbone, config), indent=2), encoding="utf-8")
+    (folder / _WEIGHTS).write_bytes(save(state))  # `save_file` makes a file that only its owner may read.
+    timm_config = timm_config or _timm_config(backbone, config)
+    (folder / _TIMM).write_text(json.dumps(timm_config, indent=2), encoding="utf-8")
     fields = {name: getattr(config, name) for name in BackboneConfig.__slots__}
     (folder / _RECORD).write_text(json.dumps(record | {"backbone": fields}, indent=2), encoding="utf-8")
 
