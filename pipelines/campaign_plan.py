@@ -23,7 +23,8 @@ _CHECK_S = 5.0
 
 def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> str:
     """Lay out every arm with its steps, hours and cost; "N arms" stands on a line of its own."""
-    speed, source = training_speed(spec)
+    is_training = any("accumulation" in configuration for configuration in configurations)
+    speed, source = training_speed(spec) if is_training else (0.0, "from resources.stage_hours of the file")
     hours = [arm_hours(spec, arm, c, speed) for arm, c in zip(arms, configurations, strict=True)]
     width = max([len(arm.name) for arm in arms], default=4)
     written = [
@@ -91,7 +92,7 @@ def arm_hours(
 ) -> float | None:
     """Estimate the hours of an arm; None when its speed is unknown."""
     later = len(arm.stages) - 1
-    if "batch_size" not in configuration:
+    if "accumulation" not in configuration:
         return (later + 1) * spec.resources.stage_hours
     if not slices_per_s:
         return None

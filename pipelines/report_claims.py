@@ -150,15 +150,21 @@ def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> N
 
 
 def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
-    known = [e.run.metrics for e in own if {claim.metric, claim.than_metric} <= e.run.metrics.keys()]
-    if not known:
-        new.evidence = f"no run has both {claim.metric} and {claim.than_metric}"
+    floors = [e.run.metrics.get(claim.than_metric) if claim.than_metric else claim.value for e in own]
+    pairs = [
+        (e.run.metrics, floor)
+        for e, floor in zip(own, floors, strict=True)
+        if claim.metric in e.run.metrics and floor is not None
+    ]
+    if not pairs:
+        new.evidence = (
+            f"no run has {' and '.join(name for name in (claim.metric, claim.than_metric) if name)}"
+        )
         return
-    above = [m.get(f"{claim.metric}_ci_low", m[claim.metric]) > m[claim.than_metric] for m in known]
-    new.evidence = (
-        f"above in {sum(above)} of {len(known)} runs, such as {with_interval(known[0], claim.metric)}"
-    )
-    new.evidence += f" against {known[0][claim.than_metric]:.3f}"
+    above = [m.get(f"{claim.metric}_ci_low", m[claim.metric]) > floor for m, floor in pairs]
+    first, floor = pairs[0]
+    new.evidence = f"above in {sum(above)} of {len(pairs)} runs, such as {with_interval(first, claim.metric)}"
+    new.evidence += f" against {floor:.3f}"
     new.verdict = "supported" if np.mean(above) >= _MOST else "not supported"
 
 

@@ -39,6 +39,7 @@ STAGES: dict[str, Stage] = {
     "probe_retrieval": Stage("RetrievalConfig", "run_retrieval"),
     "probe_malignancy": Stage("ProbeConfig", "run_probe"),
     "probe_representation": Stage("RepresentationConfig", "run_representation"),
+    "probe_aggregation": Stage("AggregationConfig", "run_aggregation"),
     "probe_dense": Stage("DenseConfig", "run_dense"),
     "probe_supervised": Stage("SupervisedConfig", "run_supervised"),
     "rehearsal": Stage("RehearsalConfig", "run_rehearsal"),

@@ -133,6 +133,13 @@ def test_as_many_active_dimensions_as_random_weights_support_nothing() -> None:
     assert judged(claim, [pretrained(0, "", metrics=same)])[0].verdict == "not supported"
 
 
+def test_a_gain_is_one_when_its_interval_lies_above_nothing() -> None:
+    claim = ClaimSpec(text="x", kind="above", metric="gain")
+    clear, unclear = {"gain": 0.03, "gain_ci_low": 0.01}, {"gain": 0.03, "gain_ci_low": -0.01}
+    assert judged(claim, [pretrained(0, "", metrics=clear)])[0].verdict == "supported"
+    assert judged(claim, [pretrained(0, "", metrics=unclear)])[0].verdict == "not supported"
+
+
 @pytest.mark.parametrize(
     ("want", "is_so"),
     [
