@@ -84,13 +84,19 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
         )
     }
     for name, shown in images.items():
-        print(f"training {name} on {tuple(shown.shape)}, {len(folds)} folds")
+        print(
+            f"training {name} on {tuple(shown.shape)}, {len(folds)} folds, at most {_epochs(config)} epochs"
+        )
         rows[name] = _scores(_factory(config, name), shown, flat, folds)
     table = evaluate_nodules(
         flat.labels, rows, flat.diameter_mm, flat.patient_ids, None, config.n_bootstrap, config.seed
     )
     print(short_table(table))
-    run.log_metrics(headline(table))
+    if config.max_epochs == 0 and choose_device(config.device).type == "cpu":
+        print(
+            "six epochs are few for a network that starts from random weights; -P max_epochs=40 gives it time"
+        )
+    run.log_metrics(headline(table) | {"probe/max_epochs": float(_epochs(config))})
     run.log_table(table, "tables/supervised.csv")
     tested = np.isfinite(rows["pixels"])
     kept = flat.table[["nodule_id", "patient_id", "diameter_mm", "is_malignant"]].assign(**rows)[tested]
@@ -148,8 +154,7 @@ def _folds(config: SupervisedConfig, cohort: Cohort, flat: NoduleSet, run: Run) 
 
 
 def _factory(config: SupervisedConfig, name: str) -> Callable[[], SupervisedProbe]:
-    device = choose_device(config.device)
-    epochs = config.max_epochs or (6 if device.type == "cpu" else 40)
+    device, epochs = choose_device(config.device), _epochs(config)
     settings = FitSettings(
         lr=config.lr, batch_size=config.batch_size, max_epochs=epochs, patience=config.patience
     )
@@ -157,6 +162,10 @@ def _factory(config: SupervisedConfig, name: str) -> Callable[[], SupervisedProb
         return lambda: SupervisedProbe("resnet18_3d", None, settings, config.seed, device)
     weights = _weights(config.weights)
     return lambda: SupervisedProbe("resnet18", weights, settings, config.seed, device)
+
+
+def _epochs(config: SupervisedConfig) -> int:
+    return config.max_epochs or (6 if choose_device(config.device).type == "cpu" else 40)
 
 
 def _weights(path: str) -> Mapping[str, torch.Tensor] | None:
