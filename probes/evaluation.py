@@ -16,6 +16,8 @@ from probes.scoring import NoduleScores, checked_diameter
 HONEST_STRATUM_MM = (6.0, 15.0)
 """Diameters, mm, among which size alone says least; a stratum of its own in every table."""
 
+_MAIN_STRATA = ("all", "{:g}-{:g} mm".format(*HONEST_STRATUM_MM))
+
 _OF_PROBABILITIES: dict[str, Metric] = {
     "average_precision": average_precision,
     "balanced_accuracy": balanced_accuracy,
@@ -67,13 +69,7 @@ def evaluate_nodules(
     own_labels = {"shuffled_labels": scores.shuffled_labels} if isinstance(scores, NoduleScores) else {}
     tested = _tested_alike(rows, len(truth))
     table_rows = rows | {"diameter": diameter}
-    low, high = HONEST_STRATUM_MM
-    strata = {"all": tested, f"{low:g}-{high:g} mm": tested & (diameter >= low) & (diameter <= high)}
-    main_strata = set(strata)
-    for group, values in (groups or {}).items():
-        of_group = np.asarray(values, dtype=object)
-        for value in sorted({str(value) for value in of_group[tested]}):
-            strata[f"{group}: {value}"] = tested & np.array([str(each) == value for each in of_group])
+    strata = _strata(tested, diameter, groups or {})
     lines = []
     for stratum, inside in strata.items():
         who = patients[inside]
@@ -88,11 +84,24 @@ def evaluate_nodules(
             line |= {"n_nodules": len(y), "n_positive": int(y.sum()), "n_patients": np.unique(who).size}
             if _has_enough(y, who):
                 line |= _auroc_columns(y, score[inside], peers, who, n_bootstrap, seed)
-                if stratum in main_strata:
+                if stratum in _MAIN_STRATA:
                     metrics = _OF_RANKS if name == "diameter" else tuple(_OF_PROBABILITIES)
                     line |= _metric_columns(y, score[inside], metrics, who, n_bootstrap, seed)
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _strata(
+    tested: npt.NDArray[np.bool_], diameter: Floats, groups: Mapping[str, Sequence[object]]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which nodules are in each stratum, by its name."""
+    low, high = HONEST_STRATUM_MM
+    strata = dict(zip(_MAIN_STRATA, (tested, tested & (diameter >= low) & (diameter <= high)), strict=True))
+    for group, values in groups.items():
+        of_group = np.array([str(value) for value in values])
+        for value in np.unique(of_group[tested]):
+            strata[f"{group}: {value}"] = tested & (of_group == value)
+    return strata
 
 
 def headline(table: pd.DataFrame) -> dict[str, float]:
@@ -107,7 +116,7 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
     names = {"features": "", "diameter": "diameter_", "pixels": "pixels_", "random_weights": "random_"}
     names |= {"shuffled_labels": "shuffled_", "features_and_diameter": "with_diameter_"}
     low, high = HONEST_STRATUM_MM
-    for stratum, suffix in (("all", ""), (f"{low:g}-{high:g} mm", f"_{low:g}_{high:g}mm")):
+    for stratum, suffix in zip(_MAIN_STRATA, ("", f"_{low:g}_{high:g}mm"), strict=True):
         lines = table[table["stratum"] == stratum].set_index("row")
         for row in lines.index:
             prefix = names.get(str(row), f"{row}_")

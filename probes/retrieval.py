@@ -80,22 +80,7 @@ def retrieval(
             f"shapes {tuple(queries.shape)} and {tuple(keys.shape)}, {len(patients)} patients, {len(series)} series "
             f"and {len(place)} places"
         )
-    series_code = torch.from_numpy(np.unique(series, return_inverse=True)[1]).to(device)
-    slices = torch.from_numpy(place.astype(np.int64)).to(device)
-    keys_on_device = keys.to(device)
-    rank, rank_apart, nearest = (torch.empty(n, dtype=torch.int64) for _ in range(3))
-    for first in range(0, n, _CHUNK):
-        rows = torch.arange(first, min(first + _CHUNK, n), device=device)
-        cosine = queries[first : first + _CHUNK].to(device) @ keys_on_device.T
-        own = cosine.gather(1, rows[:, None])
-        cosine.scatter_(1, rows[:, None], -torch.inf)
-        best = torch.where((cosine.amax(dim=1) >= own[:, 0]), cosine.argmax(dim=1), rows)
-        rank[first : first + _CHUNK] = (cosine >= own).sum(dim=1).cpu()
-        nearest[first : first + _CHUNK] = best.cpu()
-        same_series = series_code[rows][:, None] == series_code
-        cosine[same_series & ((slices[rows][:, None] - slices).abs() <= adjacent_slices)] = -torch.inf
-        rank_apart[first : first + _CHUNK] = (cosine >= own).sum(dim=1).cpu()
-    ranks, found = rank.numpy(), nearest.numpy()
+    ranks, ranks_apart, found = _rank(queries, keys, series, place, adjacent_slices, torch.device(device))
     n_hits = int((ranks == 0).sum())
     return RetrievalResult(
         n=n,
@@ -104,11 +89,39 @@ def retrieval(
         top1_wilson=wilson_interval(n_hits, n),
         top5=_share(ranks < 5, patients, seed),
         ratio=float(n_hits),
-        top1_not_adjacent=_share(rank_apart.numpy() == 0, patients, seed),
+        top1_not_adjacent=_share(ranks_apart == 0, patients, seed),
         same_series_top1=_share(series[found] == series, patients, seed),
         rank=ranks,
         nearest=found,
     )
+
+
+def _rank(
+    queries: Tensor,
+    keys: Tensor,
+    series: npt.NDArray[np.generic],
+    place: npt.NDArray[np.generic],
+    adjacent_slices: int,
+    device: torch.device,
+) -> tuple[Ints, Ints, Ints]:
+    """Rank of each query's own key, the same without adjacent keys, and the row of the nearest key: (N,) each."""
+    n = len(queries)
+    series_code = torch.from_numpy(np.unique(series, return_inverse=True)[1]).to(device)
+    slices = torch.from_numpy(place.astype(np.int64)).to(device)
+    keys = keys.to(device)
+    rank, rank_apart, nearest = (torch.empty(n, dtype=torch.int64) for _ in range(3))
+    for first in range(0, n, _CHUNK):
+        rows = torch.arange(first, min(first + _CHUNK, n), device=device)
+        cosine = queries[first : first + _CHUNK].to(device) @ keys.T
+        own = cosine.gather(1, rows[:, None])
+        cosine.scatter_(1, rows[:, None], -torch.inf)
+        best = torch.where(cosine.amax(dim=1) >= own[:, 0], cosine.argmax(dim=1), rows)
+        rank[first : first + _CHUNK] = (cosine >= own).sum(dim=1).cpu()
+        nearest[first : first + _CHUNK] = best.cpu()
+        is_same_series = series_code[rows][:, None] == series_code
+        cosine[is_same_series & ((slices[rows][:, None] - slices).abs() <= adjacent_slices)] = -torch.inf
+        rank_apart[first : first + _CHUNK] = (cosine >= own).sum(dim=1).cpu()
+    return rank.numpy(), rank_apart.numpy(), nearest.numpy()
 
 
 def _unit(features: npt.ArrayLike) -> Tensor:
