@@ -95,9 +95,9 @@ def nodule_set(
         except ValueError as error:
             refused.append((str(nodule["nodule_id"]), str(error)))
             continue
-        kept.append(
-            nodule | {"manufacturer": row["manufacturer"], "spacing_z_mm": float(row["spacing_mm"][0])}
-        )
+        # A nodule table may know the scanner of a volume that came without a header, such as a NIfTI patch.
+        manufacturer = row["manufacturer"] or nodule.get("manufacturer") or ""
+        kept.append(nodule | {"manufacturer": manufacturer, "spacing_z_mm": float(row["spacing_mm"][0])})
         scales.append(own.mm_per_px)
     dropped = pd.concat(
         [labelled.dropped, pd.DataFrame(refused, columns=["nodule_id", "reason"])], ignore_index=True

@@ -143,11 +143,7 @@ def crop_nodule(
             patch, or the control arm has no diameter.
     """
     at = place(volume_hu.shape, affine_ras, center_lps_mm, slice_offsets_mm)
-    size_mm = spec.size_mm
-    if spec.size_in_diameters is not None:
-        if diameter_mm is None or not diameter_mm > 0:
-            raise ValueError(f"a crop sized by the nodule needs its diameter in mm, got {diameter_mm}")
-        size_mm = spec.size_in_diameters * diameter_mm
+    size_mm = _size_mm(spec, diameter_mm)
     if is_patch and spec.form in ("cube", "planes"):
         raise ValueError(
             f"the form {spec.form} reaches outside a patch in z, which is only as long as its nodule: "
@@ -174,6 +170,14 @@ def crop_nodule(
             axial = _triplets(volume_hu, at, [at.slice_index], size_mm, spec.out_px, gaps)[0]
             upright = [_upright_plane(volume_hu, at, axis, size_mm, spec.out_px) for axis in (1, 2)]
             return Crop(np.stack([axial.hu, *upright]), axial.is_replicated)
+
+
+def _size_mm(spec: CropSpec, diameter_mm: float | None) -> float:
+    if spec.size_in_diameters is None:
+        return spec.size_mm
+    if diameter_mm is None or not diameter_mm > 0:
+        raise ValueError(f"a crop sized by the nodule needs its diameter in mm, got {diameter_mm}")
+    return spec.size_in_diameters * diameter_mm
 
 
 def _triplets(
