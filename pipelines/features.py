@@ -59,20 +59,26 @@ def encode(
         (n, D), (n, S, D), or (n, N, D) for `patches`; D adds up over windows and kinds of token.
     """
     names = list(WINDOWS_HU) if window == "stacked" else [window]
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
     backbone = backbone.to(device)
     flat = crops_hu.reshape(-1, *crops_hu.shape[-3:])
     rows = []
     for start in range(0, len(flat), batch_size):
-        hu = torch.from_numpy(flat[start : start + batch_size]).to(device) * hu_scale
+        hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
         parts = [
-            _chosen(backbone((window_hu(hu, *WINDOWS_HU[name]) - mean) / std), features, backbone, mm_per_px)
+            _chosen(backbone(network_input(hu, name, hu_scale)), features, backbone, mm_per_px)
             for name in names
         ]
         rows.append(torch.cat(parts, dim=-1).float().cpu())
     encoded = torch.cat(rows).numpy()
     return encoded.reshape(*crops_hu.shape[:-3], *encoded.shape[1:])
+
+
+def network_input(hu: torch.Tensor, window: str, hu_scale: float = 1.0) -> torch.Tensor:
+    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalised as in pretraining."""
+    mean, std = (
+        torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (window_hu(hu * hu_scale, *WINDOWS_HU[window]) - mean) / std
 
 
 def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:

@@ -109,15 +109,20 @@ def tag_probe(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str, mm_pe
     if leak:
         tags["dinox.leak"] = leak
         print(f"leak ({leak}): the backbone may have seen patients that are tested here")
+    run.set_tags(tags)
+    tag_scale(run, loaded, mm_per_px)
+
+
+def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None:
+    """Warn, and tag the run, if a backbone is shown a scale that its pretraining never saw."""
     seen = loaded.record.get("mm_per_pixel")
     low, high = float(np.min(mm_per_px)), float(np.max(mm_per_px))
     if seen and (low < seen[0] or high > seen[1]):
-        tags["dinox.scale"] = "out of distribution"
+        run.set_tags({"dinox.scale": "out of distribution"})
         print(
-            f"scale: the probe shows {low:.2f} .. {high:.2f} mm per pixel, outside the {seen[0]:.2f} .. {seen[1]:.2f}"
-            " of the backbone's pretraining"
+            f"scale: the network is shown {low:.2f} .. {high:.2f} mm per pixel, outside the {seen[0]:.2f} .."
+            f" {seen[1]:.2f} of its pretraining"
         )
-    run.set_tags(tags)
 
 
 def diagnosis_table(path: str) -> pd.DataFrame | None:
