@@ -16,8 +16,10 @@ from urllib.parse import quote
 from pipelines import tracking
 from pipelines.config import PROJECT_ROOT
 
-LEARNS = ("objective.koleo_on=class_token",)
-MEETS_THE_WALL = ("objective.koleo_on=head_logits",)
+LEARNS = ("optim.teacher_temp=0.02",)
+"""A teacher sharper than its student (0.1): what one view can predict of the other's code grows."""
+MEETS_THE_WALL = ("optim.teacher_temp=0.1",)
+"""A teacher no sharper than its student: whatever a view predicts shrinks, down to ln K."""
 
 _ROWS = (
     ("loss (ln K = 6.24)", "loss/dino", ""),
@@ -73,7 +75,7 @@ def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) 
 def table(columns: list[dict[str, float]], statuses: list[str]) -> str:
     """Lay the metrics of the two runs side by side, each with its interval."""
     heads = [choice[0].partition("=")[2] for choice in (LEARNS, MEETS_THE_WALL)]
-    lines = [f"{'KoLeo on':24}" + "".join(f"{head:>28}" for head in heads)]
+    lines = [f"{'teacher temperature':24}" + "".join(f"{head:>28}" for head in heads)]
     lines.append(f"{'verdict':24}" + "".join(f"{status:>28}" for status in statuses))
     for label, key, interval in _ROWS:
         cells = [_cell(metrics, key, interval) for metrics in columns]
@@ -82,7 +84,7 @@ def table(columns: list[dict[str, float]], statuses: list[str]) -> str:
 
 
 def _name(choice: tuple[str, ...]) -> str:
-    return f"KoLeo on {choice[0].partition('=')[2]}"
+    return f"teacher temperature {choice[0].partition('=')[2]}"
 
 
 def _cell(metrics: dict[str, float], key: str, interval: str) -> str:
