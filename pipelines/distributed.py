@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from pipelines.interrupts import GRACE_S, end_with_parent
+from pipelines.parallel import available_cores
+
 T = TypeVar("T")
 
 
 def relaunch_if_asked(module: str) -> None:
-    """With `--nproc N`, N > 1, on the command line: run `python -m module` under torchrun and exit with its code."""
+    """With `--nproc N`, N > 1: run `python -m module` N times as torchrun would, and exit with its code."""
     words = sys.argv[1:]
-    if "RANK" in os.environ or "--nproc" not in words[:-1]:
+    if "RANK" in os.environ:
         return
-    nproc = words[words.index("--nproc") + 1]
-    if not nproc.isdigit() or int(nproc) < 2:
-        return
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", nproc]
-    sys.exit(subprocess.call([*torchrun, "-m", module, *words]))
+    given = [word.partition("=")[2] for word in words if word.startswith("--nproc=")]
+    given += [value for word, value in pairwise(words) if word == "--nproc"]
+    if given and given[-1].isdigit() and int(given[-1]) > 1:
+        sys.exit(_launch(["-m", module, *words], int(given[-1])))
+
+
+def _launch(words: list[str], nproc: int) -> int:
+    """Run N processes; a signal to this one reaches them all, and they may take `GRACE_S` to save.
+
+    torchrun itself would end with 1 whatever happened, and hide the sentence of rank 0 below a page of its own.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
+    end_with_parent()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        monitor_interval=0.2,
+        max_restarts=0,
+        shutdown_timeout=int(GRACE_S),
+    )
+    try:
+        elastic_launch(config, sys.executable)(*words)
+    except ChildFailedError as error:
+        failures = error.failures.values()
+        first = min(failures, key=lambda failure: failure.timestamp)
+        return abs(first.exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
 
 
 def rank() -> int:
@@ -39,7 +75,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    # What processes say to each other beside tensors, such as that they were asked to stop, must not wait for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
         yield
     finally:
@@ -53,6 +91,15 @@ def from_rank_zero(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def agreed_stop(code: int | None) -> int | None:
+    """Return the exit code that any process was asked to end with: all of them leave after the same step."""
+    if not dist.is_initialized():
+        return code
+    asked = torch.tensor([code or 0])
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return int(asked) or None
 
 
 def choose_device(name: str) -> torch.device:

@@ -33,17 +33,34 @@ def watch_deadline() -> None:
     _watches[0].start()
 
 
-class StopWatch:
-    """Hears SIGTERM and SIGINT, and the end of the `mlflow run` above, which forwards neither.
+def _parent_to_follow() -> int | None:
+    """Process id of the `mlflow run` above, which forwards no signal; None when there is none to follow.
 
     An arm of a campaign outlives the campaign; its deadline ends it.
     """
+    return os.getppid() if "MLFLOW_RUN_ID" in os.environ and DEADLINE_ENV not in os.environ else None
+
+
+def end_with_parent(every_s: float = 1.0) -> None:
+    """Send this process SIGTERM when the `mlflow run` above it is gone."""
+    parent = _parent_to_follow()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=follow, daemon=True).start()
+
+
+class StopWatch:
+    """Hears SIGTERM and SIGINT, and the end of the `mlflow run` above, which forwards neither."""
 
     def __init__(self) -> None:
         """Listen from now on; `close` gives the old handlers back."""
         self._signal: int | None = None
-        is_wrapped = "MLFLOW_RUN_ID" in os.environ and DEADLINE_ENV not in os.environ
-        self._parent = os.getppid() if is_wrapped else None
+        self._parent = _parent_to_follow()
         self._before = {
             number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)
         }

@@ -31,9 +31,9 @@ _FREE = {
 class RunFolder:
     """`runs/<run id>`: held by one process at a time."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: IO[str], is_resumed: bool = False) -> None:
         """Hold the folder through its lock."""
-        self.path, self._lock = path, lock
+        self.path, self._lock, self.is_resumed = path, lock, is_resumed
         self.checkpoints = path / "checkpoints"
 
     @property
@@ -93,8 +93,12 @@ class RunFolder:
             lock = lock_folder(path) if is_match else None
             if lock is None:
                 continue
-            _refuse_changes(record["config"], config, allowed)
-            return cls(path, lock)
+            try:
+                _refuse_changes(record["config"], config, allowed)
+            except ValueError:
+                lock.close()
+                raise
+            return cls(path, lock, is_resumed=True)
         if resume != "auto":
             raise ValueError(
                 f"run '{resume}' cannot be resumed: it is finished, held by another process, or of another recipe or"

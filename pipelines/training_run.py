@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from pipelines.cohort import Cohort
 from pipelines.cohort_kind import cohort_kind
 from pipelines.config import PROJECT_ROOT, flatten
 from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device, from_rank_zero, process_group
+from pipelines.distributed import agreed_stop, choose_device, from_rank_zero, process_group
 from pipelines.evaluation import RetrievalEvaluation
 from pipelines.figures import curves, view_sheet
 from pipelines.interrupts import StopWatch
@@ -78,6 +79,10 @@ def train(config: PretrainConfig, run: Run) -> None:
         ValueError: If what was asked cannot be.
     """
     device = choose_device(config.device)
+    if config.nproc > 1 and "RANK" not in os.environ:
+        raise ValueError(
+            f"nproc={config.nproc} starts processes on the command line alone: --nproc {config.nproc}"
+        )
     with process_group(device):
         if world()[0] == 0:
             ensure_cohort(Path(config.cohort))
@@ -129,8 +134,6 @@ class TrainingRun:
             if folder.run_id != run.run_id:
                 run.set_tags({"dinox.resumes": folder.run_id})
                 run = run.other(folder.run_id)
-            run.reopen()
-            run.set_tags({"dinox.error": ""})
             print(f"continues run {folder.run_id}")
         from_rank_zero((folder.run_id, str(folder.checkpoints)))
         self._restore(folder.checkpoints)
@@ -166,6 +169,9 @@ class TrainingRun:
         cohort_tags = {"dinox.cohort_sha": self.cohort.sha256, "dinox.cohort_kind": cohort_kind(self.cohort)}
         if self.trainer.step == 0:
             cohort_tags["dinox.status"] = "too early"
+        if self.folder is not None and self.folder.is_resumed:
+            self.run.reopen()
+            cohort_tags["dinox.error"] = ""
         if self.patients.leak:
             cohort_tags["dinox.leak"] = self.patients.leak
         self.run.set_tags(cohort_tags)
@@ -212,7 +218,7 @@ class TrainingRun:
                     bar.set_postfix_str(_progress(metrics, verdict), refresh=False)
                 if step % eval_every == 0 or is_last:
                     self._evaluate()
-                code = stop.exit_code
+                code = agreed_stop(stop.exit_code)
                 if step % config.save_every == 0 or is_last or code is not None:
                     self._save()
                 if code is not None:

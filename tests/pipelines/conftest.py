@@ -1,5 +1,6 @@
 """One small prepared cohort, and a store of its own for every test that writes runs."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def small_cohort(small_phantom_source: Path, tmp_path_factory: pytest.TempPathFa
 def blank_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making its tables takes seconds, copying it none."""
     folder = tmp_path_factory.mktemp("blank")
-    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    with contextlib.chdir(folder):  # A store puts its artifacts below the folder in which it is made.
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
     return folder / "mlflow.db"
 
 
