@@ -31,7 +31,7 @@ class ObjectiveConfig:
     koleo_weight: float = 0.1
     koleo_on: Literal["head_logits", "class_token"] = "head_logits"
     """`head_logits` takes both views of the batch together, as the article's code does; `class_token` takes one view
-    at a time, as DINOv2 does. Where two views of a slice share little, the first goes with centre momentum 0.999 and the
+    at a time, as DINOv2 does. Where two views of a slice share little, the first goes with centre momentum 0.999, the
     second with 0.9, and crossing them fails (docs/decisions/0002-cross-view-share.md)."""
     student_temp: float = 0.1
     center: Literal["ema", "sinkhorn"] = "ema"
