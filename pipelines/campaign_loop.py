@@ -15,6 +15,7 @@ from pipelines.campaign_research import Research
 from pipelines.campaign_spec import CampaignSpec
 from pipelines.campaign_table import LiveTable, lines, render, saved_hours
 from pipelines.cli import EndWith
+from pipelines.demo import compare_page
 from pipelines.executors import Executor, Job
 from pipelines.interrupts import StopWatch
 from pipelines.tracking import run_tags, tracking_uri
@@ -33,6 +34,7 @@ class CampaignLoop:
         self.research = Research(spec, record)
         self.deaths: Counter[str] = Counter()
         self.given_up: set[str] = set()
+        self.cancelled: set[str] = set()
         self.is_over_budget = False
         self.table = LiveTable()
         self.steps: dict[str, int] = {}
@@ -55,6 +57,7 @@ class CampaignLoop:
                 self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
                 if stop.exit_code is not None or self.is_over_budget:
                     for record in running:
+                        self.cancelled.add(record.run_id)
                         self.executor.cancel(record.job)
                     if not running:
                         break
@@ -95,7 +98,7 @@ class CampaignLoop:
             self.record.end_arm(record, "FINISHED", "finished")
         elif record.tags.get("dinox.pruned") == "yes":
             self.record.end_arm(record, "KILLED", "pruned")
-        elif record.ending == "interrupted":
+        elif record.ending == "interrupted" or record.run_id in self.cancelled:
             self.record.end_arm(record, "KILLED", "interrupted")
         elif record.ending == "refused":
             self.given_up.add(record.run_id)
@@ -203,6 +206,10 @@ class CampaignLoop:
             status = "interrupted"
         parent = self.record.run
         parent.set_tags({"dinox.status": status})
+        page = compare_page(
+            [record.run_id for record in records if record.attempt], self.record.experiment_id
+        )
+        print(f"Compare the arms in the browser:  make ui\nthen open  {page}")
         if status == "complete":
             if not parent.is_wrapped:
                 parent.finish("FINISHED")
