@@ -70,5 +70,5 @@ def curves(run: Run) -> Iterator[tuple[Figure, str]]:
         axis.set_xlabel("step (optimiser updates)")
         axis.set_ylabel(_UNITS[name])
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
         yield figure, name

@@ -218,6 +218,8 @@ def stream_batches(
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
+        # A loader draws a seed that nothing here uses; it must not move the training's own generator.
+        generator=torch.Generator(),
     )
     yield from loader
 

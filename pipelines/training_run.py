@@ -130,13 +130,17 @@ class TrainingRun:
             folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed)
         if folder is None:
             folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
-        else:
+        try:
             if folder.run_id != run.run_id:
                 run.set_tags({"dinox.resumes": folder.run_id})
                 run = run.other(folder.run_id)
-            print(f"continues run {folder.run_id}")
-        from_rank_zero((folder.run_id, str(folder.checkpoints)))
-        self._restore(folder.checkpoints)
+            if folder.is_resumed:
+                print(f"continues run {folder.run_id}")
+            from_rank_zero((folder.run_id, str(folder.checkpoints)))
+            self._restore(folder.checkpoints)
+        except ValueError:
+            folder.release()
+            raise
         return run, folder
 
     def _restore(self, folder: Path) -> None:
