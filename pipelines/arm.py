@@ -6,6 +6,7 @@ go on: it ends by itself, at its deadline at the latest, and leaves in MLflow wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,11 +14,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pipelines.interrupts import DEADLINE_ENV, watch_deadline
+from pipelines.outbox import StoreAwayError
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Run
 
 # MLflow and the stages are imported late: by then the environment says where the store is.
 
@@ -25,6 +32,7 @@ HOURS = "campaign/hours"
 """Metric of the arm's run: age of the attempt that is its step, in hours."""
 HEARTBEAT_S = 20.0
 """How often an arm says that it lives; what a killed arm used is known to this."""
+_AWAY_S = 15.0
 ENDINGS = {0: "finished", 2: "refused", 3: "refused", 130: "interrupted", 143: "interrupted"}
 """Exit code of a stage -> tag dinox.arm_end; every other code is a crash."""
 
@@ -100,7 +108,8 @@ def main(text: str) -> int:
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            say_alive()
+            with contextlib.suppress(StoreAwayError):
+                say_alive()
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
     code = 1
@@ -111,12 +120,27 @@ def main(text: str) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # What follows must be written down.
         done.set()
-        say_alive()
-        if code == 0:
-            run.log_metrics(_gathered(plan))
-        run.set_tags({"dinox.arm_end": ENDINGS.get(code, "crashed")})
-        run.finish({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED"))
+        _insist(say_alive)
+        _insist(lambda: _write_end(run, plan, code))
     return code
+
+
+def _write_end(run: Run, plan: ArmPlan, code: int) -> None:
+    if code == 0:
+        run.log_metrics(_gathered(plan))
+    # Last: with it the attempt is over, whatever is killed now.
+    run.set_tags({"dinox.arm_end": ENDINGS.get(code, "crashed")})
+    run.finish({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED"))
+
+
+def _insist(write: Callable[[], None]) -> None:
+    """Write when the store is back, if it is away; the deadline ends the waiting."""
+    while True:
+        try:
+            return write()
+        except StoreAwayError as error:
+            print(error)
+            time.sleep(_AWAY_S)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -157,12 +181,13 @@ def _call(command: list[str]) -> int:
 
 def _gathered(plan: ArmPlan) -> dict[str, float]:
     """What later stages measured, to be copied to the arm's own run, so that one page compares the arms."""
-    from pipelines.tracking import run_metrics
+    from pipelines.tracking import answering, run_metrics
 
     gathered: dict[str, float] = {}
-    for stage in plan.stages[1:]:
-        gathered |= run_metrics(stage.run_id)
-    own = run_metrics(plan.run_id)
+    with answering():
+        for stage in plan.stages[1:]:
+            gathered |= run_metrics(stage.run_id)
+        own = run_metrics(plan.run_id)
     return {name: value for name, value in gathered.items() if name not in own}
 
 

@@ -18,9 +18,11 @@ from pipelines.cli import EndWith
 from pipelines.demo import compare_page
 from pipelines.executors import Executor, Job
 from pipelines.interrupts import StopWatch
-from pipelines.tracking import run_tags, tracking_uri
+from pipelines.outbox import StoreAwayError
+from pipelines.tracking import answering, run_tags, tracking_uri
 
 _STEPS_EVERY_S = 10.0
+_AWAY_S = 15.0
 
 
 class CampaignLoop:
@@ -46,28 +48,42 @@ class CampaignLoop:
         Raises:
             EndWith: 2 when arms are missing at the end, 130 or 143 when asked to stop.
         """
-        self.record.run.reopen()
         stop = StopWatch()
         try:
-            while True:
-                records = self._look()
-                self.research.prune(records, self.executor)
-                usages = self._usages(records)
-                running = [record for record in records if record.is_open]
-                self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
-                if stop.exit_code is not None or self.is_over_budget:
-                    for record in running:
-                        self.cancelled.add(record.run_id)
-                        self.executor.cancel(record.job)
-                    if not running:
-                        break
-                elif not self._start(records, usages) and not running:
-                    break
-                self._show(records)
+            self.record.run.reopen()
+            while not self._is_over(stop):
                 time.sleep(self.executor.poll_s)
         finally:
             stop.close()
         self._end(stop.exit_code)
+
+    def _is_over(self, stop: StopWatch) -> bool:
+        """Look, account, start; whether nothing runs any more and nothing is to be started."""
+        try:
+            with answering():
+                return self._turn(stop)
+        except StoreAwayError as error:
+            # Arms go on within their leases; what they did is read when the store is back.
+            print(f"{error}; looking again in {_AWAY_S:.0f} s")
+            time.sleep(_AWAY_S)
+            return False
+
+    def _turn(self, stop: StopWatch) -> bool:
+        records = self._look()
+        self.research.prune(records, self.executor)
+        usages = self._usages(records)
+        running = [record for record in records if record.is_open]
+        self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
+        if stop.exit_code is not None or self.is_over_budget:
+            for record in running:
+                self.cancelled.add(record.run_id)
+                self.executor.cancel(record.job)
+            is_over = not running
+        else:
+            is_over = not self._start(records, usages) and not running
+        if not is_over:
+            self._show(records)
+        return is_over
 
     # Looking
 

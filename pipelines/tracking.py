@@ -120,7 +120,7 @@ class Run:
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of a metric, one a step, in order."""
-        with _answering():
+        with answering():
             points = self.store.get_metric_history(self.run_id, metric)
         return sorted({point.step: point.value for point in points}.items())
 
@@ -198,7 +198,7 @@ class Run:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
     """Turn the ways in which a store can be away into a StoreAwayError; a refusal stays what it is."""
     try:
         yield
@@ -219,7 +219,7 @@ def _is_refusal(error: MlflowException | OSError) -> bool:
 
 
 def _deliver(store: MlflowClient, letter: Letter) -> None:
-    with _answering():
+    with answering():
         _hand_over(store, letter)
 
 
