@@ -80,7 +80,8 @@ class CampaignLoop:
                 self.executor.cancel(record.job)
             is_over = not running
         else:
-            is_over = not self._start(records, usages) and not running
+            is_started = self._start(records, usages)
+            is_over = not is_started and not running and not self.research.may_add(records)
         if not is_over:
             self._show(records)
         return is_over
@@ -144,7 +145,7 @@ class CampaignLoop:
         slots = self.executor.parallel - sum(record.is_open for record in records)
         waiting = [r for r in records if not r.is_open and not r.is_done and r.run_id not in self.given_up]
         if len(waiting) < slots:
-            waiting += self.research.propose(records, slots - len(waiting))
+            waiting += self.research.propose(records)
         is_any = False
         while slots > 0 and waiting and not self.is_over_budget:
             record = waiting.pop(0)

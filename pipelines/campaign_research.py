@@ -1,13 +1,14 @@
 """Autonomous research inside a campaign: proposals become arms, refusals keep their reasons, people can read it all.
 
 Proposed arms are ordinary arms: same stages, same executor, same budget. A proposal changes keys of the space that the
-campaign's file fixes and nothing else.
+campaign's file fixes and nothing else. A proposer thinks in a thread of its own: meanwhile arms are watched and paid.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Sequence
 
@@ -25,6 +26,46 @@ LOG = "research.md"
 _PRUNE_EVERY_S = 10.0
 
 
+class Thought(threading.Thread):
+    """One question to a proposer, and what came of it: an arm, nothing more to try, or a reason to refuse it."""
+
+    def __init__(self, spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome]) -> None:
+        """Ask in the background; a campaign that ends does not wait for the answer."""
+        super().__init__(name="proposer", daemon=True)
+        self.spec, self.proposer, self.outcomes = spec, proposer, outcomes
+        self.arm: Arm | None = None
+        self.refusal = ""
+        self.failure: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Ask, and check the answer against space and schema."""
+        try:
+            self.arm = self._ask()
+        except (ProposalError, RecipeError) as refusal:
+            self.refusal = str(refusal)
+        except BaseException as failure:  # Raised again where the campaign can hear it.
+            self.failure = failure
+
+    def _ask(self) -> Arm | None:
+        found = self.proposer.propose(self.outcomes)
+        if found is None:
+            return None
+        overrides = inside_space(self.spec.proposer, found.overrides)
+        twin = next((outcome.name for outcome in self.outcomes if dict(outcome.overrides) == overrides), None)
+        if twin:
+            raise ProposalError(f"it is arm {twin} again")
+        arm = Arm(
+            name=f"{self.spec.proposer.kind}-{len(self.outcomes):03d}",
+            seed=self.spec.seeds[0],
+            overrides=overrides,
+            stages=self.spec.stages,
+            hypothesis=found.hypothesis or "none given",
+        )
+        check_words([(arm.name, entry, words) for entry, words in stage_words(self.spec, arm, ["0"])])
+        return arm
+
+
 class Research:
     """Asks the proposer of a campaign for arms, and writes down what came of each."""
 
@@ -33,49 +74,44 @@ class Research:
         self.spec, self.record = spec, record
         self.proposer: Proposer | None = open_proposer(spec) if spec.proposer.kind != "none" else None
         self.refusals: list[str] = []
-        self.refused_in_a_row = 0
-        self._is_done = False
+        self._in_a_row = 0
+        self._is_done = self.proposer is None
+        self._thought: Thought | None = None
         self._pruned_at = -math.inf
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
-    def propose(self, records: Sequence[ArmRecord], slots: int) -> list[ArmRecord]:
-        """Add one arm if there is room for it in the file's count; the next comes when this one is on record."""
-        proposed = [record for record in records if record.arm.hypothesis]
-        is_full = len(proposed) >= self.spec.proposer.max_arms or len(records) >= self.spec.max_arms
-        if self.proposer is None or slots < 1 or is_full or self._is_done:
-            return []
-        try:
-            found = self.proposer.propose([self._outcome(record) for record in proposed])
-            if found is None:
-                self._is_done = True
-                return []
-            overrides = inside_space(self.spec.proposer, found.overrides)
-            arm = Arm(
-                name=f"{self.spec.proposer.kind}-{len(proposed):03d}",
-                seed=self.spec.seeds[0],
-                overrides=overrides,
-                stages=self.spec.stages,
-                hypothesis=found.hypothesis or "none given",
-            )
-            self._check(arm, records)
-        except (ProposalError, RecipeError) as refusal:
-            self._refuse(str(refusal))
-            return []
-        self.refused_in_a_row = 0
-        self.record.add_arms([arm])
-        return [record for record in self.record.arms() if record.name == arm.name]
+    def may_add(self, records: Sequence[ArmRecord]) -> bool:
+        """Whether more arms may come: the proposer has not stopped, and the file's counts are not reached."""
+        is_full = len(_proposed(records)) >= self.spec.proposer.max_arms or len(records) >= self.spec.max_arms
+        return not self._is_done and not is_full
 
-    def _check(self, arm: Arm, records: Sequence[ArmRecord]) -> None:
-        twin = next((record.name for record in records if record.arm.overrides == arm.overrides), None)
-        if twin:
-            raise ProposalError(f"it is arm {twin} again")
-        lines = [(arm.name, entry, words) for entry, words in stage_words(self.spec, arm, ["0"])]
-        check_words(lines)
+    def propose(self, records: Sequence[ArmRecord]) -> list[ArmRecord]:
+        """Return the arm that was thought of since the last call, on record now, and have the next one thought of."""
+        if self.proposer is None or not self.may_add(records):
+            return []
+        thought = self._thought
+        if thought is None:
+            outcomes = [self._outcome(record) for record in _proposed(records)]
+            self._thought = Thought(self.spec, self.proposer, outcomes)
+        if thought is None or thought.is_alive():
+            return []
+        self._thought = None
+        if thought.failure is not None:
+            raise thought.failure
+        if thought.refusal:
+            self._refuse(thought.refusal)
+            return []
+        self._in_a_row = 0
+        if thought.arm is None:
+            self._is_done = True
+            return []
+        self.record.add_arms([thought.arm])
+        return [record for record in self.record.arms() if record.name == thought.arm.name]
 
     def _refuse(self, reason: str) -> None:
         self.refusals.append(reason)
-        self.refused_in_a_row += 1
-        self._is_done = self.refused_in_a_row >= MOST_REFUSALS
+        self._in_a_row += 1
+        self._is_done = self._in_a_row >= MOST_REFUSALS
         print(f"proposal refused: {reason}")
 
     def prune(self, records: Sequence[ArmRecord], executor: Executor) -> None:
@@ -84,7 +120,7 @@ class Research:
         if self.proposer is None or not self.spec.proposer.prune_metric or not is_due:
             return
         self._pruned_at = time.monotonic()
-        proposed = [record for record in records if record.arm.hypothesis]
+        proposed = _proposed(records)
         names = set(self.proposer.to_prune([self._outcome(record) for record in proposed]))
         for record in proposed:
             if record.name in names and record.is_open:
@@ -111,13 +147,16 @@ class Research:
         if self.proposer is None:
             return
         lines = [f"# Research log of campaign {self.spec.name}", "", f"Question: {self.spec.question}", ""]
-        for record in records:
-            if record.arm.hypothesis:
-                outcome = self._outcome(record)
-                value = "no value" if outcome.value is None else f"{outcome.value:.5g}"
-                lines.append(f"- **{record.name}** {json.dumps(dict(outcome.overrides))}")
-                lines.append(f"  - hypothesis: {outcome.hypothesis}")
-                lines.append(f"  - outcome: {outcome.state}, {self.spec.endpoint.metric} {value}")
+        for record in _proposed(records):
+            outcome = self._outcome(record)
+            value = "no value" if outcome.value is None else f"{outcome.value:.5g}"
+            lines.append(f"- **{record.name}** {json.dumps(dict(outcome.overrides))}")
+            lines.append(f"  - hypothesis: {outcome.hypothesis}")
+            lines.append(f"  - outcome: {outcome.state}, {self.spec.endpoint.metric} {value}")
         lines += ["", "Refused:", *(f"- {reason}" for reason in self.refusals or ["none"])]
         self.record.run.log_text("\n".join(lines) + "\n", LOG)
         self.record.run.set_tags({"dinox.refused_proposals": str(len(self.refusals))})
+
+
+def _proposed(records: Sequence[ArmRecord]) -> list[ArmRecord]:
+    return [record for record in records if record.arm.hypothesis]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -34,12 +35,13 @@ def relaunch_if_asked(module: str) -> None:
 def _launch(words: list[str], nproc: int) -> int:
     """Run N processes; a signal to this one reaches them all, and they may take `GRACE_S` to save.
 
-    torchrun itself would end with 1 whatever happened, and hide the sentence of rank 0 below a page of its own.
+    torchrun itself would end with 1 whatever happened, and hide our sentence below a page of its own.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
     end_with_parent()
     config = LaunchConfig(

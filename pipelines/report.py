@@ -71,7 +71,7 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
         ids = [name.strip() for name in config.runs.split(",") if name.strip()]
         runs = [read_run(StoredRun, run_id) for run_id in ids]
         # A probe alone does not say what it probes; its pretraining is read with it.
-        probed = {run.tags.get("dinox.probed_run", "") for run in runs} - {"", *ids}
+        probed = {run.tags.get("dinox.probed_run", "").split(",")[0] for run in runs} - {"", *ids}
         return runs + [read_run(StoredRun, run_id) for run_id in sorted(probed)], []
     query = (
         f"tags.`dinox.campaign` = '{config.campaign}'"

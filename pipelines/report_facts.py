@@ -49,7 +49,9 @@ def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
 
 
 def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, str]) -> dict[str, str]:
-    pretraining = run if run.entry_point == "pretrain" else by_id.get(run.tags.get("dinox.probed_run", ""))
+    # Cross-fitted backbones are of one recipe; the first stands for both.
+    probed = run.tags.get("dinox.probed_run", "").split(",")[0]
+    pretraining = run if run.entry_point == "pretrain" else by_id.get(probed)
     facts = {} if pretraining is None else _configuration(pretraining, "pretrain")
     if run is not pretraining:
         facts |= _configuration(run, "probe")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines.cli import resolve, run_entry_point
-from pipelines.config import RecipeError, flatten
+from pipelines.config import PROJECT_ROOT, RecipeError, flatten
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,39 @@ def check_words(
 ) -> list[dict[str, Any]]:
     """Resolve the words of many stages as their entry points would, in a process of its own.
 
-    The schemas import torch; the campaign itself must stay small, so that process ends with the check.
+    The schemas import torch; the campaign itself must stay small, so that process ends with the check, and by itself
+    if the campaign is killed meanwhile.
 
     Args:
         lines: (arm, entry point, words) of each stage.
         cohorts: Folders to open, and to make where they are among those that a bare command makes.
 
     Returns:
-        Every configuration by its dotted keys, in the order of `lines`.
+        Every configuration by its dotted keys, in the order of `lines`, as JSON has it.
 
     Raises:
-        RecipeError: If a word cannot be; the sentence ends with the arm.
-        ValueError: If a cohort is missing.
+        RecipeError: If a word cannot be, or a cohort is missing; the sentence ends with the arm.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(resolve_lines, list(lines), list(cohorts)).result()
+    command = [sys.executable, "-m", "pipelines.stages"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")])
+    }
+    question = json.dumps([list(lines), list(cohorts)])
+    done = subprocess.run(command, env=environment, input=question, stdout=subprocess.PIPE, text=True)
+    *said, answer = done.stdout.splitlines() or [""]
+    print("".join(f"{line}\n" for line in said), end="")
+    if done.returncode == 2:
+        raise RecipeError(answer)
+    if done.returncode:
+        raise RuntimeError(f"the check of a campaign's arms ended with {done.returncode}; its trace is above")
+    checked: list[dict[str, Any]] = json.loads(answer)
+    return checked
 
 
 def resolve_lines(
     lines: Sequence[tuple[str, str, list[str]]], cohorts: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Do the work of `check_words` in this process."""
+    """Do the work of `check_words` in this process; values are as the dataclasses have them."""
     configurations = []
     for arm, entry_point, words in lines:
         stage = STAGES[entry_point]
@@ -110,3 +123,19 @@ def _text(value: Any) -> str:
     if isinstance(value, bool | list | tuple | dict) or value is None:
         return json.dumps(value)
     return str(yaml.safe_dump(value)).split("\n")[0]
+
+
+def answer_check() -> int:
+    """Be the process of `check_words`: a question on standard input, the answer as the last line of the output."""
+    lines, cohorts = json.loads(sys.stdin.read())
+    try:
+        checked = resolve_lines([tuple(line) for line in lines], cohorts)
+    except (ValueError, FileNotFoundError) as error:
+        print(" ".join(str(error).split()))
+        return 2
+    print(json.dumps(checked, default=str))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(answer_check())

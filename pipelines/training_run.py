@@ -186,10 +186,11 @@ class TrainingRun:
         }
         self.run.log_metrics(counts)
         self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
-        print(
-            f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
-            f" {counts['data/held_out_patients']} held out; device {self.device}"
-        )
+        if self.folder is not None:
+            print(
+                f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
+                f" {counts['data/held_out_patients']} held out; device {self.device}"
+            )
 
     def _loop(self, stop: StopWatch) -> Verdict:
         config, trainer = self.config, self.trainer
@@ -268,9 +269,9 @@ class TrainingRun:
         )
 
     def _finish(self, verdict: Verdict) -> None:
-        print(f"verdict: {verdict} ({ADVICE[verdict]})")
         if self.folder is None:
             return
+        print(f"verdict: {verdict} ({ADVICE[verdict]})")
         self._deliver_all()
         self.run.set_tags({"dinox.status": verdict, "dinox.advice": ADVICE[verdict]})
         for figure, name in curves(self.run):

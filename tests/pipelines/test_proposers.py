@@ -2,16 +2,26 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pipelines import campaign, campaign_research
+from pipelines.campaign import CampaignConfig, run_campaign
+from pipelines.campaign_records import find_parent
+from pipelines.campaign_research import MOST_REFUSALS
 from pipelines.campaign_spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec, ProposerSpec
+from pipelines.cli import run_entry_point
+from pipelines.ledger import read_arms
 from pipelines.proposers import Outcome, Proposal, ProposalError, inside_space, open_proposer
 from pipelines.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
+from pipelines.stages import resolve_lines
+from pipelines.tracking import client
 
 SPACE: dict[str, dict[str, Any]] = {
     "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},
@@ -58,6 +68,7 @@ class StubModel(BaseHTTPRequestHandler):
 
     content: Any = "{}"
     status: int = 200
+    script: list[str]
     asked: list[tuple[dict[str, str], dict[str, Any]]]
 
     def do_POST(self) -> None:
@@ -65,7 +76,7 @@ class StubModel(BaseHTTPRequestHandler):
         type(self).asked.append((dict(self.headers), body))
         self.send_response(self.status)
         self.end_headers()
-        answer = self.content
+        answer = self.script.pop(0) if self.script else self.content
         if isinstance(answer, str):
             answer = {"choices": [{"message": {"content": answer}}]}
         self.wfile.write(json.dumps(answer).encode())
@@ -76,7 +87,7 @@ class StubModel(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubModel]]:
-    StubModel.asked, StubModel.status, StubModel.content = [], 200, "{}"
+    StubModel.asked, StubModel.script, StubModel.status, StubModel.content = [], [], 200, "{}"
     server = HTTPServer(("127.0.0.1", 0), StubModel)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -190,3 +201,98 @@ def test_optuna_prunes_the_arm_that_lags_behind_its_peers() -> None:
     assert proposer.to_prune([replace(outcome, state="finished") for outcome in outcomes]) == []
     early = [replace(outcome, curve=outcome.curve[:1]) for outcome in outcomes]
     assert proposer.to_prune(early) == []  # Nobody has reached the first rung.
+
+
+@pytest.fixture
+def search(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Call a campaign of rehearsals whose arms a proposer adds; returns the exit code."""
+    monkeypatch.setattr(campaign, "JOBS", own_store / "jobs")
+    for module in (campaign, campaign_research):
+        monkeypatch.setattr(module, "check_words", resolve_lines)
+
+    def call(kind: str, hours: float = 1.0) -> int:
+        tree = {
+            "name": "search",
+            "question": "Which rate?",
+            "endpoint": {"metric": "loss/total", "goal": "minimise"},
+            "stages": {"rehearsal": {"steps": 2}},
+            "price_per_hour": 0.5,
+            "budget": {"hours": hours},
+            "proposer": {
+                "kind": kind,
+                "max_arms": 4,
+                "space": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+            },
+        }
+        (own_store / "campaign.yaml").write_text(yaml.safe_dump(tree))
+        words = ["--spec", str(own_store / "campaign.yaml"), "--parallel", "1"]
+        return run_entry_point("campaign", CampaignConfig, run_campaign, None, words)
+
+    return call
+
+
+def research_log(own_store: Path) -> str:
+    parent = find_parent("search")
+    assert parent is not None
+    return Path(client().download_artifacts(parent.run_id, "research.md", str(own_store))).read_text()
+
+
+@pytest.mark.slow
+def test_a_model_runs_a_search_whatever_else_it_answers(
+    search: Callable[..., int], model: type[StubModel], own_store: Path
+) -> None:
+    def proposal(**tree: Any) -> str:
+        return json.dumps({"hypothesis": "try it", "overrides": {"lr": 0.001}} | tree)
+
+    model.script = [
+        "lower it!",
+        proposal(price_per_hour=0),
+        proposal(overrides={"seconds": 1e9}),
+        proposal(overrides={"lr": "1e-3; rm -rf /"}),
+        proposal(),
+        proposal(),  # the same again
+        proposal(overrides={"lr": 0.01}, hypothesis="higher"),
+        '{"stop": true}',
+    ]
+    assert search("llm") == 0
+    arms = {arm.name: arm for arm in read_arms()}
+    assert {name: arm.arm.overrides for name, arm in arms.items()} == {
+        "llm-000": {"lr": 0.001},
+        "llm-001": {"lr": 0.01},
+    }
+    assert all(arm.status == "FINISHED" and arm.price_per_hour == 0.5 for arm in arms.values())
+    log = research_log(own_store)
+    for words in (
+        "the answer is no JSON",
+        "'price_per_hour', which no proposal may set",
+        "'seconds' is not in the space",
+        "which is no number",
+        "it is arm llm-000 again",
+        "hypothesis: higher",
+        "outcome: finished, loss/total 0.5",
+    ):
+        assert words in log
+
+
+@pytest.mark.slow
+def test_a_model_that_only_babbles_is_not_asked_for_ever(
+    search: Callable[..., int], model: type[StubModel]
+) -> None:
+    model.content = "no"
+    assert search("llm") == 0
+    assert len(model.asked) == MOST_REFUSALS
+    assert read_arms() == []
+
+
+@pytest.mark.slow
+def test_optuna_adds_its_arms_and_a_second_call_adds_none(
+    search: Callable[..., int], own_store: Path
+) -> None:
+    pytest.importorskip("optuna")
+    assert search("optuna") == 0
+    arms = read_arms()
+    assert len(arms) == 4
+    assert all(arm.status == "FINISHED" and 1e-4 <= arm.arm.overrides["lr"] <= 1e-2 for arm in arms)
+    assert research_log(own_store).count("outcome: finished") == 4
+    assert search("optuna") == 0
+    assert len(read_arms()) == 4
