@@ -1,141 +1,100 @@
 """The entropy wall, regenerated: centre momentum x the tensor that KoLeo sees, on small networks and synthetic slices.
 
-Run:      python -m benchmarks.entropy_wall            (3 seeds a cell, 3000 updates; under 40 minutes on 2 cores)
+Run:      python -m benchmarks.entropy_wall            (18 arms of 3000 updates; under 40 minutes on 2 cores)
 Expected: centre momentum 0.9 with KoLeo on logits stays at ln K (wall); 0.999 without KoLeo collapses; 0.9 with KoLeo
           on the class token and 0.999 with KoLeo on logits learn. Evidence of a mechanism on toy data, no more.
+
+It is the campaign `wall`: run to its end where it is not, then read from MLflow. A second call only prints.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
-import torch
 
-from models.backbone import build_backbone
-from pipelines.config import find_recipe, load_recipe, read_yaml
-from pipelines.pretrain import PretrainConfig
-from pipelines.trainer import Trainer
-from pipelines.wall_slices import chest_slices
-from transforms.views import TripletBatch, Views, draw_views, render_views
+from pipelines.campaign_records import ArmRecord, find_parent
+from pipelines.config import PROJECT_ROOT
+from pipelines.stored_runs import search_runs
 
-K = 512
-CELLS = [(cm, on) for cm in (0.9, 0.999) for on in ("none", "head_logits", "class_token")]
-RECIPE = read_yaml(find_recipe("wall"))
-
-
-def config_of(center_momentum: float, koleo_on: str, seed: int, steps: int) -> PretrainConfig:
-    """Return the recipe of one cell."""
-    config = load_recipe(PretrainConfig, RECIPE | {"seed": seed, "steps": steps})
-    objective = replace(config.objective, center_momentum=center_momentum)
-    if koleo_on == "none":
-        objective = replace(objective, koleo_weight=0.0)
-    else:
-        objective = replace(objective, koleo_on=koleo_on)
-    return replace(config, objective=objective)
+CELL = ["centre momentum", "KoLeo on"]
+COLUMNS = ["loss", "G", "prototypes used", "effective rank"]
+LN_K = math.log(512)
+HARD: dict[tuple[float, str], tuple[str, Callable[[float, float], bool]]] = {
+    (0.9, "head_logits"): ("wall", lambda loss, gain: abs(loss - LN_K) < 0.1 and gain < 0.1),
+    (0.999, "none"): ("collapsed", lambda loss, gain: loss < 0.1 and gain < 0.1),
+    (0.9, "class_token"): ("learning", lambda loss, gain: gain > 0.2),
+    (0.999, "head_logits"): ("learning", lambda loss, gain: gain > 0.2),
+}
+"""Cells whose outcome is known beforehand."""
 
 
-def batches(config: PretrainConfig, slices: np.ndarray) -> Iterator[Views]:
-    """Yield views of random slices without end."""
-    rng = np.random.default_rng(config.seed)
-    frame = torch.tensor([slices.shape[2:]] * config.batch_size)
-    for step in range(config.steps):
-        rows = rng.choice(len(slices), config.batch_size, replace=False)
-        batch = TripletBatch(
-            triplets_hu=torch.from_numpy(slices[rows]),
-            size_hw=frame,
-            pixel_mm=torch.ones(config.batch_size, 2),
-            body=torch.ones(config.batch_size, 32, 32, dtype=torch.uint8),
-            sample_keys=torch.from_numpy(rows),
-            center_yx_px=torch.full((config.batch_size, 2), float("nan")),
-        )
-        yield render_views(batch, draw_views(batch, config.views, config.seed, step), config.views)
-
-
-def train_cell(center_momentum: float, koleo_on: str, seed: int, steps: int) -> dict[str, Any]:
-    """Train one cell with one seed and return its last report."""
-    torch.set_num_threads(1)
-    config = config_of(center_momentum, koleo_on, seed, steps)
-    torch.manual_seed(seed)
-    trainer = Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
-    stream = batches(config, chest_slices(2048, seed=0))
-    row: dict[str, Any] = {"centre momentum": center_momentum, "KoLeo on": koleo_on, "seed": seed}
-    curve = []
-    while trainer.step < steps:
-        trainer.update(stream)
-        if trainer.step in (1, steps) or trainer.step % 250 == 0:
-            metrics, verdict = trainer.report()
-            curve.append((trainer.step, round(metrics["loss/dino"], 3), round(metrics["teacher/gain"], 3)))
-    row |= {"loss": metrics["loss/dino"], "G": metrics["teacher/gain"], "verdict": verdict, "curve": curve}
-    row["prototypes used"] = metrics["teacher/prototypes_used"]
-    row["effective rank"] = metrics["teacher/effective_rank"]
-    return row
-
-
-def study(seeds: int, steps: int, workers: int, cells: list[tuple[float, str]]) -> pd.DataFrame:
-    """Train every cell with every seed, `workers` at a time."""
-    jobs = [(*cell, seed, steps) for seed in range(seeds) for cell in cells]
+def table_of(records: Sequence[ArmRecord]) -> pd.DataFrame:
+    """Lay out the last figures of every finished arm."""
     rows = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for row in pool.map(train_cell, *zip(*jobs, strict=True)):
-            rows.append(row)
-            shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
-            print(shown, flush=True)
+    for record in records:
+        arm, metrics = record.arm, record.metrics
+        is_without = float(str(arm.overrides.get("objective.koleo_weight", 0.1))) == 0.0
+        rows.append(
+            {
+                "centre momentum": float(str(arm.overrides["objective.center_momentum"])),
+                "KoLeo on": "none" if is_without else arm.overrides["objective.koleo_on"],
+                "seed": arm.seed,
+                "loss": metrics["loss/dino"],
+                "G": metrics["teacher/gain"],
+                "prototypes used": metrics["teacher/prototypes_used"],
+                "effective rank": metrics["teacher/effective_rank"],
+                "verdict": record.tags["dinox.status"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def hard_cells_hold(table: pd.DataFrame) -> dict[str, bool]:
-    """Judge the four cells whose outcome is known: in at least two of three seeds and on average."""
-    by_cell = {key: cell for key, cell in table.groupby(["centre momentum", "KoLeo on"])}
-
-    def judge(key: tuple[float, str], is_so: Any) -> bool:
-        cell = by_cell.get(key)
-        if cell is None:
-            return False
-        each = [is_so(loss, gain) for loss, gain in zip(cell["loss"], cell["G"], strict=True)]
-        return sum(each) * 3 >= 2 * len(each) and is_so(cell["loss"].mean(), cell["G"].mean())
-
-    return {
-        "0.9, head_logits: wall": judge(
-            (0.9, "head_logits"), lambda x, g: abs(x - math.log(K)) < 0.1 and g < 0.1
-        ),
-        "0.999, none: collapsed": judge((0.999, "none"), lambda x, g: x < 0.1 and g < 0.1),
-        "0.9, class_token: learning": judge((0.9, "class_token"), lambda _, g: g > 0.2),
-        "0.999, head_logits: learning": judge((0.999, "head_logits"), lambda _, g: g > 0.2),
-    }
+def hard_cells(table: pd.DataFrame) -> dict[str, bool]:
+    """Judge the cells whose outcome is known: in at least two of three seeds and on average."""
+    by_cell = dict(iter(table.groupby(CELL)))
+    judged = {}
+    for (momentum, tensor), (verdict, is_so) in HARD.items():
+        cell = by_cell.get((momentum, tensor))
+        holds = False
+        if cell is not None:
+            each = [is_so(loss, gain) for loss, gain in zip(cell["loss"], cell["G"], strict=True)]
+            holds = 3 * sum(each) >= 2 * len(each) and is_so(cell["loss"].mean(), cell["G"].mean())
+        judged[f"{momentum}, KoLeo on {tensor}: {verdict}"] = holds
+    return judged
 
 
-def main() -> None:
-    """Print the table and whether the hard cells hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", default="")
-    parser.add_argument("--cells", default="", help="such as 0.9:head_logits,0.999:none; all six by default")
+def main() -> int:
+    """Run what is missing of the campaign, print the table and whether the hard cells hold; 1 if one does not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parallel", default="2", help="arms at a time")
+    parser.add_argument("--json", default="", help="file for the rows")
     words = parser.parse_args()
-    chosen = [(float(c.split(":")[0]), c.split(":")[1]) for c in words.cells.split(",") if c] or CELLS
-    table = study(words.seeds, words.steps, words.workers, chosen)
-    columns = ["loss", "G", "prototypes used", "effective rank"]
-    print(f"\nln K = {math.log(K):.3f}")
-    print(table.groupby(["centre momentum", "KoLeo on"])[columns].mean().round(3).to_string())
-    print(
-        table.pivot_table(
-            index=["centre momentum", "KoLeo on"], columns="seed", values="verdict", aggfunc="first"
-        )
-    )
-    for name, holds in hard_cells_hold(table).items():
+    command = [sys.executable, "-m", "pipelines.campaign", "--spec", "wall", "--parallel", words.parallel]
+    code = subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode
+    parent = find_parent("wall")
+    if code or parent is None:
+        return code or 1
+    children = search_runs(ArmRecord, None, f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    table = table_of([record for record in children if record.status == "FINISHED"])
+    print(f"\nln K = {LN_K:.3f}; mean over {table['seed'].nunique()} seeds, last 4096 samples of each run")
+    print(table.groupby(CELL)[COLUMNS].mean().round(3).to_string())
+    print("\nEach seed: verdict (G)")
+    table["seen"] = [f"{row.verdict} ({row.G:.2f})" for row in table.itertuples()]
+    print(table.pivot(index=CELL, columns="seed", values="seen").to_string())
+    judged = hard_cells(table)
+    for name, holds in judged.items():
         print(f"{'holds' if holds else 'FAILS'}: {name}")
-    if words.out:
-        table.to_csv(words.out, index=False)
+    if words.json:
+        with open(words.json, "w", encoding="utf-8") as file:
+            json.dump(table.to_dict("records"), file, indent=1)
+    return 0 if all(judged.values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

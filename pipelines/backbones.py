@@ -193,7 +193,7 @@ def chosen_backbone(name: str) -> str:
     newest = tracking.newest_backbone_run()
     if newest is None:
         raise ValueError(
-            f"there is no finished pretrain run in {tracking.tracking_uri()} to probe; first run"
+            f"there is no finished pretrain run in {tracking.shown_store()} to probe; first run"
             " `mlflow run . -e pretrain`, or give -P backbone=timm:<name>"
         )
     return f"runs:/{newest}/backbone"

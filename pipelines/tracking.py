@@ -7,6 +7,7 @@ continued by the process that resumes it.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -39,6 +40,11 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 def tracking_uri() -> str:
     """Return the store in force: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
     return os.environ.get(STORE_ENV) or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
+
+
+def shown_store() -> str:
+    """Return the store as it may be printed: without the user and password that a URI can hold."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", tracking_uri())
 
 
 def client() -> MlflowClient:
@@ -108,7 +114,7 @@ class Run:
             self.store.get_run(run_id)
         except MlflowException as error:
             raise ValueError(
-                f"run {run_id}, which would be continued, is not in the store {tracking_uri()}; set {STORE_ENV} to the"
+                f"run {run_id}, which would be continued, is not in the store {shown_store()}; set {STORE_ENV} to the"
                 " store that has it"
             ) from error
         return Run(self.store, run_id)
@@ -206,7 +212,7 @@ def answering() -> Iterator[None]:
         if _is_refusal(error):
             raise
         raise StoreAwayError(
-            f"the tracking store {tracking_uri()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
+            f"the tracking store {shown_store()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
         ) from error
 
 
@@ -315,7 +321,7 @@ def get_run(run_id: str) -> MlflowRun:
         return client().get_run(run_id)
     except MlflowException as error:
         raise ValueError(
-            f"run '{run_id}' is not in the store {tracking_uri()}; `mlflow ui` lists the runs that are"
+            f"run '{run_id}' is not in the store {shown_store()}; `mlflow ui` lists the runs that are"
         ) from error
 
 
@@ -350,5 +356,5 @@ def newest_run(entry_point: str, name: str) -> str:
     query = f"tags.`dinox.entry_point` = '{entry_point}' and attributes.run_name = '{name}'"
     found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
     if not found:
-        raise ValueError(f"there is no run '{name}' of {entry_point} in {tracking_uri()}")
+        raise ValueError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
     return str(found[0].info.run_id)
