@@ -7,7 +7,7 @@ from time import perf_counter
 import numpy as np
 from torch.utils.data import DataLoader
 
-from benchmarks.chest_cohort import ChestCohort, chest_cohort
+from benchmarks.chest_cohort import SIZE_PX, ChestCohort, chest_cohort
 from benchmarks.png_peer import PngTwoViews
 from benchmarks.timing import ROUNDS, median_cpu_seconds, one_thread, row
 from pipelines.loader import BatchPlan, MicroBatches, stream_batches
@@ -29,6 +29,12 @@ def measure() -> list[dict[str, object]]:
             reads["ours"] / reads["bare"],
             "<= 1.5",
             f"times a bare copy from the memory map ({reads['ours'] / READS * 1e3:.2f} ms)",
+        ),
+        row(
+            f"random triplet read in batches of {BATCH}, one core",
+            reads["ours in batches"] / reads["bare in batches"],
+            "<= 1.5",
+            "times bare copies into the place of each in a batch",
         ),
         row(
             f"samples delivered with two views, {WORKERS} workers",
@@ -57,7 +63,23 @@ def _read_ways(chests: ChestCohort) -> dict[str, object]:
         for row_number in rows:
             chests.index.read([row_number])
 
-    return {"bare": bare, "ours": ours}
+    def bare_in_batches() -> None:
+        for first in range(0, READS, BATCH):
+            batch = np.empty((BATCH, 3, SIZE_PX, SIZE_PX), dtype=np.int16)
+            for i, row_number in enumerate(rows[first : first + BATCH]):
+                volume, z = chests.volume(row_number)
+                batch[i] = volume[z - 1 : z + 2]
+
+    def ours_in_batches() -> None:
+        for first in range(0, READS, BATCH):
+            chests.index.read(rows[first : first + BATCH])
+
+    return {
+        "bare": bare,
+        "ours": ours,
+        "bare in batches": bare_in_batches,
+        "ours in batches": ours_in_batches,
+    }
 
 
 def _delivered_seconds(chests: ChestCohort) -> dict[str, float]:

@@ -61,6 +61,8 @@ class SliceIndex:
             self.volume, self.z = self.volume[is_whole], self.z[is_whole]
         self.points = _nodule_points(cohort, self.volume_ids)
         self._first_key = _global_keys(cohort, self.volume_ids)
+        self._sizes = [(int(height), int(width)) for height, width in self.size_hw]
+        self._depths = [int(depth) for depth in self.n_slices]
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -71,34 +73,34 @@ class SliceIndex:
 
         Where a neighbour is missing (volume edge) or lies across a gap, z itself is repeated.
         """
-        chosen = [int(row) for row in rows]
+        chosen = np.array(list(rows), dtype=np.int64)
         volumes, slices = self.volume[chosen], self.z[chosen]
-        sizes = self.size_hw[volumes]
-        height, width = sizes.max(axis=0)
-        is_even = bool((sizes == sizes[0]).all())
-        triplets = np.empty((len(chosen), 3, height, width), dtype=np.int16)
-        if not is_even:
+        # The loop below is all there is between a copy and a sample: it works on Python's own numbers.
+        places = list(zip(volumes.tolist(), slices.tolist(), strict=True))
+        sizes = [self._sizes[volume] for volume, _ in places]
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+        triplets = np.empty((len(places), 3, height, width), dtype=np.int16)
+        if len(set(sizes)) > 1:
             triplets.fill(PADDING_HU)
-        body = np.zeros((len(chosen), 32, 32), dtype=np.uint8)
-        points = np.full((len(chosen), 2), np.nan)
-        for i, (volume, z) in enumerate(zip(volumes.tolist(), slices.tolist(), strict=True)):
-            (below, _, above), _ = triplet_indices(int(self.n_slices[volume]), z, None, self.gaps[volume])
-            voxels = self.cohort.volume(self.volume_ids[volume])
-            h, w = sizes[i]
+        body = np.empty((len(places), 32, 32), dtype=np.uint8)
+        for i, (volume, z) in enumerate(places):
+            (below, _, above), _ = triplet_indices(self._depths[volume], z, None, self.gaps[volume])
+            volume_id, (h, w) = self.volume_ids[volume], sizes[i]
+            voxels = self.cohort.volume(volume_id)
             if above - below == 2:  # Neighbours lie side by side: one copy.
                 triplets[i, :, :h, :w] = voxels[below : above + 1]
             else:
                 for channel, index in enumerate((below, z, above)):
                     triplets[i, channel, :h, :w] = voxels[index]
-            body[i] = self.cohort.body(self.volume_ids[volume])[z]
-            points[i] = self.points.get((volume, z), (np.nan, np.nan))
+            body[i] = self.cohort.body(volume_id)[z]
+        points = [self.points.get(place, (np.nan, np.nan)) for place in places]
         return TripletBatch(
             triplets_hu=torch.from_numpy(triplets),
-            size_hw=torch.from_numpy(sizes),
+            size_hw=torch.from_numpy(self.size_hw[volumes]),
             pixel_mm=torch.from_numpy(self.pixel_mm[volumes]),
             body=torch.from_numpy(body),
             sample_keys=torch.from_numpy(self._first_key[volumes] + slices),
-            center_yx_px=torch.from_numpy(points),
+            center_yx_px=torch.from_numpy(np.array(points, dtype=np.float64)),
         )
 
 
