@@ -1,7 +1,8 @@
 """A table of nodules in CSV, and how its rows meet the volumes of a cohort; no row is lost without a word.
 
 Columns: `file` (below the source folder) or `series_uid`; `patient_id`; `x_lps_mm`, `y_lps_mm`, `z_lps_mm`;
-`diameter_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant). Further
+`malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which the label rule `given`
+reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what needs it. Further
 columns are kept, unless their name says that they name a person.
 """
 
@@ -48,7 +49,7 @@ class AnnotationTable:
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
             raise ValueError(f"annotations={path} cannot be read as CSV in UTF-8") from None
         rows.columns = [str(name).strip() for name in rows.columns]
-        missing = [name for name in ("patient_id", *_COORDINATES, "diameter_mm") if name not in rows]
+        missing = [name for name in ("patient_id", *_COORDINATES) if name not in rows]
         for choice in (("file", "series_uid"), ("malignancy_ratings", "label")):
             if not set(choice) & set(rows):
                 missing.append(" or ".join(choice))
@@ -127,7 +128,7 @@ def _nodule(
     index = lps_to_index(list(volume["affine_ras"]), center, list(volume["slice_offsets_mm"]))
     if (index < -0.5).any() or (index > np.array(volume["shape"]) - 0.5).any():
         raise ValueError("its centre lies outside its volume (are x, y, z LPS millimetres?)")
-    diameter = _number(row, "diameter_mm")
+    diameter = _number(row, "diameter_mm") if row.get("diameter_mm") else math.nan
     if diameter <= 0:
         raise ValueError("diameter_mm is not above zero")
     ratings = _ratings(row.get("malignancy_ratings", ""))

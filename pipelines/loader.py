@@ -121,13 +121,17 @@ def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
 
 
 def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int], tuple[float, float]]:
-    """Return the in-plane centre of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels."""
+    """Return the in-plane centre of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels.
+
+    Of two nodules on one slice the larger is named. One of unknown diameter touches the slice of its centre.
+    """
     points: dict[tuple[int, int], tuple[float, float]] = {}
     if cohort.nodules.empty:
         return points
     number = {volume_id: i for i, volume_id in enumerate(volume_ids)}
     rows = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     nodules = cohort.nodules[cohort.nodules["volume_id"].isin(volume_ids)]
+    nodules = nodules.assign(diameter_mm=nodules["diameter_mm"].fillna(0.0))
     for nodule in nodules.sort_values("diameter_mm").to_dict("records"):
         volume_id = str(nodule["volume_id"])
         row = rows[volume_id]

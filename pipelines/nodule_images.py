@@ -104,16 +104,17 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
         axis.imshow(nodules.wide_hu[number, 1], cmap="gray", vmin=-1350, vmax=150, extent=extent)
         color = MALIGNANT if nodule["is_malignant"] else "#6fb7ff"
         outline = _outline(cohort, nodule, series.loc[nodule["volume_id"]])
-        if outline is None:
+        if outline is None and nodule["diameter_mm"] > 0:
             ring = Circle(
                 (0, 0), nodule["diameter_mm"] / 2, fill=False, color=color, linewidth=1.2, linestyle=":"
             )
             axis.add_patch(ring)
-        else:
+        elif outline is not None:
             axis.contour(*outline, levels=[0.5], colors=[color], linewidths=0.9)
         _keep_view(axis, half)
         ratings = ",".join(str(int(r)) for r in nodule["malignancy_ratings"])
-        axis.set_title(f"{nodule['diameter_mm']:.0f} mm   {ratings}", fontsize=7)
+        size = f"{nodule['diameter_mm']:.0f} mm" if nodule["diameter_mm"] > 0 else "size unknown"
+        axis.set_title(f"{size}   {ratings}", fontsize=7)
     figure.suptitle(
         f"{WIDE_SPEC.size_mm:.0f} mm crops, -1350 .. 150 HU; red: malignant\n"
         "outline: at least half of the readers; dotted ring: readers' diameter",

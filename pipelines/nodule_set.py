@@ -51,8 +51,16 @@ class NoduleSet:
 
     @property
     def diameter_mm(self) -> NDArray[np.float64]:
-        """The readers' mean diameter of each nodule, (n,): an oracle that an image model does not have."""
+        """The readers' mean diameter of each nodule, (n,): an oracle that an image model does not have.
+
+        NaN where a table of nodules states none.
+        """
         return self.table["diameter_mm"].to_numpy(dtype=np.float64)
+
+    @property
+    def has_diameters(self) -> bool:
+        """Whether the diameter of every nodule is known, so that rows of diameter can stand beside the others."""
+        return not np.isnan(self.diameter_mm).any()
 
 
 def nodule_set(

@@ -240,9 +240,12 @@ def run_prepare(config: PrepareConfig, run: "Run") -> None:
     )
     if len(cohort.refused):
         run.log_table(cohort.refused, "tables/refused.parquet")
+    n_unsized = int(cohort.nodules["diameter_mm"].isna().sum())
     print(
         f"{cohort.root}: {len(cohort.series)} volumes of {cohort.series['patient_id'].nunique()} patients "
-        f"({prepared.n_new} new), {len(cohort.nodules)} nodules; {prepared.n_refused_files} files "
+        f"({prepared.n_new} new), {len(cohort.nodules)} nodules"
+        + (f" ({n_unsized} without a diameter)" if n_unsized else "")
+        + f"; {prepared.n_refused_files} files "
         f"and {prepared.n_refused_rows} annotation rows refused"
         + (" (see refused.parquet)" if len(cohort.refused) else "")
     )

@@ -36,7 +36,7 @@ def calibration_figure(labels: Ints, probabilities: Floats, bins: int = 8) -> Fi
     groups = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(labels)))
     axis.plot([probabilities[g].mean() for g in groups], [labels[g].mean() for g in groups], marker="o")
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":")
-    axis.set_xlabel("predicted probability of malignant rating")
+    axis.set_xlabel("predicted probability of a malignant label")
     axis.set_ylabel("observed share")
     return figure
 

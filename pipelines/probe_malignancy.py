@@ -21,7 +21,7 @@ from pipelines.distributed import choose_device
 from pipelines.features import FeatureCache, FeatureName, WindowName, encode
 from pipelines.nodule_set import NoduleSet, nodule_set
 from pipelines.probe_figures import calibration_figure, decision_figure, roc_figure
-from pipelines.probe_setup import diagnosis_table, fold_plan, tag_probe
+from pipelines.probe_setup import diagnosis_table, fold_plan, tag_probe, tell_of_unknown_diameters
 from pipelines.tracking import Run
 from probes.attentive import AttentiveProbe
 from probes.evaluation import evaluate_nodules, headline
@@ -86,6 +86,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     diagnosis = diagnosis_table(config.diagnosis)
     nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
     print(nodules.labelled.counts)
+    tell_of_unknown_diameters(nodules)
     parts, plans = [], []
     for loaded in backbones:
         print(f"backbone {loaded.source}")
@@ -96,9 +97,10 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     table = evaluate(config, nodules, scores)
     metrics = headline(table)
     print(short_table(table))
-    print(
-        "LIDC ratings are readers' suspicion, not cancer; intervals are over patients, conditional on training."
-    )
+    meaning = "labels are as the table of nodules states them"
+    if config.rule not in ("given", "tcia_diagnosis"):
+        meaning = "LIDC ratings are readers' suspicion, not cancer"
+    print(f"{meaning}; intervals are over patients, conditional on training.")
     run.log_metrics(metrics)
     write_artifacts(run, nodules, scores, table, pd.concat([plan.table for plan in plans], ignore_index=True))
 
@@ -248,7 +250,8 @@ def write_artifacts(
     run.log_table(nodules.dropped, "tables/dropped.parquet")
     run.log_table(splits, "tables/splits.parquet")
     rows = {name: values[tested] for name, values in scores.rows.items() if name != "shuffled_labels"}
-    rows["diameter"] = nodules.diameter_mm[tested]
+    if nodules.has_diameters:
+        rows["diameter"] = nodules.diameter_mm[tested]
     labels = nodules.labels[tested]
     run.log_figure(roc_figure(labels, rows), "figures/roc.png")
     run.log_figure(calibration_figure(labels, rows["features"]), "figures/calibration.png")

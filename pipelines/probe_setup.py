@@ -125,6 +125,15 @@ def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None
         )
 
 
+def tell_of_unknown_diameters(nodules: NoduleSet) -> None:
+    """Print which rows a probe has to do without where a table of nodules states no diameter."""
+    if not nodules.has_diameters:
+        print(
+            f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: no row of"
+            " diameter and no stratum inside 6-15 mm; how much of this is size alone cannot be told"
+        )
+
+
 def diagnosis_table(path: str) -> pd.DataFrame | None:
     """Read TCIA's table of patient diagnoses, or None without a path.
 

@@ -22,7 +22,7 @@ from pipelines.features import WINDOWS_HU
 from pipelines.nodule_set import NoduleSet, nodule_set
 from pipelines.probe_figures import roc_figure
 from pipelines.probe_malignancy import short_table
-from pipelines.probe_setup import fold_plan, tag_probe
+from pipelines.probe_setup import fold_plan, tag_probe, tell_of_unknown_diameters
 from pipelines.tracking import Run
 from pipelines.view_tokens import of_rows
 from probes.evaluation import evaluate_nodules, headline
@@ -72,6 +72,7 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     ensure_cohort(Path(config.cohort))
     cohort = Cohort.open(Path(config.cohort))
     flat, cubes = inputs_of(config, cohort)
+    tell_of_unknown_diameters(flat)
     folds = _folds(config, cohort, flat, run)
     images = {} if config.networks == "3d" else {"supervised_2d": _grey_2d(flat)}
     if cubes is not None:
@@ -101,7 +102,8 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     tested = np.isfinite(rows["pixels"])
     kept = flat.table[["nodule_id", "patient_id", "diameter_mm", "is_malignant"]].assign(**rows)[tested]
     run.log_table(kept, "tables/predictions.parquet")
-    curves = {name: values[tested] for name, values in (rows | {"diameter": flat.diameter_mm}).items()}
+    shown_rows = rows | ({"diameter": flat.diameter_mm} if flat.has_diameters else {})
+    curves = {name: values[tested] for name, values in shown_rows.items()}
     run.log_figure(roc_figure(flat.labels[tested], curves), "figures/roc.png")
 
 

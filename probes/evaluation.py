@@ -47,7 +47,8 @@ def evaluate_nodules(
     Args:
         labels: 0 or 1, (N,).
         scores: Out-of-fold probabilities by row, (N,) each; NaN in all of them where no fold tests the nodule.
-        diameter_mm: Of each nodule, (N,): the row `diameter`, as it is, without a fit.
+        diameter_mm: Of each nodule, (N,): the row `diameter`, as it is, without a fit. Where one is not known
+            (NaN), the row and the stratum inside 6-15 mm are left out.
         patient_ids: Patient of each nodule, (N,).
         groups: Further strata by name, such as the manufacturer of each nodule's series, (N,).
         n_bootstrap: Draws of patients.
@@ -68,7 +69,7 @@ def evaluate_nodules(
     rows = dict(scores.rows) if isinstance(scores, NoduleScores) else dict(scores)
     own_labels = {"shuffled_labels": scores.shuffled_labels} if isinstance(scores, NoduleScores) else {}
     tested = _tested_alike(rows, len(truth))
-    table_rows = rows | {"diameter": diameter}
+    table_rows = rows if diameter is None else rows | {"diameter": diameter}
     strata = _strata(tested, diameter, groups or {})
     lines = []
     for stratum, inside in strata.items():
@@ -92,11 +93,14 @@ def evaluate_nodules(
 
 
 def _strata(
-    tested: npt.NDArray[np.bool_], diameter: Floats, groups: Mapping[str, Sequence[object]]
+    tested: npt.NDArray[np.bool_], diameter: Floats | None, groups: Mapping[str, Sequence[object]]
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """Which nodules are in each stratum, by its name."""
     low, high = HONEST_STRATUM_MM
-    strata = dict(zip(_MAIN_STRATA, (tested, tested & (diameter >= low) & (diameter <= high)), strict=True))
+    everyone, honest = _MAIN_STRATA
+    strata = {everyone: tested}
+    if diameter is not None:
+        strata[honest] = tested & (diameter >= low) & (diameter <= high)
     for group, values in groups.items():
         of_group = np.array([str(value) for value in values])
         for value in np.unique(of_group[tested]):
@@ -118,6 +122,8 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
     low, high = HONEST_STRATUM_MM
     for stratum, suffix in zip(_MAIN_STRATA, ("", f"_{low:g}_{high:g}mm"), strict=True):
         lines = table[table["stratum"] == stratum].set_index("row")
+        if lines.empty:
+            continue
         for row in lines.index:
             prefix = names.get(str(row), f"{row}_")
             for part in ("", "_ci_low", "_ci_high"):
@@ -127,7 +133,7 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
                 gain = _number(lines, "features_and_diameter", f"minus_diameter{part}")
                 found[f"probe/gain_over_diameter{part}{suffix}"] = gain
         for count in ("n_nodules", "n_positive", "n_patients"):
-            found[f"probe/{count}{suffix}"] = _number(lines, "diameter", count)
+            found[f"probe/{count}{suffix}"] = _number(lines, str(lines.index[0]), count)
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 

@@ -1,8 +1,9 @@
 """Readers' ratings to binary labels, under rules with names.
 
 A rule takes the readers' marks (`annotations`) and pylidc's clusters of them (`nodules`) and gives labelled
-nodules. Rules that only summarise the ratings of a cluster also work on cohorts without marks (a CSV, the
-phantom); `article` and `luna_fmcib` regroup or drop marks and need them.
+nodules. Rules that only summarise the ratings of a cluster also work on cohorts without marks, such as a CSV with
+ratings; `article` and `luna_fmcib` regroup or drop marks and need them. `given` reads no rating: its label is the
+one that a table of nodules states.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 LabelRule = Literal[
-    "consensus", "article", "consensus_clear", "lora", "any_reader", "luna_fmcib", "tcia_diagnosis"
+    "consensus", "article", "consensus_clear", "lora", "any_reader", "luna_fmcib", "tcia_diagnosis", "given"
 ]
 Fate = Literal["benign", "malignant", "dropped", "not read"]
 
@@ -62,9 +63,11 @@ class RuleCounts:
     def __str__(self) -> str:
         """Render the counts and what becomes of 3 in one line."""
         dropped = "".join(f"; dropped {n}: {reason}" for reason, n in self.dropped.items())
+        three = f"{self.n_three} rated exactly 3, {self.fate_of_three}"
         return (
             f"{self.rule}: {self.n_labelled} nodules = {self.n_malignant} malignant + {self.n_benign} benign"
-            f" from {self.n_patients} patients; {self.n_three} rated exactly 3, {self.fate_of_three}{dropped}"
+            f" from {self.n_patients} patients; "
+            f"{'ratings are not read' if self.fate_of_three == 'not read' else three}{dropped}"
         )
 
 
@@ -73,8 +76,8 @@ class Labelled:
     """Labelled nodules, those that the rule dropped, and the counts.
 
     Attributes:
-        nodules: Rows of the nodule table with `malignancy_rating` (the rule's summary) and `is_malignant`
-            added.
+        nodules: Rows of the nodule table with `malignancy_rating` (the rule's summary; NaN where there is no
+            rating) and `is_malignant` added.
         dropped: nodule_id and reason of each nodule without a label.
         counts: Counts of both.
     """
@@ -158,6 +161,8 @@ def label_nodules(
     - `tcia_diagnosis`: the patient's diagnosis, borne by the patient's largest nodule: primary or
     metastatic against benign,
       unknown dropped. Source: the table of patient diagnoses of LIDC-IDRI, The Cancer Imaging Archive.
+    - `given`: the column `label` of a table of nodules, 1 malignant against 0 benign, as LUNA25, DLCS and NLST
+      state it; nodules without one dropped.
 
     Args:
         rule: Name of the rule.
@@ -178,6 +183,17 @@ def label_nodules(
     _require("nodules", nodules, _NODULE_NEEDS)
     if rule == "tcia_diagnosis":
         return _by_diagnosis(nodules, diagnosis)
+    if rule == "given":
+        return _as_given(nodules)
+    if (
+        "label" in nodules
+        and nodules["label"].notna().any()
+        and not nodules["malignancy_ratings"].map(len).any()
+    ):
+        raise ValueError(
+            f"label rule {rule!r} reads ratings, and no nodule here has any; its table states labels, which the "
+            "rule 'given' reads"
+        )
     if rule in ("article", "luna_fmcib"):
         if annotations.empty:
             raise ValueError(
@@ -269,17 +285,47 @@ def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labe
     if not diagnosis["diagnosis"].isin([0, 1, 2, 3]).all():
         raise ValueError("a diagnosis is none of 0 unknown, 1 benign, 2 primary, 3 metastatic")
     _require("nodules", nodules, ("diameter_mm",))
-    largest = nodules.sort_values("diameter_mm", ascending=False, kind="stable").drop_duplicates("patient_id")
-    bearer = set(largest["nodule_id"])
+    by_size = nodules.sort_values("diameter_mm", ascending=False, kind="stable")
+    bearer = set(by_size.drop_duplicates("patient_id")["nodule_id"])
+    of_patient = nodules.groupby("patient_id")["diameter_mm"]
+    is_unsized = (of_patient.transform("size") > 1) & (
+        of_patient.transform("count") < of_patient.transform("size")
+    )
     found = nodules["patient_id"].map(diagnosis.set_index("patient_id")["diagnosis"])
-    bears = nodules["nodule_id"].isin(bearer)
+    bears = nodules["nodule_id"].isin(bearer) & ~is_unsized
     labels = [bool(d > 1) if b and d in (1, 2, 3) else None for d, b in zip(found, bears, strict=True)]
     reasons = [
-        "patient without a diagnosis" if not d > 0 else "not the patient's largest nodule" for d in found
+        "patient without a diagnosis"
+        if not d > 0
+        else "a nodule of this patient has no diameter, so none is known to be the largest"
+        if unsized
+        else "not the patient's largest nodule"
+        for d, unsized in zip(found, is_unsized, strict=True)
     ]
-    summaries = [_median(list(given)) if len(given) else np.nan for given in nodules["malignancy_ratings"]]
-    labelled = nodules.assign(malignancy_rating=summaries)
-    return _labelled("tcia_diagnosis", labelled, labels, reasons, 0, "not read")
+    return _labelled("tcia_diagnosis", _with_median(nodules), labels, reasons, 0, "not read")
+
+
+def _as_given(nodules: pd.DataFrame) -> Labelled:
+    stated = nodules["label"] if "label" in nodules else pd.Series(np.nan, nodules.index)
+    if not stated.notna().any():
+        raise ValueError(
+            "label rule 'given' needs nodules with a label, and this cohort has none; prepare it with "
+            "-P annotations=FILE.csv whose column label holds 0 benign or 1 malignant, or choose a rule that "
+            "reads ratings, such as consensus"
+        )
+    if not stated.dropna().isin([0, 1]).all():
+        raise ValueError("a label of the table of nodules is neither 0 benign nor 1 malignant")
+    labels = [None if pd.isna(label) else bool(label) for label in stated]
+    reasons = ["the table of nodules states no label"] * len(labels)
+    return _labelled("given", _with_median(nodules), labels, reasons, 0, "not read")
+
+
+def _with_median(nodules: pd.DataFrame) -> pd.DataFrame:
+    """The nodules with the median of their ratings, for figures: the label comes from elsewhere."""
+    ratings = nodules["malignancy_ratings"]
+    return nodules.assign(
+        malignancy_rating=[_median(list(given)) if len(given) else np.nan for given in ratings]
+    )
 
 
 def _labelled(

@@ -37,7 +37,7 @@ def score_nodules(
         probe_factory: Makes the probe of the features.
         features: What it is fitted on, N nodules.
         labels: 0 or 1, (N,).
-        diameter_mm: Of each nodule, above 0, (N,).
+        diameter_mm: Of each nodule, above 0, (N,); NaN where it is not known.
         patient_ids: Patient of each nodule, (N,).
         folds: Training and test rows.
         baselines: Further rows by name, each a probe factory and what it is fitted on: `pixels`, `random_weights`.
@@ -45,16 +45,17 @@ def score_nodules(
         seed: Of the shuffle and of the inner folds of the probe with diameter.
 
     Returns:
-        Rows `features`, `features_and_diameter` (where there are vectors), `shuffled_labels` and the baselines.
+        Rows `features`, `features_and_diameter` (where there are vectors, and the diameter of every nodule is
+        known), `shuffled_labels` and the baselines.
 
     Raises:
-        ValueError: As `probes.linear.cross_fit`, or if a diameter is not above 0.
+        ValueError: As `probes.linear.cross_fit`, or if a known diameter is not above 0.
     """
     truth, pairs = binary_labels(labels), list(folds)
     diameter = checked_diameter(diameter_mm, len(truth))
     rows = {"features": cross_fit(probe_factory, features, truth, patient_ids, pairs)}
     beside = features if vectors is None and np.ndim(features) == 2 else vectors  # type: ignore[arg-type]
-    if beside is not None:
+    if beside is not None and diameter is not None:
         # Log diameter carries no penalty: where the features are silenced, diameter alone remains.
         joined = np.column_stack([finite_features(beside, len(truth)), np.log(diameter)])  # type: ignore[arg-type]
         rows["features_and_diameter"] = cross_fit(
@@ -67,11 +68,18 @@ def score_nodules(
     return NoduleScores(rows, shuffled)
 
 
-def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats:
-    """Diameters as float64 (N,), refused unless there are n of them, each above 0 mm."""
+def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats | None:
+    """Diameters as float64 (N,); None where one is not known (NaN).
+
+    A row that knows the diameter of some nodules alone stands beside no other: such rows are left out.
+
+    Raises:
+        ValueError: If there are not n of them, or one is not above 0 mm.
+    """
     diameter = np.asarray(diameter_mm, dtype=np.float64)
-    if diameter.shape != (n,) or not (diameter > 0).all():
+    is_unknown = np.isnan(diameter)
+    if diameter.shape != (n,) or not (is_unknown | (diameter > 0)).all():
         raise ValueError(
             f"{n} nodules need {n} diameters above 0 mm, got {int((diameter > 0).sum())} of them"
         )
-    return diameter
+    return None if is_unknown.any() else diameter

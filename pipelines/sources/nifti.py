@@ -26,7 +26,7 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
     A file's volume_id is its name where that starts with a public patient id, else a hash of its path.
 
     Raises:
-        ValueError: If `source` is neither a file nor a folder.
+        ValueError: If `source` is neither a file nor a folder, or the table names no files though these have no UID.
     """
     root = source.parent if source.is_file() else source
     files = [source] if source.is_file() else list(walk_files(source))
@@ -50,6 +50,11 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
             # Where nothing says the patient, the file stands for one.
             patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
             found.jobs.append(Job(volume_id, (path,), series_uid, patient))
+    if table and "file" not in table.rows and not any(job.series_uid for job in found.jobs):
+        raise ValueError(
+            f"annotations={table.path} has no column file, and a NIfTI file knows no series UID; add the column with "
+            f"paths below {root}"
+        )
     return found
 
 

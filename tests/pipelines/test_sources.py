@@ -149,7 +149,7 @@ def test_a_file_that_the_table_gives_to_two_patients_is_refused(tmp_path: Path) 
         ("", "cannot be read as CSV"),
         (
             "file,patient_id\na,b\n",
-            r"lacks the column\(s\) x_lps_mm, y_lps_mm, z_lps_mm, diameter_mm, malignancy",
+            r"lacks the column\(s\) x_lps_mm, y_lps_mm, z_lps_mm, malignancy",
         ),
     ],
 )

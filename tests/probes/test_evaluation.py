@@ -116,3 +116,25 @@ def test_only_tested_nodules_count_and_rows_on_other_nodules_are_refused(cohort)
         evaluate_nodules(labels, {"features": np.full(300, np.nan)}, diameter, patients)
     with pytest.raises(ValueError, match="diameters above 0 mm"):
         evaluate_nodules(labels, NoduleScores({"features": features[:, 0]}, labels), diameter - 5, patients)
+
+
+def test_without_every_diameter_no_row_and_no_stratum_of_diameter_is_made_up(cohort):
+    labels, features, pixels, diameter, patients = cohort
+    some = diameter.copy()
+    some[7] = np.nan
+    folds = patient_folds(patients.tolist(), labels, n_folds=5)
+    baselines = {"pixels": (LinearProbe, pixels)}
+    unsized = score_nodules(LinearProbe, features, labels, some, patients, folds, baselines=baselines)
+    assert set(unsized.rows) == {"features", "pixels", "shuffled_labels"}
+    known = score_nodules(LinearProbe, features, labels, diameter, patients, folds, baselines=baselines)
+    np.testing.assert_array_equal(unsized.rows["features"], known.rows["features"])
+    table = evaluate_nodules(labels, unsized, some, patients, n_bootstrap=50)
+    assert set(table["row"]) == set(unsized.rows)
+    assert set(table["stratum"]) == {"all"}
+    assert not [name for name in table.columns if "diameter" in name]
+    metrics = headline(table)
+    assert metrics["probe/n_nodules"] == len(labels)
+    assert "probe/pixels_auroc" in metrics
+    assert not [name for name in metrics if "diameter" in name or "mm" in name]
+    with pytest.raises(ValueError, match="300 diameters above 0 mm, got 299"):
+        score_nodules(LinearProbe, features, labels, np.where(some > 0, some, 0), patients, folds)

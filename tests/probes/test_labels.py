@@ -150,6 +150,43 @@ def test_a_table_of_diagnoses_that_cannot_be_is_refused(diagnosis: pd.DataFrame 
         label_nodules("tcia_diagnosis", NO_MARKS, nodules_rated([3]), diagnosis)
 
 
+def test_among_nodules_without_a_diameter_none_is_known_to_be_the_largest() -> None:
+    nodules = nodules_rated(
+        [1], [5], [2], patients=["a", "a", "b"], diameters=[5.0, float("nan"), float("nan")]
+    )
+    diagnosis = pd.DataFrame({"patient_id": ["a", "b"], "diagnosis": [3, 2]})
+    labelled = label_nodules("tcia_diagnosis", NO_MARKS, nodules, diagnosis)
+    assert labelled.nodules["nodule_id"].tolist() == ["nodule-2"]  # the only one of its patient
+    assert labelled.dropped["reason"].str.contains("has no diameter").tolist() == [True, True]
+
+
+def test_a_given_label_is_taken_as_it_stands_whatever_the_ratings_say() -> None:
+    nodules = nodules_rated([5, 5, 5], [], [], [1], patients=["a", "b", "c", "c"]).assign(
+        label=[0.0, 1.0, np.nan, 1.0]
+    )
+    labelled = label_nodules("given", NO_MARKS, nodules)
+    assert labelled.nodules["nodule_id"].tolist() == ["nodule-0", "nodule-1", "nodule-3"]
+    assert labelled.nodules["is_malignant"].tolist() == [False, True, True]
+    assert labelled.dropped["nodule_id"].tolist() == ["nodule-2"]
+    assert str(labelled.counts) == (
+        "given: 3 nodules = 2 malignant + 1 benign from 3 patients; ratings are not read"
+        "; dropped 1: the table of nodules states no label"
+    )
+
+
+def test_a_cohort_without_labels_and_one_without_ratings_say_which_rule_would_do() -> None:
+    with pytest.raises(ValueError, match=r"'given' needs nodules with a label.*column label holds 0 benign"):
+        label_nodules("given", NO_MARKS, nodules_rated([3]))
+    with pytest.raises(ValueError, match="'given' needs nodules with a label"):
+        label_nodules("given", NO_MARKS, nodules_rated([3]).assign(label=np.nan))
+    with pytest.raises(ValueError, match="neither 0 benign nor 1 malignant"):
+        label_nodules("given", NO_MARKS, nodules_rated([3]).assign(label=2))
+    with pytest.raises(ValueError, match=r"'consensus' reads ratings, and no nodule.*rule 'given'"):
+        label_nodules("consensus", NO_MARKS, nodules_rated([], []).assign(label=[1, np.nan]))
+    some = label_nodules("any_reader", NO_MARKS, nodules_rated([], [4]).assign(label=[1, np.nan]))
+    assert some.nodules["nodule_id"].tolist() == ["nodule-1"]
+
+
 @pytest.mark.parametrize("rule", ["article", "luna_fmcib"])
 def test_rules_that_need_marks_say_so_where_a_cohort_has_none(rule: LabelRule) -> None:
     with pytest.raises(ValueError, match=f"'{rule}' needs the readers' marks one by one.*choose consensus"):
