@@ -185,15 +185,7 @@ def label_nodules(
         return _by_diagnosis(nodules, diagnosis)
     if rule == "given":
         return _as_given(nodules)
-    if (
-        "label" in nodules
-        and nodules["label"].notna().any()
-        and not nodules["malignancy_ratings"].map(len).any()
-    ):
-        raise ValueError(
-            f"label rule {rule!r} reads ratings, and no nodule here has any; its table states labels, which the "
-            "rule 'given' reads"
-        )
+    _require_ratings(rule, nodules)
     if rule in ("article", "luna_fmcib"):
         if annotations.empty:
             raise ValueError(
@@ -360,3 +352,13 @@ def _require(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ValueError(f"the table of {table} has no column {', '.join(missing)}")
+
+
+def _require_ratings(rule: LabelRule, nodules: pd.DataFrame) -> None:
+    """Refuse nodules that have labels and no rating at all: every one of them would be dropped."""
+    is_labelled = "label" in nodules and nodules["label"].notna().any()
+    if is_labelled and not nodules["malignancy_ratings"].map(len).any():
+        raise ValueError(
+            f"label rule {rule!r} reads ratings, and no nodule here has any; its table states labels, which the "
+            "rule 'given' reads"
+        )

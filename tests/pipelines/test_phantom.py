@@ -23,6 +23,8 @@ from pipelines.phantom import (
     write_phantom,
 )
 from pipelines.phantom_truth import read_truth, rows_of
+from probes.labels import label_nodules
+from probes.size_baseline import mean_characteristics
 
 SMALL = {"n_patients": 3, "size_px": 64, "height_mm": 26.0}
 
@@ -137,14 +139,30 @@ def test_tables_hold_four_readers_whose_means_are_the_nodule(small_phantom_sourc
     assert (marks.size() == 4).all()
     for row in nodules.itertuples():
         own = annotations[
-            (annotations["series_uid"] == row.series_uid)
-            & (annotations["cluster_id"] == int(row.nodule_id.rpartition("-")[2]) - 1)
+            (annotations["series_uid"] == row.series_uid) & (annotations["cluster_id"] == row.cluster_id)
         ]
         assert row.malignancy_ratings == own["malignancy"].tolist()
         assert row.diameter_mm == pytest.approx(own["diameter_mm"].mean())
         assert row.z_min_mm <= row.z_lps_mm + 1.3
         assert row.z_max_mm >= row.z_lps_mm - 1.3
     assert rows_for_series(small_phantom_source.parent) is None
+
+
+def test_every_rule_that_needs_marks_finds_those_of_the_phantom(small_phantom_source: Path) -> None:
+    annotations, nodules = rows_for_series(small_phantom_source)
+    labelled = label_nodules("luna_fmcib", annotations, nodules)
+    expected = {}
+    for row in nodules.itertuples():
+        own = annotations[
+            (annotations["series_uid"] == row.series_uid) & (annotations["cluster_id"] == row.cluster_id)
+        ]
+        ratings = own.loc[own["diameter_mm"] >= 3, "malignancy"]
+        mean = round(ratings.mean()) if len(ratings) >= 3 else 3
+        if mean != 3:
+            expected[row.nodule_id] = mean > 3
+    assert dict(zip(labelled.nodules["nodule_id"], labelled.nodules["is_malignant"], strict=True)) == expected
+    assert len(expected) > 2
+    assert mean_characteristics(annotations, nodules).shape == (len(nodules), 8)
 
 
 def test_one_patient_is_personal_and_the_truth_does_not_tell_who(
