@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from pipelines.campaign_records import ArmRecord, find_parent
+from pipelines.campaign.records import ArmRecord, find_parent
 from pipelines.config import PROJECT_ROOT
 from pipelines.stored_runs import search_runs
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import campaign
-from pipelines.arm import HOURS
-from pipelines.campaign import CampaignConfig, alone, run_campaign
-from pipelines.campaign_plan import check_store
-from pipelines.campaign_records import ArmRecord, find_parent
-from pipelines.campaign_spec import CampaignError
+from pipelines.campaign import run as campaign
+from pipelines.campaign.arm import HOURS
+from pipelines.campaign.ledger import read_arms
+from pipelines.campaign.plan import check_store
+from pipelines.campaign.records import ArmRecord, find_parent
+from pipelines.campaign.run import CampaignConfig, alone, run_campaign
+from pipelines.campaign.spec import CampaignError
+from pipelines.campaign.stages import check_words, resolve_lines
 from pipelines.cli import run_entry_point
-from pipelines.ledger import read_arms
-from pipelines.stages import check_words, resolve_lines
 from pipelines.tracking import client
 
 Call = Callable[..., int]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.budget import MIN_LEASE_S, Usage, is_arm_spent, is_spent, lease_hours, spent
-from pipelines.campaign_spec import BudgetSpec
+from pipelines.campaign.budget import MIN_LEASE_S, Usage, is_arm_spent, is_spent, lease_hours, spent
+from pipelines.campaign.spec import BudgetSpec
 
 LEAST = MIN_LEASE_S / 3600.0
 

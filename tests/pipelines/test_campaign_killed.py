@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.campaign_records import ArmRecord, find_parent
+from pipelines.campaign.ledger import ledger, read_arms, total
+from pipelines.campaign.records import ArmRecord, find_parent
 from pipelines.cohort import Cohort
 from pipelines.config import PROJECT_ROOT
-from pipelines.ledger import ledger, read_arms, total
 from pipelines.tracking import Run, client
 
 KILLS = 20
@@ -72,7 +72,7 @@ def running_arms() -> list[int]:
         if arm.is_open and pid_file.is_file():
             pid = int(pid_file.read_text())
             command = Path(f"/proc/{pid}/cmdline")
-            if command.is_file() and b"pipelines.arm" in command.read_bytes():
+            if command.is_file() and b"pipelines.campaign.arm" in command.read_bytes():
                 pids.append(pid)
     return pids
 

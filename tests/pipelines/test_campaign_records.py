@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.arm import HEARTBEAT_S, HOURS
-from pipelines.campaign_arms import Arm
-from pipelines.campaign_records import ArmRecord, CampaignRecord, find_parent
-from pipelines.campaign_spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec
+from pipelines.campaign.arm import HEARTBEAT_S, HOURS
+from pipelines.campaign.arms import Arm
+from pipelines.campaign.records import ArmRecord, CampaignRecord, find_parent
+from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec
 from pipelines.tracking import Run
 
 SPEC = CampaignSpec(

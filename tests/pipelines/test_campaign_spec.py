@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.campaign_arms import design_sha256, expand, refuse_alike, stage_words
-from pipelines.campaign_plan import plan_table
-from pipelines.campaign_spec import CAMPAIGNS, CampaignError, CampaignSpec, campaign_names, load_campaign
+from pipelines.campaign.arms import design_sha256, expand, refuse_alike, stage_words
+from pipelines.campaign.executors import open_executor
+from pipelines.campaign.plan import plan_table
+from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, campaign_names, load_campaign
+from pipelines.campaign.stages import STAGES, resolve_lines
 from pipelines.config import RecipeError
-from pipelines.executors import open_executor
-from pipelines.stages import STAGES, resolve_lines
 
 ARTICLE_COUNTS = {
     "article_loss": 10,

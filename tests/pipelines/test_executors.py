@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import stages
-from pipelines.arm import ArmPlan, StagePlan
-from pipelines.campaign_spec import CampaignError, CampaignSpec, ResourcesSpec, load_campaign
+from pipelines.campaign import stages
+from pipelines.campaign.arm import ArmPlan, StagePlan
+from pipelines.campaign.executors import Job, open_executor, skypilot
+from pipelines.campaign.executors.local import LocalExecutor, visible_gpus
+from pipelines.campaign.executors.skypilot import SkyPilotExecutor, deployable_commit, task_config
+from pipelines.campaign.spec import CampaignError, CampaignSpec, ResourcesSpec, load_campaign
 from pipelines.config import PROJECT_ROOT
-from pipelines.executors import Job, open_executor, skypilot
-from pipelines.executors.local import LocalExecutor, visible_gpus
-from pipelines.executors.skypilot import SkyPilotExecutor, deployable_commit, task_config
 
 PLAN = ArmPlan(
     "small",
@@ -99,7 +99,9 @@ def test_the_task_clones_installs_runs_and_ends_with_its_lease(monkeypatch: pyte
     assert task["name"] == "dinox-0123abcd-2"
     assert "git clone https://host/x.git" in task["setup"]
     assert f"git checkout --quiet {'c' * 40}" in task["setup"]
-    assert 'timeout --kill-after=60 210 .venv/bin/python -m pipelines.arm "$DINOX_PLAN"' in task["run"]
+    assert (
+        'timeout --kill-after=60 210 .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"' in task["run"]
+    )
     assert task["file_mounts"] == {"~/dinox_cohort": "s3://bucket/lidc"}
     # The plan travels as a variable: no word of it is ever read by a shell.
     assert ArmPlan.from_json(task["envs"]["DINOX_PLAN"]) == PLAN
@@ -242,7 +244,7 @@ CAMPAIGN = {
 @pytest.mark.slow
 def test_slurm_runs_the_arms_of_a_campaign(loopback_slurm: None, server: str, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    from pipelines.ledger import read_arms
+    from pipelines.campaign.ledger import read_arms
 
     (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(CAMPAIGN))
     command = [sys.executable, "-m", "pipelines.campaign", "--spec", str(tmp_path / "campaign.yaml")]
@@ -263,7 +265,7 @@ def test_slurm_runs_the_arms_of_a_campaign(loopback_slurm: None, server: str, tm
 @pytest.mark.slow
 def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> None:
     pytest.importorskip("submitit")
-    from pipelines.executors.submitit import SubmititExecutor
+    from pipelines.campaign.executors.submitit import SubmititExecutor
     from pipelines.tracking import Run, client, run_status
 
     run = Run(client(), client().create_run("0").info.run_id)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipelines.arm import HOURS
-from pipelines.campaign_records import ArmRecord
-from pipelines.ledger import ledger, ledger_table, total
-from pipelines.report_tables import cost_table, load_article
+from pipelines.campaign.arm import HOURS
+from pipelines.campaign.ledger import ledger, ledger_table, total
+from pipelines.campaign.records import ArmRecord
+from pipelines.report.tables import cost_table, load_article
 
 
 def arm(campaign: str, number: int, hours: float, price: float, **tags: str) -> ArmRecord:

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import campaign, campaign_research
-from pipelines.campaign import CampaignConfig, run_campaign
-from pipelines.campaign_records import find_parent
-from pipelines.campaign_research import MOST_REFUSALS
-from pipelines.campaign_spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec, ProposerSpec
+from pipelines.campaign import research as campaign_research
+from pipelines.campaign import run as campaign
+from pipelines.campaign.ledger import read_arms
+from pipelines.campaign.proposers import Outcome, Proposal, ProposalError, inside_space, open_proposer
+from pipelines.campaign.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
+from pipelines.campaign.records import find_parent
+from pipelines.campaign.research import MOST_REFUSALS
+from pipelines.campaign.run import CampaignConfig, run_campaign
+from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec, ProposerSpec
+from pipelines.campaign.stages import resolve_lines
 from pipelines.cli import run_entry_point
-from pipelines.ledger import read_arms
-from pipelines.proposers import Outcome, Proposal, ProposalError, inside_space, open_proposer
-from pipelines.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
-from pipelines.stages import resolve_lines
 from pipelines.tracking import client
 
 SPACE: dict[str, dict[str, Any]] = {

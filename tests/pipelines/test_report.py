@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.report import SUSPICION, ReportConfig, page, run_report
-from pipelines.report_claims import ClaimSpec, Judgement, judge_all
-from pipelines.report_facts import Evidence, gather, matches
-from pipelines.report_page import Heading, Sentence, Table, markdown, page_html
-from pipelines.report_primary import primary_table
-from pipelines.report_tables import load_article
+from pipelines.report.claims import ClaimSpec, Judgement, judge_all
+from pipelines.report.facts import Evidence, gather, matches
+from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
+from pipelines.report.primary import primary_table
+from pipelines.report.run import SUSPICION, ReportConfig, page, run_report
+from pipelines.report.tables import load_article
 from pipelines.stored_runs import StoredRun
 from pipelines.tracking import Run
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.campaign_spec import NAME, ArmSpec, CampaignError, CampaignSpec
+from pipelines.campaign.spec import NAME, ArmSpec, CampaignError, CampaignSpec
+from pipelines.campaign.stages import STAGES, words_of
 from pipelines.config import find_recipe, read_yaml
-from pipelines.stages import STAGES, words_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

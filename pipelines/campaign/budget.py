@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipelines.campaign_spec import BudgetSpec
+from pipelines.campaign.spec import BudgetSpec
 
 MIN_LEASE_S = 5.0
 """Less is not worth a start."""

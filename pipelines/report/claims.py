@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import ttest_ind
 
-from pipelines.report_facts import Evidence, matches
-from pipelines.report_page import Table
+from pipelines.report.facts import Evidence, matches
+from pipelines.report.page import Table
 from probes.estimate import holm
 
 LEVEL = 0.05

@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.atomic import write_atomically
-from pipelines.campaign_records import ArmRecord
-from pipelines.cli import main
-from pipelines.ledger import ledger, ledger_table, read_arms
-from pipelines.report_claims import claims_table, judge_all
-from pipelines.report_facts import REAL, Evidence, gather, matches
-from pipelines.report_page import Block, Heading, Sentence, Table, markdown, page_html
-from pipelines.report_primary import primary_table
-from pipelines.report_tables import Article, article_table, campaign_table, cost_table, load_article
+from pipelines.campaign.ledger import ledger, ledger_table, read_arms
+from pipelines.campaign.records import ArmRecord
+from pipelines.report.claims import claims_table, judge_all
+from pipelines.report.facts import REAL, Evidence, gather, matches
+from pipelines.report.page import Block, Heading, Sentence, Table, markdown, page_html
+from pipelines.report.primary import primary_table
+from pipelines.report.tables import Article, article_table, campaign_table, cost_table, load_article
 from pipelines.stored_runs import StoredRun, read_run, search_runs
 from pipelines.tracking import Run
 
@@ -177,7 +176,3 @@ def _runs_table(evidence: Sequence[Evidence]) -> Table:
     return Table(
         ("run", "entry point", "arm or recipe", "cohort", "seed", "leak", "commit", "started, UTC"), rows
     )
-
-
-if __name__ == "__main__":
-    main("report", ReportConfig, run_report)

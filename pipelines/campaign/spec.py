@@ -1,7 +1,7 @@
 """What a campaign file may say: its question, its arms, what they may cost, and when to stop.
 
 A campaign is data: `mlflow_projects/campaigns/*.yaml`. This file turns one into frozen dataclasses, as strictly as a
-recipe; `pipelines.campaign_arms` expands it into arms.
+recipe; `pipelines.campaign.arms` expands it into arms.
 """
 
 from __future__ import annotations

@@ -6,17 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from pipelines.arm import ArmPlan, StagePlan
-from pipelines.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
-from pipelines.campaign_arms import stage_words
-from pipelines.campaign_plan import budget_text
-from pipelines.campaign_records import ArmRecord, CampaignRecord
-from pipelines.campaign_research import Research
-from pipelines.campaign_spec import CampaignSpec
-from pipelines.campaign_table import LiveTable, lines, render, saved_hours
+from pipelines.campaign.arm import ArmPlan, StagePlan
+from pipelines.campaign.arms import stage_words
+from pipelines.campaign.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
+from pipelines.campaign.executors import Executor, Job
+from pipelines.campaign.plan import budget_text
+from pipelines.campaign.records import ArmRecord, CampaignRecord
+from pipelines.campaign.research import Research
+from pipelines.campaign.spec import CampaignSpec
+from pipelines.campaign.table import LiveTable, lines, render, saved_hours
 from pipelines.cli import EndWith
 from pipelines.demo import compare_page
-from pipelines.executors import Executor, Job
 from pipelines.interrupts import StopWatch
 from pipelines.outbox import StoreAwayError
 from pipelines.tracking import answering, run_tags, tracking_uri

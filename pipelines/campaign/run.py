@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.campaign_arms import Arm, design_sha256, expand, refuse_alike, stage_words
-from pipelines.campaign_loop import CampaignLoop
-from pipelines.campaign_plan import check_store, plan_table, resolved_backbones
-from pipelines.campaign_records import CampaignRecord, find_parent
-from pipelines.campaign_spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
-from pipelines.cli import main
+from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_words
+from pipelines.campaign.executors import open_executor
+from pipelines.campaign.loop import CampaignLoop
+from pipelines.campaign.plan import check_store, plan_table, resolved_backbones
+from pipelines.campaign.records import CampaignRecord, find_parent
+from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
+from pipelines.campaign.stages import check_words
 from pipelines.config import PROJECT_ROOT, find_recipe
-from pipelines.executors import open_executor
-from pipelines.stages import check_words
 from pipelines.tracking import Run, tracking_uri
 
 JOBS = PROJECT_ROOT / "runs" / "campaigns"
@@ -109,7 +108,3 @@ def alone(name: str) -> Iterator[None]:
 def _key(name: str) -> str:
     """Name the folder of a campaign: one per store, so that stores do not share locks."""
     return f"{name}-{hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]}"
-
-
-if __name__ == "__main__":
-    main("campaign", CampaignConfig, run_campaign)

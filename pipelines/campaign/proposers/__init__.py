@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipelines.campaign_spec import CampaignSpec, ProposerSpec
+from pipelines.campaign.spec import CampaignSpec, ProposerSpec
 
 
 class ProposalError(ValueError):
@@ -65,10 +65,10 @@ def open_proposer(spec: CampaignSpec) -> Proposer:
         CampaignError: If what it needs is missing.
     """
     if spec.proposer.kind == "llm":
-        from pipelines.proposers.llm import LlmProposer
+        from pipelines.campaign.proposers.llm import LlmProposer
 
         return LlmProposer(spec)
-    from pipelines.proposers.optuna import OptunaProposer
+    from pipelines.campaign.proposers.optuna import OptunaProposer
 
     return OptunaProposer(spec)
 

@@ -12,10 +12,10 @@ import shlex
 import subprocess
 from typing import Any
 
-from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.campaign.executors import Job, JobState
+from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.config import PROJECT_ROOT
 from pipelines.default_cohort import EMBEDDED
-from pipelines.executors import Job, JobState
 from pipelines.extras import load_extra
 from pipelines.interrupts import GRACE_S
 
@@ -109,7 +109,9 @@ def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> d
         cohort = shlex.quote(spec.cohort)
         run += [f"mkdir -p $(dirname {cohort})", f"ln -sfn {_COHORT} {cohort}"]
     most_s = math.ceil(job.plan.lease_s + 2 * GRACE_S)
-    run.append(f'timeout --kill-after={GRACE_S:.0f} {most_s} .venv/bin/python -m pipelines.arm "$DINOX_PLAN"')
+    run.append(
+        f'timeout --kill-after={GRACE_S:.0f} {most_s} .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"'
+    )
     config["setup"] = "\n".join(
         [
             "set -e",

@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.campaign_spec import CampaignError, CampaignSpec
-from pipelines.proposers import Outcome, Proposal, ProposalError, inside_space
+from pipelines.campaign.proposers import Outcome, Proposal, ProposalError, inside_space
+from pipelines.campaign.spec import CampaignError, CampaignSpec
 
 URL_ENV, KEY_ENV, MODEL_ENV = "DINOX_LLM_URL", "DINOX_LLM_KEY", "DINOX_LLM_MODEL"
 _TIMEOUT_S = 120.0

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.campaign_records import ArmRecord
-from pipelines.report_page import Table
+from pipelines.campaign.records import ArmRecord
+from pipelines.report.page import Table
 from pipelines.stored_runs import search_runs
 
 

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import arm
-from pipelines.campaign_spec import CampaignError, ResourcesSpec
+from pipelines.campaign import arm
+from pipelines.campaign.executors import Job, JobState
+from pipelines.campaign.spec import CampaignError, ResourcesSpec
 from pipelines.config import PROJECT_ROOT
-from pipelines.executors import Job, JobState
 from pipelines.extras import load_extra
 from pipelines.interrupts import GRACE_S
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from pipelines.report_claims import LEVEL, with_interval
-from pipelines.report_facts import Evidence
-from pipelines.report_page import Table
+from pipelines.report.claims import LEVEL, with_interval
+from pipelines.report.facts import Evidence
+from pipelines.report.page import Table
 from probes.estimate import holm
 
 GAIN = "probe/gain_over_diameter"

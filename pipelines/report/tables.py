@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind
 
-from pipelines.campaign_records import ArmRecord
+from pipelines.campaign.ledger import LedgerRow
+from pipelines.campaign.records import ArmRecord
 from pipelines.config import PROJECT_ROOT, RecipeError, load_recipe, read_yaml
-from pipelines.ledger import LedgerRow
-from pipelines.report_claims import ClaimSpec, with_interval
-from pipelines.report_facts import Evidence, matches
-from pipelines.report_page import Table
+from pipelines.report.claims import ClaimSpec, with_interval
+from pipelines.report.facts import Evidence, matches
+from pipelines.report.page import Table
 from probes.estimate import holm
 
 ARTICLE = PROJECT_ROOT / "mlflow_projects" / "article.yaml"

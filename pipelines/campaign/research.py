@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-from pipelines.campaign_arms import Arm, stage_words
-from pipelines.campaign_records import ArmRecord, CampaignRecord
-from pipelines.campaign_spec import CampaignSpec
+from pipelines.campaign.arms import Arm, stage_words
+from pipelines.campaign.executors import Executor
+from pipelines.campaign.proposers import Outcome, ProposalError, Proposer, inside_space, open_proposer
+from pipelines.campaign.records import ArmRecord, CampaignRecord
+from pipelines.campaign.spec import CampaignSpec
+from pipelines.campaign.stages import check_words
 from pipelines.config import RecipeError
-from pipelines.executors import Executor
-from pipelines.proposers import Outcome, ProposalError, Proposer, inside_space, open_proposer
-from pipelines.stages import check_words
 
 MOST_REFUSALS = 5
 """In a row: then the proposer is not asked again in this call."""

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.campaign_arms import Arm
-from pipelines.campaign_records import ArmRecord, find_parent
-from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.campaign.arms import Arm
+from pipelines.campaign.records import ArmRecord, find_parent
+from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.stored_runs import StoredRun, search_runs
 from pipelines.tracking import tracking_uri
 

@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.campaign_spec import CampaignError, ResourcesSpec
+from pipelines.campaign.executors import Job, JobState
+from pipelines.campaign.spec import CampaignError, ResourcesSpec
 from pipelines.config import PROJECT_ROOT
-from pipelines.executors import Job, JobState
 from pipelines.interrupts import GRACE_S
 
 _LOG_TAIL = 4000
@@ -70,7 +70,7 @@ class LocalExecutor:
             if devices:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
             self._started[str(folder)] = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.arm", job.plan.to_json()],
+                [sys.executable, "-m", "pipelines.campaign.arm", job.plan.to_json()],
                 cwd=PROJECT_ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -14,9 +14,9 @@ import json
 import time
 from collections.abc import Sequence
 
-from pipelines.arm import HEARTBEAT_S, HOURS
-from pipelines.campaign_arms import Arm
-from pipelines.campaign_spec import CampaignError, CampaignSpec
+from pipelines.campaign.arm import HEARTBEAT_S, HOURS
+from pipelines.campaign.arms import Arm
+from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.stored_runs import StoredRun, read_run, search_runs
 from pipelines.tracking import Run, client
 

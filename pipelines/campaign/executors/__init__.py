@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pipelines.arm import ArmPlan
-from pipelines.campaign_spec import CampaignError, CampaignSpec, ResourcesSpec
+from pipelines.campaign.arm import ArmPlan
+from pipelines.campaign.spec import CampaignError, CampaignSpec, ResourcesSpec
 
 JobState = Literal["pending", "running", "ended"]
 ExecutorName = Literal["local", "submitit", "skypilot"]
@@ -66,15 +66,15 @@ def open_executor(name: str, spec: CampaignSpec, parallel: int, folder: Path) ->
         raise CampaignError(f"parallel is the number of arms at a time, 0 or more, got {parallel}")
     match name:
         case "local":
-            from pipelines.executors.local import LocalExecutor
+            from pipelines.campaign.executors.local import LocalExecutor
 
             return LocalExecutor(spec.resources, parallel, folder)
         case "submitit":
-            from pipelines.executors.submitit import SubmititExecutor
+            from pipelines.campaign.executors.submitit import SubmititExecutor
 
             return SubmititExecutor(spec.resources, parallel, folder)
         case "skypilot":
-            from pipelines.executors.skypilot import SkyPilotExecutor
+            from pipelines.campaign.executors.skypilot import SkyPilotExecutor
 
             return SkyPilotExecutor(spec, parallel)
     raise CampaignError(f"executor '{name}' is unknown; use local, submitit or skypilot")

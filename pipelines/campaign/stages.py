@@ -73,7 +73,7 @@ def check_words(
     Raises:
         RecipeError: If a word cannot be, or a cohort is missing; the sentence ends with the arm.
     """
-    command = [sys.executable, "-m", "pipelines.stages"]
+    command = [sys.executable, "-m", "pipelines.campaign.stages"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")])
     }

@@ -1,0 +1,7 @@
+"""`python -m pipelines.report`."""
+
+from pipelines.cli import main
+from pipelines.report.run import ReportConfig, run_report
+
+if __name__ == "__main__":
+    main("report", ReportConfig, run_report)
