@@ -51,6 +51,9 @@ class Trainer:
         self.optimizer = build_optimizer([self.networks.student, self.objective], config.optim)
         self.watcher = Watcher(config.watch, config.head.prototypes, config.objective.student_temp)
         self.autocast_dtype = choose_precision(config.precision, device, backbone.embed_dim)
+        if self.autocast_dtype is not None and device.type == "cpu":
+            # Only the student is differentiated.
+            self.networks.student.backbone.attend_plainly()
         if config.compile:
             self.networks.student.compile()
             self.networks.teacher.compile()

@@ -1,0 +1,77 @@
+"""Does a run grow? Resident memory of a whole `pretrain` of 2000 tiny updates, with its evaluations and checkpoints."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.timing import row
+from pipelines.config import PROJECT_ROOT
+from pipelines.tracking import STORE_ENV
+from pipelines.wall_cohort import make_wall_cohort
+
+UPDATES, SETTLED = 2000, 500
+"""Evaluations and checkpoints come every 250 updates: the first two, with all that they import, are before 500."""
+
+CHILD = f"""
+import sys
+from pathlib import Path
+from pipelines.cli import run_entry_point
+from pipelines.pretrain import PretrainConfig, run_pretrain
+from pipelines.trainer import Trainer
+
+plain = Trainer.update
+
+def watched(self, batches):
+    plain(self, batches)
+    if self.step in ({SETTLED}, {UPDATES}):
+        resident = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))
+        print("resident", self.step, resident.split()[1], flush=True)
+
+Trainer.update = watched
+sys.exit(run_entry_point("pretrain", PretrainConfig, run_pretrain, "wall", sys.argv[1:]))
+"""
+
+
+def measure() -> list[dict[str, object]]:
+    """Train in a process of its own and compare what it holds early and late."""
+    if not Path("/proc/self/status").exists():
+        return []
+    with TemporaryDirectory(prefix="dinox-bench-") as folder:
+        make_wall_cohort(Path(folder) / "cohort", volumes=8, slices_each=32)
+        settings = {
+            "cohort": f"{folder}/cohort",
+            "runs_dir": f"{folder}/runs",
+            "steps": UPDATES,
+            "batch_size": 8,
+            "backbone.depth": 1,
+            "backbone.embed_dim": 16,
+            "backbone.heads": 2,
+            "eval_every": 250,
+            "save_every": 250,
+            "eval_slices": 32,
+            "workers": 0,
+        }
+        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            STORE_ENV: f"sqlite:///{folder}/mlflow.db",
+            "PYTHONPATH": str(PROJECT_ROOT),
+        }
+        # Artifacts go below the folder in which a store is made.
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, *words], cwd=folder, env=environment, capture_output=True, text=True
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("resident")]
+    resident_mib = {int(step): int(kib) / 1024 for _, step, kib in lines}
+    return [
+        row(
+            f"memory that a run gains from update {SETTLED} to {UPDATES}",
+            resident_mib[UPDATES] - resident_mib[SETTLED],
+            "<= 20",
+            f"MiB on {resident_mib[SETTLED]:.0f} MiB, with 6 evaluations and 6 checkpoints",
+        )
+    ]

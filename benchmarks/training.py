@@ -1,0 +1,125 @@
+"""One training update of ViT-S/14 on the CPU: bfloat16 against float32, and what the loop costs beside the arithmetic.
+
+Updates are those of recipe `vit_small` with small batches read from a cohort, so everything that does not shrink with
+the batch (the moving average, logging) weighs more here than in a real run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import process_time
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.chest_cohort import chest_cohort
+from benchmarks.timing import ROUNDS, one_thread, row
+from models.backbone import build_backbone
+from pipelines.config import find_recipe, load_recipe, read_yaml
+from pipelines.loader import BatchPlan, MicroBatches, stream_batches
+from pipelines.pretrain import PretrainConfig
+from pipelines.tracking import STORE_ENV, Run
+from pipelines.trainer import Trainer
+
+BATCH = 4
+Seconds = dict[str, float]
+
+
+def measure() -> Iterator[dict[str, object]]:
+    """Make updates of both precisions in turn, each with a clock on its parts."""
+    with one_thread():
+        trainings = {name: Training(name) for name in ("fp32", "bf16")}
+        updates: dict[str, list[Seconds]] = {name: [] for name in trainings}
+        for training in trainings.values():
+            training.update()
+        for _ in range(ROUNDS):
+            for name, training in trainings.items():
+                updates[name].append(training.update())
+        logging_s = trainings["bf16"].logging_seconds()
+    whole = {name: median(parts["update"] for parts in rounds) for name, rounds in updates.items()}
+    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    note = "" if has_units else "; this CPU has no bf16 units, so nothing is promised"
+    yield row(
+        f"update of ViT-S/14 in bf16, {BATCH} x 2 views of 224 px, one core",
+        whole["fp32"] / whole["bf16"],
+        ">= 2.2" if has_units else "",
+        f"times the rate in fp32 ({whole['fp32']:.2f} : {whole['bf16']:.2f} s){note}",
+    )
+    for name, rounds in updates.items():
+        log_every = trainings[name].config.log_every
+        watching = [(p["watch"] + logging_s / log_every) / p["update"] for p in rounds]
+        rest = [1 - (p["forward"] + p["backward"] + p["optimiser"]) / p["update"] for p in rounds]
+        yield row(
+            f"loop beside the arithmetic, {name}", median(rest), "<= 0.05", "of an update, data included"
+        )
+        yield row(
+            f"watching and logging, {name}",
+            median(watching),
+            "<= 0.03",
+            f"of an update; one log in {log_every} updates takes {logging_s * 1e3:.0f} ms",
+        )
+
+
+class Training:
+    """A run of `vit_small` in one precision, fed from the cohort of synthetic chests."""
+
+    def __init__(self, precision: str) -> None:
+        """Build networks and the stream of batches."""
+        tree = read_yaml(find_recipe("vit_small")) | {"batch_size": BATCH, "precision": precision}
+        self.config = load_recipe(PretrainConfig, tree)
+        torch.manual_seed(0)
+        self.trainer = Trainer(self.config, torch.device("cpu"), build_backbone(self.config.backbone))
+        index = chest_cohort().index
+        plan = BatchPlan(len(index), BATCH, self.config.accumulation, seed=0)
+        data = MicroBatches(index, plan, self.config.views, seed=0, render=True)
+        self.batches = stream_batches(data, 0, self.config.steps, workers=0, pin=False)
+
+    def update(self) -> Seconds:
+        """Make one update; return its processor seconds and those of its parts."""
+        seconds: Seconds = {}
+        with (
+            clocked(self.trainer, "_forward", "forward", seconds),
+            clocked(torch.Tensor, "backward", "backward", seconds),
+            clocked(self.trainer.optimizer, "step", "optimiser", seconds),
+            clocked(self.trainer, "_note", "watch", seconds),
+        ):
+            start = process_time()
+            self.trainer.update(self.batches)
+            seconds["update"] = process_time() - start
+        return seconds
+
+    def logging_seconds(self) -> float:
+        """Median processor seconds of one report written to an MLflow store in sqlite, as the loop does it."""
+        seconds = []
+        with TemporaryDirectory(prefix="dinox-bench-") as folder:
+            with patch.dict(os.environ, {STORE_ENV: f"sqlite:///{folder}/mlflow.db"}):
+                run = Run.start("pretrain")
+                for _ in range(3):
+                    self.update()
+                    start = process_time()
+                    metrics, verdict = self.trainer.report()
+                    run.log_metrics(metrics, self.trainer.step)
+                    run.set_tags({"dinox.status": verdict})
+                    seconds.append(process_time() - start)
+        return median(seconds)
+
+
+@contextmanager
+def clocked(owner: Any, name: str, label: str, seconds: Seconds) -> Iterator[None]:
+    """Add the processor time of a method to `seconds[label]`."""
+    method: Callable[..., Any] = getattr(owner, name)
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        start = process_time()
+        try:
+            return method(*arguments, **named)
+        finally:
+            seconds[label] = seconds.get(label, 0.0) + process_time() - start
+
+    with patch.object(owner, name, timed):
+        yield
