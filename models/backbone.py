@@ -100,7 +100,7 @@ class Backbone(nn.Module):
         """
         for module in self.vit.modules():
             if isinstance(module, Attention):
-                module.fused_attn = False
+                module.fused_attn = False  # type: ignore[misc]  # Final for TorchScript alone.
 
     def _encode(self, tokens: Tensor) -> Tokens:
         vit = self.vit
