@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pipelines.cohort import Cohort
 from probes.labels import Labelled, LabelRule, label_nodules
 from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule import Crop, CropSpec, crop_nodule
+from transforms.nodule import BORDER_HU, Crop, CropSpec, crop_nodule
 
 Row = Mapping[Hashable, Any]
+T = TypeVar("T", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,15 @@ class NoduleSet:
     Attributes:
         table: One row a nodule: the nodule table with `is_malignant`, and `manufacturer` and `spacing_z_mm` of its
             series.
-        crops_hu: (n, 3, P, P) float32, or (n, S, 3, P, P) for the form `slices`.
+        crops_hu: (n, 3, P, P) float32, or (n, S, 3, P, P) for the form `slices`: S is that of the finest slices, and
+            nodules on coarser ones end in padding.
         is_replicated: Whether a slice stands in for a missing neighbour, (n,).
         mm_per_px: Pixel size of each crop, (n,).
         dropped: nodule_id and reason of each nodule without a label or without a crop.
         labelled: What the rule said.
+        place_mm: For the form `slices`, how far above the nodule's centre each slice lies, (n, S): NaN where there is
+            none (padding, or beyond an end of the volume or a gap, where the crop repeats the last slice). How many
+            there are follows from the range, the spacing and the volume, never from the nodule. Else None.
     """
 
     table: pd.DataFrame
@@ -38,6 +43,7 @@ class NoduleSet:
     mm_per_px: NDArray[np.float64]
     dropped: pd.DataFrame
     labelled: Labelled
+    place_mm: NDArray[np.float64] | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -115,12 +121,58 @@ def nodule_set(
         raise ValueError(f"rule '{rule}' and these crops leave no nodule of cohort {cohort.root}{reason}")
     return NoduleSet(
         table=pd.DataFrame(kept),
-        crops_hu=np.stack([crop.hu for crop in crops]),
+        crops_hu=_stacked([crop.hu for crop in crops], BORDER_HU),
         is_replicated=np.array([crop.is_replicated for crop in crops]),
         mm_per_px=np.array(scales),
         dropped=dropped,
         labelled=labelled,
+        place_mm=_all_places_mm(kept, series, crops) if spec.form == "slices" else None,
     )
+
+
+def center_of(nodule: Row) -> list[float]:
+    """The centre of a nodule, LPS mm."""
+    return [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
+
+
+def places_mm(
+    row: Row, center_lps_mm: Sequence[float], n_slices: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return how far above the nodule's centre each slice lies, and whether the volume has it, (n_slices,) each.
+
+    Args:
+        row: Of series.parquet.
+        center_lps_mm: Of the nodule.
+        n_slices: Odd: the slice nearest to the centre and as many on either side.
+    """
+    z = float(lps_to_index(list(row["affine_ras"]), center_lps_mm, list(row["slice_offsets_mm"]))[0])
+    middle = int(np.floor(z + 0.5))
+    wanted = np.arange(n_slices) - n_slices // 2 + middle
+    gaps = [int(gap) for gap in row["gaps"]]
+    low = max([gap + 1 for gap in gaps if gap < middle], default=0)
+    high = min([gap for gap in gaps if gap >= middle], default=int(row["shape"][0]) - 1)
+    return np.asarray((wanted - z) * float(row["spacing_mm"][0]), dtype=np.float64), (wanted >= low) & (
+        wanted <= high
+    )
+
+
+def _all_places_mm(
+    kept: Sequence[Row], series: Mapping[str, Row], crops: Sequence[Crop]
+) -> NDArray[np.float64]:
+    places = []
+    for nodule, crop in zip(kept, crops, strict=True):
+        place_mm, is_there = places_mm(series[str(nodule["volume_id"])], center_of(nodule), len(crop.hu))
+        places.append(np.where(is_there, place_mm, np.nan))
+    return _stacked(places, np.nan)
+
+
+def _stacked(arrays: list[NDArray[T]], padding: float) -> NDArray[T]:
+    """Arrays that differ in their first axis as one, (n, longest, ...); the shorter ones end in padding."""
+    longest = max(len(array) for array in arrays)
+    stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding, dtype=arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[: len(array)] = array
+    return stacked
 
 
 def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
@@ -134,7 +186,7 @@ def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
 
 def _crop(cohort: Cohort, row: Row, nodule: Row, spec: CropSpec, whole_slice: bool) -> Crop:
     affine, offsets = list(row["affine_ras"]), list(row["slice_offsets_mm"])
-    center = np.array([float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"])
+    center = np.array(center_of(nodule))
     if whole_slice:
         z = lps_to_index(affine, center, offsets)[0]
         middle = [z, *((n - 1) / 2 for n in list(row["shape"])[1:])]

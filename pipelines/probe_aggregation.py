@@ -19,13 +19,12 @@ from pipelines.cohort import Cohort
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set
+from pipelines.nodule_set import NoduleSet, nodule_set, places_mm
 from pipelines.probe_setup import fold_plan, tag_probe
 from pipelines.tracking import Run
 from pipelines.view_tokens import of_rows
 from probes.aggregation import SliceTokens, compare_aggregators
 from probes.labels import LabelRule
-from transforms.geometry import lps_to_index
 from transforms.nodule import CropSpec, crop_nodule
 
 _NAMES: tuple[AggregatorName, ...] = ("centre", "mean", "centre3_mean", "centre3_max", "attention_z")
@@ -114,7 +113,8 @@ def slices_around(
 ) -> SliceTokens:
     """Encode a triplet at every slice within the range of each nodule's centre, padded to the longest.
 
-    Beyond the end of a volume, or a gap, the place is padding: nothing is repeated there.
+    Beyond the end of a volume, or a gap, the place is padding: nothing is repeated there. Nodule by nodule, because the
+    crops of all slices of all nodules would not fit into memory.
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     encoded: list[tuple[NDArray[np.float32], NDArray[np.float64]]] = []
@@ -141,27 +141,6 @@ def slices_around(
         positions[number, : len(tokens)] = torch.from_numpy(position_mm).float()
         mask[number, : len(tokens)] = True
     return SliceTokens(all_tokens, positions, mask)
-
-
-def places_mm(
-    row: Any, center_lps_mm: list[float], n_slices: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return how far above the nodule's centre each slice lies, and whether the volume has it, (n_slices,) each.
-
-    Args:
-        row: Of series.parquet.
-        center_lps_mm: Of the nodule.
-        n_slices: Odd: the slice nearest to the centre and as many on either side.
-    """
-    z = float(lps_to_index(list(row["affine_ras"]), center_lps_mm, list(row["slice_offsets_mm"]))[0])
-    middle = int(np.floor(z + 0.5))
-    wanted = np.arange(n_slices) - n_slices // 2 + middle
-    gaps = [int(gap) for gap in row["gaps"]]
-    low = max([gap + 1 for gap in gaps if gap < middle], default=0)
-    high = min([gap for gap in gaps if gap >= middle], default=int(row["shape"][0]) - 1)
-    return np.asarray((wanted - z) * float(row["spacing_mm"][0]), dtype=np.float64), (wanted >= low) & (
-        wanted <= high
-    )
 
 
 def planes_through(

@@ -100,6 +100,7 @@ def of_rows(nodules: NoduleSet, rows: NDArray[np.int64]) -> NoduleSet:
         crops_hu=nodules.crops_hu[rows],
         is_replicated=nodules.is_replicated[rows],
         mm_per_px=nodules.mm_per_px[rows],
+        place_mm=None if nodules.place_mm is None else nodules.place_mm[rows],
     )
 
 

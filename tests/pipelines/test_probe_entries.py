@@ -1,5 +1,6 @@
 """The probes of a frozen backbone, run on a small phantom cohort with a backbone that nobody trained."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,18 @@ from pipelines.cohort import Cohort
 from pipelines.cohort_tables import NODULES, write_table
 from pipelines.config import flatten, unflatten
 from pipelines.nodule_masks import disc, marks_of, masked_crops
-from pipelines.nodule_set import nodule_set
+from pipelines.nodule_set import nodule_set, places_mm
 from pipelines.pretrain import PretrainConfig
-from pipelines.probe_aggregation import AggregationConfig, places_mm, run_aggregation
+from pipelines.probe_aggregation import AggregationConfig, run_aggregation
 from pipelines.probe_dense import DenseConfig, run_dense
 from pipelines.probe_representation import RepresentationConfig, crops_one_slice_further, run_representation
 from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
 from pipelines.probe_supervised import SupervisedConfig, run_supervised
 from pipelines.tracking import Run, SilentRun
-from pipelines.view_tokens import encode_views, patients_to_test, render_rows, sample_slices
+from pipelines.view_tokens import encode_views, of_rows, patients_to_test, render_rows, sample_slices
 from probes.splits import is_held_out
 from transforms.geometry import lps_to_index
-from transforms.nodule import CropSpec
+from transforms.nodule import CropSpec, crop_nodule
 from transforms.view_config import ViewConfig
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=28)
@@ -336,6 +337,37 @@ def test_slices_have_their_place_in_mm_and_padding_where_the_volume_or_a_gap_end
     assert is_there.tolist() == [False, True, True, True, True]
     _, cut = places_mm(row | {"gaps": [2]}, [0.0, 0.0, 3.0], 5)  # nothing is joined across slices 2 and 3
     assert cut.tolist() == [False, True, True, True, False]
+
+
+def test_slices_of_unlike_spacings_are_one_array_whose_padding_says_nothing_of_the_nodule(
+    small_cohort,
+) -> None:
+    spec = CropSpec(form="slices", size_mm=24.0, out_px=12, z_range_mm=5.0)
+    nodules = nodule_set(small_cohort, "any_reader", spec)
+    spacing_mm = nodules.table["spacing_z_mm"].to_numpy()
+    assert len(set(spacing_mm)) > 2
+    longest = 2 * int(5.0 / spacing_mm.min() + 1e-6) + 1
+    assert nodules.crops_hu.shape == (len(spacing_mm), longest, 3, 12, 12)
+    rows = {row["volume_id"]: row for row in small_cohort.series.to_dict("records")}
+    for number, nodule in enumerate(nodules.table.to_dict("records")):
+        row = rows[nodule["volume_id"]]
+        affine, center = row["affine_ras"], [nodule[f"{axis}_lps_mm"] for axis in "xyz"]
+        own = crop_nodule(small_cohort.volume(nodule["volume_id"]), affine, center, spec).hu
+        np.testing.assert_array_equal(nodules.crops_hu[number, : len(own)], own)
+        assert (nodules.crops_hu[number, len(own) :] == -1024).all()
+        # What is there follows from the volume alone: every slice of it within reach of the middle one.
+        z_mm = lps_to_index(affine, center)[0] * spacing_mm[number]
+        all_mm = np.arange(row["shape"][0]) * spacing_mm[number] - z_mm
+        middle_mm = all_mm[np.abs(all_mm).argmin()]
+        expected = all_mm[np.abs(all_mm - middle_mm) <= 5.0 + 1e-6]
+        there = nodules.place_mm[number][np.isfinite(nodules.place_mm[number])]
+        np.testing.assert_allclose(there, expected, atol=1e-6)
+    swapped = copy.copy(small_cohort)
+    swapped.nodules = small_cohort.nodules.assign(diameter_mm=30.0)
+    np.testing.assert_array_equal(nodule_set(swapped, "any_reader", spec).place_mm, nodules.place_mm)
+    half = of_rows(nodules, np.arange(2))
+    assert half.place_mm.shape == (2, longest)
+    assert nodule_set(small_cohort, "any_reader", SPEC).place_mm is None
 
 
 def test_supervised_rows_stand_beside_diameter_and_pixels(rated_cohort) -> None:
