@@ -28,7 +28,8 @@ def export_png(cohort: Cohort, out: Path) -> int:
     """Write every slice of a cohort as `<volume_id>/<slice>.png`, then `index.csv`; files that are there are kept.
 
     The index has the Hub's columns (png_path, series_dir, slice_index, encoding, spacing_x/y/z in mm) and, so that
-    nothing is lost on the way back, the ids, the affine and the offset of each slice.
+    nothing is lost on the way back, the ids, the affine, the offset of each slice, and what the volume is: a patch that
+    came back as a series would tell its nodule's size by its length.
 
     Returns:
         The number of slices.
@@ -68,6 +69,7 @@ def _index_row(volume: dict[str, Any], z: int, png_path: Path) -> dict[str, Any]
         **{name: volume[name] for name in ("volume_id", "patient_id", "study_uid", "series_uid")},
         "affine_ras": " ".join(repr(float(value)) for value in volume["affine_ras"]),
         "slice_offset_mm": offset,
+        **{name: volume[name] for name in ("kind", "is_lossy", "manufacturer", "kernel")},
     }
 
 

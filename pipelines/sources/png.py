@@ -1,7 +1,8 @@
 """PNG slices with an index as a source: the Hub's form of LIDC-IDRI, and what `export_png` writes.
 
 The index is a CSV with png_path, series_dir, slice_index, encoding, spacing_x, spacing_y, spacing_z (mm). Our own
-export adds ids, `affine_ras` and `slice_offset_mm`; without them the place in the patient is not known.
+export adds ids, `affine_ras` and `slice_offset_mm`, without which the place in the patient is not known; and `kind`,
+`is_lossy`, `manufacturer` and `kernel`, without which a volume is a series of which these are not known.
 """
 
 import math
@@ -33,6 +34,10 @@ class PngJob(Job):
     slice_indices: tuple[int, ...] = ()
     affine_ras: tuple[float, ...] = ()
     slice_offsets_mm: tuple[float, ...] = ()
+    kind: str = "series"
+    is_lossy: bool = False
+    manufacturer: str = ""
+    kernel: str = ""
 
 
 def find_png(source: Path, pseudonyms: Pseudonyms) -> Found:
@@ -94,6 +99,9 @@ def _checked_job(
     affine = tuple(float(v) for v in _only(rows, "affine_ras").split())
     if affine and (len(affine) != 16 or not np.allclose(spacing_of(affine), spacing, rtol=1e-4)):
         raise SeriesRefusedError("affine_ras is not 16 numbers that agree with the spacing")
+    kind, is_lossy = _only(rows, "kind") or "series", _only(rows, "is_lossy") or "False"
+    if kind not in ("series", "patch") or is_lossy not in ("False", "True"):
+        raise SeriesRefusedError("kind is neither series nor patch, or is_lossy neither True nor False")
     patient = pseudonyms.patient(
         _only(rows, "patient_id") if "patient_id" in rows else "", series_dir, series_uid
     )
@@ -108,6 +116,10 @@ def _checked_job(
         slice_indices=tuple(rows["number"]),
         affine_ras=affine,
         slice_offsets_mm=tuple(float(v) for v in rows.get("slice_offset_mm", ()) if v),
+        kind=kind,
+        is_lossy=is_lossy == "True",
+        manufacturer=_only(rows, "manufacturer"),
+        kernel=_only(rows, "kernel"),
     )
 
 
@@ -146,13 +158,13 @@ def read_png_job(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[s
         "affine_ras": list(affine),
         "gaps": gaps,
         "slice_offsets_mm": offsets,
-        "manufacturer": "",
-        "kernel": "",
+        "manufacturer": job.manufacturer,
+        "kernel": job.kernel,
         "slice_thickness_mm": None,
         "transfer_syntax": "",
-        "is_lossy": False,
+        "is_lossy": job.is_lossy,
         "n_padding_voxels": 0,
-        "kind": "series",
+        "kind": job.kind,
         "notes": "" if is_placed else NOT_PLACED,
     }
     return row, volume_hu

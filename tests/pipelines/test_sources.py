@@ -208,6 +208,24 @@ def hub_form(root: Path, decode: Callable[[np.ndarray], np.ndarray], encoding: s
     return root
 
 
+def test_a_patch_comes_back_as_a_patch_and_a_scanner_as_itself(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    write_nifti(tmp_path / "s" / "LIDC-IDRI-0003_n1.nii.gz")
+    write_ct_series(tmp_path / "d", series_uid="1.2.3.4")
+    prepared(tmp_path / "s", tmp_path / "c", from_="nifti")
+    first = prepared(tmp_path / "d", tmp_path / "c").cohort
+    export_png(first, tmp_path / "png")
+    back = prepared(tmp_path / "png", tmp_path / "b", from_="png").cohort
+    kept = ["volume_id", "patient_id", "kind", "is_lossy", "manufacturer", "kernel"]
+    pd.testing.assert_frame_equal(back.series[kept], first.series[kept])
+    assert sorted(back.series["kind"]) == ["patch", "series"]
+    index = pd.read_csv(tmp_path / "png" / "index.csv").replace({"kind": {"patch": "part"}})
+    index.to_csv(tmp_path / "png" / "index.csv", index=False)
+    refused = prepared(tmp_path / "png", tmp_path / "e", from_="png").cohort.refused
+    assert refused["reason"].str.startswith("kind is neither series nor patch").tolist() == [True]
+
+
 def test_the_hubs_png_are_hu_plus_32768_at_slope_1(tmp_path: Path) -> None:
     source = hub_form(tmp_path / "s", lambda hu: hu + 32768)
     cohort = prepared(source, tmp_path / "c", from_="png").cohort
