@@ -130,7 +130,7 @@ def tell_of_unknown_diameters(nodules: NoduleSet) -> None:
     if not nodules.has_diameters:
         print(
             f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: no row of"
-            " diameter and no stratum inside 6-15 mm; how much of this is size alone cannot be told"
+            " diameter and no stratum inside 6-15 mm; entry point nodules measures one from the image"
         )
 
 
