@@ -44,6 +44,20 @@ def test_tokens_are_timms_own_without_registers() -> None:
     assert torch.allclose(tokens.patch_tokens, whole[:, 5:], atol=1e-6)
 
 
+def test_plain_attention_says_what_the_fused_kernel_says() -> None:
+    torch.manual_seed(0)
+    fused, plain = build_backbone(TINY).double(), build_backbone(TINY).double()
+    plain.load_state_dict(fused.state_dict())
+    plain.attend_plainly()
+    assert [block.attn.fused_attn for block in plain.vit.blocks] == [False, False]
+    images = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    for backbone in (fused, plain):
+        backbone(images).class_token.square().mean().backward()
+    for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.allclose(one.grad, other.grad, rtol=0, atol=1e-12)
+
+
 def test_showing_every_patch_is_encoding_the_image() -> None:
     torch.manual_seed(0)
     backbone = build_backbone(TINY).eval()
