@@ -22,7 +22,7 @@ PARALLEL = 4
 # Both ways end by printing their own peak memory, in MB.
 PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
 CAMPAIGN = "import sys; sys.argv = ['campaign', '--spec', '{spec}', '--parallel', '{parallel}']\n" + (
-    "from pipelines.campaign.run import CampaignConfig, main, run_campaign\n"
+    "from pipelines.campaign.run import CampaignConfig, run_campaign\nfrom pipelines.cli import main\n"
     "try:\n    main('campaign', CampaignConfig, run_campaign)\nfinally:\n    " + PEAK
 )
 STORE = f"from pipelines.tracking import client\nclient().search_runs(['0'])\n{PEAK}"

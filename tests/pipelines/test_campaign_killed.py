@@ -87,11 +87,17 @@ def test_twenty_kills_lose_nothing_and_pay_nothing_twice(own_store: Path, small_
     file, log, rng = campaign_file(own_store, small_cohort), own_store / "log.txt", random.Random(0)
     begun = time.time()
     process = started(file, log)
+    killed_arms = 0
     for number in range(KILLS):
+        # On a busy machine an arm takes long to start: every other kill waits for one, so that arms are hit too.
+        deadline = time.monotonic() + 120.0
+        while number % 2 and not running_arms() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
         time.sleep(rng.uniform(2.0, 8.0))
         arms = running_arms()
         if number % 2 and arms:
             os.kill(rng.choice(arms), signal.SIGKILL)
+            killed_arms += 1
         else:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
@@ -107,7 +113,10 @@ def test_twenty_kills_lose_nothing_and_pay_nothing_twice(own_store: Path, small_
     assert all(complete(arm) for arm in arms_now)
     assert all(not arm.is_open for arm in arms_now)
     attempts = sum(arm.attempt for arm in arms_now)
-    assert 4 < attempts <= 4 + KILLS  # Some arms were killed, and each kill costs one more attempt at most.
+    assert killed_arms >= 3
+    assert (
+        4 + killed_arms <= attempts <= 4 + KILLS
+    )  # Each kill of an arm costs one more attempt, and no more than one.
     # Two arms at a time: had one run twice, or been counted twice, more hours would have passed.
     used = total(ledger(arms_now, time.time()), "USD")
     assert 0 < used.hours <= PARALLEL * wall_hours
