@@ -1,7 +1,7 @@
 """The process of one arm of a campaign: its stages one after another, signs of life, and an end that is on record.
 
-A campaign starts it through an executor as `python -m pipelines.campaign.arm PLAN`; nobody else does. It needs no campaign
-to go on: it ends by itself, at its deadline at the latest, and leaves in MLflow what the campaign must know.
+A campaign starts it through an executor as `python -m pipelines.campaign.arm PLAN`; nobody else does. It needs no
+campaign to go on: it ends by itself, at its deadline at the latest, and leaves in MLflow what the campaign must know.
 """
 
 from __future__ import annotations
