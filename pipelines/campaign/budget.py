@@ -16,6 +16,9 @@ from pipelines.campaign.spec import BudgetSpec
 
 MIN_LEASE_S = 5.0
 """Less is not worth a start."""
+ENDING_S = 15.0
+"""What an arm takes from being asked to end until it has saved and ended; it costs, so it is set aside beforehand."""
+_ENDING_H = ENDING_S / 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,8 @@ def spent(usages: Sequence[Usage]) -> Spent:
 
 
 def is_spent(budget: BudgetSpec, usages: Sequence[Usage], poll_s: float) -> bool:
-    """Whether what runs would pass a limit before the next look at it, `poll_s` seconds from now."""
-    ahead = poll_s / 3600.0
+    """Whether what runs would pass a limit if it were asked to end at the next look, `poll_s` seconds from now."""
+    ahead = poll_s / 3600.0 + _ENDING_H
     soon = [Usage(u.hours + ahead, u.price_per_hour) if u.is_running else u for u in usages]
     after = spent(soon)
     is_over_hours = bool(budget.hours) and after.hours >= budget.hours
@@ -58,7 +61,7 @@ def is_spent(budget: BudgetSpec, usages: Sequence[Usage], poll_s: float) -> bool
 
 def is_arm_spent(budget: BudgetSpec, arm_hours_used: float) -> bool:
     """Whether an arm has used up its own hours."""
-    return bool(budget.arm_hours) and (budget.arm_hours - arm_hours_used) * 3600.0 < MIN_LEASE_S
+    return bool(budget.arm_hours) and (budget.arm_hours - arm_hours_used - _ENDING_H) * 3600.0 < MIN_LEASE_S
 
 
 def lease_hours(
@@ -74,8 +77,9 @@ def lease_hours(
         slots: Arms that could start now: what is left is shared among them.
     """
     used = spent(usages)
-    reserved_hours = sum(u.leased_hours for u in usages)
-    reserved_cost = sum(u.leased_hours * u.price_per_hour for u in usages)
+    reserved = [(u.leased_hours + _ENDING_H, u.price_per_hour) for u in usages if u.leased_hours or u.is_running]
+    reserved_hours = sum(hours for hours, _ in reserved)
+    reserved_cost = sum(hours * price for hours, price in reserved)
     left = math.inf
     if budget.hours:
         left = budget.hours - used.hours - reserved_hours
@@ -84,4 +88,5 @@ def lease_hours(
     lease = left / max(slots, 1)
     if budget.arm_hours:
         lease = min(lease, budget.arm_hours - arm_hours_used)
+    lease -= _ENDING_H
     return lease if lease * 3600.0 >= MIN_LEASE_S else 0.0
