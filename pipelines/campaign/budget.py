@@ -77,7 +77,9 @@ def lease_hours(
         slots: Arms that could start now: what is left is shared among them.
     """
     used = spent(usages)
-    reserved = [(u.leased_hours + _ENDING_H, u.price_per_hour) for u in usages if u.leased_hours or u.is_running]
+    reserved = [
+        (u.leased_hours + _ENDING_H, u.price_per_hour) for u in usages if u.leased_hours or u.is_running
+    ]
     reserved_hours = sum(hours for hours, _ in reserved)
     reserved_cost = sum(hours * price for hours, price in reserved)
     left = math.inf
