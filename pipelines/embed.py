@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from models.backbone import Tokens
 from pipelines.atomic import write_atomically
 from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.cli import EndWith, main
@@ -21,10 +19,9 @@ from pipelines.ct_volumes import CtFolder, CtVolume, FolderFormat
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.encode import EncodedSlices, EncodeSettings, PlainWindow, encode_slices
+from pipelines.features import SliceFeature, image_features
 from pipelines.probe_setup import tag_scale
 from pipelines.tracking import Run
-
-SliceFeature = Literal["class_token", "mean_patch", "both"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +118,7 @@ class _Table:
 
     def _columns(self, volume: CtVolume, part: EncodedSlices) -> dict[str, object]:
         count = len(part.z)
-        features = _chosen(part.tokens, self.config.features).numpy()
+        features = image_features(part.tokens, self.config.features).numpy()
         flat = pa.array(features.ravel(), type=pa.float32())
         return {
             "volume_id": [volume.volume_id] * count,
@@ -132,16 +129,6 @@ class _Table:
             "is_replicated": part.is_replicated,
             "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
         }
-
-
-def _chosen(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
-    match features:
-        case "class_token":
-            return tokens.class_token
-        case "mean_patch":
-            return tokens.patch_tokens.mean(1)
-        case "both":
-            return torch.cat([tokens.class_token, tokens.patch_tokens.mean(1)], dim=-1)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from transforms.nodule import CropSpec
 from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
 
 WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
+SliceFeature = Literal["class_token", "mean_patch", "both"]
+"""What says something of a whole image."""
 FeatureName = Literal["class_token", "mean_patch", "both", "neighbourhood", "patches"]
 """`neighbourhood` is the mean of the patches within 10 mm of the nodule's centre; `patches` keeps all of them."""
 
@@ -81,7 +83,8 @@ def network_input(hu: torch.Tensor, window: str, hu_scale: float = 1.0) -> torch
     return (window_hu(hu * hu_scale, *WINDOWS_HU[window]) - mean) / std
 
 
-def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:
+def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
+    """Return one vector an image, (B, D) or, for `both`, (B, 2 D)."""
     match features:
         case "class_token":
             return tokens.class_token
@@ -89,11 +92,17 @@ def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px
             return tokens.patch_tokens.mean(1)
         case "both":
             return torch.cat([tokens.class_token, tokens.patch_tokens.mean(1)], dim=-1)
+
+
+def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:
+    match features:
         case "neighbourhood":
             near = _near_center(tokens.patch_tokens.shape[1], backbone.patch_px * mm_per_px)
             return tokens.patch_tokens[:, near].mean(1)
         case "patches":
             return tokens.patch_tokens
+        case _:
+            return image_features(tokens, features)
 
 
 def _near_center(patches: int, patch_mm: float) -> torch.Tensor:
