@@ -38,9 +38,15 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float
     if n_student < 2:
         raise ValueError(f"DINO compares different views of a slice; the student was given {n_student} view")
     log_probs = F.log_softmax(wide(student_logits) / student_temp, dim=-1)
-    pairs = -torch.einsum("tbk,sbk->ts", teacher_probs, log_probs) / student_logits.shape[1]
-    same = torch.eye(n_teacher, n_student, dtype=torch.bool, device=pairs.device)
-    return pairs.masked_fill(same, 0.0).sum() / (n_teacher * n_student - min(n_teacher, n_student))
+    # No matrix product: autocast would round it to half precision, and one running sum over K prototypes and B samples
+    # loses digits that sums by pairs keep.
+    pairs = [
+        (teacher_probs[t] * log_probs[s]).sum(-1).mean()
+        for t in range(n_teacher)
+        for s in range(n_student)
+        if s != t
+    ]
+    return -torch.stack(pairs).mean()
 
 
 def sinkhorn_probabilities(logits: Tensor, teacher_temp: float, iterations: int = 3) -> Tensor:

@@ -38,10 +38,21 @@ def test_dino_equals_a_loop_over_pairs_of_views(rng: torch.Generator, n_student:
     assert found.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-12)
 
 
-def test_dino_of_a_silent_pair_is_the_entropy_wall() -> None:
-    silent = torch.zeros(2, 4, 8192)
+@pytest.mark.parametrize("batch", [4, 64])
+def test_dino_of_a_silent_pair_is_the_entropy_wall(batch: int) -> None:
+    silent = torch.zeros(2, batch, 8192)
     loss = dino_loss(silent, teacher_probabilities(silent, torch.zeros(8192), 0.04), 0.1)
-    assert loss.item() == pytest.approx(9.0109, abs=1e-4)
+    assert loss.item() == pytest.approx(math.log(8192), abs=1e-5)
+
+
+def test_dino_is_no_coarser_under_autocast(rng: torch.Generator) -> None:
+    student = torch.randn(4, 16, 512, generator=rng)
+    targets = teacher_probabilities(torch.randn(2, 16, 512, generator=rng), torch.zeros(512), 0.04)
+    plain = dino_loss(student, targets, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dino_loss(student, targets, 0.1).item() == plain.item()
+    wide = dino_loss(student.double(), targets.double(), 0.1)
+    assert plain.item() == pytest.approx(wide.item(), rel=1e-6)
 
 
 def test_dino_refuses_a_single_view() -> None:
