@@ -20,14 +20,16 @@ _VOLUMES, _SLICES_EACH, _SIZE_PX = 20, 128, 40
 _SPACING_MM = (1.0, 9.0, 9.0)
 
 
-def make_wall_cohort(root: Path, volumes: int = _VOLUMES, slices_each: int = _SLICES_EACH) -> None:
+def make_wall_cohort(
+    root: Path, volumes: int = _VOLUMES, slices_each: int = _SLICES_EACH, variety: float = 1.0
+) -> None:
     """Write the cohort; by default a hold-out of 0.2 leaves 16 volumes with 2048 slices to train on.
 
     Raises:
         ValueError: If the folder holds something else.
     """
     writer = CohortWriter(root)
-    slices = chest_slices(volumes * slices_each, _SIZE_PX)
+    slices = chest_slices(volumes * slices_each, _SIZE_PX, variety=variety)
     for number in range(volumes):
         own = slices[number * slices_each : (number + 1) * slices_each]
         writer.add_volume(_row(f"wall-{number:03d}", slices_each), own.reshape(-1, _SIZE_PX, _SIZE_PX))

@@ -3,7 +3,8 @@
 Two textured lungs at about -850 HU with vessels, a heart and a spine in a body, 15 HU of noise. The three channels are
 neighbouring slices: vessels wander, organs grow a little, noise is new. Lengths are fractions of half the image.
 Bodies, lungs and hearts differ as much as levels of the chest and patients do: where all slices look alike, two views
-of one share too little for any teacher to leave the wall (docs/decisions/0002-cross-view-share.md).
+of one share too little for any teacher to leave the wall (docs/decisions/0002-cross-view-share.md). `variety` makes
+them more alike or less: it scales how far each organ's place, size and density may lie from the middle of its range.
 """
 
 from __future__ import annotations
@@ -15,28 +16,39 @@ from scipy.ndimage import zoom
 LUNG_HU, NOISE_HU, N_VESSELS = -850.0, 15.0, 12
 
 
-def chest_slices(n: int = 2048, size_px: int = 40, seed: int = 0) -> NDArray[np.int16]:
+def chest_slices(n: int = 2048, size_px: int = 40, seed: int = 0, variety: float = 1.0) -> NDArray[np.int16]:
     """Draw `n` chest slices with their neighbours, int16 HU, (n, 3, size_px, size_px).
 
-    Slice i depends on the seed and on i alone, so that a longer study begins with the shorter one.
+    Slice i depends on the seed, the variety and i alone, so that a longer study begins with the shorter one.
 
     Raises:
-        ValueError: If there is no slice to draw, or fewer than 16 pixels to draw it on.
+        ValueError: If there is no slice to draw, fewer than 16 pixels to draw it on, or a variety at which lungs would
+            leave the body.
     """
     if n < 1 or size_px < 16:
         raise ValueError(f"a study needs at least 1 slice of at least 16 pixels, got {n} of {size_px}")
-    return np.stack([_chest_slice(np.random.default_rng([seed, index]), size_px) for index in range(n)])
+    if not 0 <= variety <= 1.25:
+        raise ValueError(f"variety must lie in [0, 1.25], got {variety}")
+    return np.stack(
+        [_chest_slice(np.random.default_rng([seed, index]), size_px, variety) for index in range(n)]
+    )
 
 
-def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
+def _chest_slice(rng: np.random.Generator, size_px: int, variety: float) -> NDArray[np.int16]:
     """One slice and its two neighbours, (3, size_px, size_px)."""
+
+    def draw(low: float, high: float) -> float:
+        """Draw from a range, drawn together about its middle or apart by the variety."""
+        middle = (low + high) / 2
+        return middle + variety * (float(rng.uniform(low, high)) - middle)
+
     line = (np.arange(size_px) + 0.5) / size_px * 2 - 1
-    y, x = line[:, None] - rng.uniform(-0.1, 0.1), line - rng.uniform(-0.1, 0.1)
+    y, x = line[:, None] - draw(-0.1, 0.1), line - draw(-0.1, 0.1)
     z = np.array([-1.0, 0.0, 1.0])[:, None, None]
-    width = rng.uniform(0.6, 0.92)
-    depth = width * rng.uniform(0.6, 0.95)
-    fat = rng.uniform(0.04, 0.16)
-    grow = 1 + z * rng.uniform(-0.03, 0.03)
+    width = draw(0.6, 0.92)
+    depth = width * draw(0.6, 0.95)
+    fat = draw(0.04, 0.16)
+    grow = 1 + z * draw(-0.03, 0.03)
 
     image = np.full((3, size_px, size_px), -1000.0)
     edge = 1 / size_px
@@ -54,10 +66,10 @@ def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
     lung_hu = LUNG_HU + rng.normal(0, 30) + _texture_hu(rng, size_px)
     lungs = [
         (
-            rng.uniform(-0.15, 0.15) * depth,
-            side * (width - fat) * rng.uniform(0.46, 0.54),
-            (depth - fat) * rng.uniform(0.45, 0.9),
-            (width - fat) * rng.uniform(0.28, 0.46),
+            draw(-0.15, 0.15) * depth,
+            side * (width - fat) * draw(0.46, 0.54),
+            (depth - fat) * draw(0.45, 0.9),
+            (width - fat) * draw(0.28, 0.46),
         )
         for side in (-1, 1)
     ]
@@ -65,10 +77,10 @@ def _chest_slice(rng: np.random.Generator, size_px: int) -> NDArray[np.int16]:
         fill(*lung, lung_hu)
     for lung in lungs:
         np.maximum(image, _vessels_hu(rng, y, x, z, lung), out=image)
-    heart = width * rng.uniform(0.12, 0.4), width * rng.uniform(0.12, 0.4)
-    fill(rng.uniform(-0.25, 0.05), rng.uniform(0.0, 0.25), *heart, 45)
-    spine = width * rng.uniform(0.12, 0.2)
-    fill(depth - fat - spine, 0, spine, spine, rng.uniform(200, 700))
+    heart = width * draw(0.12, 0.4), width * draw(0.12, 0.4)
+    fill(draw(-0.25, 0.05), draw(0.0, 0.25), *heart, 45)
+    spine = width * draw(0.12, 0.2)
+    fill(depth - fat - spine, 0, spine, spine, draw(200, 700))
     image += rng.normal(0, NOISE_HU, image.shape)
     rounded: NDArray[np.int16] = np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
     return rounded

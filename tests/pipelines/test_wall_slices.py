@@ -38,3 +38,15 @@ def test_neighbouring_channels_are_alike_and_slices_are_not() -> None:
 def test_a_study_without_slices_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 slice"):
         chest_slices(0)
+
+
+def test_variety_scales_how_much_bodies_differ_and_leaves_the_middle() -> None:
+    def widths_px(variety: float) -> np.ndarray:
+        inner_rows = chest_slices(200, variety=variety)[:, 1, 5:35]
+        return (inner_rows > -500).any(1).sum(-1)
+
+    alike, plain = widths_px(0.5), widths_px(1.0)
+    assert alike.std() == pytest.approx(plain.std() / 2, rel=0.1)
+    assert alike.mean() == pytest.approx(plain.mean(), rel=0.02)
+    with pytest.raises(ValueError, match="variety"):
+        chest_slices(1, variety=2.0)
