@@ -67,8 +67,14 @@ class Pseudonyms:
         )
 
     def name(self, name: str) -> str:
-        """A folder's or file's name as it may be stored."""
-        return name if self.keep_ids or name in self.public_names else f"name-{self._hash('name', name)[:16]}"
+        """A folder's or file's name as it may be stored; one that is not UTF-8 cannot be."""
+        is_utf8 = not any("\ud800" <= character <= "\udfff" for character in name)
+        is_shown = is_utf8 and (self.keep_ids or name in self.public_names)
+        return name if is_shown else self.hashed_name(name)
+
+    def hashed_name(self, name: str) -> str:
+        """What stands in the place of a name."""
+        return f"name-{self._hash('name', name)[:16]}"
 
     def folder(self, relative: Path) -> str:
         """A path below the source, each part of it public or hashed; "." for the source itself."""

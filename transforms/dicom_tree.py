@@ -42,18 +42,20 @@ def walk_files(root: Path) -> Iterator[Path]:
         folders = []
         for entry in entries:
             path = Path(entry.path)
-            if entry.is_dir():
-                identity = _identity(path)
-                if identity not in seen:
-                    seen.add(identity)
+            try:
+                is_folder = entry.is_dir()
+                identity = _identity(path) if is_folder or entry.is_symlink() else None
+            except OSError:
+                yield path  # a link to nowhere or to itself, a folder that may not be entered: refused likewise
+                continue
+            if identity is None:
+                yield path
+            elif identity not in seen:
+                seen.add(identity)
+                if is_folder:
                     folders.append(path)
-            elif not entry.is_symlink():
-                yield path
-            elif not path.exists():
-                yield path
-            elif _identity(path) not in seen:
-                seen.add(_identity(path))
-                yield path
+                else:
+                    yield path
         waiting.extend(reversed(folders))
 
 

@@ -1,5 +1,6 @@
 """The formats that a source may have, each with the function that finds its volumes and the one that reads one."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -41,5 +42,6 @@ def find_jobs(
         found = find_nifti(source, pseudonyms, table)
     else:
         found = find_png(source, pseudonyms)
-    used = {(source / TRUTH_FILE).resolve(), *([table.path.resolve()] if table else [])}
-    return Found(found.jobs, [one for one in found.refused if one.path.resolve() not in used])
+    # realpath, because Path.resolve raises on a link that leads to itself.
+    used = {os.path.realpath(path) for path in (source / TRUTH_FILE, *([table.path] if table else []))}
+    return Found(found.jobs, [one for one in found.refused if os.path.realpath(one.path) not in used])

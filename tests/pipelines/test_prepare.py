@@ -115,15 +115,28 @@ def test_refused_files_are_counted_by_series_folder_and_reason(
     write_ct_series(source / "slope", series_uid="1.2.3.5", change=no_slope)
     write_ct_series(source / "position", series_uid="1.2.3.6", change=one_position)
     (source / "scan.nii.gz").write_bytes(b"\x1f\x8b" + b"0" * 200)
+    (source / "links").mkdir()
+    (source / "links" / "itself").symlink_to("itself")
     prepared = prepare_cohort(config(source, tmp_path / "c", keep_ids=True))
     table = prepared.cohort.refused.set_index("folder")
-    assert list(table.index) == [".", "slope", "position"]
-    assert list(table["n_files"]) == [1, 5, 5]
+    assert list(table.index) == [".", "links", "slope", "position"]
+    assert list(table["n_files"]) == [1, 1, 5, 5]
     assert table.loc[".", "reason"] == "a NIfTI file; read it with from=nifti"
     assert "RescaleSlope" in table.loc["slope", "reason"]
     assert "two slices with different pixels" in table.loc["position", "reason"]
     hashed = prepare_cohort(config(source, tmp_path / "d")).cohort.refused
     assert hashed["folder"].str.fullmatch(r"\.|name-[0-9a-f]{16}").all()
+
+
+def test_a_folder_whose_name_no_table_can_hold_is_hashed_though_ids_are_kept(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    write_ct_series(tmp_path / "s" / "good")
+    odd = tmp_path / "s" / os.fsdecode(b"J\xfcrgen")  # Latin-1, from an old disk: not UTF-8
+    odd.mkdir()
+    (odd / "letter.txt").write_text("no CT")
+    refused = prepare_cohort(config(tmp_path / "s", tmp_path / "c", keep_ids=True)).cohort.refused
+    assert refused["folder"].str.fullmatch(r"name-[0-9a-f]{16}").all()
 
 
 def test_nothing_readable_is_said_in_one_sentence(write_ct_series: Writer, tmp_path: Path) -> None:
