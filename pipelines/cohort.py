@@ -224,7 +224,7 @@ def write_volume(root: Path, row: Mapping[str, Any], volume_hu: NDArray[np.int16
         ValueError: If the id cannot be a file name, or the volume is not three-dimensional int16.
     """
     volume_id = str(row["volume_id"])
-    if not _ID.fullmatch(volume_id):
+    if not is_volume_id(volume_id):
         raise ValueError("a volume id must be letters, digits, dots, dashes and underscores, 200 at most")
     if volume_hu.dtype != np.int16 or volume_hu.ndim != 3 or not volume_hu.size:
         raise ValueError(f"a volume must be (Z, Y, X) int16, got {volume_hu.shape} {volume_hu.dtype}")
@@ -240,6 +240,11 @@ def write_volume(root: Path, row: Mapping[str, Any], volume_hu: NDArray[np.int16
     )
     write_atomically(root / "body" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, grid))
     write_atomically(root / "rows" / f"{volume_id}.json", lambda file: file.write(text.encode()))
+
+
+def is_volume_id(text: str) -> bool:
+    """Whether a text can be the id of a volume, and so the name of its files."""
+    return _ID.fullmatch(text) is not None
 
 
 def voxel_sha256(volume_hu: NDArray[np.int16]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.annotation_csv import AnnotationTable
+from pipelines.cohort import is_volume_id
 from pipelines.pseudonyms import Pseudonyms, lidc_scans
 from pipelines.sources.found import Found, Job
 from transforms.dicom_tree import walk_files
@@ -23,7 +24,8 @@ PATCH_BELOW_MM = (100.0, 150.0, 150.0)
 def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | None) -> Found:
     """List the NIfTI files of a folder, with the patient and series that the annotation table says.
 
-    A file's volume_id is its name where that starts with a public patient id, else a hash of its path.
+    A file's volume_id is its name where that starts with a public patient id, or all ids are kept, and no other file
+    has it; else a hash of its path.
 
     Raises:
         ValueError: If `source` is neither a file nor a folder, or the table names no files though these have no UID.
@@ -32,21 +34,28 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
     files = [source] if source.is_file() else list(walk_files(source))
     said = table.of_files() if table else {}
     found = Found()
-    names = Counter(_stem(path) for path in files)
-    for path in files:
-        relative = Path(os.path.relpath(path, root)).as_posix()
+    relatives = [Path(os.path.relpath(path, root)).as_posix() for path in files]
+    names = Counter(map(_stem, files))
+    stems = [
+        _stem(path) if names[_stem(path)] == 1 else relative.replace("/", "__")
+        for path, relative in zip(files, relatives, strict=True)
+    ]
+    file_names = Counter(map(_file_name, stems))
+    for path, relative, stem in zip(files, relatives, stems, strict=True):
         patient_id, series_uid, reason = said.get(relative, ("", "", ""))
         if not path.name.endswith(ENDINGS):
             found.refused.append(RefusedFile(path, "", "not a NIfTI file by its name (.nii or .nii.gz)"))
         elif reason:
             found.refused.append(RefusedFile(path, "", reason))
         else:
-            stem = _stem(path) if names[_stem(path)] == 1 else relative.replace("/", "__")
             public_id = _public_prefix(stem, pseudonyms)
             if not series_uid and public_id in lidc_scans():
                 series_uid = public_id
-            is_shown = pseudonyms.keep_ids or public_id
-            volume_id = _file_name(stem) if is_shown else pseudonyms.name(str(path.resolve()))
+            file_name = _file_name(stem)
+            # Names that differ only in what an id cannot hold would be one volume, the last of them.
+            is_id = is_volume_id(file_name) and file_names[file_name] == 1
+            is_shown = is_id and (pseudonyms.keep_ids or public_id)
+            volume_id = file_name if is_shown else pseudonyms.hashed_name(str(path.resolve()))
             # Where nothing says the patient, the file stands for one.
             patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
             found.jobs.append(Job(volume_id, (path,), series_uid, patient))

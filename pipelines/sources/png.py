@@ -7,6 +7,7 @@ export adds ids, `affine_ras` and `slice_offset_mm`, without which the place in 
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.cohort import is_volume_id
 from pipelines.pseudonyms import Pseudonyms, lidc_scans
 from pipelines.sources.found import Found, Job
 from transforms.geometry import spacing_of
@@ -54,13 +56,27 @@ def find_png(source: Path, pseudonyms: Pseudonyms) -> Found:
             found.jobs.append(_job(str(series_dir), rows, index_path.parent, pseudonyms))
         except SeriesRefusedError as refusal:
             found.refused += [RefusedFile(path, refusal.series_uid, refusal.reason) for path in files]
+    _refuse_shared_ids(found)
     return found
+
+
+def _refuse_shared_ids(found: Found) -> None:
+    """Refuse series that would be one volume, the last of them."""
+    counts = Counter(job.volume_id for job in found.jobs)
+    for job in found.jobs:
+        if counts[job.volume_id] > 1:
+            reason = f"the index gives one id to {counts[job.volume_id]} values of series_dir"
+            found.refused += [RefusedFile(path, job.series_uid, reason) for path in job.files]
+    found.jobs = [job for job in found.jobs if counts[job.volume_id] == 1]
 
 
 def _read_index(source: Path) -> tuple[Path, pd.DataFrame]:
     candidates = [source] if source.is_file() else sorted(source.rglob("*.csv"))
     for path in candidates:
-        index = pd.read_csv(path, dtype=str, keep_default_na=False)
+        try:
+            index = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError):
+            continue  # a CSV, if it is one, of something else
         if set(NEEDED) <= set(index.columns):
             return path, index
     raise ValueError(
@@ -105,9 +121,14 @@ def _checked_job(
     patient = pseudonyms.patient(
         _only(rows, "patient_id") if "patient_id" in rows else "", series_dir, series_uid
     )
-    volume_id = _only(rows, "volume_id") if "volume_id" in rows else series_uid
+    shown = pseudonyms.name(series_dir)
+    volume_id = _only(rows, "volume_id") or series_uid
+    if volume_id and not is_volume_id(volume_id):
+        raise SeriesRefusedError(
+            "volume_id or series_uid is no id: letters, digits, dots, dashes and underscores, 200 at most"
+        )
     return PngJob(
-        volume_id=volume_id or pseudonyms.name(series_dir),
+        volume_id=volume_id or (shown if is_volume_id(shown) else pseudonyms.hashed_name(series_dir)),
         files=tuple(root / path for path in rows["png_path"]),
         series_uid=series_uid,
         patient_id=patient,

@@ -168,6 +168,17 @@ def test_one_nifti_file_is_a_source(tmp_path: Path) -> None:
     assert done.cohort.series["volume_id"].str.fullmatch(r"name-[0-9a-f]{16}").all()
 
 
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_no_two_files_become_one_volume(keep_ids: bool, tmp_path: Path) -> None:
+    names = ["LIDC-IDRI-0003 a", "LIDC-IDRI-0003_a", "b c", "b_c", "\u5f20\u4e09", "long" * 55, "plain"]
+    for i, name in enumerate(names):
+        write_nifti(tmp_path / "s" / f"{name}.nii.gz", (10, 12, 8 + i))
+    done = prepared(tmp_path / "s", tmp_path / "c", from_="nifti", keep_ids=keep_ids)
+    assert done.n_new == len(done.cohort.series) == len(names)
+    assert sorted(shape[0] for shape in done.cohort.series["shape"]) == list(range(8, 8 + len(names)))
+    assert ("plain" in done.cohort.series["volume_id"].tolist()) == keep_ids
+
+
 def test_export_and_back_gives_the_same_voxels_at_the_same_place(
     write_ct_series: Writer, tmp_path: Path
 ) -> None:
@@ -265,6 +276,29 @@ def test_png_of_8_bits_cut_short_or_led_outside_are_refused(tmp_path: Path) -> N
     index.to_csv(source / "index.csv", index=False)
     with pytest.raises(NothingReadError, match="leads out of the folder"):
         prepared(source, tmp_path / "c3", from_="png")
+
+
+def test_ids_that_are_none_and_ids_of_two_series_are_refused_and_the_rest_is_read(tmp_path: Path) -> None:
+    source = hub_form(tmp_path / "s", lambda hu: hu + 32768)
+    index = pd.read_csv(source / "index.csv", dtype=str)
+    ids = {"P1": "../outside", "P2": "twice", "P3": "twice", "P4/a b": ""}
+    rows = [index.assign(series_dir=name, volume_id=volume_id) for name, volume_id in ids.items()]
+    pd.concat(rows).to_csv(source / "index.csv", index=False)
+    done = prepared(source, tmp_path / "c", from_="png", keep_ids=True)
+    assert done.cohort.series["volume_id"].str.fullmatch(r"name-[0-9a-f]{16}").tolist() == [True]
+    reasons = dict(zip(done.cohort.refused["reason"], done.cohort.refused["n_files"], strict=True))
+    assert [(reason[:21], n_files) for reason, n_files in sorted(reasons.items())] == [
+        ("the index gives one i", 8),
+        ("volume_id or series_u", 4),
+    ]
+
+
+def test_a_csv_of_something_else_beside_the_index_is_passed_over(tmp_path: Path) -> None:
+    source = hub_form(tmp_path / "s", lambda hu: hu + 32768)
+    (source / "a.csv").write_bytes(b"")
+    (source / "b.csv").write_bytes(b"x,y\n1,2,3\n\xff\n")
+    (source / "c.csv").mkdir()
+    assert prepared(source, tmp_path / "c", from_="png").n_new == 1
 
 
 def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
