@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from pipelines.atomic import write_atomically
 from pipelines.cohort import Cohort
-from transforms.png_slices import ENCODING, encode_png
+from transforms.png_slices import ENCODING, encode_png, holds_slice
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run
@@ -25,7 +26,7 @@ class ExportPngConfig:
 
 
 def export_png(cohort: Cohort, out: Path) -> int:
-    """Write every slice of a cohort as `<volume_id>/<slice>.png`, then `index.csv`; files that are there are kept.
+    """Write every slice of a cohort as `<volume_id>/<slice>.png`, then `index.csv`; files that hold it are kept.
 
     The index has the Hub's columns (png_path, series_dir, slice_index, encoding, spacing_x/y/z in mm) and, so that
     nothing is lost on the way back, the ids, the affine, the offset of each slice, and what the volume is: a patch that
@@ -41,12 +42,14 @@ def export_png(cohort: Cohort, out: Path) -> int:
             volume: dict[str, Any] = {str(name): value for name, value in record.items()}
             folder = out / volume["volume_id"]
             folder.mkdir(parents=True, exist_ok=True)
+            slice_indices = _slice_indices(volume)
             for z, slice_hu in enumerate(cohort.volume(volume["volume_id"])):
                 path = folder / f"{z:04d}.png"
-                if not path.is_file():
+                # The volume may have been prepared anew since, from more slices; to look is far cheaper than to write.
+                if not holds_slice(path, slice_hu):
                     png = encode_png(slice_hu)
                     write_atomically(path, lambda file, png=png: file.write(png))  # type: ignore[misc]
-                rows.append(_index_row(volume, z, path.relative_to(out)))
+                rows.append(_index_row(volume, z, slice_indices[z], path.relative_to(out)))
                 bar.update()
     buffer = io.StringIO()
     pd.DataFrame(rows).to_csv(buffer, index=False)
@@ -54,14 +57,24 @@ def export_png(cohort: Cohort, out: Path) -> int:
     return n_slices
 
 
-def _index_row(volume: dict[str, Any], z: int, png_path: Path) -> dict[str, Any]:
+def _slice_indices(volume: dict[str, Any]) -> list[int]:
+    """Number of each slice, counting those that are missing: more than one apart wherever there is a gap."""
+    steps = np.ones(int(volume["shape"][0]), dtype=int)
+    steps[0] = 0
+    for gap in volume["gaps"]:
+        step_mm = volume["slice_offsets_mm"][gap + 1] - volume["slice_offsets_mm"][gap]
+        steps[gap + 1] = max(2, round(step_mm / volume["spacing_mm"][0]))
+    return [int(index) for index in steps.cumsum()]
+
+
+def _index_row(volume: dict[str, Any], z: int, slice_index: int, png_path: Path) -> dict[str, Any]:
     spacing_z, spacing_y, spacing_x = volume["spacing_mm"]
     offsets = volume["slice_offsets_mm"]
     offset = float(offsets[z]) if len(offsets) else z * spacing_z
     return {
         "png_path": png_path.as_posix(),
         "series_dir": volume["volume_id"],
-        "slice_index": round(offset / spacing_z),
+        "slice_index": slice_index,
         "encoding": ENCODING,
         "spacing_x": spacing_x,
         "spacing_y": spacing_y,

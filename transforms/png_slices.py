@@ -26,6 +26,14 @@ def encode_png(slice_hu: NDArray[np.int16]) -> bytes:
     return buffer.getvalue()
 
 
+def holds_slice(path: Path, slice_hu: NDArray[np.int16]) -> bool:
+    """Whether a file is there and holds these voxels, (Y, X) int16 HU."""
+    try:
+        return np.array_equal(_stored(path) ^ np.uint16(OFFSET), slice_hu.view(np.uint16))
+    except SeriesRefusedError:
+        return False
+
+
 def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
     """Slices of one series, in the order given, as (Z, Y, X) int16 HU.
 

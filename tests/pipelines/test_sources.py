@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from pipelines.annotation_csv import AnnotationTable
 from pipelines.cohort import Cohort
@@ -195,6 +196,39 @@ def test_export_and_back_gives_the_same_voxels_at_the_same_place(
     np.testing.assert_allclose(
         back.series["slice_offsets_mm"].iloc[0], first.series["slice_offsets_mm"].iloc[0]
     )
+
+
+def test_gaps_that_are_no_whole_number_of_slices_survive_the_way_there_and_back(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    z_mm = 2.5 * np.array([0, 1, 2, 3, 4, 5, 6, 7.53, 8.53, 9.53, 10.53, 11.53, 12.53, 14.07, 15.07])
+
+    def move(dataset: Dataset, index: int) -> None:
+        dataset.ImagePositionPatient = [-50, -40, round(-300 + z_mm[index], 3)]
+
+    write_ct_series(tmp_path / "s", n_slices=len(z_mm), change=move)
+    first = prepared(tmp_path / "s", tmp_path / "c").cohort
+    assert list(first.series["gaps"].iloc[0]) == [6, 12]
+    export_png(first, tmp_path / "png")
+    back = prepared(tmp_path / "png", tmp_path / "d", from_="png").cohort
+    assert list(back.series["gaps"].iloc[0]) == [6, 12]
+    np.testing.assert_allclose(back.series["slice_offsets_mm"].iloc[0], z_mm, atol=1e-3)
+
+
+def test_a_volume_that_has_grown_since_is_exported_as_it_is_now(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    files = write_ct_series(tmp_path / "s", n_slices=6)
+    files[0].rename(tmp_path / "late.dcm")  # the lowest slice: with it every other moves up by one
+    export_png(prepared(tmp_path / "s", tmp_path / "c").cohort, tmp_path / "png")
+    (tmp_path / "late.dcm").rename(files[0])
+    grown = prepared(tmp_path / "s", tmp_path / "c").cohort
+    export_png(grown, tmp_path / "png")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("png/*/*.png")}
+    export_png(grown, tmp_path / "png")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    back = prepared(tmp_path / "png", tmp_path / "d", from_="png").cohort
+    assert back.sha256 == grown.sha256
 
 
 def hub_form(root: Path, decode: Callable[[np.ndarray], np.ndarray], encoding: str = "hu_plus_32768") -> Path:
