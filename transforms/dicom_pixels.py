@@ -19,6 +19,7 @@ TISSUE_ABOVE_HU = -900
 """Padding that would stand for a denser value cannot be told from tissue."""
 
 Slice = NDArray[np.int16]
+Stored = NDArray[np.int16] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,12 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
         pixels: How the words are to be read.
     """
     stored = words if pixels.is_signed else words.view(np.uint16)
-    is_padding = _find_padding(stored, pixels)
+    is_declared, has_unused_bits = _find_declared_and_mask(stored, pixels)
+    is_padding = _with_outer_fill(is_declared, stored, pixels)
     n_padding = int(np.count_nonzero(is_padding)) if is_padding is not None else 0
-    has_unused_bits = _mask_unused_bits(stored, pixels)
     slope, intercept = pixels.slope, pixels.intercept
     neutral_hu: float = PADDING_HU
     if is_padding is not None and n_padding:
-        if pixels.padding is not None:
-            _check_padding(pixels.padding[1], pixels)
         # The stored value that comes nearest to -1024 HU takes the place of padding, which must not count below.
         limits = np.iinfo(stored.dtype)
         neutral = min(max(round((PADDING_HU - intercept) / slope), int(limits.min)), int(limits.max))
@@ -111,21 +110,38 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
     return Decoded(n_padding, is_rounded, has_unused_bits, low)
 
 
-def _find_padding(
-    stored: NDArray[np.int16] | NDArray[np.uint16], pixels: PixelEncoding
+def _find_declared_and_mask(stored: Stored, pixels: PixelEncoding) -> tuple[NDArray[np.bool_] | None, bool]:
+    """Where the declared padding is, and whether bits beyond BitsStored had to be masked off, which is done here.
+
+    Padding is looked for before that, since vendors write it wider than BitsStored, and after it, since 12 bits need
+    not carry their sign into the other 4.
+    """
+    if pixels.padding is None:
+        return None, _mask_unused_bits(stored, pixels)
+    low, high = pixels.padding
+    is_declared = _within(stored, low, high)
+    has_unused_bits = _mask_unused_bits(stored, pixels)
+    if has_unused_bits:
+        is_declared |= _within(stored, low, high)
+    if is_declared.any():
+        _check_padding(high, pixels)
+    return is_declared, has_unused_bits
+
+
+def _within(stored: Stored, low: int, high: int) -> NDArray[np.bool_]:
+    return np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
+
+
+def _with_outer_fill(
+    is_declared: NDArray[np.bool_] | None, stored: Stored, pixels: PixelEncoding
 ) -> NDArray[np.bool_] | None:
-    """Declared padding, compared before unused bits are masked (vendors write it wider than BitsStored), and fill."""
-    is_padding = None
-    if pixels.padding is not None:
-        low, high = pixels.padding
-        is_padding = stored == low if low == high else (stored >= low) & (stored <= high)
-        if is_padding[0, 0]:  # the corners hold what is declared, so no other value fills them
-            return is_padding
+    if is_declared is not None and is_declared[0, 0]:
+        return is_declared  # the corners hold what is declared, so no other value fills them
     fill = outer_fill(stored, pixels.slope, pixels.intercept)
     if fill is None:
-        return is_padding
+        return is_declared
     is_fill: NDArray[np.bool_] = stored == fill
-    return is_fill if is_padding is None else is_padding | is_fill
+    return is_fill if is_declared is None else is_declared | is_fill
 
 
 def outer_fill(stored: NDArray[Any], slope: float, intercept: float) -> float | None:
@@ -152,7 +168,7 @@ def _check_padding(highest: int, pixels: PixelEncoding) -> None:
         )
 
 
-def _mask_unused_bits(stored: NDArray[np.int16] | NDArray[np.uint16], pixels: PixelEncoding) -> bool:
+def _mask_unused_bits(stored: Stored, pixels: PixelEncoding) -> bool:
     """Keep the bits that are stored, with their sign; True where other bits had been set. Source: PS3.5 8.1.1."""
     if pixels.bits_stored == 16:
         return False

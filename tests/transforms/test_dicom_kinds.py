@@ -240,6 +240,31 @@ def test_padding_wider_than_bits_stored_is_found_before_bits_are_masked(
     assert series.volume_hu[0, 0, 4] == 20 - 1024
 
 
+def test_padding_of_12_bits_is_found_whose_sign_is_not_carried_further(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    values = np.arange(192, dtype="<i2") * 5 - 900
+    values[:4] = -2000
+    change = with_pixels(
+        values & 0xFFF, BitsStored=12, HighBit=11, RescaleIntercept=0, PixelPaddingValue=-2000
+    )
+    series = read_series(write_ct_series(tmp_path, change=change))
+    assert series.n_padding_voxels == 4 * 5
+    np.testing.assert_array_equal(series.volume_hu[0].ravel(), np.where(values == -2000, -1024, values))
+    compare_with_simpleitk(series)
+
+
+def test_declared_padding_that_no_voxel_holds_refuses_nothing(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2").reshape(12, 16)
+    stored[:2] = stored[-2:] = -1024  # the fill around the circle of reconstruction
+    change = with_pixels(stored.ravel(), PixelPaddingValue=32767)
+    series = read_series(write_ct_series(tmp_path, change=change))
+    assert series.n_padding_voxels == 64 * 5
+    assert series.volume_hu[0, 2, 0] == 32 - 1024
+
+
 def test_bits_beyond_bits_stored_are_masked_and_noted(write_ct_series: Writer, tmp_path: Path) -> None:
     stored = np.arange(192, dtype="<u2") * 20 | 0x8000
     change = with_pixels(stored, PixelRepresentation=0, BitsStored=12, HighBit=11)
