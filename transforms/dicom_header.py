@@ -80,6 +80,7 @@ class SliceHeader:
     manufacturer: str
     kernel: str
     is_lossy: bool
+    is_monochrome1: bool
 
 
 class HeaderReader:
@@ -214,6 +215,7 @@ def _slice(
         manufacturer=plain_text(header.text("Manufacturer")),
         kernel=plain_text(header.text("ConvolutionKernel")),
         is_lossy=elements.transfer_syntax in LOSSY_SYNTAXES or header.text("LossyImageCompression") == "01",
+        is_monochrome1=header.text("PhotometricInterpretation") == "MONOCHROME1",
     )
 
 
@@ -224,6 +226,10 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
         raise SeriesRefusedError(f"a matrix of {rows} x {columns} is no CT slice (1 to {MAX_MATRIX} is read)")
     if header.integer("SamplesPerPixel", 1) != 1:
         raise SeriesRefusedError("a colour image: CT has one sample per pixel")
+    if header.text("PhotometricInterpretation") not in ("", "MONOCHROME1", "MONOCHROME2"):
+        raise SeriesRefusedError(
+            "PhotometricInterpretation is neither MONOCHROME1 nor MONOCHROME2, so the values are no CT numbers"
+        )
     allocated, stored = header.integer("BitsAllocated"), header.integer("BitsStored")
     high_bit = header.integer("HighBit", stored - 1)
     if allocated not in (8, 16) or not 0 < stored <= allocated or high_bit != stored - 1:

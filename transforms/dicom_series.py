@@ -158,6 +158,11 @@ def _notes(
         notes.append("values below -1024 HU that PixelPaddingValue does not declare are kept")
     if any(header.is_lossy for header in headers):
         notes.append("lossy compression: HU differ from the scanner's")
+    if any(header.is_monochrome1 for header in headers):
+        # It says how to display what comes after the rescale. Source: PS3.3 C.7.6.3.1.2. ITK turns the values round.
+        notes.append(
+            "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert"
+        )
     if len({header.slice_thickness_mm for header in headers}) > 1:
         notes.append("SliceThickness changes or is missing in part")
     if not headers[0].frame_of_reference_uid:

@@ -120,6 +120,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "too long": (only_slice(4, PixelData=b"\0" * 400), "too long"),
     "no pixel data": (setting(PixelData=None), "no pixel data"),
     "colour": (setting(SamplesPerPixel=3), "colour"),
+    "colour table": (setting(PhotometricInterpretation="PALETTE COLOR"), "neither MONOCHROME1 nor"),
     "32 bits": (setting(BitsAllocated=32), "32 bits allocated"),
     "high bit": (setting(BitsStored=12, HighBit=9), "high bit 9"),
     "12 bits stored high": (setting(BitsStored=12, HighBit=15), "high bit 15"),
@@ -194,6 +195,15 @@ def test_a_witness_that_reads_other_values_refuses_the_series(
     series.volume_hu[3, 2, 1] += 1
     with pytest.raises(SeriesRefusedError, match="reads 1 voxels of a slice otherwise, by up to 1 HU"):
         compare_with_simpleitk(series)
+
+
+def test_monochrome1_is_for_the_display_and_changes_no_hu(write_ct_series: Writer, tmp_path: Path) -> None:
+    plain = read_series(write_ct_series(tmp_path / "2"))
+    series = read_series(
+        write_ct_series(tmp_path / "1", change=setting(PhotometricInterpretation="MONOCHROME1"))
+    )
+    np.testing.assert_array_equal(series.volume_hu, plain.volume_hu)
+    assert "MONOCHROME1" in series.notes[0]
 
 
 def test_hu_that_are_no_integers_are_rounded_and_noted(write_ct_series: Writer, tmp_path: Path) -> None:
