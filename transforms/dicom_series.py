@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from transforms.dicom_header import SliceHeader, read_slice_headers
 from transforms.dicom_pixels import PADDING_HU, Decoded, SliceDecoder
-from transforms.refused import SeriesRefusedError
+from transforms.refused import NO_AIR_ABOVE_HU, SeriesRefusedError
 from transforms.slice_stack import SAME_POSITION_MM, SliceStack, slice_normal, stack_slices
 
 
@@ -67,6 +67,12 @@ def read_series(files: Sequence[Path]) -> CtSeries:
     ordered = tuple(headers[i] for i in stack.order)
     volume_hu = np.empty((len(ordered), first.pixels.rows, first.pixels.columns), dtype=np.int16)
     decoded = [decoder.decode_into(header, out) for header, out in zip(ordered, volume_hu, strict=True)]
+    lowest_hu = min(one.lowest_hu for one in decoded)
+    if lowest_hu >= NO_AIR_ABOVE_HU:
+        raise SeriesRefusedError(
+            f"no value lies below {NO_AIR_ABOVE_HU} HU (the lowest is {lowest_hu:.0f}): no chest, or RescaleIntercept "
+            "is not that of the scanner"
+        )
     thickness = {header.slice_thickness_mm for header in ordered if not math.isnan(header.slice_thickness_mm)}
     return CtSeries(
         volume_hu=volume_hu,

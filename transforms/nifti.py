@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.geometry import spacing_of
-from transforms.refused import SeriesRefusedError
+from transforms.refused import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 _orientations: Any = nibabel.orientations  # nibabel types only some of its functions
 
-MASK_ABOVE_HU = -200
-"""CT of a chest holds air and lung; a volume without any value below this is a mask or no CT."""
 MAX_VOXELS = 2**31
 MAX_SHEAR_COSINE = np.sin(np.radians(1.0))
 
@@ -127,9 +125,9 @@ def _to_hu(stored: NDArray[Any]) -> tuple[NDArray[np.int16], bool]:
     low, high = stored.min(), stored.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise SeriesRefusedError("some voxels are not numbers (NaN or infinite)")
-    if low >= MASK_ABOVE_HU:
+    if low >= NO_AIR_ABOVE_HU:
         raise SeriesRefusedError(
-            f"no value lies below {MASK_ABOVE_HU} HU (they run from {low:g} to {high:g}): a mask, or not CT in HU"
+            f"no value lies below {NO_AIR_ABOVE_HU} HU (they run from {low:g} to {high:g}): a mask, or not CT in HU"
         )
     if low < -32768 or high > 32767:
         raise SeriesRefusedError(f"HU from {low:g} to {high:g} do not fit 16 bits")

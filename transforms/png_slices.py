@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from transforms.nifti import MASK_ABOVE_HU
-from transforms.refused import SeriesRefusedError
+from transforms.refused import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 OFFSET = 32768
 ENCODING = "uint16 = HU + 32768"
@@ -53,7 +52,7 @@ def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
     volume ^= np.uint16(OFFSET)
     volume_hu = volume.view(np.int16)
     low, high = int(volume_hu.min()), int(volume_hu.max())
-    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1] or low >= MASK_ABOVE_HU:
+    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1] or low >= NO_AIR_ABOVE_HU:
         raise SeriesRefusedError(
             f"read as value - {OFFSET} the voxels run from {low} to {high} HU, which no chest CT does: "
             "the PNGs were written by another convention"

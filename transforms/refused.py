@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+NO_AIR_ABOVE_HU = -200
+"""CT of a chest holds air and lung: without any value below this it is a mask, no chest, or not in HU."""
+
 
 class SeriesRefusedError(ValueError):
     """A series, or a file of it, that cannot be turned into a right HU volume.

@@ -127,6 +127,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no rows": (setting(Rows=None), "Rows is missing"),
     "huge matrix": (setting(Rows=65535), "65535 x 16"),
     "several frames": (setting(NumberOfFrames=2), "several frames"),
+    "intercept that was lost": (
+        with_pixels(np.arange(192, dtype="<u2") * 20, PixelRepresentation=0, RescaleIntercept=0),
+        "no value lies below -200 HU .the lowest is 0.: no chest, or RescaleIntercept",
+    ),
     "padding that is tissue": (
         setting(PixelPaddingValue=1032, RescaleIntercept=-1024),
         "a value that tissue has too",
