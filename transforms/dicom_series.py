@@ -11,16 +11,23 @@ from numpy.typing import NDArray
 from transforms.dicom_header import SliceHeader, read_slice_headers
 from transforms.dicom_pixels import PADDING_HU, Decoded, SliceDecoder
 from transforms.refused import NO_AIR_ABOVE_HU, SeriesRefusedError
-from transforms.slice_stack import SAME_POSITION_MM, SliceStack, slice_normal, stack_slices
+from transforms.slice_stack import (
+    SAME_POSITION_MM,
+    SliceStack,
+    has_rows_along_y,
+    slice_normal,
+    stack_slices,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CtSeries:
     """One CT series as a volume.
 
-    `volume_hu` is (Z, Y, X) int16, z towards the head; `affine_ras` takes (z, y, x, 1) to RAS mm and `spacing_mm` is
-    (z, y, x). `gaps` holds i where slices are missing between slice i and i + 1; then `slice_offsets_mm` is the
-    distance of each slice from the first, else empty. `slice_thickness_mm` (NaN where not stated) is only reported.
+    `volume_hu` is (Z, Y, X) int16: z towards the head, y between front and back, x from side to side, either way.
+    `affine_ras` takes (z, y, x, 1) to RAS mm and `spacing_mm` is (z, y, x). `gaps` holds i where slices are missing
+    between slice i and i + 1; then `slice_offsets_mm` is the distance of each slice from the first, else empty.
+    `slice_thickness_mm` (NaN where not stated) is only reported.
     """
 
     volume_hu: NDArray[np.int16]
@@ -67,12 +74,9 @@ def read_series(files: Sequence[Path]) -> CtSeries:
     ordered = tuple(headers[i] for i in stack.order)
     volume_hu = np.empty((len(ordered), first.pixels.rows, first.pixels.columns), dtype=np.int16)
     decoded = [decoder.decode_into(header, out) for header, out in zip(ordered, volume_hu, strict=True)]
-    lowest_hu = min(one.lowest_hu for one in decoded)
-    if lowest_hu >= NO_AIR_ABOVE_HU:
-        raise SeriesRefusedError(
-            f"no value lies below {NO_AIR_ABOVE_HU} HU (the lowest is {lowest_hu:.0f}): no chest, or RescaleIntercept "
-            "is not that of the scanner"
-        )
+    _check_air(decoded)
+    if has_rows_along_y(np.array(first.orientation)):
+        volume_hu = np.ascontiguousarray(volume_hu.swapaxes(1, 2))
     thickness = {header.slice_thickness_mm for header in ordered if not math.isnan(header.slice_thickness_mm)}
     return CtSeries(
         volume_hu=volume_hu,
@@ -143,6 +147,15 @@ def _same_pixels(one: SliceHeader, other: SliceHeader, decoder: SliceDecoder) ->
     decoder.decode_into(one, pair[0])
     decoder.decode_into(other, pair[1])
     return np.array_equal(pair[0], pair[1])
+
+
+def _check_air(decoded: Sequence[Decoded]) -> None:
+    lowest_hu = min(one.lowest_hu for one in decoded)
+    if lowest_hu >= NO_AIR_ABOVE_HU:
+        raise SeriesRefusedError(
+            f"no value lies below {NO_AIR_ABOVE_HU} HU (the lowest is {lowest_hu:.0f}): no chest, or RescaleIntercept "
+            "is not that of the scanner"
+        )
 
 
 def _notes(

@@ -7,6 +7,7 @@ from transforms.dicom_header import SliceHeader
 from transforms.dicom_pixels import PADDING_HU, outer_fill
 from transforms.dicom_series import CtSeries
 from transforms.refused import SeriesRefusedError
+from transforms.slice_stack import has_rows_along_y
 
 LOSSY_TOLERANCE_HU = 2
 """Lossy decoders may round differently; lossless ones may not differ at all."""
@@ -25,6 +26,8 @@ def compare_with_simpleitk(series: CtSeries) -> None:
     for header, slice_hu in zip(series.slices, series.volume_hu, strict=True):
         if header.path != opened:
             frames, opened = _read(header), header.path
+        if has_rows_along_y(np.array(header.orientation)):
+            slice_hu = slice_hu.T  # as the file holds it
         if header.frame >= len(frames) or frames[header.frame].shape != slice_hu.shape:
             raise SeriesRefusedError("the witness SimpleITK reads another matrix than this reader")
         difference = np.abs(_with_padding(frames[header.frame], header) - slice_hu)

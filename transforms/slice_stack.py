@@ -58,8 +58,15 @@ def slice_normal(orientation: Vectors) -> Vectors:
     return np.asarray(normal if normal[2] > 0 else -normal)
 
 
+def has_rows_along_y(orientation: Vectors) -> bool:
+    """Whether rows run between front and back and columns from side to side, so that a slice is (X, Y)."""
+    return bool(abs(orientation[1]) > abs(orientation[0]))
+
+
 def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_mm: Vectors) -> SliceStack:
-    """Order slices along their normal and measure the stack that they make.
+    """Order slices along their normal and measure the stack that they make, along (z, y, x).
+
+    Where `has_rows_along_y`, each slice has to be transposed for that.
 
     Args:
         positions_lps_mm: ImagePositionPatient of each slice, (Z, 3), all different.
@@ -83,13 +90,18 @@ def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_
     spacing_z, gaps = _regular_spacing(along)
     affine_lps = np.eye(4)
     affine_lps[:3, 0] = step_lps * spacing_z
-    affine_lps[:3, 1] = orientation[3:] / np.linalg.norm(orientation[3:]) * pixel_spacing_mm[0]
-    affine_lps[:3, 2] = orientation[:3] / np.linalg.norm(orientation[:3]) * pixel_spacing_mm[1]
+    down, right = (axis / np.linalg.norm(axis) for axis in (orientation[3:], orientation[:3]))
+    steps_lps = [down * pixel_spacing_mm[0], right * pixel_spacing_mm[1]]
+    spacing_y, spacing_x = (float(spacing) for spacing in pixel_spacing_mm)
+    if has_rows_along_y(orientation):
+        steps_lps.reverse()
+        spacing_y, spacing_x = spacing_x, spacing_y
+    affine_lps[:3, 1:3] = np.stack(steps_lps, axis=1)
     affine_lps[:3, 3] = positions[0]
     offsets = tuple(float(v) for v in along - along[0]) if gaps else ()
     return SliceStack(
         order=order,
-        spacing_mm=(spacing_z, float(pixel_spacing_mm[0]), float(pixel_spacing_mm[1])),
+        spacing_mm=(spacing_z, spacing_y, spacing_x),
         affine_ras=np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_lps,
         gaps=gaps,
         slice_offsets_mm=offsets,

@@ -9,8 +9,10 @@ from monai.transforms import Compose, Orientationd, Spacingd
 from pydicom.dataset import Dataset
 
 from transforms.dicom import LoadDicomSeries, LoadDicomSeriesd, SeriesRefusedError, read_series
+from transforms.dicom_witness import compare_with_simpleitk
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.hounsfield import WindowHUd
+from transforms.nodule_sampling import place as sampled_at
 
 Writer = Callable[..., list[Path]]
 
@@ -45,6 +47,30 @@ def test_a_series_stored_head_first_with_flipped_rows_still_runs_towards_the_hea
     series = read_series(write_ct_series(tmp_path, change=flip))
     np.testing.assert_array_equal(series.volume_hu, expected_hu())
     np.testing.assert_allclose(index_to_lps(series.affine_ras, (1, 2, 0)), (-50, -41.4, -297.5))
+
+
+@pytest.mark.parametrize(
+    "orientation", [(0, 1, 0, 1, 0, 0), (0, -1, 0, 1, 0, 0), (0.3, 0.954, 0, -0.954, 0.3, 0)]
+)
+def test_slices_whose_rows_run_from_front_to_back_are_turned_to_z_y_x(
+    orientation: tuple[float, ...], write_ct_series: Writer, tmp_path: Path
+) -> None:
+    def turn(dataset: Dataset, index: int) -> None:
+        dataset.ImageOrientationPatient = list(orientation)
+
+    series = read_series(write_ct_series(tmp_path, change=turn))
+    np.testing.assert_array_equal(series.volume_hu, expected_hu().swapaxes(1, 2))
+    assert series.volume_hu.flags.c_contiguous
+    assert series.spacing_mm == pytest.approx((2.5, 0.6, 0.7))
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    place = np.array([-50, -40, -300]) + 0.6 * 9 * row + 0.7 * 4 * column + [0, 0, 2.5]
+    np.testing.assert_allclose(index_to_lps(series.affine_ras, (1, 9, 4)), place, atol=2e-3)
+    middle = index_to_lps(series.affine_ras, np.array(series.volume_hu.shape) // 2)
+    placed = sampled_at(
+        series.volume_hu.shape, series.affine_ras, middle
+    )  # refuses other axes than (z, y, x)
+    np.testing.assert_allclose(placed.index_zyx, np.array(series.volume_hu.shape) // 2)
+    compare_with_simpleitk(series)
 
 
 def test_monai_orients_and_resamples_the_meta_tensor_to_the_right_place(
