@@ -133,5 +133,10 @@ def _to_hu(stored: NDArray[Any]) -> tuple[NDArray[np.int16], bool]:
         raise SeriesRefusedError(f"HU from {low:g} to {high:g} do not fit 16 bits")
     if stored.dtype.kind in "iu":
         return stored.astype(np.int16), False
-    rounded = np.rint(stored)
-    return rounded.astype(np.int16), bool(np.abs(rounded - stored).max() > 1e-3)
+    volume_hu = np.empty(stored.shape, dtype=np.int16, order="F")  # as the file has it
+    is_rounded = False
+    for k in range(stored.shape[2]):  # plane by plane: numbers of 64 bits are large enough once
+        rounded = np.rint(stored[..., k])
+        is_rounded |= bool(np.abs(rounded - stored[..., k]).max() > 1e-3)
+        volume_hu[..., k] = rounded
+    return volume_hu, is_rounded

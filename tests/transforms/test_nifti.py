@@ -1,6 +1,7 @@
 """NIfTI in any orientation becomes the same volume at the same place."""
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -80,6 +81,19 @@ def test_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(SeriesRefusedError, match=reason):
         read_nifti(saved(tmp_path / "v.nii", voxels, **header))
+
+
+def test_numbers_of_64_bits_are_not_copied_whole(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(1).uniform(-1000, 1000, (90, 96, 100))
+    path = saved(tmp_path / "v.nii", voxels)
+    tracemalloc.start()
+    try:
+        volume = read_nifti(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(volume.volume_hu, np.rint(voxels).transpose(2, 1, 0))
+    assert peak < 8 * voxels.size  # bytes; int16 twice, as read and as turned, and one plane
 
 
 def test_a_volume_without_a_place_in_the_patient_is_refused(tmp_path: Path) -> None:
