@@ -153,6 +153,10 @@ class CohortWriter:
         """Write one volume; see `write_volume`."""
         write_volume(self.root, row, volume_hu, n_files)
 
+    def forget(self, volume_id: str) -> None:
+        """Take a volume out of the cohort, if it is there; its voxels stay on disk until they are written anew."""
+        (self.root / "rows" / f"{volume_id}.json").unlink(missing_ok=True)
+
     def series(self) -> pd.DataFrame:
         """Rows of all volumes that are there, whether or not series.parquet knows them yet."""
         rows = [json.loads(path.read_text()) for path in sorted((self.root / "rows").glob("[!.]*.json"))]

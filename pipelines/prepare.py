@@ -103,6 +103,8 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         with contextlib.closing(CohortWriter(root)) as writer:
             missing = [job for job in found.jobs if not _is_up_to_date(writer, job)]
             refused_jobs = _read_all(missing, config, root, pseudonyms)
+            for volume_id in refused_jobs:
+                writer.forget(volume_id)  # as it was read before, which is not what the source holds now
             refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
             refused = refused_table(refused_files, source, pseudonyms)
             present = [job for job in found.jobs if writer.row_of(job.volume_id)]

@@ -101,6 +101,25 @@ def test_only_what_is_missing_or_has_grown_is_read(write_ct_series: Writer, tmp_
     assert again.cohort.volume("1.2.3.4").shape == (6, 12, 16)
 
 
+def test_a_series_that_is_refused_now_is_no_longer_there_as_it_was_read_before(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    def two_move_sideways(dataset: Dataset, index: int) -> None:
+        if index > 5:
+            dataset.ImagePositionPatient = [-49, -40, -300 + 2.5 * index]
+
+    files = write_ct_series(tmp_path / "s" / "a", n_slices=8, change=two_move_sideways)
+    write_ct_series(tmp_path / "s" / "b", series_uid="1.2.3.5")
+    late = [file.rename(tmp_path / file.name) for file in files[6:]]  # a download that is not finished
+    assert prepare_cohort(config(tmp_path / "s", tmp_path / "c")).n_new == 2
+    for file, home in zip(late, files[6:], strict=True):
+        file.rename(home)
+    again = prepare_cohort(config(tmp_path / "s", tmp_path / "c"))
+    assert (again.n_new, again.n_present, again.n_refused_files) == (0, 1, 8)
+    assert again.cohort.refused["series_uid"].tolist() == ["1.2.3.4"]
+    assert again.cohort.series["volume_id"].tolist() == ["1.2.3.5"]
+
+
 def test_refused_files_are_counted_by_series_folder_and_reason(
     write_ct_series: Writer, tmp_path: Path
 ) -> None:
