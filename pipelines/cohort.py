@@ -215,7 +215,13 @@ class CohortWriter:
         self._presence.close()
 
 
-def write_volume(root: Path, row: Mapping[str, Any], volume_hu: NDArray[np.int16], n_files: int = 1) -> None:
+def write_volume(
+    root: Path,
+    row: Mapping[str, Any],
+    volume_hu: NDArray[np.int16],
+    n_files: int = 1,
+    witness: str = "none",
+) -> None:
     """Write one volume, its body grid, and then its row: with the row it is there.
 
     Args:
@@ -223,6 +229,7 @@ def write_volume(root: Path, row: Mapping[str, Any], volume_hu: NDArray[np.int16
         row: Columns of series.parquet, without shape and sha256.
         volume_hu: (Z, Y, X) int16 HU, z towards the head.
         n_files: Source files that the volume was read from.
+        witness: Another reader whose reading was the same.
 
     Raises:
         ValueError: If the id cannot be a file name, or the volume is not three-dimensional int16.
@@ -233,7 +240,8 @@ def write_volume(root: Path, row: Mapping[str, Any], volume_hu: NDArray[np.int16
     if volume_hu.dtype != np.int16 or volume_hu.ndim != 3 or not volume_hu.size:
         raise ValueError(f"a volume must be (Z, Y, X) int16, got {volume_hu.shape} {volume_hu.dtype}")
     volume_hu = np.ascontiguousarray(volume_hu)
-    full_row = {**row, "shape": list(volume_hu.shape), "sha256": voxel_sha256(volume_hu), "n_files": n_files}
+    measured = {"shape": list(volume_hu.shape), "sha256": voxel_sha256(volume_hu)}
+    full_row = {**row, **measured, "n_files": n_files, "witness": witness}
     missing = set(SERIES.names) - set(full_row)
     if missing:
         raise ValueError(f"the row of a volume lacks {', '.join(sorted(missing))}")

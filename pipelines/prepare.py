@@ -101,7 +101,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
     root = Path(config.cohort)
     try:
         with contextlib.closing(CohortWriter(root)) as writer:
-            missing = [job for job in found.jobs if not _is_up_to_date(writer, job)]
+            missing = [job for job in found.jobs if not _is_up_to_date(writer, job, config.witness)]
             refused_jobs = _read_all(missing, config, root, pseudonyms)
             for volume_id in refused_jobs:
                 writer.forget(volume_id)  # as it was read before, which is not what the source holds now
@@ -161,13 +161,14 @@ def _source_folder(config: PrepareConfig) -> Path:
     return PHANTOM_SOURCE
 
 
-def _is_up_to_date(writer: CohortWriter, job: Job) -> bool:
-    """Whether the cohort holds the volume as it would be read now: of as many files, of the same patient."""
+def _is_up_to_date(writer: CohortWriter, job: Job, witness: str) -> bool:
+    """Whether the cohort holds the volume as it would be read now: of as many files, of the same patient, witnessed."""
     row = writer.row_of(job.volume_id)
     return row is not None and (
         row["n_files"] == len(job.files)
         and job.patient_id in ("", row["patient_id"])
         and job.series_uid in ("", row["series_uid"])
+        and witness in ("none", row.get("witness"))
     )
 
 
@@ -198,7 +199,7 @@ def _prepare_one(root: Path, read: ReadJob, pseudonyms: Pseudonyms, witness: str
         return f"a file cannot be read ({error.strerror})"
     except MemoryError:
         return "the volume does not fit into memory"
-    write_volume(root, row, volume_hu, len(job.files))
+    write_volume(root, row, volume_hu, len(job.files), witness)
     return ""
 
 

@@ -101,6 +101,23 @@ def test_only_what_is_missing_or_has_grown_is_read(write_ct_series: Writer, tmp_
     assert again.cohort.volume("1.2.3.4").shape == (6, 12, 16)
 
 
+def test_a_witness_is_heard_on_volumes_that_are_there_without_one(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    def invert_for_display(dataset: Dataset, index: int) -> None:
+        dataset.PhotometricInterpretation = "MONOCHROME1"  # ITK turns the values round, we do not
+
+    write_ct_series(tmp_path / "s" / "a")
+    write_ct_series(tmp_path / "s" / "b", series_uid="1.2.3.5", change=invert_for_display)
+    assert prepare_cohort(config(tmp_path / "s", tmp_path / "c")).n_new == 2
+    heard = prepare_cohort(config(tmp_path / "s", tmp_path / "c", witness="simpleitk"))
+    assert (heard.n_new, heard.n_present) == (1, 0)
+    assert heard.cohort.series["volume_id"].tolist() == ["1.2.3.4"]
+    assert "the witness SimpleITK reads" in heard.cohort.refused["reason"].iloc[0]
+    again = prepare_cohort(config(tmp_path / "s" / "a", tmp_path / "c", witness="simpleitk"))
+    assert (again.n_new, again.n_present) == (0, 1)
+
+
 def test_a_series_that_is_refused_now_is_no_longer_there_as_it_was_read_before(
     write_ct_series: Writer, tmp_path: Path
 ) -> None:
