@@ -145,9 +145,7 @@ class CohortWriter:
     def row_of(self, volume_id: str) -> dict[str, Any] | None:
         """The row of a volume that is there whole, with `n_files`; None where it is not."""
         present = all((self.root / name / f"{volume_id}.npy").is_file() for name in ("volumes", "body"))
-        path = self.root / "rows" / f"{volume_id}.json"
-        row: dict[str, Any] | None = json.loads(path.read_text()) if present and path.is_file() else None
-        return row
+        return _read_row(self.root / "rows" / f"{volume_id}.json") if present else None
 
     def add_volume(self, row: Mapping[str, Any], volume_hu: NDArray[np.int16], n_files: int = 1) -> None:
         """Write one volume; see `write_volume`."""
@@ -159,8 +157,8 @@ class CohortWriter:
 
     def series(self) -> pd.DataFrame:
         """Rows of all volumes that are there, whether or not series.parquet knows them yet."""
-        rows = [json.loads(path.read_text()) for path in sorted((self.root / "rows").glob("[!.]*.json"))]
-        return pd.DataFrame(rows, columns=SERIES.names)
+        rows = map(_read_row, sorted((self.root / "rows").glob("[!.]*.json")))
+        return pd.DataFrame(filter(None, rows), columns=SERIES.names)
 
     def write_tables(
         self,
@@ -252,6 +250,15 @@ def write_volume(
     )
     write_atomically(root / "body" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, grid))
     write_atomically(root / "rows" / f"{volume_id}.json", lambda file: file.write(text.encode()))
+
+
+def _read_row(path: Path) -> dict[str, Any] | None:
+    """A row, or None where there is none: another process may forget a volume at any time."""
+    try:
+        row: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return row
 
 
 def is_volume_id(text: str) -> bool:
