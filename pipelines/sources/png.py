@@ -168,6 +168,8 @@ def read_png_job(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[s
     offsets = list(job.slice_offsets_mm) if gaps else []
     if gaps and len(offsets) != len(job.files):
         offsets = [float(number - job.slice_indices[0]) * job.spacing_mm[0] for number in job.slice_indices]
+    if not (np.isfinite(offsets).all() and (np.diff(offsets) > 0).all()):
+        raise SeriesRefusedError("slice_offset_mm does not rise from slice to slice")
     is_placed = bool(job.affine_ras)
     affine = job.affine_ras if is_placed else _affine_at_origin(job.spacing_mm)
     row = {

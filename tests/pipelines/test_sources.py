@@ -327,6 +327,16 @@ def test_ids_that_are_none_and_ids_of_two_series_are_refused_and_the_rest_is_rea
     ]
 
 
+@pytest.mark.parametrize("offset", ["nan", "0"])
+def test_slices_that_do_not_follow_each_other_are_refused(offset: str, tmp_path: Path) -> None:
+    source = hub_form(tmp_path / "s", lambda hu: hu + 32768)
+    index = pd.read_csv(source / "index.csv", dtype=str)
+    index = index.assign(slice_index=["0", "1", "5", "6"], slice_offset_mm=["0", "2.5", offset, "15"])
+    index.to_csv(source / "index.csv", index=False)
+    with pytest.raises(NothingReadError, match="slice_offset_mm does not rise"):
+        prepared(source, tmp_path / "c", from_="png")
+
+
 def test_a_csv_of_something_else_beside_the_index_is_passed_over(tmp_path: Path) -> None:
     source = hub_form(tmp_path / "s", lambda hu: hu + 32768)
     (source / "a.csv").write_bytes(b"")
