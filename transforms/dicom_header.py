@@ -38,6 +38,8 @@ _OTHER_MODALITIES = frozenset(
     "CR DOC DX ECG KO MG MR NM OT PR PT REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()
 )
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_HASH = re.compile(r"(?=.*[a-f])(?=.*[0-9])[0-9a-f]{12,}")
+"""What some public collections put in place of UIDs; no name of a person looks like it."""
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -97,10 +99,10 @@ class HeaderReader:
         return value.decode("latin-1").strip("\0 ")  # one character per byte: distinct ids stay distinct
 
     def uid(self, name: str) -> str:
-        """The element as a UID, or "" where it is absent or empty."""
+        """The element as a UID, or a hash that stands for one, or "" where it is absent or empty."""
         value = self.text(name)
-        if value and (len(value) > 64 or not _UID.fullmatch(value)):
-            raise SeriesRefusedError(f"{name} is not a UID (digits and dots, at most 64)")
+        if value and (len(value) > 64 or not (_UID.fullmatch(value) or _HASH.fullmatch(value))):
+            raise SeriesRefusedError(f"{name} is not a UID (digits and dots, or a hash in hex; at most 64)")
         return value
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:

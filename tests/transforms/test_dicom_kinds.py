@@ -78,6 +78,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "maximum intensity projection",
     ),
     "no series UID": (setting(SeriesInstanceUID=""), "SeriesInstanceUID is missing or empty"),
+    "a name for a series UID": (setting(SeriesInstanceUID="DOE^JANE"), "SeriesInstanceUID is not a UID"),
+    "a word for a series UID": (setting(SeriesInstanceUID="deadbeefcafe"), "SeriesInstanceUID is not a UID"),
     "no position": (setting(ImagePositionPatient=None), "ImagePositionPatient is missing"),
     "no orientation": (setting(ImageOrientationPatient=None), "ImageOrientationPatient is missing"),
     "no pixel spacing": (setting(PixelSpacing=None), "PixelSpacing is missing"),
@@ -138,6 +140,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # pydicom, while the fault is written
 @pytest.mark.parametrize("kind", REFUSED)
 def test_is_refused_with_its_reason(kind: str, write_ct_series: Writer, tmp_path: Path) -> None:
     change, reason = REFUSED[kind]
