@@ -57,8 +57,8 @@ def place(
         The place of the point.
 
     Raises:
-        ValueError: If the point lies outside the volume, or the volume's axes are not (z towards the head,
-            y, x).
+        ValueError: If the point lies outside the volume or between its slices where some are missing, or the
+            volume's axes are not (z towards the head, y, x).
     """
     affine = np.asarray(affine_ras, dtype=np.float64).reshape(4, 4)
     axes_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
@@ -72,8 +72,28 @@ def place(
             raise ValueError(
                 f"the nodule's centre lies at {name} {at:.1f}, outside the {length} {name}s of its volume"
             )
+    _refuse_missing_slice(affine, float(index[0]), slice_offsets_mm)
     steps = (1, int(np.sign(axes_lps[1, 1])), int(np.sign(axes_lps[0, 2])))
     return Placement(index, spacing_of(affine), steps)
+
+
+def _refuse_missing_slice(
+    affine: NDArray[np.float64], slice_number: float, slice_offsets_mm: Sequence[float]
+) -> None:
+    """Refuse a point that lies where slices are missing: the nearest slice that is there shows another place."""
+    if not len(slice_offsets_mm):
+        return
+    offsets = np.asarray(slice_offsets_mm, dtype=np.float64)
+    spacing_mm = spacing_of(affine)[0]
+    nearest = int(np.floor(slice_number + 0.5))
+    # Ends of the volume reach half a spacing, and so does a gap; slices may drift by a tenth of one.
+    if 0 < slice_number < len(offsets) - 1:
+        at_mm = np.interp(slice_number, np.arange(len(offsets)), offsets)
+        away_mm = abs(float(at_mm) - offsets[nearest])
+        if away_mm > 0.6 * spacing_mm:
+            raise ValueError(
+                f"the nodule's centre lies {away_mm:.1f} mm from the nearest slice, where slices of its volume are missing"
+            )
 
 
 def axis_weights(n_in: int, center: float, step: float, n_out: int) -> tuple[slice, NDArray[np.float32]]:

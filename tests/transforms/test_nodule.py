@@ -230,6 +230,25 @@ def test_a_centre_outside_the_volume_is_refused_never_shifted(index: tuple[float
         crop_triplet_hu(volume, affine, index_to_lps(affine, index), 8.0, 8)
 
 
+def test_a_centre_where_slices_are_missing_is_refused_and_one_beside_them_is_not() -> None:
+    volume, affine = numbered(20)
+    offsets = [2.0 * k + (36.0 if k > 9 else 0.0) for k in range(20)]
+    below, above = (index_to_lps(affine, (k, 8, 8), offsets) for k in (9, 10))
+    assert above[2] - below[2] == pytest.approx(38.0)
+    for beyond_mm, message in (
+        (1.0, ""),
+        (2.0, "2.0 mm from"),
+        (19.0, "19.0 mm from"),
+        (36.0, "2.0 mm from"),
+    ):
+        center = below + [0.0, 0.0, beyond_mm]
+        if not message:
+            assert slices_of(crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)) == [8, 9, 9]
+            continue
+        with pytest.raises(ValueError, match=f"{message} the nearest slice, where slices .* are missing"):
+            crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)
+
+
 def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
     for n_slices, expected, replicated in (
         (2, [0, 1, 1], True),
