@@ -101,7 +101,8 @@ def join_annotations(
     by_volume = series.set_index("volume_id")
     whole = series[(series["kind"] == "series") & ~series["series_uid"].duplicated(keep=False)]
     by_series = dict(zip(whole["series_uid"], whole["volume_id"], strict=True))
-    nodules, refused = [], Counter[str]()
+    nodules: dict[int, dict[str, Any]] = {}
+    refused = Counter[str]()
     for number, given in enumerate(table.rows.to_dict("records")):
         row = {str(name): str(value) for name, value in given.items()}
         file = Path(row["file"]).as_posix() if row.get("file") else ""
@@ -110,11 +111,42 @@ def join_annotations(
             refused["no volume that was read belongs to it"] += 1
             continue
         try:
-            nodules.append(_nodule(row, number, volume_id, by_volume.loc[volume_id], pseudonyms))
+            nodules[number] = _nodule(row, number, volume_id, by_volume.loc[volume_id], pseudonyms)
         except ValueError as reason:
             refused[str(reason)] += 1
-    frame = pd.DataFrame(nodules) if nodules else empty_table(NODULES)
+    kept = _without_repeats(nodules, refused)
+    given_ids = Counter(nodule["nodule_id"] for nodule in kept.values())
+    for number, nodule in kept.items():
+        if given_ids[nodule["nodule_id"]] > 1:  # a number within a scan, which names no nodule of the cohort
+            nodule["nodule_id"] = _made_id(nodule["volume_id"], number)
+    frame = pd.DataFrame(list(kept.values())) if kept else empty_table(NODULES)
     return Joined(_with_natural_types(frame), refused)
+
+
+def _without_repeats(
+    nodules: Mapping[int, dict[str, Any]], refused: Counter[str]
+) -> dict[int, dict[str, Any]]:
+    """Each place of a volume once: a row that repeats another is refused, rows that contradict each other all are."""
+    places = {
+        number: tuple(nodule[name] for name in ("volume_id", *_COORDINATES))
+        for number, nodule in nodules.items()
+    }
+    said: dict[Any, set[str]] = {}
+    for number, nodule in nodules.items():
+        saying = (nodule["diameter_mm"], sorted(nodule["malignancy_ratings"]), nodule.get("label"))
+        said.setdefault(places[number], set()).add(str(saying))
+    kept, taken = {}, set()
+    for number, nodule in nodules.items():
+        if len(said[places[number]]) > 1:
+            refused[
+                "another row says otherwise of the same place (one row a nodule, with all ratings, is right)"
+            ] += 1
+        elif places[number] in taken:
+            refused["it repeats another row"] += 1
+        else:
+            taken.add(places[number])
+            kept[number] = nodule
+    return kept
 
 
 def _nodule(
@@ -132,7 +164,7 @@ def _nodule(
     if diameter <= 0:
         raise ValueError("diameter_mm is not above zero")
     ratings = _ratings(row.get("malignancy_ratings", ""))
-    label = row.get("label", "")
+    label = row.get("label", "").removesuffix(".0")  # pandas writes 1.0 where another row has no label
     if label not in ("", "0", "1"):
         raise ValueError("label is not 0 or 1")
     if not ratings and not label:
@@ -181,7 +213,11 @@ def _nodule_id(row: dict[str, str], number: int, volume_id: str, pseudonyms: Pse
     """The id given, if nothing in it can name a patient; else one made of the volume and the row's number."""
     given = row.get("nodule_id", "")
     is_public = pseudonyms.keep_ids or row["patient_id"] in pseudonyms.public_names
-    return given if given and is_public else f"{volume_id}_row-{number + 1}"
+    return given if given and is_public else _made_id(volume_id, number)
+
+
+def _made_id(volume_id: str, number: int) -> str:
+    return f"{volume_id}_row-{number + 1}"
 
 
 def _with_natural_types(nodules: pd.DataFrame) -> pd.DataFrame:

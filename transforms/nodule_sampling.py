@@ -92,7 +92,7 @@ def _refuse_missing_slice(
         away_mm = abs(float(at_mm) - offsets[nearest])
         if away_mm > 0.6 * spacing_mm:
             raise ValueError(
-                f"the nodule's centre lies {away_mm:.1f} mm from the nearest slice, where slices of its volume are missing"
+                f"the nodule's centre lies {away_mm:.1f} mm from the nearest slice, where slices are missing"
             )
 
 

@@ -241,11 +241,11 @@ def test_a_centre_where_slices_are_missing_is_refused_and_one_beside_them_is_not
         (19.0, "19.0 mm from"),
         (36.0, "2.0 mm from"),
     ):
-        center = below + [0.0, 0.0, beyond_mm]
+        center = below + np.array([0.0, 0.0, beyond_mm])
         if not message:
             assert slices_of(crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)) == [8, 9, 9]
             continue
-        with pytest.raises(ValueError, match=f"{message} the nearest slice, where slices .* are missing"):
+        with pytest.raises(ValueError, match=f"{message} the nearest slice, where slices are missing"):
             crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)
 
 
