@@ -1,10 +1,9 @@
-"""Frozen features of crops, computed once: by weights, cohort and crop, a second probe reads them from disk."""
+"""Frozen features of crops, computed once: by weights and crops, a second probe reads them from disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from models.backbone import Backbone, Tokens
 from pipelines.atomic import write_atomically
 from transforms.hounsfield import window_hu
-from transforms.nodule import CropSpec
 from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
 
 WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
@@ -119,12 +117,11 @@ class FeatureCache:
         """Use `folder`; it is made at the first write."""
         self.folder = folder
 
-    def key(
-        self, backbone_sha: str, cohort_sha: str, spec: CropSpec, nodule_ids: list[str], **settings: Any
-    ) -> str:
-        """Hash what features depend on."""
-        parts = {"backbone": backbone_sha, "cohort": cohort_sha, "spec": asdict(spec), "nodules": nodule_ids}
-        return hashlib.sha256(json.dumps(parts | settings, sort_keys=True).encode()).hexdigest()
+    def key(self, backbone_sha: str, crops_hu: NDArray[np.float32], **settings: Any) -> str:
+        """Hash what features depend on: of the nodules the crops themselves, wherever and however they were cut."""
+        crops_sha = hashlib.sha256(np.ascontiguousarray(crops_hu).data).hexdigest()
+        parts = {"backbone": backbone_sha, "crops": crops_sha, "shape": crops_hu.shape} | settings
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def read(self, key: str) -> NDArray[np.float32] | None:
         """Return the features under a key, or None."""

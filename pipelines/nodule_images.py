@@ -16,7 +16,7 @@ from pipelines.cohort import Cohort
 from pipelines.lidc_masks import read_mask
 from pipelines.nodule_figures import MALIGNANT
 from pipelines.nodule_floors import FloorSettings, folds_of, labels_of, score_floor
-from pipelines.nodule_set import nodule_set
+from pipelines.nodule_set import nodule_set, tell_of_doubtful_places
 from probes.image_diameter import image_diameter_mm
 from probes.labels import Labelled
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
@@ -67,6 +67,7 @@ def measure_images(cohort: Cohort, labelled: Labelled, settings: FloorSettings) 
     except ValueError as reason:
         print(f"pixels: not measured: {reason}")
         return None
+    tell_of_doubtful_places(small)
     wide = nodule_set(cohort, rule, WIDE_SPEC)
     nodules = small.table
     diameters = image_diameter_mm(wide.crops_hu[:, 1], WIDE_SPEC.mm_per_px)

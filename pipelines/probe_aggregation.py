@@ -19,7 +19,7 @@ from pipelines.cohort import Cohort
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set, places_mm
+from pipelines.nodule_set import NoduleSet, nodule_set, places_mm, tell_of_doubtful_places
 from pipelines.probe_setup import fold_plan, tag_probe
 from pipelines.tracking import Run
 from pipelines.view_tokens import of_rows
@@ -67,7 +67,9 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     cohort = Cohort.open(Path(config.cohort))
     loaded = open_backbone(chosen_backbone(config.backbone))
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    nodules = with_planes(cohort, config, nodule_set(cohort, config.rule, spec), loaded.backbone.image_px)
+    everyone = nodule_set(cohort, config.rule, spec)
+    tell_of_doubtful_places(everyone)
+    nodules = with_planes(cohort, config, everyone, loaded.backbone.image_px)
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules")
     plan = fold_plan(config, loaded, cohort, nodules)
     tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)

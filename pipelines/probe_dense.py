@@ -20,7 +20,7 @@ from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import WINDOWS_HU, WindowName, encode
 from pipelines.nodule_masks import MaskedCrops, masked_crops
-from pipelines.nodule_set import nodule_set
+from pipelines.nodule_set import nodule_set, tell_of_doubtful_places
 from pipelines.probe_setup import fold_plan, tag_probe
 from pipelines.tracking import Run
 from pipelines.view_tokens import of_rows
@@ -70,6 +70,7 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     loaded = open_backbone(chosen_backbone(config.backbone))
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     everyone = nodule_set(cohort, config.rule, spec)
+    tell_of_doubtful_places(everyone)
     crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
     nodules = of_rows(everyone, crops.kept)
     print(

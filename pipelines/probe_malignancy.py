@@ -19,7 +19,7 @@ from pipelines.config import PROJECT_ROOT
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import FeatureCache, FeatureName, WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set
+from pipelines.nodule_set import NoduleSet, nodule_set, tell_of_doubtful_places
 from pipelines.probe_figures import calibration_figure, decision_figure, roc_figure
 from pipelines.probe_setup import diagnosis_table, fold_plan, tag_probe, tell_of_unknown_diameters
 from pipelines.tracking import Run
@@ -68,10 +68,14 @@ class ProbeConfig:
     runs_dir: str = "runs"
 
     def __post_init__(self) -> None:
-        """Refuse heads that cannot read their features."""
+        """Refuse what cannot go together."""
         if (self.head == "attentive") != (self.features == "patches"):
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
+            )
+        if self.input == "whole_slice" and self.features == "neighbourhood":
+            raise ValueError(
+                "features=neighbourhood is the middle of the image, where a whole slice has no nodule; use input=crop"
             )
         if self.folds < 2 or self.repeats < 1 or self.n_bootstrap < 1:
             raise ValueError("folds must be 2 or more, repeats and n_bootstrap 1 or more")
@@ -86,13 +90,16 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     diagnosis = diagnosis_table(config.diagnosis)
     nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
     print(nodules.labelled.counts)
+    tell_of_doubtful_places(nodules)
     tell_of_unknown_diameters(nodules)
-    parts, plans = [], []
-    for loaded in backbones:
+    plans = [fold_plan(config, loaded, cohort, nodules) for loaded in backbones]
+    tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
+    prior = float(nodules.labels[tested].mean())
+    parts = []
+    for loaded, plan in zip(backbones, plans, strict=True):
         print(f"backbone {loaded.source}")
-        plans.append(fold_plan(config, loaded, cohort, nodules))
-        tag_probe(run, loaded, cohort, plans[-1].leak, nodules.mm_per_px)
-        parts.append(score(config, loaded, cohort, nodules, plans[-1].folds, spec))
+        tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
+        parts.append(score(config, loaded, cohort, nodules, plan.folds, prior))
     scores = pooled(parts)
     table = evaluate(config, nodules, scores)
     metrics = headline(table)
@@ -144,21 +151,18 @@ def score(
     cohort: Cohort,
     nodules: NoduleSet,
     folds: list[Any],
-    spec: CropSpec,
+    prior: float,
 ) -> NoduleScores:
     """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
     device = choose_device(config.device)
     cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
-    ids = [str(nodule_id) for nodule_id in nodules.table["nodule_id"]]
+    scale, mm_per_px = float(loaded.record.get("hu_scale", 1.0)), float(np.median(nodules.mm_per_px))
+    settings = {"mm_per_px": mm_per_px, "window": config.window, "features": config.features}
 
     def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
-        key = cache.key(
-            name, cohort.sha256, spec, ids, window=config.window, features=config.features, input=config.input
-        )
+        key = cache.key(name, nodules.crops_hu, hu_scale=scale, **settings)
         found = cache.read(key)
         if found is None:
-            scale = float(loaded.record.get("hu_scale", 1.0))
-            mm_per_px = float(np.median(nodules.mm_per_px))
             found = encode(
                 backbone, nodules.crops_hu, mm_per_px, config.window, config.features, device, scale
             )
@@ -173,6 +177,8 @@ def score(
         CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX),
         diagnosis=diagnosis_table(config.diagnosis),
     )
+    # A patch has a crop and no whole slice.
+    same = pixels.table["nodule_id"].isin(nodules.table["nodule_id"]).to_numpy()
     return score_nodules(
         factory,
         features(loaded.backbone, loaded.sha256),
@@ -182,9 +188,10 @@ def score(
         folds,
         baselines={
             "random_weights": (factory, random),
-            "pixels": (lambda: PixelProbe(seed=config.seed), pixel_features(pixels.crops_hu)),
+            "pixels": (lambda: PixelProbe(seed=config.seed), pixel_features(pixels.crops_hu[same])),
         },
         seed=config.seed,
+        prior=prior,
     )
 
 

@@ -19,7 +19,7 @@ from pipelines.cohort import Cohort
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import FeatureName, WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set
+from pipelines.nodule_set import NoduleSet, nodule_set, tell_of_doubtful_places
 from pipelines.probe_setup import tag_probe
 from pipelines.representation_figures import map_figure, spectrum_figure
 from pipelines.tracking import Run
@@ -95,7 +95,9 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     loaded = open_backbone(chosen_backbone(config.backbone))
     patients, leak = patients_to_test(loaded, cohort, "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    nodules = of_patients(nodule_set(cohort, config.rule, spec), patients)
+    everyone = nodule_set(cohort, config.rule, spec)
+    tell_of_doubtful_places(everyone)
+    nodules = of_patients(everyone, patients)
     n_patients = len(np.unique(nodules.patient_ids))
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
     tag_probe(run, loaded, cohort, leak, nodules.mm_per_px)

@@ -19,7 +19,7 @@ from pipelines.cohort_kind import cohort_kind
 from pipelines.default_cohort import ensure_cohort
 from pipelines.distributed import choose_device
 from pipelines.features import WINDOWS_HU
-from pipelines.nodule_set import NoduleSet, nodule_set
+from pipelines.nodule_set import NoduleSet, nodule_set, tell_of_doubtful_places
 from pipelines.probe_figures import roc_figure
 from pipelines.probe_malignancy import short_table
 from pipelines.probe_setup import fold_plan, tag_probe, tell_of_unknown_diameters
@@ -72,6 +72,7 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     ensure_cohort(Path(config.cohort))
     cohort = Cohort.open(Path(config.cohort))
     flat, cubes = inputs_of(config, cohort)
+    tell_of_doubtful_places(flat)
     tell_of_unknown_diameters(flat)
     folds = _folds(config, cohort, flat, run)
     images = {} if config.networks == "3d" else {"supervised_2d": _grey_2d(flat)}

@@ -155,6 +155,7 @@ def cross_fit(
     labels: npt.ArrayLike,
     patient_ids: npt.ArrayLike,
     folds: Iterable[Fold | tuple[Ints, Ints]],
+    prior: float | None = None,
 ) -> Floats:
     """Probability of class 1 for every sample, from probes that never saw its patient.
 
@@ -168,6 +169,8 @@ def cross_fit(
         labels: 0 or 1, (N,).
         patient_ids: Patient of each sample, (N,).
         folds: Training and test rows, from `probes.splits` or as pairs of index arrays; any number of repeats.
+        prior: The one share of positives; None: that of the tested samples. Calls whose scores are ranked together
+            need one for all, or a call rich in positives would be scored high for that alone.
 
     Returns:
         Mean over the repeats, (N,); NaN for a sample that no fold tests.
@@ -185,7 +188,7 @@ def cross_fit(
     tested = np.unique(np.concatenate([test for _, test in pairs])) if pairs else np.empty(0, dtype=np.int64)
     if tested.size == 0:
         raise ValueError("the folds test no sample at all")
-    common_prior = logit(binary_labels(truth[tested]).mean())
+    common_prior = logit(binary_labels(truth[tested]).mean() if prior is None else prior)
     total, times = np.zeros(len(truth)), np.zeros(len(truth))
     for train, test in pairs:
         shared = np.intersect1d(patients[train], patients[test])

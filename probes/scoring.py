@@ -30,6 +30,7 @@ def score_nodules(
     baselines: Mapping[str, tuple[Callable[[], Probe[Any]], Samples]] | None = None,
     vectors: npt.ArrayLike | None = None,
     seed: int = 0,
+    prior: float | None = None,
 ) -> NoduleScores:
     """Cross-fit a probe and everything that it has to be compared with, in the same folds.
 
@@ -43,6 +44,7 @@ def score_nodules(
         baselines: Further rows by name, each a probe factory and what it is fitted on: `pixels`, `random_weights`.
         vectors: Features (N, D) that stand beside diameter in a linear probe; None: `features`, if they are (N, D).
         seed: Of the shuffle and of the inner folds of the probe with diameter.
+        prior: See `probes.linear.cross_fit`: one for all calls whose scores are pooled.
 
     Returns:
         Rows `features`, `features_and_diameter` (where there are vectors, and the diameter of every nodule is
@@ -53,18 +55,18 @@ def score_nodules(
     """
     truth, pairs = binary_labels(labels), list(folds)
     diameter = checked_diameter(diameter_mm, len(truth))
-    rows = {"features": cross_fit(probe_factory, features, truth, patient_ids, pairs)}
+    rows = {"features": cross_fit(probe_factory, features, truth, patient_ids, pairs, prior)}
     beside = features if vectors is None and np.ndim(features) == 2 else vectors  # type: ignore[arg-type]
     if beside is not None and diameter is not None:
         # Log diameter carries no penalty: where the features are silenced, diameter alone remains.
         joined = np.column_stack([finite_features(beside, len(truth)), np.log(diameter)])  # type: ignore[arg-type]
         rows["features_and_diameter"] = cross_fit(
-            lambda: LinearProbe(n_unpenalised=1, seed=seed), joined, truth, patient_ids, pairs
+            lambda: LinearProbe(n_unpenalised=1, seed=seed), joined, truth, patient_ids, pairs, prior
         )
     for name, (baseline_factory, inputs) in (baselines or {}).items():
-        rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs)
+        rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs, prior)
     shuffled = np.random.default_rng(seed).permutation(truth)
-    rows["shuffled_labels"] = cross_fit(probe_factory, features, shuffled, patient_ids, pairs)
+    rows["shuffled_labels"] = cross_fit(probe_factory, features, shuffled, patient_ids, pairs, prior)
     return NoduleScores(rows, shuffled)
 
 

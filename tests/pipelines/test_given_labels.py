@@ -14,6 +14,8 @@ import torch
 from models.backbone import BackboneConfig, build_backbone
 from pipelines.backbones import save_backbone
 from pipelines.cohort import Cohort
+from pipelines.cohort_tables import NODULES
+from pipelines.cohort_tables import write_table as write_parquet
 from pipelines.loader import SliceIndex
 from pipelines.nodules import NodulesConfig, run_nodules
 from pipelines.prepare import PrepareConfig, prepare_cohort
@@ -189,6 +191,29 @@ def test_tables_and_figures_of_nodules_need_no_diameter_either(unsized: Cohort, 
     assert "consensus: not applied: label rule 'consensus' reads ratings" in capsys.readouterr().out
 
 
+def test_nodules_without_a_crop_and_centres_without_a_nodule_are_told(
+    scans: tuple[Path, list[dict[str, object]]],
+    cohort_of: Callable[..., Cohort],
+    backbone: str,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    columns = tuple(name for name in COLUMNS if name != "series_uid")
+    probed(cohort_of(columns), backbone, tmp_path)
+    assert "above -700 HU" not in capsys.readouterr().out
+    # The middle of a scan is 31.5: its nodule at x 34 would lie at 29 in a mirror; further out it lies in lung.
+    cohort = cohort_of(columns, [{**row, "x_lps_mm": 54.0} for row in scans[1]])
+    cohort.nodules.loc[0, "x_lps_mm"] = 64.0
+    write_parquet(cohort.root / "nodules.parquet", cohort.nodules, NODULES)
+    probed(cohort, backbone, tmp_path)
+    shown = capsys.readouterr().out
+    assert "23 of 23 nodules show nothing above -700 HU within 2 mm of their centre" in shown
+    assert (
+        "1 of 24 labelled nodules have no crop and are left out; the first: the nodule's centre lies at"
+        in shown
+    )
+
+
 def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(
     unsized: Cohort, backbone: str, tmp_path: Path
 ) -> None:
@@ -215,6 +240,30 @@ def test_some_rows_may_lack_a_label_or_a_diameter_and_none_vanishes(
         "it has neither malignancy_ratings nor label",
     ]
     assert cohort.nodules["diameter_mm"].isna().sum() == 1
+
+
+def test_a_row_counts_once_and_an_id_names_one_nodule(
+    scans: tuple[Path, list[dict[str, object]]], cohort_of: Callable[..., Cohort]
+) -> None:
+    own_ids = [{**row, "nodule_id": f"n{number}"} for number, row in enumerate(scans[1][:4])]
+    columns = ("nodule_id", *(name for name in COLUMNS if name != "series_uid"))
+    cohort = cohort_of(columns, [*own_ids, own_ids[1], {**own_ids[2], "label": 1}])
+    assert cohort.nodules["nodule_id"].tolist() == ["n0", "n1", "n3"]
+    refused = cohort.refused[cohort.refused["n_rows"] > 0].set_index("reason")["n_rows"]
+    assert {reason.partition(": ")[2][:24]: n for reason, n in refused.items()} == {
+        "it repeats another row": 1,
+        "another row says otherwi": 2,
+    }
+    numbered = [{**row, "nodule_id": "1"} for row in scans[1][:4]]  # a number within each scan
+    assert cohort_of(columns, numbered).nodules["nodule_id"].nunique() == 4
+
+
+def test_labels_that_a_table_of_floats_states_are_taken(
+    scans: tuple[Path, list[dict[str, object]]], cohort_of: Callable[..., Cohort]
+) -> None:
+    rows = [{**row, "label": f"{row['label']}.0"} for row in scans[1][:4]]
+    nodules = cohort_of(tuple(name for name in COLUMNS if name != "series_uid"), rows).nodules
+    assert nodules["label"].tolist() == [1, 0, 0, 1]
 
 
 def test_series_uids_meet_dicom_but_no_nifti(
