@@ -166,7 +166,7 @@ def crops_one_slice_further(
             {int(g) for g in row["gaps"]},
         )
         z, y, x = lps_to_index(affine, [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"], offsets)
-        middle = int(np.rint(z))
+        middle = int(np.floor(z + 0.5))  # the slice that the crop shows, of two as near the upper one
         beside = [middle + 1] if middle + 1 < int(row["shape"][0]) and middle not in gaps else []
         beside += [middle - 1] if middle > 0 and middle - 1 not in gaps else []
         if not beside:

@@ -28,7 +28,7 @@ from pipelines.probe_supervised import SupervisedConfig, run_supervised
 from pipelines.tracking import Run, SilentRun
 from pipelines.view_tokens import encode_views, of_rows, patients_to_test, render_rows, sample_slices
 from probes.splits import is_held_out
-from transforms.geometry import lps_to_index
+from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule import CropSpec, crop_nodule
 from transforms.view_config import ViewConfig
 
@@ -185,16 +185,15 @@ def test_representation_stands_beside_random_weights(small_cohort, all_seen) -> 
 
 
 def test_one_slice_further_is_the_neighbouring_slice(small_cohort) -> None:
-    nodules = nodule_set(small_cohort, "consensus", SPEC)
-    moved, can_move = crops_one_slice_further(small_cohort, nodules, SPEC)
-    assert can_move.all()
-    depth = small_cohort.series.set_index("volume_id")["shape"].map(lambda shape: shape[0])
-    series = {row["volume_id"]: row for row in small_cohort.series.to_dict("records")}
-    for old, new, nodule in zip(nodules.crops_hu, moved, nodules.table.to_dict("records"), strict=True):
-        row = series[nodule["volume_id"]]
-        z = lps_to_index(list(row["affine_ras"]), [nodule[f"{a}_lps_mm"] for a in "xyz"])[0]
-        if round(z) + 2 < depth[nodule["volume_id"]]:
-            np.testing.assert_array_equal(new[:2], old[1:])
+    moved_to = Cohort(small_cohort.root)
+    affines = small_cohort.series.set_index("volume_id")["affine_ras"]
+    for above in (2.2, 2.5, 3.5, 3.9):  # rounded to even, a half would be its own neighbour
+        heights = [index_to_lps(affines[v], [above, 30, 30])[2] for v in moved_to.nodules["volume_id"]]
+        moved_to.nodules["z_lps_mm"] = heights
+        nodules = nodule_set(moved_to, "consensus", SPEC)
+        moved, can_move = crops_one_slice_further(moved_to, nodules, SPEC)
+        assert can_move.all()
+        np.testing.assert_array_equal(moved[:, :2], nodules.crops_hu[:, 1:])
 
 
 def test_discs_lie_where_the_nodules_are_and_are_never_just_in_the_middle(small_cohort) -> None:

@@ -167,6 +167,10 @@ def test_identifiability_of_two_classes_agrees_with_one_linear_probe():
         (lambda x, p: alignment(x, x[:, :2], p), "one shape"),
         (lambda x, p: stability(np.ones((30, 2)), np.ones((30, 2)), p), "features are equal"),
         (lambda x, p: knn_malignancy(x, np.arange(30) % 2, np.zeros(30)), "one patient"),
+        (
+            lambda x, p: knn_malignancy(x, np.arange(30) % 2, p, k=28),
+            "need more than 28 to choose from, got 28",
+        ),
         (lambda x, p: identifiability(x, ["a"] * 30, p), "two classes with 10 patients"),
     ],
 )
