@@ -100,6 +100,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
         print(f"backbone {loaded.source}")
         tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
         parts.append(score(config, loaded, cohort, nodules, plan.folds, prior))
+    run.set_tags(names_of(backbones))
     scores = pooled(parts)
     table = evaluate(config, nodules, scores)
     metrics = headline(table)
@@ -124,6 +125,15 @@ def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
     if len(sizes) > 1:
         raise ValueError(f"backbones that are cross-fitted must take one input size, got {sorted(sizes)} px")
     return backbones
+
+
+def names_of(backbones: list[LoadedBackbone]) -> dict[str, str]:
+    """Tags that name every backbone of a probe, with commas between; `report` reads the first."""
+    return {
+        "dinox.probed": ",".join(loaded.source for loaded in backbones),
+        "dinox.probed_run": ",".join(loaded.run_id for loaded in backbones),
+        "dinox.backbone_sha": ",".join(loaded.sha256 for loaded in backbones),
+    }
 
 
 def pooled(parts: list[NoduleScores]) -> NoduleScores:

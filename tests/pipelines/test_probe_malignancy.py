@@ -26,12 +26,16 @@ Voxels = Callable[[int], np.ndarray]
 
 
 class Recorder(SilentRun):
-    """Keeps the metrics and tables that the probe would log."""
+    """Keeps the metrics, tables and tags that the probe would log."""
 
     def __init__(self) -> None:
         super().__init__()
         self.metrics: dict[str, float] = {}
         self.tables: dict[str, pd.DataFrame] = {}
+        self.tags: dict[str, str] = {}
+
+    def set_tags(self, tags: Any) -> None:
+        self.tags |= tags
 
     def log_metrics(self, metrics: Any, step: int = 0) -> None:
         self.metrics |= metrics
@@ -97,6 +101,8 @@ def test_cross_fitted_backbones_that_see_nothing_score_one_half_though_the_halve
     cohort = cohort_of(tmp_path, lambda number: np.full((40, 40, 5), -700), labels.tolist())
     pair = [backbone(tmp_path / half, seed, holdout=half) for seed, half in enumerate(("half_a", "half_b"))]
     run = probed(cohort, ",".join(pair), tmp_path / "runs")
+    assert run.tags["dinox.probed"] == ",".join(pair)
+    assert len(set(run.tags["dinox.backbone_sha"].split(","))) == 2
     assert run.metrics["probe/n_nodules"] == N_PATIENTS
     for row in ("", "random_", "pixels_", "shuffled_"):
         assert run.metrics[f"probe/{row}auroc"] == pytest.approx(0.5, abs=1e-9), row
