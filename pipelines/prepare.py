@@ -252,6 +252,12 @@ def run_prepare(config: PrepareConfig, run: "Run") -> None:
         f"and {prepared.n_refused_rows} annotation rows refused"
         + (" (see refused.parquet)" if len(cohort.refused) else "")
     )
+    n_twice = int((cohort.nodules.groupby("volume_id")["source"].nunique() > 1).sum())
+    if n_twice:
+        print(
+            f"{n_twice} volumes have nodules of the annotation table beside those that were known of them: a rule that"
+            " reads ratings counts both; leave ratings out of the table and state a label, or leave the table out"
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipelines.cohort_tables import NODULES
 from pipelines.cohort_tables import write_table as write_parquet
 from pipelines.loader import SliceIndex
 from pipelines.nodules import NodulesConfig, run_nodules
-from pipelines.prepare import PrepareConfig, prepare_cohort
+from pipelines.prepare import PrepareConfig, prepare_cohort, run_prepare
 from pipelines.probe_malignancy import ProbeConfig, run_probe
 from pipelines.probe_supervised import SupervisedConfig, run_supervised
 from pipelines.tracking import SilentRun
@@ -264,6 +264,22 @@ def test_labels_that_a_table_of_floats_states_are_taken(
     rows = [{**row, "label": f"{row['label']}.0"} for row in scans[1][:4]]
     nodules = cohort_of(tuple(name for name in COLUMNS if name != "series_uid"), rows).nodules
     assert nodules["label"].tolist() == [1, 0, 0, 1]
+
+
+def test_nodules_that_two_sources_state_are_told(
+    small_cohort: Cohort, small_phantom_source: Path, tmp_path: Path, capsys: Any
+) -> None:
+    known = small_cohort.nodules.iloc[0]
+    rows = [{name: known[name] for name in COLUMNS if name in known} | {"label": 1}]
+    table = write_table(tmp_path / "t.csv", rows, tuple(rows[0]))
+    config = PrepareConfig(
+        source=str(small_phantom_source), cohort=str(tmp_path / "c"), annotations=table, workers=1
+    )
+    run_prepare(config, Recorder())
+    assert (
+        "1 volumes have nodules of the annotation table beside those that were known"
+        in capsys.readouterr().out
+    )
 
 
 def test_series_uids_meet_dicom_but_no_nifti(
