@@ -15,9 +15,11 @@ import yaml
 
 from pipelines.config import RecipeError, find_recipe, flatten, load_recipe, read_yaml, unflatten
 from pipelines.interrupts import watch_deadline
+from pipelines.option_list import describe
 from pipelines.tracking import Run
 
 C = TypeVar("C")
+_HELP = {"-h", "--help"}
 
 
 class EndWith(Exception):
@@ -74,6 +76,8 @@ def run_entry_point(
     A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence.
     Anything else is ours: it is raised with its trace.
     """
+    if _HELP & set(words):
+        return _show_help(name, schema, recipe, [word for word in words if word not in _HELP])
     watch_deadline()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     run = Run.start(name)
@@ -99,6 +103,16 @@ def run_entry_point(
         raise
     if not run.is_wrapped:
         run.finish("FINISHED")
+    return 0
+
+
+def _show_help(name: str, schema: type[C], recipe: str | None, words: Sequence[str]) -> int:
+    """Print every option with its value under the rest of the command line; no run is made."""
+    try:
+        print(describe(name, *resolve(schema, words, recipe)))
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -126,4 +126,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:  # Minutes of work must not begin because someone asked what it does.
+        print(f"{__doc__} It takes no options.")
+        sys.exit(0 if "--help" in sys.argv else 2)
     sys.exit(main())
