@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pipelines.cli import main
 from pipelines.tracking import Run
 
-INSTALL = "pip install 'dinox-ct[download]'"
+INSTALL = "pip install -e '.[download]'"
 
 INDEX_COLUMNS = (
     "collection_id",

@@ -80,7 +80,7 @@ def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
     ]
     if asked == "yes" and missing:
         raise ValueError(
-            f"onnx=yes needs {', '.join(missing)}; install the extra: pip install 'dinox-ct[export]'"
+            f"onnx=yes needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
         )
     return asked != "no" and not missing
 
@@ -190,7 +190,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         ValueError: If the extra `hub` is missing, the name cannot be, or the Hub refuses or cannot be reached.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise ValueError("push_to needs huggingface_hub; install the extra: pip install 'dinox-ct[hub]'")
+        raise ValueError("push_to needs huggingface_hub; install the extra: pip install -e '.[hub]'")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # whose base depends on the version
         HfHubHTTPError,

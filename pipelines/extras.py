@@ -18,5 +18,5 @@ def load_extra(module: str, extra: str) -> Any:
         if error.name != module.split(".")[0]:
             raise
         raise ValueError(
-            f"this needs the package {error.name}; install it with pip install '.[{extra}]'"
+            f"this needs the package {error.name}; install it with pip install -e '.[{extra}]'"
         ) from error

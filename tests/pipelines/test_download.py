@@ -168,7 +168,7 @@ def test_without_the_optional_package_the_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "idc_index", None)
     monkeypatch.setitem(sys.modules, "idc_index_data", None)
-    with pytest.raises(ValueError, match=r"dinox-ct\[download\]"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[download\]'"):
         call()
 
 

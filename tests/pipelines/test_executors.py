@@ -87,7 +87,7 @@ def test_what_a_rented_machine_lacks_is_refused(checkout: Path) -> None:
     with pytest.raises(CampaignError, match=r"resources\.accelerator must name the GPU"):
         SkyPilotExecutor(rented(accelerator=""), 0)
     if shutil.which("sky") is None:
-        with pytest.raises(ValueError, match=r"install it with pip install '\.\[cloud\]'"):
+        with pytest.raises(ValueError, match=r"install it with pip install -e '\.\[cloud\]'"):
             SkyPilotExecutor(rented(cohort_uri="s3://b/c"), 0)
 
 
