@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
@@ -65,7 +66,12 @@ class Tokens(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A timm vision transformer that returns its class token and its patch tokens, never its registers."""
+    """A timm vision transformer that returns its class token and its patch tokens, never its registers.
+
+    Attributes:
+        mean, std: Of each channel: what grey values in [0, 1] are normalised with before they are shown to it.
+            timm's for the name, ImageNet's without one; whoever trains or opens weights that saw others sets them.
+    """
 
     def __init__(self, vit: VisionTransformer) -> None:
         """Wrap a timm model; its classifier, if any, is dropped."""
@@ -75,6 +81,9 @@ class Backbone(nn.Module):
         self.embed_dim = int(vit.embed_dim)
         self.patch_px = int(vit.patch_embed.patch_size[0])
         self.image_px = int(vit.patch_embed.img_size[0])
+        stated: dict[str, Any] = getattr(vit, "pretrained_cfg", None) or {}
+        self.mean: tuple[float, ...] = tuple(stated.get("mean", IMAGENET_DEFAULT_MEAN))
+        self.std: tuple[float, ...] = tuple(stated.get("std", IMAGENET_DEFAULT_STD))
 
     def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
         """Encode images (B, 3, S, S); where `mask` (B, N) is true, the patch is replaced by `mask_token` (D,)."""
@@ -155,17 +164,19 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
     is_hub = name.startswith("hf-hub:")
     if not is_local and not is_hub and not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
-    vit = timm.create_model(
-        name,
-        pretrained=pretrained,
-        num_classes=0,
-        img_size=config.image_px,
-        dynamic_img_size=True,
-    )
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise ValueError(
-            f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
+    refusal = f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
+    try:
+        vit = timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=0,
+            img_size=config.image_px,
+            dynamic_img_size=True,
         )
+    except TypeError as error:  # A convolutional network knows no image size.
+        raise ValueError(refusal) from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise ValueError(refusal)
     return vit
 
 

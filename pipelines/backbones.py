@@ -21,7 +21,6 @@ from models.backbone import (
     load_weights,
 )
 from pipelines import tracking
-from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
 
 ARTIFACT = "backbone"
 _WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
@@ -107,8 +106,8 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [3, size, size],
             "num_classes": 0,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": list(backbone.mean),
+            "std": list(backbone.std),
             "interpolation": "bicubic",
             "first_conv": "patch_embed.proj",
             "classifier": "head",
@@ -169,7 +168,10 @@ def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackb
 
 
 def _build(timm_config: dict[str, Any], image_px: int) -> Backbone:
-    return build_timm_architecture(timm_config["architecture"], timm_config["model_args"], image_px)
+    backbone = build_timm_architecture(timm_config["architecture"], timm_config["model_args"], image_px)
+    trained = timm_config["pretrained_cfg"]
+    backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
+    return backbone
 
 
 def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:

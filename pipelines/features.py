@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from models.backbone import Backbone, Tokens
 from pipelines.atomic import write_atomically
 from transforms.hounsfield import window_hu
-from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
 
 WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
 SliceFeature = Literal["class_token", "mean_patch", "both"]
@@ -65,7 +64,7 @@ def encode(
     for start in range(0, len(flat), batch_size):
         hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
         parts = [
-            _chosen(backbone(network_input(hu, name, hu_scale)), features, backbone, mm_per_px)
+            _chosen(backbone(network_input(hu, backbone, name, hu_scale)), features, backbone, mm_per_px)
             for name in names
         ]
         rows.append(torch.cat(parts, dim=-1).float().cpu())
@@ -73,10 +72,10 @@ def encode(
     return encoded.reshape(*crops_hu.shape[:-3], *encoded.shape[1:])
 
 
-def network_input(hu: torch.Tensor, window: str, hu_scale: float = 1.0) -> torch.Tensor:
-    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalised as in pretraining."""
+def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
+    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalised as in the backbone's pretraining."""
     mean, std = (
-        torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
     return (window_hu(hu * hu_scale, *WINDOWS_HU[window]) - mean) / std
 

@@ -11,7 +11,6 @@ import yaml
 from pipelines.backbones import LoadedBackbone
 from pipelines.features import WINDOWS_HU
 from pipelines.stored_runs import StoredRun
-from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
 
 LEAKS = {
     "": "",
@@ -80,6 +79,7 @@ def _summary(loaded: LoadedBackbone) -> str:
 
 def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
     low, high = WINDOWS_HU["lung"]
+    mean, std = list(loaded.backbone.mean), list(loaded.backbone.std)
     size, scale = loaded.backbone.image_px, loaded.record.get("hu_scale", 1.0)
     seen = loaded.record.get("mm_per_pixel")
     scales = f"{seen[0]:.2f} to {seen[1]:.2f} mm per pixel" if seen else "an unknown scale"
@@ -101,7 +101,7 @@ import timm, torch
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
 # hu: float tensor (batch, 3, {size}, {size}), Hounsfield units
 {scaled}grey = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU
-mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({list(IMAGENET_MEAN)}, {list(IMAGENET_STD)}))
+mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
 tokens = model.forward_features((grey - mean) / std)
 class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 ```{onnx}"""

@@ -78,11 +78,6 @@ class PretrainConfig:
             raise ValueError(
                 f"views.size_px {self.views.size_px} and backbone.image_px {self.backbone.image_px} must be the same"
             )
-        patch = self.backbone.effective_patch_px
-        if self.views.n_local and self.views.local_size_px % patch:
-            raise ValueError(
-                f"views.local_size_px {self.views.local_size_px} is not a multiple of the patch of {patch} px"
-            )
         if self.views.n_local and self.objective.kind != "dino":
             raise ValueError(f"local views go with objective kind 'dino', not '{self.objective.kind}'")
         if not isinstance(self.holdout, str) and not 0 <= self.holdout < 1:

@@ -170,7 +170,9 @@ def score(
     settings = {"mm_per_px": mm_per_px, "window": config.window, "features": config.features}
 
     def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
-        key = cache.key(name, nodules.crops_hu, hu_scale=scale, **settings)
+        # Random weights have no hash of their own: what they are shown follows the backbone that they stand beside.
+        grey = [scale, backbone.mean, backbone.std]
+        key = cache.key(name, nodules.crops_hu, grey=grey, **settings)
         found = cache.read(key)
         if found is None:
             found = encode(

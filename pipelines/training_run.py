@@ -314,6 +314,11 @@ class TrainingRun:
 def _first_backbone(config: PretrainConfig) -> Backbone:
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
+    local_px, patch_px = config.views.local_size_px, backbone.patch_px
+    if (
+        config.views.n_local and local_px % patch_px
+    ):  # The patch of a timm model is not known before it is built.
+        raise ValueError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
     source = config.backbone.weights
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
@@ -321,6 +326,10 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
         load_weights(backbone, load_file(source), source)
     elif source not in ("", "timm"):
         load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)
+    backbone.mean, backbone.std = (
+        config.views.mean,
+        config.views.std,
+    )  # What it is trained with is what probes show it.
     return backbone
 
 

@@ -110,7 +110,9 @@ def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
     A backbone that is no run's has the default views of its input size.
     """
     if not loaded.source.startswith("runs:/"):
-        return ViewConfig(size_px=loaded.backbone.image_px), "default views"
+        (r, g, b), (r_std, g_std, b_std) = loaded.backbone.mean, loaded.backbone.std
+        views = ViewConfig(size_px=loaded.backbone.image_px, mean=(r, g, b), std=(r_std, g_std, b_std))
+        return views, "default views"
     with tempfile.TemporaryDirectory() as folder:
         run_id = loaded.source.removeprefix("runs:/").partition("/")[0]
         file = tracking.client().download_artifacts(run_id, "config.yaml", folder)

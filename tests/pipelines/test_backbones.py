@@ -10,6 +10,9 @@ import torch
 
 from models.backbone import BackboneConfig, build_backbone
 from pipelines.backbones import open_backbone, random_twin, save_backbone
+from pipelines.features import network_input
+from pipelines.view_tokens import training_views
+from transforms.view_config import IMAGENET_MEAN
 
 CUSTOM = BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, image_px=42, registers=3)
 ARCHS = {
@@ -111,6 +114,32 @@ def test_the_random_twin_is_the_initialisation_of_the_recipe(init: str, tmp_path
     witness = build_backbone(config)
     for name, tensor in witness.state_dict().items():
         assert torch.equal(twin.state_dict()[name], tensor), name
+
+
+def test_what_pixels_are_normalised_with_travels_with_the_weights(tmp_path: Path) -> None:
+    """timm's augreg weights want (grey - 0.5) / 0.5, DINOv2's ImageNet's mean; a training has what its views say."""
+    half = (0.5, 0.5, 0.5)
+    config = ARCHS["timm"]
+    assert timm.get_pretrained_cfg("vit_tiny_patch16_224").mean == half
+    assert build_backbone(config).mean == build_backbone(config).std == half
+    assert build_backbone(ARCHS["vit_small"]).mean == build_backbone(CUSTOM).mean == IMAGENET_MEAN
+
+    saved(config, tmp_path / "timm")
+    loaded = open_backbone(str(tmp_path / "timm"))
+    random = random_twin(loaded, 0)
+    air_and_bone = torch.tensor([-2000.0, 2000.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    for backbone in (loaded.backbone, random):
+        shown = network_input(air_and_bone, backbone, "lung")
+        assert shown.flatten(1).unique(dim=1).tolist() == [[-1.0], [1.0]]
+
+    trained = build_backbone(CUSTOM)
+    trained.mean, trained.std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
+    save_backbone(tmp_path / "trained", trained, CUSTOM, {})
+    loaded = open_backbone(str(tmp_path / "trained"))
+    assert (loaded.backbone.mean, loaded.backbone.std) == (trained.mean, trained.std)
+    shown = network_input(air_and_bone, loaded.backbone, "lung")
+    assert torch.allclose(shown[1, :, 0, 0], torch.tensor([0.9, 0.4, 0.175]))
+    assert training_views(loaded)[0].std == trained.std
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:

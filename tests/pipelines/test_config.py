@@ -119,7 +119,6 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
             "71 is not a multiple of the patch of 14 px",
         ),
         ([("accumulation", "0")], "accumulation must be 1 or more, got 0"),
-        ([("views.n_local", "2"), ("views.local_size_px", "30")], "local_size_px 30 is not a multiple"),
         ([("holdout", "1.0")], "holdout is the share of patients left out"),
     ],
 )

@@ -29,6 +29,7 @@ class Brightness(nn.Module):
     def __init__(self, image_px: int, patch_px: int) -> None:
         super().__init__()
         self.image_px, self.patch_px, self.embed_dim = image_px, patch_px, 1
+        self.mean, self.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
     def forward(self, images: Tensor) -> Tokens:
         means = nn.functional.avg_pool2d(images[:, 1:2], self.patch_px).flatten(2).transpose(1, 2)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from models.backbone import BackboneConfig, build_backbone
 from pipelines import prepare
+from pipelines.backbones import open_backbone, save_backbone
 from pipelines.cli import run_entry_point
 from pipelines.cohort import Cohort
 from pipelines.phantom import PERSONAL_FOLDER, PERSONAL_STRINGS
@@ -21,6 +23,10 @@ TINY = [
     "--recipe", "demo", "--steps", "4", "--batch_size", "4", "--log_every", "2", "--eval_slices", "16",
     "--backbone.depth", "1", "--backbone.embed_dim", "16", "--backbone.heads", "2", "--backbone.image_px", "28",
     "--views.size_px", "28", "--head.prototypes", "32", "--device", "cpu",
+]  # fmt: skip
+TIMM_PATCH_16 = [
+    "--backbone.arch", "timm", "--backbone.timm_name", "vit_tiny_patch16_224",
+    "--backbone.image_px", "32", "--views.size_px", "32",
 ]  # fmt: skip
 
 
@@ -45,8 +51,9 @@ def test_a_backbone_is_trained_probed_and_nothing_personal_is_left_behind(
     cohort = own_store / "cohort"
     words = ["--source", str(small_phantom_source), "--cohort", str(cohort), "--workers", "1"]
     assert run_entry_point("prepare", PrepareConfig, prepare.run_prepare, None, words) == 0
-    assert pretrain(own_store, "--cohort", str(cohort)) == 0
+    assert pretrain(own_store, "--cohort", str(cohort), "--views.mean", "[0.4, 0.4, 0.4]") == 0
     trained = newest(own_store)
+    assert open_backbone(f"runs:/{trained.info.run_id}/backbone").backbone.mean == (0.4, 0.4, 0.4)
     assert probe(own_store, "--cohort", str(cohort), "--leak", "allow") == 0
     probed = newest(own_store)
     assert probed.data.tags["dinox.probed"] == f"runs:/{trained.info.run_id}/backbone"
@@ -69,6 +76,14 @@ def test_a_backbone_is_trained_probed_and_nothing_personal_is_left_behind(
         (["--batch_size", "5000", "--cohort", "SMALL"], "a batch of 5000 slices cannot be drawn from"),
         (["--resume", "abc", "--cohort", "SMALL"], "there is no run 'abc' to resume"),
         (["--device", "abacus", "--cohort", "SMALL"], "device 'abacus' is unknown"),
+        (
+            ["--views.n_local", "2", "--views.local_size_px", "20", "--cohort", "SMALL"],
+            "views.local_size_px 20 is not a multiple of the patch of 14 px",
+        ),
+        (
+            [*TIMM_PATCH_16, "--views.n_local", "2", "--views.local_size_px", "28", "--cohort", "SMALL"],
+            "views.local_size_px 28 is not a multiple of the patch of 16 px",
+        ),
         (["--backbone.weights", "gone", "--cohort", "SMALL"], "backbone 'gone' is no folder"),
     ],
 )
@@ -89,6 +104,7 @@ def test_pretrain_answers_what_cannot_be_with_one_sentence_and_exit_2(
         (["--backbone", ""], "there is no finished pretrain run in .* first run `mlflow run . -e pretrain`"),
         (["--backbone", "runs:/0123456789abcdef/backbone"], "run '0123456789abcdef' is not in the store"),
         (["--backbone", "timm:vit_nonsense"], "vit_nonsense"),
+        (["--backbone", "timm:resnet18"], "timm model 'resnet18' is no plain vision transformer"),
         (["--rule", "guess"], "recipe key 'rule' was given 'guess'"),
     ],
 )
@@ -108,6 +124,18 @@ def test_an_empty_folder_ends_prepare_with_3(own_store: Path, capsys: pytest.Cap
     assert run_entry_point("prepare", PrepareConfig, prepare.run_prepare, None, words) == 3
     assert "empty" in capsys.readouterr().err
     assert newest(own_store).info.status == "FAILED"
+
+
+def test_random_weights_are_shown_what_the_backbone_beside_them_is_shown(
+    own_store: Path, small_cohort: Cohort
+) -> None:
+    """Two backbones of one shape have the same random twin, but not the same features where HU are scaled for one."""
+    config = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
+    for hu_scale in (1.0, 0.1):
+        folder = own_store / f"trained_{hu_scale}"
+        save_backbone(folder, build_backbone(config), config, {"hu_scale": hu_scale})
+        assert probe(own_store, "--cohort", str(small_cohort.root), "--backbone", str(folder)) == 0
+    assert len(list((own_store / "runs" / "features").glob("*.npy"))) == 4
 
 
 def test_scores_of_cross_fitted_backbones_are_pooled_and_never_twice() -> None:
