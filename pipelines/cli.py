@@ -13,7 +13,15 @@ from typing import TypeVar
 
 import yaml
 
-from pipelines.config import RecipeError, find_recipe, flatten, load_recipe, read_yaml, unflatten
+from pipelines.config import (
+    PROJECT_ROOT,
+    RecipeError,
+    find_recipe,
+    flatten,
+    load_recipe,
+    read_yaml,
+    unflatten,
+)
 from pipelines.interrupts import watch_deadline
 from pipelines.option_list import describe
 from pipelines.tracking import Run
@@ -76,6 +84,13 @@ def run_entry_point(
     A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence.
     Anything else is ours: it is raised with its trace.
     """
+    if not (PROJECT_ROOT / "MLproject").is_file():
+        print(
+            f"{PROJECT_ROOT} holds the code without its recipes, as pip copied it; run it from a checkout, after"
+            " `make setup` or `pip install -e .` there",
+            file=sys.stderr,
+        )
+        return 2
     if _HELP & set(words):
         return _show_help(name, schema, recipe, [word for word in words if word not in _HELP])
     watch_deadline()

@@ -1,9 +1,11 @@
-"""The rules of the house: direction of imports, sizes, and who may know MLflow."""
+"""The rules of the house: direction of imports, sizes, who may know MLflow, one list of packages."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
@@ -62,3 +64,9 @@ def test_files_and_functions_stay_readable() -> None:
 def test_no_room_is_a_drawer_for_everything() -> None:
     names = {p.stem for p in sources()} | {p.parent.name for p in sources()}
     assert not names & {"utils", "util", "common", "helpers", "misc"}
+
+
+def test_mlflow_builds_an_environment_of_the_same_packages() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    built = yaml.safe_load((ROOT / "mlflow_projects" / "python_env.yaml").read_text())["dependencies"]
+    assert built == declared

@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from pipelines import prepare
 from pipelines.backbones import open_backbone, save_backbone
 from pipelines.cli import run_entry_point
 from pipelines.cohort import Cohort
+from pipelines.config import PROJECT_ROOT
 from pipelines.phantom import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.prepare import PrepareConfig
 from pipelines.pretrain import PretrainConfig, run_pretrain
@@ -146,6 +150,27 @@ def test_scores_of_cross_fitted_backbones_are_pooled_and_never_twice() -> None:
     np.testing.assert_array_equal(pooled([one, other]).rows["features"], [0.1, 0.2, 0.3, nan])
     with pytest.raises(ValueError, match="2 nodules are tested by several backbones"):
         pooled([one, one])
+
+
+def test_a_copy_without_recipes_says_that_a_checkout_is_needed(tmp_path: Path) -> None:
+    """`pip install .` copies the four packages alone: nothing may be written beside them, in site-packages."""
+    for room in ("transforms", "models", "probes", "pipelines"):
+        shutil.copytree(
+            PROJECT_ROOT / room, tmp_path / "site" / room, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    words = [sys.executable, "-W", "ignore", "-m", "pipelines.prepare"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "run it from a checkout" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {
+        "transforms",
+        "models",
+        "probes",
+        "pipelines",
+    }
 
 
 def test_a_tracking_store_is_honoured(own_store: Path) -> None:
