@@ -51,8 +51,9 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     ensure_cohort(Path(config.source))
     loaded = open_backbone(chosen_backbone(config.backbone))
     source, out = CtFolder(Path(config.source), config.from_, config.keep_ids), Path(config.out)
-    if out.suffix != ".parquet" or not out.parent.is_dir():
-        raise ValueError(f"out={out} must be a file that ends in .parquet, in a folder that exists")
+    if out.suffix != ".parquet":
+        raise ValueError(f"out={out} must end in .parquet")
+    out.parent.mkdir(parents=True, exist_ok=True)
     table = _Table(config, loaded)
     write_atomically(out, lambda file: table.write(source, file))
     reasons = Counter(one.reason for one in source.refused)

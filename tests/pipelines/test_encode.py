@@ -138,7 +138,7 @@ def embed(*words: str) -> int:
 def test_a_folder_becomes_one_row_a_slice(
     small_phantom_source: Path, small_cohort: Cohort, tiny: Path, own_store: Path, capsys
 ) -> None:
-    out = own_store / "embeddings.parquet"
+    out = own_store / "exports" / "embeddings.parquet"  # As MLproject has it: in a folder that nobody made yet.
     words = ["--backbone", str(tiny), "--out", str(out), "--features", "both"]
     assert embed("--source", str(small_phantom_source), *words) == 0
     said = capsys.readouterr().out
@@ -166,7 +166,7 @@ def test_a_folder_becomes_one_row_a_slice(
     assert embed("--source", str(own_store / "empty"), *words) == 3
     assert "no CT series could be read" in capsys.readouterr().err
     assert len(pq.read_table(out)) == n_slices
-    assert embed("--source", str(own_store / "empty"), "--backbone", str(tiny), "--out", "x/y.parquet") == 2
+    assert embed("--source", str(own_store / "empty"), "--backbone", str(tiny), "--out", "x/y.csv") == 2
 
 
 def test_refused_series_are_named_and_the_rest_is_read(small_phantom_source: Path, tmp_path: Path) -> None:
