@@ -60,7 +60,7 @@ def _chest(seed: int) -> NDArray[np.int16]:
     rng = np.random.default_rng(seed)
     grid = Grid((N_SLICES, SIZE_PX, SIZE_PX), SPACING_MM)
     thorax = Thorax.draw(rng, grid)
-    volume = chest_hu(grid, thorax, grow_vessels(grid, thorax, rng), rng)
+    volume = chest_hu(grid, thorax, grow_vessels(thorax, rng), rng)
     volume += np.float32(NOISE_HU) * rng.standard_normal(volume.shape, dtype=np.float32)
     return np.rint(volume).astype(np.int16)
 

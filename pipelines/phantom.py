@@ -204,7 +204,7 @@ def draw_patient(
     """Draw everything about patient `index` but the pixels."""
     grid, header = _scan(rng, seed, index, size_px, height_mm)
     thorax = Thorax.draw(rng, grid)
-    vessels = grow_vessels(grid, thorax, rng)
+    vessels = grow_vessels(thorax, rng)
     return Patient(header, grid, thorax, vessels, draw_nodules(grid, thorax, vessels, rng))
 
 

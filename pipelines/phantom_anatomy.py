@@ -141,7 +141,7 @@ def chest_hu(grid: Grid, thorax: Thorax, vessels: list[Segment], rng: np.random.
     return volume
 
 
-def grow_vessels(grid: Grid, thorax: Thorax, rng: np.random.Generator) -> list[Segment]:
+def grow_vessels(thorax: Thorax, rng: np.random.Generator) -> list[Segment]:
     """Grow branching vessels from both hila, and some that run up and down and so look round in a slice."""
     segments: list[Segment] = []
     middle = np.asarray(thorax.middle_mm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,8 +97,3 @@ def read_arms() -> list[ArmRecord]:
     """Read the arms of every campaign in the store."""
     found = search_runs(ArmRecord, None, "tags.`dinox.number` != ''")
     return [arm for arm in found if "dinox.arm" in arm.tags]
-
-
-def ledger_now() -> list[LedgerRow]:
-    """Read the ledger as it stands."""
-    return ledger(read_arms(), time.time())

@@ -138,7 +138,9 @@ def embed(*words: str) -> int:
 def test_a_folder_becomes_one_row_a_slice(
     small_phantom_source: Path, small_cohort: Cohort, tiny: Path, own_store: Path, capsys
 ) -> None:
-    out = own_store / "exports" / "embeddings.parquet"  # As MLproject has it: in a folder that nobody made yet.
+    out = (
+        own_store / "exports" / "embeddings.parquet"
+    )  # As MLproject has it: in a folder that nobody made yet.
     words = ["--backbone", str(tiny), "--out", str(out), "--features", "both"]
     assert embed("--source", str(small_phantom_source), *words) == 0
     said = capsys.readouterr().out

@@ -10,7 +10,6 @@ from pipelines.campaign.arm import ArmPlan
 from pipelines.campaign.spec import CampaignError, CampaignSpec, ResourcesSpec
 
 JobState = Literal["pending", "running", "ended"]
-ExecutorName = Literal["local", "submitit", "skypilot"]
 
 
 @dataclass(frozen=True, slots=True)
