@@ -6,6 +6,7 @@ of interruptions.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -223,12 +224,19 @@ def stream_batches(
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
         # A loader draws a seed that nothing here uses; it must not move the training's own generator.
         generator=torch.Generator(),
     )
     yield from loader
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """Take one core, and leave it to the training to answer a signal that torchrun, Slurm or Ctrl-C send to all.
+
+    A loader process that went at once would take the training with it before it has saved. The second SIGTERM, by
+    which a dying parent ends what it left, counts.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

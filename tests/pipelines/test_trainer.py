@@ -1,5 +1,8 @@
 """The loop: resuming equals never stopping, accumulation averages, and the clock is the update."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,32 @@ def test_resuming_equals_never_stopping_bit_for_bit(arm: str, small_cohort: Coho
     assert rest == undisturbed[1:]
     for name, tensor in whole.networks.state_dict().items():
         assert torch.equal(tensor, second.networks.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_loader_to_the_training(
+    small_cohort: Cohort, number: int
+) -> None:
+    stream = batches_for(config_of(("steps", "100")), small_cohort, workers=2)
+    next(stream)
+    loaders = multiprocessing.active_children()
+    assert len(loaders) == 2
+    for loader in loaders:
+        os.kill(loader.pid, number)
+    assert sum(1 for _ in stream) == 99
+    assert not any(loader.is_alive() for loader in loaders)
+
+
+def test_loader_processes_end_when_their_parent_insists(small_cohort: Cohort) -> None:
+    stream = batches_for(config_of(("steps", "100")), small_cohort, workers=1)
+    next(stream)
+    (loader,) = multiprocessing.active_children()
+    for _ in range(2):
+        loader.terminate()
+        loader.join(0.5)
+    assert loader.exitcode == -signal.SIGTERM
+    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
+        list(stream)
 
 
 def test_training_moves_the_student_and_spreads_no_nan(small_cohort: Cohort) -> None:
