@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def world() -> tuple[int, int]:
@@ -19,8 +20,25 @@ def gather(values: Tensor, dim: int) -> Tensor:
     """Join the values of all processes along `dim`, in rank order, with gradient; unchanged in a single process."""
     if world()[1] == 1:
         return values
-    shares = all_gather(values.contiguous())  # type: ignore[no-untyped-call]
+    shares: tuple[Tensor, ...] = _AllGather.apply(values)
     return torch.cat(shares, dim=dim)
+
+
+class _AllGather(torch.autograd.Function):
+    """The values of all processes; each gets back what all of them found for its own."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, ...]:
+        values = values.contiguous()
+        shares = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, values)
+        return tuple(shares)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = torch.stack(gradients)
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
