@@ -62,9 +62,9 @@ def sinkhorn_probabilities(logits: Tensor, teacher_temp: float, iterations: int 
 
     Source: Caron et al. 2020 (SwAV), arXiv:2006.09882, as used by DINOv2, arXiv:2304.07193.
     """
-    scaled = wide(logits) / teacher_temp
-    plan = torch.exp(scaled - scaled.max())
+    # In logarithms: a row whose logits all lie some 4 below the largest of the batch would be zero at temperature 0.04.
+    plan = wide(logits) / teacher_temp
     for _ in range(iterations):
-        plan = plan / plan.sum(dim=0, keepdim=True).clamp_min(1e-12) / plan.shape[1]
-        plan = plan / plan.sum(dim=1, keepdim=True).clamp_min(1e-12) / plan.shape[0]
-    return plan * plan.shape[0]
+        plan = plan - plan.logsumexp(dim=0, keepdim=True)
+        plan = F.log_softmax(plan, dim=1)
+    return plan.exp()

@@ -67,6 +67,16 @@ def test_sinkhorn_shares_prototypes_evenly(rng: torch.Generator) -> None:
     assert torch.allclose(probs.sum(0), torch.full((16,), 4.0), atol=1e-2)
 
 
+def test_sinkhorn_equals_the_plain_normalisations_and_loses_no_row(rng: torch.Generator) -> None:
+    logits = torch.randn(8, 16, generator=rng)
+    logits[3] -= 20  # exp(-20 / 0.04) is no float32
+    plan = torch.exp(logits.double() / 0.04)
+    for _ in range(3):
+        plan = plan / plan.sum(dim=0, keepdim=True)
+        plan = plan / plan.sum(dim=1, keepdim=True)
+    assert torch.allclose(sinkhorn_probabilities(logits, 0.04).double(), plan, atol=1e-4)
+
+
 def test_gram_equals_a_loop_over_pairs_of_patches(rng: torch.Generator) -> None:
     student = torch.randn(2, 3, 4, 6, generator=rng, dtype=torch.float64)
     teacher = torch.randn(2, 3, 4, 6, generator=rng, dtype=torch.float64)
