@@ -84,7 +84,9 @@ class Watcher:
     def observe(self, seen: Seen) -> None:
         """Take in one batch's codes and class tokens."""
         samples = seen.class_token.shape[1]
-        new = _Bucket(samples, self._sums(seen) * samples, torch.empty(0), seen.class_token[0].float())
+        # A copy: a view would keep all tokens of the batch alive, patches too.
+        tokens = seen.class_token[0, -_TOKENS_KEPT:].float().clone()
+        new = _Bucket(samples, self._sums(seen) * samples, torch.empty(0), tokens)
         if seen.teacher_probs is not None:
             new.mean_p = seen.teacher_probs.float().mean((0, 1)) * samples
         if self.buckets and self.buckets[-1].samples < self.config.window_samples / _BUCKETS:
@@ -94,7 +96,6 @@ class Watcher:
             last.mean_p = last.mean_p + new.mean_p
             last.tokens = torch.cat([last.tokens, new.tokens])[-_TOKENS_KEPT:]
             return
-        new.tokens = new.tokens[-_TOKENS_KEPT:]
         self.buckets.append(new)
         while sum(b.samples for b in self.buckets) - self.buckets[0].samples >= self.config.window_samples:
             self.buckets.popleft()

@@ -49,6 +49,16 @@ def test_each_state_is_told_from_the_others(kind: str) -> None:
     assert watch(kind)[1] == kind
 
 
+def test_watching_keeps_class_tokens_and_not_the_batch_that_they_are_a_view_of() -> None:
+    all_tokens = torch.randn(2, 64, 257, 16)
+    code = torch.zeros(2, 64, K)
+    watcher = Watcher(CONFIG, K, TEMP)
+    watcher.observe(seen(code, code, all_tokens[:, :, 0]))
+    kept = watcher.buckets[0].tokens
+    assert torch.equal(kept, all_tokens[0, :, 0])
+    assert kept.untyped_storage().nbytes() == 64 * 16 * 4
+
+
 def test_an_untrained_network_does_not_pass_for_learning() -> None:
     metrics, verdict, _ = watch("untrained")
     mean_entropy_gap = math.log(metrics["teacher/prototypes_used"]) - metrics["teacher/entropy"]
