@@ -53,7 +53,7 @@ def save_checkpoint(
         _settle(part, head)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder}: {reason}; earlier ones are untouched"
         ) from error

@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -95,6 +95,24 @@ def from_rank_zero(value: T) -> T:
     return box[0]
 
 
+def done_by_rank_zero(task: Callable[[], T]) -> T:
+    """Do something in rank 0 alone and return its value in every process.
+
+    Raises:
+        ValueError: In every process, if rank 0 refuses: none is left to wait for it.
+    """
+    value, refusal = None, None
+    if rank() == 0:
+        try:
+            value = task()
+        except ValueError as error:
+            refusal = error
+    value, refusal = from_rank_zero((value, refusal))
+    if refusal is not None:
+        raise refusal
+    return cast(T, value)
+
+
 def agreed_stop(code: int | None) -> int | None:
     """Return the exit code that any process was asked to end with: all of them leave after the same step."""
     if not dist.is_initialized():
@@ -131,14 +149,15 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device, embed_dim: int) -> torch.dtype | None:
     """Return the autocast type, or None for float32.
 
-    `auto` takes bfloat16 on a GPU, and on a CPU with bfloat16 matrix units for models of ViT-S size and above: below
-    that the conversions cost more than they save.
+    `auto` takes bfloat16 where there are matrix units for it: on a GPU since Ampere, and on a CPU for models of ViT-S
+    size and above: below that the conversions cost more than they save.
     """
     if name == "fp32":
         return None
     if name == "bf16":
         return torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16
+        # Older GPUs emulate it, slower than float32.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if device.type == "cpu" and has_units and embed_dim >= 384 else None

@@ -23,7 +23,13 @@ from pipelines.cohort import Cohort
 from pipelines.cohort_kind import cohort_kind
 from pipelines.config import PROJECT_ROOT, flatten
 from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import agreed_stop, choose_device, from_rank_zero, process_group
+from pipelines.distributed import (
+    agreed_stop,
+    choose_device,
+    done_by_rank_zero,
+    from_rank_zero,
+    process_group,
+)
 from pipelines.evaluation import RetrievalEvaluation
 from pipelines.figures import curves, view_sheet
 from pipelines.interrupts import StopWatch
@@ -84,8 +90,7 @@ def train(config: PretrainConfig, run: Run) -> None:
             f"nproc={config.nproc} starts processes on the command line alone: --nproc {config.nproc}"
         )
     with process_group(device):
-        if world()[0] == 0:
-            ensure_cohort(Path(config.cohort))
+        done_by_rank_zero(lambda: ensure_cohort(Path(config.cohort)))
         if from_rank_zero(RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished"):
             print(f"run {run.run_id} is trained to its end")
             return
@@ -114,12 +119,23 @@ class TrainingRun:
             self.wrapper.outbox = self.outbox
 
     def _open_folder(self, run: Run) -> tuple[Run, RunFolder | None]:
+        claimed: list[tuple[Run, RunFolder]] = []
+
+        def claim() -> Path:
+            claimed.append(self._claim_folder(run))
+            return claimed[0][1].checkpoints
+
+        try:
+            self._restore(done_by_rank_zero(claim))
+        except ValueError:
+            for _, folder in claimed:
+                folder.release()
+            raise
+        return claimed[0] if claimed else (run, None)
+
+    def _claim_folder(self, run: Run) -> tuple[Run, RunFolder]:
         config, recipe = self.config, self.recipe
         runs_dir = PROJECT_ROOT / config.runs_dir
-        if world()[0] != 0:
-            _run_id, path = from_rank_zero(("", ""))
-            self._restore(Path(path))
-            return run, None
         flat = flatten(config)
         folder = None
         # A run that is started again, as an arm of a campaign is, goes on where it was.
@@ -134,13 +150,11 @@ class TrainingRun:
             if folder.run_id != run.run_id:
                 run.set_tags({"dinox.resumes": folder.run_id})
                 run = run.other(folder.run_id)
-            if folder.is_resumed:
-                print(f"continues run {folder.run_id}")
-            from_rank_zero((folder.run_id, str(folder.checkpoints)))
-            self._restore(folder.checkpoints)
         except ValueError:
             folder.release()
             raise
+        if folder.is_resumed:
+            print(f"continues run {folder.run_id}")
         return run, folder
 
     def _restore(self, folder: Path) -> None:
@@ -257,10 +271,12 @@ class TrainingRun:
             self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
 
     def _save(self) -> None:
-        if self.folder is None:
-            return
-        tensors, facts = self.trainer.state()
-        save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
+        done_by_rank_zero(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> None:
+        if self.folder is not None:
+            tensors, facts = self.trainer.state()
+            save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
 
     def _leave(self, code: int) -> None:
         self._close("KILLED")

@@ -58,21 +58,57 @@ with process_group(torch.device("cpu")):
 """
 
 
-def train(
-    tmp_path: Path, cohort: Cohort, processes: int, kind: str, koleo_on: str
-) -> dict[str, torch.Tensor]:
-    script, out = tmp_path / "worker.py", tmp_path / f"{processes}.safetensors"
-    script.write_text(WORKER)
+REFUSAL = """
+import sys, torch
+from pipelines.distributed import done_by_rank_zero, process_group, rank
+
+def refuse() -> None:
+    raise ValueError("no space left")
+
+with process_group(torch.device("cpu")):
+    assert done_by_rank_zero(lambda: 7 + rank()) == 7
+    try:
+        done_by_rank_zero(refuse)
+    except ValueError as error:
+        sys.exit(f"rank {rank()}: {error}")
+"""
+
+
+def start(tmp_path: Path, source: str, words: list[str], processes: int) -> list[subprocess.Popen[str]]:
+    script = tmp_path / "worker.py"
+    script.write_text(source)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words = [sys.executable, str(script), str(cohort.root), str(out), kind, koleo_on]
-    started = [
-        subprocess.Popen(words, env=environment | {"RANK": str(rank), "WORLD_SIZE": str(processes)})
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), *words],
+            env=environment | {"RANK": str(rank), "WORLD_SIZE": str(processes)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(processes)
     ]
-    assert [process.wait(timeout=120) for process in started] == [0] * processes
+
+
+def test_what_the_first_process_refuses_ends_all_with_the_same_sentence(tmp_path: Path) -> None:
+    for rank, process in enumerate(start(tmp_path, REFUSAL, [], 2)):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert said.splitlines()[-1] == f"rank {rank}: no space left"
+        assert "Traceback" not in said
+
+
+def train(
+    tmp_path: Path, cohort: Cohort, processes: int, kind: str, koleo_on: str
+) -> dict[str, torch.Tensor]:
+    out = tmp_path / f"{processes}.safetensors"
+    started = start(tmp_path, WORKER, [str(cohort.root), str(out), kind, koleo_on], processes)
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert "deprecated" not in said
     return load_file(out)
 
 
@@ -104,9 +140,20 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             choose_device("cuda")
 
 
+@pytest.mark.parametrize(("is_supported", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_a_gpu_trains_in_bfloat16_where_it_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, is_supported: bool, expected: torch.dtype | None
+) -> None:
+    def answer(including_emulation: bool = True) -> bool:
+        return including_emulation or is_supported
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", answer)
+    assert choose_precision("auto", torch.device("cuda"), 96) is expected
+    assert choose_precision("bf16", torch.device("cuda"), 96) is torch.bfloat16
+
+
 def test_small_networks_stay_in_float32_on_a_cpu() -> None:
     cpu = torch.device("cpu")
     assert choose_precision("auto", cpu, 96) is None
     assert choose_precision("bf16", cpu, 96) is torch.bfloat16
     assert choose_precision("fp32", torch.device("cuda"), 1024) is None
-    assert choose_precision("auto", torch.device("cuda"), 96) is torch.bfloat16

@@ -115,7 +115,7 @@ def test_loader_processes_end_when_their_parent_insists(small_cohort: Cohort) ->
         loader.terminate()
         loader.join(0.5)
     assert loader.exitcode == -signal.SIGTERM
-    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
         list(stream)
 
 
