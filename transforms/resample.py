@@ -84,6 +84,16 @@ def resize_crop(
         resized[:] = transposed[::-1].T if is_flipped else transposed.T
 
 
+def upload(values: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """Copy an array to a device without waiting for it.
+
+    From memory that is not pinned the copy would wait until a GPU has done all that is queued there, and what is
+    rendered next would begin with an idle GPU.
+    """
+    host = torch.from_numpy(values)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
 def bicubic_matrices(
     starts: NDArray[np.integer], lengths: NDArray[np.integer], n_in: int, n_out: int, device: torch.device
 ) -> torch.Tensor:
@@ -105,10 +115,10 @@ def bicubic_matrices(
     weights = np.zeros((len(bands), n_out, taps), dtype=np.float32)
     for row, (_, band) in zip(weights, bands, strict=True):
         row[:, : band.shape[1]] = band
-    index = torch.from_numpy(first).to(device)[:, :, None] + torch.arange(taps, device=device)
+    index = upload(first, device)[:, :, None] + torch.arange(taps, device=device)
     # Room for the zero weights that reach past the line keeps every index distinct: the scatter is deterministic.
     dense = torch.zeros(len(bands), n_out, n_in + taps, device=device)
-    return dense.scatter_(2, index, torch.from_numpy(weights).to(device))[:, :, :n_in]
+    return dense.scatter_(2, index, upload(weights, device))[:, :, :n_in]
 
 
 def resize_batch(
@@ -129,7 +139,7 @@ def resize_batch(
     device = images.device
     rows = bicubic_matrices(boxes_yxhw[:, 0], boxes_yxhw[:, 2], height, size_px, device)
     columns = bicubic_matrices(boxes_yxhw[:, 1], boxes_yxhw[:, 3], width, size_px, device)
-    mirror = torch.from_numpy(is_flipped).to(device)[:, None, None]
+    mirror = upload(is_flipped, device)[:, None, None]
     columns = torch.where(mirror, columns.flip(1), columns)
     # HU reach into the thousands: bfloat16 would round them to 8 or 16 HU.
     with torch.autocast(device.type, enabled=False):

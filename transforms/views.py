@@ -26,7 +26,7 @@ from transforms.crops import (
 )
 from transforms.hounsfield import UNIFORMS_PER_WINDOW, windows_from_uniforms
 from transforms.intensity import gaussian_blur, jitter_brightness_contrast
-from transforms.resample import resize_batch, resize_crop
+from transforms.resample import resize_batch, resize_crop, upload
 from transforms.view_config import ViewConfig
 
 __all__ = ["TripletBatch", "ViewConfig", "ViewDraws", "Views", "draw_views", "render_views", "sample_state"]
@@ -220,7 +220,7 @@ class _Tone:
 
     def __init__(self, draws: ViewDraws, config: ViewConfig, device: torch.device) -> None:
         def constant(values: NDArray[np.float64] | tuple[float, ...]) -> torch.Tensor:
-            return torch.as_tensor(values, dtype=torch.float32, device=device)
+            return upload(np.array(values, dtype=np.float32, order="C"), device)
 
         low, high = draws.window_hu[..., None, None, None, :].transpose(5, 0, 1, 2, 3, 4)
         self.low, self.scale = constant(low), constant(1 / (high - low))
