@@ -83,10 +83,15 @@ def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgement]:
     for one in evidence:
         if matches(one.facts, claim.where):
             groups[one.facts.get(claim.for_each, ""), one.cohort].append(one)
+    evidence = [one for one in evidence if not one.is_leaky]
     judged = []
-    for (of, cohort), own in sorted(groups.items()):
+    for (of, cohort), found in sorted(groups.items()):
+        own = [one for one in found if not one.is_leaky]
         if claim.rests_on and cohort not in claim.rests_on:
-            sentence = f"{len(own)} runs on {cohort}, which cannot answer"
+            sentence = f"{len(found)} runs on {cohort}, which cannot answer"
+            judged.append(Judgement(claim.text, of, cohort, sentence, "not testable here"))
+        elif not own:
+            sentence = f"{len(found)} runs, whose backbones may have seen the patients that are tested"
             judged.append(Judgement(claim.text, of, cohort, sentence, "not testable here"))
         else:
             than = [e for e in evidence if e.cohort == cohort and matches(e.facts, claim.than)]
@@ -129,9 +134,9 @@ def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> No
 def _by_comparison(
     claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], new: Judgement
 ) -> None:
-    ours, theirs = _values(own, claim.metric), _values(than, claim.metric)
+    ours, theirs = _by_seed(own, claim.metric), _by_seed(than, claim.metric)
     if len(ours) < 2 or len(theirs) < 2:
-        new.evidence = f"{len(ours)} against {len(theirs)} runs; a comparison over seeds needs 2 of each"
+        new.evidence = f"{len(ours)} against {len(theirs)} seeds; a comparison over seeds needs 2 of each"
         return
     new.evidence = f"mean {np.mean(ours):.3g} of {len(ours)} against {np.mean(theirs):.3g} of {len(theirs)}"
     new.is_right_way = bool(np.mean(ours) > np.mean(theirs))
@@ -150,7 +155,7 @@ def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> N
 
 
 def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
-    floors = [e.run.metrics.get(claim.than_metric) if claim.than_metric else claim.value for e in own]
+    floors = [_floor(e.run.metrics, claim) for e in own]
     pairs = [
         (e.run.metrics, floor)
         for e, floor in zip(own, floors, strict=True)
@@ -164,12 +169,26 @@ def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None
     above = [m.get(f"{claim.metric}_ci_low", m[claim.metric]) > floor for m, floor in pairs]
     first, floor = pairs[0]
     new.evidence = f"above in {sum(above)} of {len(pairs)} runs, such as {with_interval(first, claim.metric)}"
-    new.evidence += f" against {floor:.3f}"
+    new.evidence += (
+        f" against {with_interval(first, claim.than_metric) if claim.than_metric else f'{floor:.3f}'}"
+    )
     new.verdict = "supported" if np.mean(above) >= _MOST else "not supported"
 
 
-def _values(evidence: Sequence[Evidence], metric: str) -> list[float]:
-    return [one.run.metrics[metric] for one in evidence if metric in one.run.metrics]
+def _floor(metrics: Mapping[str, float], claim: ClaimSpec) -> float | None:
+    """What must be passed: the upper end of the floor's interval, where it was measured with one."""
+    if not claim.than_metric:
+        return claim.value
+    return metrics.get(f"{claim.than_metric}_ci_high", metrics.get(claim.than_metric))
+
+
+def _by_seed(evidence: Sequence[Evidence], metric: str) -> list[float]:
+    """One value a seed: two runs of one seed are no two draws, and a repeated run would lower p by itself."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for one in evidence:
+        if metric in one.run.metrics:
+            values[one.seed].append(one.run.metrics[metric])
+    return [float(np.mean(of_seed)) for of_seed in values.values()]
 
 
 def with_interval(metrics: Mapping[str, float], name: str) -> str:

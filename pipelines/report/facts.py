@@ -40,12 +40,21 @@ class Evidence:
         """Seed of the pretraining; of the probe where that is unknown."""
         return self.facts.get("pretrain.seed", self.facts.get("probe.seed", ""))
 
+    @property
+    def is_leaky(self) -> bool:
+        """Whether the backbone may have seen patients that the figures of this run are measured on."""
+        return self.run.entry_point != "pretrain" and bool(self.run.tags.get("dinox.leak"))
+
 
 def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
-    """Return the finished runs of a list with their facts; probes know the pretraining that they probe."""
+    """Return the finished runs of a list with their facts; probes know the pretraining that they probe.
+
+    The wrapper that `mlflow run` leaves of a resumed run is no evidence: what was measured stands in the resumed run.
+    """
     by_id = {run.run_id: run for run in runs}
     kinds = cohort_kinds(runs)
-    return [Evidence(run, _facts(run, by_id, kinds)) for run in runs if run.status == "FINISHED"]
+    finished = [run for run in runs if run.status == "FINISHED" and "dinox.resumes" not in run.tags]
+    return [Evidence(run, _facts(run, by_id, kinds)) for run in finished]
 
 
 def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, str]) -> dict[str, str]:

@@ -66,7 +66,7 @@ def _row(one: Evidence, holm_p: float) -> tuple[str, ...]:
 
 
 def _verdict(one: Evidence, holm_p: float) -> str:
-    if one.run.tags.get("dinox.leak"):
+    if one.is_leaky:
         return "not testable here"
     is_above = one.run.metrics.get(f"{GAIN}_ci_low", 0.0) > 0 and holm_p < LEVEL
     return "supported" if is_above else "not supported"

@@ -68,10 +68,7 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
         raise ValueError("report takes runs or a campaign, not both")
     if config.runs:
         ids = [name.strip() for name in config.runs.split(",") if name.strip()]
-        runs = [read_run(StoredRun, run_id) for run_id in ids]
-        # A probe alone does not say what it probes; its pretraining is read with it.
-        probed = {run.tags.get("dinox.probed_run", "").split(",")[0] for run in runs} - {"", *ids}
-        return runs + [read_run(StoredRun, run_id) for run_id in sorted(probed)], []
+        return _with_probed([read_run(StoredRun, run_id) for run_id in ids]), []
     query = (
         f"tags.`dinox.campaign` = '{config.campaign}'"
         if config.campaign
@@ -82,7 +79,21 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
     if not runs:
         what = f"campaign {config.campaign} has no run" if config.campaign else "there is no run"
         raise ValueError(f"{what} in the store; run something first, such as `mlflow run . -e campaign`")
-    return runs, arms
+    return _with_probed(runs) if config.campaign else runs, arms
+
+
+def _with_probed(runs: list[StoredRun]) -> list[StoredRun]:
+    """Add the pretrainings of probes: a probe alone does not say what it probes."""
+    there = {run.run_id for run in runs}
+    probed = {run.tags.get("dinox.probed_run", "").split(",")[0] for run in runs} - {"", *there}
+    return runs + [found for run_id in sorted(probed) if (found := _if_there(run_id)) is not None]
+
+
+def _if_there(run_id: str) -> StoredRun | None:
+    try:
+        return read_run(StoredRun, run_id)
+    except ValueError:  # A backbone made elsewhere: the store of its pretraining is another one.
+        return None
 
 
 def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) -> list[Block]:
@@ -106,6 +117,7 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
         Heading(2, "Claims of the article"),
         claims_table(judged),
         Heading(2, "Tables of the article"),
+        Sentence("One run stands with its 95% interval, several with their mean (lowest .. highest)."),
     ]
     for table in article.tables:
         blocks += [Heading(3, table.title), article_table(table, evidence)]

@@ -12,8 +12,8 @@ from pipelines.report.claims import ClaimSpec, Judgement, judge_all
 from pipelines.report.facts import Evidence, gather, matches
 from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
 from pipelines.report.primary import primary_table
-from pipelines.report.run import SUSPICION, ReportConfig, page, run_report
-from pipelines.report.tables import load_article
+from pipelines.report.run import SUSPICION, ReportConfig, chosen_runs, page, run_report
+from pipelines.report.tables import article_table, load_article
 from pipelines.stored_runs import StoredRun
 from pipelines.tracking import Run
 
@@ -21,6 +21,7 @@ from pipelines.tracking import Run
 def pretrained(seed: int, status: str, kind: str = "real CT", **more: Any) -> StoredRun:
     params = {"cfg.seed": str(seed), "cfg.objective.kind": "dino", "cfg.objective.center": "ema"}
     params |= {"cfg.objective.koleo_weight": "0.1", "cfg.objective.koleo_on": "head_logits"}
+    params |= {"cfg.optim.teacher_temp": "0.04"}
     params |= {f"cfg.{key}": str(value) for key, value in more.pop("params", {}).items()}
     tags = {"dinox.entry_point": "pretrain", "dinox.status": status, "dinox.cohort_sha": kind}
     tags |= {"dinox.cohort_kind": kind} | more.pop("tags", {})
@@ -56,6 +57,34 @@ def test_centre_momentum_is_judged_for_each_koleo_tensor() -> None:
     assert below == {"none": "supported", "head_logits": "supported", "class_token": "not supported"}
     assert at == {"none": "not supported", "head_logits": "supported", "class_token": "not supported"}
     assert {one.rests_on for one in judged(WALL_CLAIMS[0], runs)} == {"synthetic slices"}
+
+
+def test_a_wall_that_a_blunt_teacher_made_says_nothing_of_centre_momentum() -> None:
+    blunt = {"objective.center_momentum": 0.9, "optim.teacher_temp": 0.1}
+    runs = [pretrained(seed, "wall", params=blunt) for seed in range(3)]
+    assert {one.verdict for one in judged(WALL_CLAIMS[0], runs)} == {"not testable here"}
+
+
+def test_rows_of_scaling_hold_neither_other_lengths_nor_the_arms_of_other_campaigns() -> None:
+    def trained(arch: str, steps: int, campaign: str = "", **more: Any) -> StoredRun:
+        params = {"backbone.arch": arch, "steps": steps, "objective.center_momentum": 0.999} | more
+        return pretrained(0, "learning", params=params, tags={"dinox.campaign": campaign})
+
+    tables = {table.id: table for table in load_article().tables}
+    large = gather([trained("vit_large", steps) for steps in (2000, 20_000, 100_000)])
+    (row,) = [line for line in article_table(tables["vit_l"], large).rows if line[0] == "KoLeo 0.1"]
+    assert row[-1] == "1, 1"
+    own, other = trained("vit_small", 20_000), trained("vit_small", 20_000, "recipe")
+    (row,) = [r for r in article_table(tables["vit_s"], gather([own, other])).rows if r[0] == "20K"]
+    assert row[-1] == "1, 1"
+
+
+def test_no_difference_is_not_called_a_cost_of_nothing() -> None:
+    claim = next(table for table in load_article().tables if table.id == "hu_scale").claims[0]
+    assert (claim.where["pretrain.views.window.hu_scale"], claim.than["pretrain.views.window.hu_scale"]) == (
+        1.0,
+        0.1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,6 +138,34 @@ def test_holm_takes_every_comparison_of_the_page_into_account() -> None:
     assert {one.verdict for one in many} == {"not supported"}
 
 
+def test_a_run_that_is_repeated_with_its_seed_is_no_further_draw() -> None:
+    high, low = [0.50, 0.62], [0.35, 0.45]
+    once = arms_of("a", high) + arms_of("b", low)
+    again = [*once, *arms_of("a", high), *arms_of("a", high), *arms_of("b", low), *arms_of("b", low)]
+    (first,), (second,) = judged(HIGHER, once), judged(HIGHER, again)
+    assert first.verdict == second.verdict == "not supported"
+    assert first.p == second.p
+    # Twice the same seed does not make a comparison over seeds.
+    (same,) = judged(HIGHER, arms_of("a", high[:1]) + arms_of("a", high[:1]) + arms_of("b", low))
+    assert same.verdict == "not testable here"
+
+
+def test_backbones_that_saw_the_tested_patients_support_no_claim() -> None:
+    claim = ClaimSpec(text="x", kind="above", metric="probe/auroc", than_metric="probe/diameter_auroc")
+    metrics = {"probe/auroc": 0.99, "probe/auroc_ci_low": 0.98, "probe/diameter_auroc": 0.9}
+    tags = {"dinox.entry_point": "probe_malignancy", "dinox.cohort_sha": "s", "dinox.cohort_kind": "real CT"}
+    for leak, verdict in (("", "supported"), ("no_holdout", "not testable here")):
+        run = StoredRun("p", "FINISHED", tags | {"dinox.leak": leak}, metrics, {})
+        (found,) = judge_all([("probe_malignancy", claim)], gather([run]))
+        assert found.verdict == verdict
+
+
+def test_the_wrapper_of_a_resumed_run_is_no_evidence() -> None:
+    resumed = pretrained(0, "learning")
+    wrapper = StoredRun("w", "FINISHED", {"dinox.entry_point": "pretrain", "dinox.resumes": "run"}, {}, {})
+    assert [one.run.run_id for one in gather([resumed, wrapper])] == [resumed.run_id]
+
+
 def test_a_phantom_cannot_answer_for_patients() -> None:
     claim = ClaimSpec(text="x", kind="verdict", expect=("wall",), rests_on=("real CT",))
     (found,) = judged(claim, [pretrained(seed, "wall", "phantom") for seed in range(3)])
@@ -131,6 +188,14 @@ def test_as_many_active_dimensions_as_random_weights_support_nothing() -> None:
     claim = ClaimSpec(text="x", kind="above", metric="r/dims", than_metric="r/random_dims")
     same = {"r/dims": 384.0, "r/random_dims": 384.0}
     assert judged(claim, [pretrained(0, "", metrics=same)])[0].verdict == "not supported"
+
+
+def test_a_floor_is_passed_where_the_intervals_lie_apart() -> None:
+    claim = ClaimSpec(text="x", kind="above", metric="top1", than_metric="random_top1")
+    near = {"top1": 0.09, "top1_ci_low": 0.06, "random_top1": 0.05, "random_top1_ci_high": 0.07}
+    far = near | {"top1": 0.12, "top1_ci_low": 0.08}
+    assert judged(claim, [pretrained(0, "", metrics=near)])[0].verdict == "not supported"
+    assert judged(claim, [pretrained(0, "", metrics=far)])[0].verdict == "supported"
 
 
 def test_a_gain_is_one_when_its_interval_lies_above_nothing() -> None:
@@ -194,6 +259,20 @@ def test_a_probe_knows_the_pretraining_that_it_probes() -> None:
 def test_unfinished_runs_are_no_evidence() -> None:
     run = pretrained(0, "wall")
     assert gather([StoredRun(run.run_id, "KILLED", run.tags, run.metrics, run.params)]) == []
+
+
+def test_a_campaign_of_probes_alone_says_what_it_probed(own_store: Path) -> None:
+    store = Run.start("report").store
+    training, probing = (store.create_run("0").info.run_id for _ in range(2))
+    Run(store, training).set_tags({"dinox.entry_point": "pretrain", "dinox.campaign": "scaling"})
+    Run(store, training).log_params({"cfg.backbone.arch": "vit_small"})
+    tags = {"dinox.entry_point": "probe_malignancy", "dinox.campaign": "clinical"}
+    Run(store, probing).set_tags(tags | {"dinox.probed_run": training})
+    for run_id in (training, probing):
+        store.set_terminated(run_id)
+    runs, _ = chosen_runs(ReportConfig(campaign="clinical"))
+    facts = {one.run.run_id: one.facts for one in gather(runs)}
+    assert facts[probing]["pretrain.backbone.arch"] == "vit_small"
 
 
 class Tags(HTMLParser):
