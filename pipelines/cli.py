@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 what was asked cannot be, 3 nothing readable (`prepare`), 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -24,7 +25,8 @@ from pipelines.config import (
 )
 from pipelines.interrupts import watch_deadline
 from pipelines.option_list import describe
-from pipelines.tracking import Run
+from pipelines.outbox import StoreAwayError
+from pipelines.tracking import Run, answering
 
 C = TypeVar("C")
 _HELP = {"-h", "--help"}
@@ -77,12 +79,18 @@ def main(name: str, schema: type[C], body: Callable[[C, Run], None], recipe: str
 
 
 def run_entry_point(
-    name: str, schema: type[C], body: Callable[[C, Run], None], recipe: str | None, words: Sequence[str]
+    name: str,
+    schema: type[C],
+    body: Callable[[C, Run], None],
+    recipe: str | None,
+    words: Sequence[str],
+    away_code: int = 2,
 ) -> int:
     """Run `body` inside an MLflow run and return the exit code.
 
     A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence.
-    Anything else is ours: it is raised with its trace.
+    Anything else is ours: it is raised with its trace. A store that is away ends with `away_code`: an arm of a campaign
+    is worth another attempt then, where a wrong key is not.
     """
     if not (PROJECT_ROOT / "MLproject").is_file():
         print(
@@ -95,7 +103,12 @@ def run_entry_point(
         return _show_help(name, schema, recipe, [word for word in words if word not in _HELP])
     watch_deadline()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    run = Run.start(name)
+    try:
+        with answering():
+            run = Run.start(name)
+    except StoreAwayError as error:
+        print(error, file=sys.stderr)
+        return away_code
     try:
         config, recipe_name = resolve(schema, words, recipe)
         flat = flatten(config)
@@ -106,6 +119,8 @@ def run_entry_point(
         body(config, run)
     except EndWith as ending:
         return _end(run, ending.code, str(ending))
+    except StoreAwayError as error:
+        return _end(run, away_code, str(error))
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("DINOX_TRACEBACK"):
             traceback.print_exc()
@@ -134,6 +149,7 @@ def _show_help(name: str, schema: type[C], recipe: str | None, words: Sequence[s
 def _end(run: Run, code: int, sentence: str) -> int:
     one_line = " ".join(sentence.split())
     print(one_line, file=sys.stderr)
-    run.set_tags({"dinox.error": one_line})
-    run.finish("KILLED" if code in (130, 143) else "FAILED")
+    with contextlib.suppress(StoreAwayError):  # Why may be that the store is away.
+        run.set_tags({"dinox.error": one_line})
+        run.finish("KILLED" if code in (130, 143) else "FAILED")
     return code

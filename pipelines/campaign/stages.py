@@ -48,11 +48,11 @@ STAGES: dict[str, Stage] = {
 
 
 def run_stage(entry_point: str, words: Sequence[str]) -> int:
-    """Run an entry point in this process and return its exit code."""
+    """Run an entry point in this process and return its exit code; 1, a crash, where the store was away."""
     stage = STAGES[entry_point]
     module = importlib.import_module(f"pipelines.{entry_point}")
     schema, body = getattr(module, stage.schema), getattr(module, stage.body)
-    return run_entry_point(entry_point, schema, body, stage.recipe, words)
+    return run_entry_point(entry_point, schema, body, stage.recipe, words, away_code=1)
 
 
 def check_words(

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from pipelines import rehearsal
+from pipelines.campaign.stages import run_stage
+from pipelines.cli import run_entry_point
 from pipelines.outbox import Letter, Outbox, StoreAwayError
 from pipelines.tracking import Run
 
@@ -123,6 +126,31 @@ def test_without_an_outbox_an_absent_store_is_one_sentence(
     with pytest.raises(StoreAwayError, match=r"cannot be reached .* set MLFLOW_TRACKING_URI"):
         Run(MlflowClient(f"http://127.0.0.1:{loopback.port}"), "run1").log_metrics({"loss/total": 2.0}, 2)
     loopback.start()
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_an_entry_point_ends_in_one_sentence_and_an_arm_may_be_tried_again(
+    loopback: LoopbackStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_begun: bool,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{loopback.port}")
+    if is_begun:
+        monkeypatch.setenv("MLFLOW_RUN_ID", "run2")  # MLflow keeps the artifact folder of each id it saw
+        body = rehearsal.run_rehearsal
+        monkeypatch.setattr(rehearsal, "run_rehearsal", lambda *it: loopback.stop() or body(*it))
+    else:
+        loopback.stop()
+    words = ["--steps", "1"]
+    what = (rehearsal.RehearsalConfig, rehearsal.run_rehearsal, None, words)
+    assert run_entry_point("rehearsal", *what) == 2
+    assert "cannot be reached" in capsys.readouterr().err.splitlines()[-1]
+    if is_begun:
+        loopback.start()
+    assert run_stage("rehearsal", words) == 1
+    if not is_begun:
+        loopback.start()
 
 
 def test_figures_and_folders_wait_with_their_bytes(loopback: LoopbackStore, tmp_path: Path) -> None:
