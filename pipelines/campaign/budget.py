@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipelines.campaign.spec import BudgetSpec
@@ -29,12 +29,14 @@ class Usage:
         hours: Wall hours so far, over all attempts.
         leased_hours: Hours that its running attempt may still go on; 0 when nothing runs.
         is_running: Whether it costs now.
+        surcharge: What earlier attempts cost beyond `price_per_hour`, where the price has changed since.
     """
 
     hours: float
     price_per_hour: float
     leased_hours: float = 0.0
     is_running: bool = False
+    surcharge: float = 0.0
 
 
 class Spent(NamedTuple):
@@ -46,13 +48,13 @@ class Spent(NamedTuple):
 
 def spent(usages: Sequence[Usage]) -> Spent:
     """Add up what all arms used so far."""
-    return Spent(sum(u.hours for u in usages), sum(u.hours * u.price_per_hour for u in usages))
+    return Spent(sum(u.hours for u in usages), sum(u.hours * u.price_per_hour + u.surcharge for u in usages))
 
 
 def is_spent(budget: BudgetSpec, usages: Sequence[Usage], poll_s: float) -> bool:
     """Whether what runs would pass a limit if it were asked to end at the next look, `poll_s` seconds from now."""
     ahead = poll_s / 3600.0 + _ENDING_H
-    soon = [Usage(u.hours + ahead, u.price_per_hour) if u.is_running else u for u in usages]
+    soon = [replace(u, hours=u.hours + ahead) if u.is_running else u for u in usages]
     after = spent(soon)
     is_over_hours = bool(budget.hours) and after.hours >= budget.hours
     is_over_cost = bool(budget.cost) and after.cost >= budget.cost

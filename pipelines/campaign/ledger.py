@@ -56,7 +56,7 @@ def _row(campaign: str, currency: str, arms: Sequence[ArmRecord], now: float) ->
         finished=sum(arm.is_done for arm in arms),
         hours=sum(hours),
         gpu_hours=sum(h * int(arm.tags.get("dinox.gpus", "0")) for h, arm in zip(hours, arms, strict=True)),
-        cost=sum(h * arm.price_per_hour for h, arm in zip(hours, arms, strict=True)),
+        cost=sum(arm.cost(now) for arm in arms),
         currency=currency,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -48,13 +49,17 @@ class CampaignLoop:
         Raises:
             EndWith: 2 when arms are missing at the end, 130 or 143 when asked to stop.
         """
-        stop = StopWatch()
+        stop, is_over = StopWatch(), False
         try:
             self.record.run.reopen()
-            while not self._is_over(stop):
+            while not (is_over := self._is_over(stop)):
                 time.sleep(self.executor.poll_s)
         finally:
             stop.close()
+            if (
+                not is_over
+            ):  # What went wrong is said by whoever called; a parent that is continued is closed here.
+                self.record.run.finish("FAILED")
         self._end(stop.exit_code)
 
     def _is_over(self, stop: StopWatch) -> bool:
@@ -98,7 +103,7 @@ class CampaignLoop:
             record = self.record.arm(
                 record.run_id
             )  # With what it wrote last, before it was seen to have ended.
-            self.record.close_attempt(record, time.time())
+            self.record.close_attempt(record, time.time(), was_submitted=bool(handle))
             self._judge(record)
             return self.record.arm(record.run_id)
         news = {"dinox.job": handle, "dinox.pending": "yes" if state == "pending" else "no"}
@@ -134,6 +139,7 @@ class CampaignLoop:
                 price_per_hour=record.price_per_hour,
                 leased_hours=record.leased_hours(now),
                 is_running=record.is_open and not record.is_pending,
+                surcharge=record.cost(now) - record.hours(now) * record.price_per_hour,
             )
             for record in records
         ]
@@ -169,6 +175,7 @@ class CampaignLoop:
             record,
             {
                 "dinox.executor": self.executor_name,
+                "dinox.host": platform.node() if self.executor_name == "local" else "",
                 "dinox.price_per_hour": repr(spec.price),
                 "dinox.currency": spec.currency,
                 "dinox.gpus": str(spec.resources.gpus),

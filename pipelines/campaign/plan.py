@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import urllib.error
 import urllib.request
@@ -132,6 +133,27 @@ def _finished_backbones(campaign: str) -> dict[str, str]:
         return {}
     query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.`dinox.backbone` = 'yes'"
     return {run.name: run.run_id for run in search_runs(ArmRecord, None, query)}
+
+
+def refuse_arms_elsewhere(records: Sequence[ArmRecord], executor: str, now: float) -> None:
+    """Refuse to go on where an arm may still run out of sight: it would be taken for dead and run twice.
+
+    Raises:
+        CampaignError: If another executor started it, or this one did on another machine and it lives.
+    """
+    for record in records:
+        if not record.is_open or record.ending:
+            continue
+        own, host = record.tags.get("dinox.executor", executor), record.tags.get("dinox.host", "")
+        if own != executor:
+            raise CampaignError(
+                f"arm {record.name} was started by executor {own}, which alone can say whether it still runs; call the"
+                f" campaign with executor={own} until it has ended"
+            )
+        if host not in ("", platform.node()) and record.is_alive(now):
+            raise CampaignError(
+                f"arm {record.name} runs on machine {host}; continue the campaign there, or here once that has ended"
+            )
 
 
 def check_store(executor: str, artifact_uri: str) -> None:

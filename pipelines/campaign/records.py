@@ -3,9 +3,9 @@
 MLflow is the only state: whatever was killed, the next call reads from here what is done, what runs and what it cost.
 
 Tags of an arm's run: dinox.campaign, dinox.arm, dinox.seed, dinox.overrides, dinox.entry_points, dinox.stages (run ids
-of the later ones), dinox.executor, dinox.price_per_hour, dinox.attempt (number of the newest), dinox.attempts_closed,
-dinox.hours_closed, dinox.job, dinox.lease_hours, dinox.arm_end. Its metric campaign/hours is the age of the newest
-attempt, written by the arm itself.
+of the later ones), dinox.executor, dinox.host, dinox.price_per_hour, dinox.attempt (number of the newest),
+dinox.attempts_closed, dinox.hours_closed, dinox.cost_closed, dinox.job, dinox.lease_hours, dinox.arm_end. Its metric
+campaign/hours is the age of the newest attempt, written by the arm itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from pipelines.campaign.arms import Arm
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.stored_runs import StoredRun, read_run, search_runs
 from pipelines.tracking import Run, client
+
+_SILENCE_S = 6 * HEARTBEAT_S
+"""An attempt that was not heard of for so long is taken for dead by a machine that cannot look at it."""
 
 
 class ArmRecord(StoredRun):
@@ -87,6 +90,28 @@ class ArmRecord(StoredRun):
         closed = float(self.tags.get("dinox.hours_closed", "0"))
         return closed + self._age(now) if self.is_open else closed
 
+    def cost(self, now: float) -> float:
+        """Cost of all attempts, each at the price of its own time."""
+        return self.cost_before + (self._age(now) * self.price_per_hour if self.is_open else 0.0)
+
+    @property
+    def cost_before(self) -> float:
+        """Cost of the attempts that are accounted for."""
+        hours = float(self.tags.get("dinox.hours_closed", "0"))
+        return float(self.tags.get("dinox.cost_closed", hours * self.price_per_hour))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the newest attempt came so far that it wrote to its run."""
+        return self.tags.get("dinox.begun") == str(self.attempt)
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the newest attempt gave a sign of life a short while ago."""
+        last = float(self.tags.get("dinox.attempt_started", "0"))
+        if self.has_begun:
+            last = float(self.tags["dinox.begun_at"]) + 3600.0 * self.metrics.get(HOURS, 0.0)
+        return self.is_open and not self.ending and now - last < _SILENCE_S
+
     def leased_hours(self, now: float) -> float:
         """Hours that the running attempt may go on before it ends itself."""
         if not self.is_open:
@@ -106,7 +131,7 @@ class ArmRecord(StoredRun):
         lived until its next sign of life; of one that never began, all is counted since its start.
         """
         said, age = self.metrics.get(HOURS, 0.0), self._age(now)
-        if self.tags.get("dinox.begun") != str(self.attempt):
+        if not self.has_begun:
             return age
         before = (float(self.tags["dinox.begun_at"]) - float(self.tags["dinox.attempt_started"])) / 3600.0
         said += 0.0 if self.is_pending else max(before, 0.0)
@@ -226,14 +251,23 @@ class CampaignRecord:
         self.store.update_run(record.run_id, status="RUNNING")
         return number
 
-    def close_attempt(self, record: ArmRecord, now: float) -> None:
-        """Account for an attempt of which nothing runs any more; doing it twice counts it once."""
+    def close_attempt(self, record: ArmRecord, now: float, was_submitted: bool = True) -> None:
+        """Account for an attempt of which nothing runs any more; doing it twice counts it once.
+
+        One that was written down and then never submitted, because the engine refused it or the campaign was killed in
+        between, used nothing, however long ago that was.
+        """
         if not record.is_open:
             return
-        closed = float(record.tags.get("dinox.hours_closed", "0")) + record.hours_of_ended_attempt(now)
+        used = record.hours_of_ended_attempt(now) if was_submitted or record.has_begun else 0.0
+        closed = float(record.tags.get("dinox.hours_closed", "0")) + used
         self.tag(
             record.run_id,
-            {"dinox.hours_closed": repr(closed), "dinox.attempts_closed": str(record.attempt)},
+            {
+                "dinox.hours_closed": repr(closed),
+                "dinox.cost_closed": repr(record.cost_before + used * record.price_per_hour),
+                "dinox.attempts_closed": str(record.attempt),
+            },
         )
 
     def end_arm(self, record: ArmRecord, status: str, why: str) -> None:

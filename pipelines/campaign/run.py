@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_words
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.loop import CampaignLoop
-from pipelines.campaign.plan import check_store, plan_table, resolved_backbones
+from pipelines.campaign.plan import check_store, plan_table, refuse_arms_elsewhere, resolved_backbones
 from pipelines.campaign.records import CampaignRecord, find_parent
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
 from pipelines.campaign.stages import check_words
@@ -58,6 +59,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
         text = find_recipe(config.spec, CAMPAIGNS).read_text(encoding="utf-8")
         record = CampaignRecord.open(run, spec, design, text)
         record.add_arms(arms)
+        refuse_arms_elsewhere(record.arms(), config.executor, time.time())
         CampaignLoop(spec, record, executor, config.executor).go()
 
 

@@ -38,7 +38,7 @@ def _line(record: ArmRecord, step: int | None, now: float) -> Line:
             _number(metrics, "teacher/gain"),
             _number(metrics, "retrieval/top1"),
             f"{hours:.3f}",
-            f"{hours * record.price_per_hour:.4f}",
+            f"{record.cost(now):.4f}",
             str(record.attempt),
             f"{saved:.3f}" if saved else "",
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from pipelines.campaign import run as campaign
 from pipelines.campaign.arm import HOURS
+from pipelines.campaign.executors.local import LocalExecutor
 from pipelines.campaign.ledger import read_arms
 from pipelines.campaign.plan import check_store
 from pipelines.campaign.records import ArmRecord, find_parent
@@ -175,6 +177,35 @@ def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.Cap
     with alone("small"):
         assert call(arms=[{"name": "a"}]) == 2
     assert "is being run by another process" in capsys.readouterr().err
+
+
+def test_a_call_that_was_killed_before_it_submitted_costs_nothing_a_day_later(call: Call) -> None:
+    submit, tree = LocalExecutor.submit, {"arms": [{"name": "a"}]}
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr(LocalExecutor, "submit", lambda *_: (_ for _ in ()).throw(CampaignError("no disk")))
+        assert call(**tree) == 2
+    parent = find_parent("small")
+    assert parent is not None
+    assert parent.status == "FAILED"
+    (arm,) = arms().values()
+    assert arm.is_open
+    client().set_tag(arm.run_id, "dinox.attempt_started", repr(time.time() - 24 * 3600.0))
+    assert LocalExecutor.submit is submit
+    assert call(**tree) == 0
+    (arm,) = arms().values()
+    assert (arm.attempt, arm.status) == (2, "FINISHED")
+    assert arm.hours(time.time()) < 0.1
+
+
+def test_a_parent_that_is_continued_does_not_stay_running_when_the_call_fails(call: Call) -> None:
+    tree = {"arms": [{"name": "a", "overrides": {"ending": "refused"}}]}
+    assert call(**tree) == 2
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(LocalExecutor, "submit", lambda *_: (_ for _ in ()).throw(CampaignError("no disk")))
+        assert call(**tree) == 2
+    parent = find_parent("small")
+    assert parent is not None
+    assert parent.status == "FAILED"
 
 
 def test_arms_elsewhere_need_a_server_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

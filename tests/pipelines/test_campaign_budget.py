@@ -14,6 +14,14 @@ def test_spent_is_price_times_hours_of_every_arm() -> None:
     assert (used.hours, used.cost) == (3.0, 1.0)
 
 
+def test_a_price_that_rose_does_not_reprice_the_hours_before() -> None:
+    # 2 h at 0.5, then 0.1 h at 3.0, which still runs.
+    usage = Usage(2.1, 3.0, leased_hours=0.1, is_running=True, surcharge=2.0 * (0.5 - 3.0))
+    assert spent([usage]).cost == pytest.approx(1.3)
+    assert not is_spent(BudgetSpec(cost=2.0), [usage], 1.0)
+    assert lease_hours(BudgetSpec(cost=4.6), [usage], 3.0, 0.0, 1) == pytest.approx(1.0 - 2 * ENDING)
+
+
 def test_the_cap_is_met_before_the_next_look_would_pass_it() -> None:
     budget = BudgetSpec(hours=1.0)
     poll_s = 36.0 - ENDING_S  # with the time to end, 0.01 h for each of two running arms

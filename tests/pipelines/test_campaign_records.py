@@ -1,5 +1,7 @@
 """A campaign in MLflow: registered once, each attempt accounted for once, whoever was killed in between."""
 
+import platform
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 
 from pipelines.campaign.arm import HEARTBEAT_S, HOURS
 from pipelines.campaign.arms import Arm
+from pipelines.campaign.ledger import ledger
+from pipelines.campaign.plan import refuse_arms_elsewhere
 from pipelines.campaign.records import ArmRecord, CampaignRecord, find_parent
 from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec
 from pipelines.tracking import Run
@@ -84,6 +88,52 @@ def test_retries_add_up_and_a_new_attempt_starts_at_nothing(record: CampaignReco
     opened = record.arm(arm.run_id)
     assert opened.metrics[HOURS] == 0.0
     assert opened.attempt == 3
+
+
+def test_each_attempt_costs_what_an_hour_cost_then(record: CampaignRecord) -> None:
+    arm = only_arm(record)
+    for price, hours in (("0.5", 2.0), ("3.0", 0.1)):
+        number = record.open_attempt(record.arm(arm.run_id), LEASE | {"dinox.price_per_hour": price})
+        run = Run(record.store, arm.run_id)
+        run.log_metrics({HOURS: hours}, number)
+        run.set_tags({"dinox.begun": str(number), "dinox.begun_at": "0", "dinox.arm_end": "interrupted"})
+        record.close_attempt(record.arm(arm.run_id), now=1e12)
+    closed = record.arm(arm.run_id)
+    assert (closed.hours(0.0), closed.cost(0.0)) == (pytest.approx(2.1), pytest.approx(1.3))
+    (row,) = ledger([closed], 0.0)
+    assert row.cost == pytest.approx(1.3)
+
+
+def test_an_attempt_that_was_never_submitted_costs_nothing_however_late_that_is_seen(
+    record: CampaignRecord,
+) -> None:
+    arm = only_arm(record)
+    record.open_attempt(arm, LEASE)  # Then the campaign is killed, or the engine refuses the job.
+    tomorrow = time.time() + 24 * 3600.0
+    record.close_attempt(record.arm(arm.run_id), tomorrow, was_submitted=False)
+    closed = record.arm(arm.run_id)
+    assert not closed.is_open
+    assert (closed.hours(tomorrow), closed.cost(tomorrow)) == (0.0, 0.0)
+
+
+def test_an_arm_that_may_run_out_of_sight_is_not_taken_for_dead() -> None:
+    def opened(**tags: str) -> ArmRecord:
+        return record_of({"dinox.arm": "a"} | {f"dinox.{key}": value for key, value in tags.items()})
+
+    here, elsewhere = platform.node(), "another-machine"
+    for fine in (
+        opened(executor="local", host=here),
+        opened(executor="submitit", arm_end="finished"),
+        opened(executor="submitit", attempts_closed="1"),
+    ):
+        refuse_arms_elsewhere([fine], "local", now=30.0)
+    with pytest.raises(CampaignError, match=r"arm a was started by executor submitit, .* executor=submitit"):
+        refuse_arms_elsewhere([opened(executor="submitit")], "local", now=1e9)
+    begun = opened(executor="local", host=elsewhere, begun="1", begun_at="10")
+    lives = replace(begun, metrics={HOURS: 1.0})
+    with pytest.raises(CampaignError, match="arm a runs on machine another-machine; continue the campaign"):
+        refuse_arms_elsewhere([lives], "local", now=3600.0 + 60.0)
+    refuse_arms_elsewhere([lives], "local", now=3600.0 + 3600.0)  # Silent for an hour: its machine is gone.
 
 
 def record_of(tags: dict[str, str], hours: float = 0.0) -> ArmRecord:

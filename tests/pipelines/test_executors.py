@@ -283,6 +283,21 @@ def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> Non
     assert run_status(run.run_id) == "FINISHED", executor.logs(handle)
 
 
+def test_a_job_that_slurm_does_not_take_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    for name in ("sbatch", "srun"):
+        tool = tmp_path / name
+        tool.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpuu' >&2\nexit 1\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    executor = open_executor("submitit", load_campaign("demo"), 0, tmp_path)
+    with pytest.raises(CampaignError, match=r"Slurm does not take arm a: .*invalid partition") as caught:
+        executor.submit(Job(PLAN, ResourcesSpec(partition="gpuu")))
+    assert "\n" not in str(caught.value)
+
+
 def test_without_slurm_its_executor_says_where_to_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -83,7 +83,13 @@ class SubmititExecutor:
                 executor.update_parameters(slurm_partition=needs.partition)
         else:
             executor.update_parameters(local_setup=setup)
-        submitted = executor.submit(arm.main, job.plan.to_json())
+        try:
+            submitted = executor.submit(arm.main, job.plan.to_json())
+        except self.submitit.core.utils.FailedJobError as error:
+            raise CampaignError(
+                f"Slurm does not take arm {job.plan.arm}: {' '.join(str(error).split())}; mend resources in the"
+                " campaign's file, and the same command continues it"
+            ) from error
         self._jobs[submitted.job_id] = submitted
         self._queue_at = -math.inf
         return str(submitted.job_id)
