@@ -1,7 +1,8 @@
 """The process of one arm of a campaign: its stages one after another, signs of life, and an end that is on record.
 
-A campaign starts it through an executor as `python -m pipelines.campaign.arm PLAN`; nobody else does. It needs no
-campaign to go on: it ends by itself, at its deadline at the latest, and leaves in MLflow what the campaign must know.
+A campaign starts it through an executor as `python -m pipelines.campaign.arm`, with its plan as the only word or in the
+environment; nobody else does. It needs no campaign to go on: it ends by itself, at its deadline at the latest, and
+leaves in MLflow what the campaign must know.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # MLflow and the stages are imported late: by then the environment says where the store is.
 
+PLAN_ENV = "DINOX_PLAN"
 HOURS = "campaign/hours"
 """Metric of the arm's run: age of the attempt that is its step, in hours."""
 HEARTBEAT_S = 20.0
@@ -192,4 +194,4 @@ def _gathered(plan: ArmPlan) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1] if sys.argv[1:] else os.environ[PLAN_ENV]))

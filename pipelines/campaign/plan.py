@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,14 +20,24 @@ from pipelines.tracking import tracking_uri
 
 SHARED_STORE = ("submitit", "skypilot")
 """Executors whose arms run on other machines, which must reach the same store."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _CHECK_S = 5.0
+_SPEED = "perf/slices_per_s"
+_SETS_SPEED = (
+    *(f"backbone.{key}" for key in ("arch", "depth", "embed_dim", "image_px", "grad_checkpointing")),
+    *("objective.kind", "views.n_local", "nproc"),
+)
+"""Keys of a pretraining on which its speed depends by a factor."""
 
 
 def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> str:
     """Lay out every arm with its steps, hours and cost; "N arms" stands on a line of its own."""
-    is_training = any("accumulation" in configuration for configuration in configurations)
-    speed, source = training_speed(spec) if is_training else (0.0, "from resources.stage_hours of the file")
-    hours = [arm_hours(spec, arm, c, speed) for arm, c in zip(arms, configurations, strict=True)]
+    trainings = [configuration for configuration in configurations if "accumulation" in configuration]
+    runs = finished_trainings() if trainings else []
+    speeds = [training_speed(spec, configuration, runs) for configuration in configurations]
+    lines = zip(arms, configurations, speeds, strict=True)
+    hours = [arm_hours(spec, arm, configuration, speed) for arm, configuration, (speed, _) in lines]
+    source = "; ".join(dict.fromkeys(source for _, source in speeds))
     width = max([len(arm.name) for arm in arms], default=4)
     written = [
         f"campaign {spec.name}: {spec.question}",
@@ -68,18 +79,31 @@ def _cost(spec: CampaignSpec, hours: float | None) -> str:
     return f"? {spec.currency}" if hours is None else f"{hours * spec.price:.3f} {spec.currency}"
 
 
-def training_speed(spec: CampaignSpec) -> tuple[float, str]:
-    """Return training slices a second and where the figure comes from; 0 when nobody knows.
+def finished_trainings() -> list[StoredRun]:
+    """Return the finished pretrainings of the store whose speed is known."""
+    query = "tags.`dinox.entry_point` = 'pretrain' and attributes.status = 'FINISHED'"
+    return [run for run in search_runs(StoredRun, None, query) if run.metrics.get(_SPEED, 0.0) > 0]
 
-    Finished runs of the same recipe in the store come first, then what the campaign's file states.
+
+def training_speed(
+    spec: CampaignSpec, configuration: Mapping[str, Any], runs: Sequence[StoredRun]
+) -> tuple[float, str]:
+    """Return an arm's training slices a second and where the figure comes from; 0 when nobody knows.
+
+    Finished runs of this recipe and this network come first, then what the campaign's file states: the speed of a ViT-S
+    says nothing of a ViT-L.
     """
-    query = f"tags.`dinox.recipe` = '{spec.recipe}' and tags.`dinox.entry_point` = 'pretrain'"
-    runs = search_runs(StoredRun, None, query + " and attributes.status = 'FINISHED'")
-    speeds = [run.metrics["perf/slices_per_s"] for run in runs if run.metrics.get("perf/slices_per_s", 0) > 0]
-    if speeds:
-        return statistics.median(
-            speeds
-        ), f"from the speed of {len(speeds)} finished runs of recipe {spec.recipe}"
+    if "accumulation" not in configuration:
+        return 0.0, "from resources.stage_hours of the file"
+    recipe = Path(spec.recipe).stem
+    alike = [
+        run.metrics[_SPEED]
+        for run in runs
+        if run.tags.get("dinox.recipe") == recipe
+        and all(run.params.get(f"cfg.{key}") == str(configuration[key]) for key in _SETS_SPEED)
+    ]
+    if alike:
+        return statistics.median(alike), f"from the speed of {len(alike)} finished runs of recipe {recipe}"
     if spec.resources.slices_per_s:
         return (
             spec.resources.slices_per_s,
@@ -160,7 +184,8 @@ def check_store(executor: str, artifact_uri: str) -> None:
     """Make sure that arms on other machines reach the store, before one is paid for.
 
     Raises:
-        CampaignError: If they need a tracking server and there is none, or it does not answer.
+        CampaignError: If they need a tracking server and there is none, it does not answer, or only this machine
+            could reach it.
     """
     uri = tracking_uri()
     is_server = uri.startswith(("http://", "https://"))
@@ -171,18 +196,40 @@ def check_store(executor: str, artifact_uri: str) -> None:
         )
     if not is_server:
         return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_CHECK_S):
-            pass
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
+    _ask_server(uri)
+    if executor != "skypilot":
+        return
+    server = urlsplit(uri)
+    if server.hostname in _LOOPBACK:
         raise CampaignError(
-            f"the tracking server at {urlsplit(uri).hostname} does not answer ({reason}); start it, or correct"
-            " MLFLOW_TRACKING_URI"
-        ) from error
+            f"the tracking server is at {server.hostname}, which on a rented machine is that machine itself; set"
+            " MLFLOW_TRACKING_URI to an address that it reaches"
+        )
+    if "@" in server.netloc:
+        raise CampaignError(
+            "MLFLOW_TRACKING_URI holds a user or password, which would stand in the job's description; give them as"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     is_here = "://" not in artifact_uri and not artifact_uri.startswith("mlflow-artifacts:")
-    if executor == "skypilot" and (is_here or artifact_uri.startswith("file:")):
+    if is_here or artifact_uri.startswith("file:"):
         raise CampaignError(
             "the experiment keeps artifacts in a folder of this machine, which arms elsewhere cannot reach; start the"
             " server with --artifacts-destination and set MLFLOW_EXPERIMENT_NAME to a new experiment"
         )
+
+
+def _ask_server(uri: str) -> None:
+    server = urlsplit(uri)
+    # urllib takes a user in an address for a part of the host's name.
+    plain = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
+    try:
+        with urllib.request.urlopen(f"{plain.rstrip('/')}/health", timeout=_CHECK_S):
+            pass
+    except OSError as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+            return  # It answers: a proxy that asks who is there, or a server without this page.
+        reason = getattr(error, "reason", None) or error
+        raise CampaignError(
+            f"the tracking server at {server.hostname} does not answer ({reason}); start it, or correct"
+            " MLFLOW_TRACKING_URI"
+        ) from error

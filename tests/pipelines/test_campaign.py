@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,18 @@ import pytest
 import yaml
 
 from pipelines.campaign import run as campaign
-from pipelines.campaign.arm import HOURS
+from pipelines.campaign.arm import HOURS, ArmPlan
+from pipelines.campaign.arms import expand, stage_words
+from pipelines.campaign.executors import Job
 from pipelines.campaign.executors.local import LocalExecutor
 from pipelines.campaign.ledger import read_arms
-from pipelines.campaign.plan import check_store
+from pipelines.campaign.plan import arm_hours, check_store, plan_table
 from pipelines.campaign.records import ArmRecord, find_parent
 from pipelines.campaign.run import CampaignConfig, alone, run_campaign
-from pipelines.campaign.spec import CampaignError
+from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
 from pipelines.campaign.stages import check_words, resolve_lines
 from pipelines.cli import run_entry_point
-from pipelines.tracking import client
+from pipelines.tracking import Run, client
 
 Call = Callable[..., int]
 TREE: dict[str, Any] = {
@@ -173,6 +178,24 @@ def test_a_dry_run_shows_the_arms_and_registers_nothing(
     assert find_parent("small") is None
 
 
+def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path) -> None:
+    spec = load_campaign("article_vit_l")
+    arms_ = expand(spec)[:1]
+    line = stage_words(spec, arms_[0], ["0"])[0]
+    configuration = json.loads(json.dumps(resolve_lines([("a", *line)])[0]))
+    hours = arm_hours(spec, arms_[0], configuration, 46.0)
+    assert hours == pytest.approx(2000 * 16 / 46.0 / 3600.0 + 3 * 0.15)
+    assert f"{hours:7.3f} h" in plan_table(spec, arms_, [configuration])
+    # A ViT-S of the same recipe is done, and twice as fast as the file states for a ViT-L; then a ViT-L is.
+    for arch, speed, shown in (("vit_small", 92.0, hours), ("vit_large", 23.0, 2 * hours - 0.45)):
+        run = Run.start("pretrain")
+        run.log_params({f"cfg.{k}": v for k, v in (configuration | {"backbone.arch": arch}).items()})
+        run.set_tags({"dinox.recipe": spec.recipe})
+        run.log_metrics({"perf/slices_per_s": speed})
+        run.finish("FINISHED")
+        assert f"{shown:7.3f} h" in plan_table(spec, arms_, [configuration])
+
+
 def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     with alone("small"):
         assert call(arms=[{"name": "a"}]) == 2
@@ -208,6 +231,21 @@ def test_a_parent_that_is_continued_does_not_stay_running_when_the_call_fails(ca
     assert parent.status == "FAILED"
 
 
+def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
+    # No store answers there: the arm waits for it, which is long enough to look.
+    environment = {"MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9"}
+    plan = ArmPlan("c", "a", "0123", 1, 60.0, [], environment)
+    executor = LocalExecutor(ResourcesSpec(), 1, tmp_path)
+    handle = executor.submit(Job(plan, ResourcesSpec()))
+    try:
+        command = Path(f"/proc/{executor._pid(handle)}/cmdline").read_bytes()
+        assert b"pipelines.campaign.arm" in command
+        assert b"secret" not in command
+    finally:
+        os.killpg(executor._pid(handle), signal.SIGKILL)
+        executor._started[handle].wait()
+
+
 def test_arms_elsewhere_need_a_server_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
     check_store("local", str(tmp_path))
@@ -217,6 +255,31 @@ def test_arms_elsewhere_need_a_server_that_answers(monkeypatch: pytest.MonkeyPat
     with pytest.raises(CampaignError, match=r"the tracking server at 127.0.0.1 does not answer") as caught:
         check_store("skypilot", str(tmp_path))
     assert "secret" not in str(caught.value)
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A proxy in front of a tracking server: it asks who is there."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_asks_for_a_password_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for user in ("", "user:secret@"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}127.0.0.1:{server.server_port}")
+            check_store("submitit", str(tmp_path))
+            with pytest.raises(CampaignError, match="is that machine itself"):
+                check_store("skypilot", "mlflow-artifacts:/0")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.slow

@@ -71,6 +71,9 @@ def test_a_dirty_tree_an_unpushed_commit_or_a_password_is_refused(checkout: Path
     with pytest.raises(CampaignError, match="holds a user or password") as caught:
         deployable_commit()
     assert "secret" not in str(caught.value)
+    git(checkout, "remote", "set-url", "origin", "git@host:me/x.git")
+    with pytest.raises(CampaignError, match=r"git@host:me/x\.git, asks for an SSH key"):
+        deployable_commit()
     git(checkout, "remote", "remove", "origin")
     with pytest.raises(CampaignError, match="must be a repository with a remote 'origin'"):
         deployable_commit()
@@ -109,6 +112,32 @@ def test_the_task_clones_installs_runs_and_ends_with_its_lease(monkeypatch: pyte
     assert task["secrets"] == {"MLFLOW_TRACKING_TOKEN": "s3cret"}
     assert "s3cret" not in json.dumps({key: value for key, value in task.items() if key != "secrets"})
     assert yaml.safe_load(yaml.safe_dump(task)) == task
+
+
+def test_the_setup_of_a_rented_machine_does_not_rest_on_its_own_python(tmp_path: Path) -> None:
+    """Its words are run by a shell, with a Python that is too old and tools that write down how they were called."""
+    spec = rented(cohort_uri="s3://bucket/lidc")
+    task = task_config(spec, Job(PLAN, spec.resources), "https://host/x.git", "c" * 40)
+    tools, home = tmp_path / "tools", tmp_path / "home"
+    tools.mkdir()
+    home.mkdir()
+    write = f'echo "$0 $*" >> {tmp_path}/called'
+    for name, words in (
+        ("git", 'test "$1" != clone || mkdir -p "$3"'),
+        ("python3", "exit 1"),
+        ("curl", f"echo 'mkdir -p $HOME/.local/bin && cp {tools}/_uv $HOME/.local/bin/uv'"),
+        ("_uv", "true"),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{write}\n{words}\n")
+        (tools / name).chmod(0o755)
+    environment = {"HOME": str(home), "PATH": f"{tools}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", task["setup"]], env=environment, check=True)
+    called = [line.split(" ", 1) for line in (tmp_path / "called").read_text().splitlines()]
+    assert [words for tool, words in called if tool.endswith("/uv")] == [
+        "venv --quiet --python 3.11 .venv",
+        "pip install --quiet --python .venv/bin/python --editable .",
+    ]
+    assert not [tool for tool, _ in called if tool.endswith("/python3")]
 
 
 def test_skypilot_takes_the_task() -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipelines.campaign.arm import PLAN_ENV
 from pipelines.campaign.executors import Job, JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
 from pipelines.config import PROJECT_ROOT
@@ -65,12 +66,13 @@ class LocalExecutor:
         with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / "devices").write_text(",".join(devices), encoding="ascii")
-            environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid")}
+            # A variable: everybody on this machine may read command lines, and the store's address may hold a password.
+            environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid"), PLAN_ENV: job.plan.to_json()}
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
             if devices:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
             self._started[str(folder)] = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.campaign.arm", job.plan.to_json()],
+                [sys.executable, "-m", "pipelines.campaign.arm"],
                 cwd=PROJECT_ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

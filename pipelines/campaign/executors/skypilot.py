@@ -107,7 +107,7 @@ def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> d
     if needs.cohort_uri:
         config["file_mounts"] = {_COHORT: needs.cohort_uri}
         cohort = shlex.quote(spec.cohort)
-        run += [f"mkdir -p $(dirname {cohort})", f"ln -sfn {_COHORT} {cohort}"]
+        run += [f'mkdir -p "$(dirname {cohort})"', f"ln -sfn {_COHORT} {cohort}"]
     most_s = math.ceil(job.plan.lease_s + 2 * GRACE_S)
     run.append(
         f'timeout --kill-after={GRACE_S:.0f} {most_s} .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"'
@@ -117,8 +117,12 @@ def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> d
             "set -e",
             f"test -d ~/dinox-ct || git clone {shlex.quote(repository)} ~/dinox-ct",
             f"cd ~/dinox-ct && git checkout --quiet {commit}",
-            "test -d .venv || python3 -m venv .venv",
-            ".venv/bin/pip install --quiet --editable .",
+            # Images of rented machines often bring an older Python than this project needs, or one without venv; uv
+            # fetches the right one.
+            "command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh",
+            'export PATH="$HOME/.local/bin:$PATH"',
+            "test -d .venv || uv venv --quiet --python 3.11 .venv",
+            "uv pip install --quiet --python .venv/bin/python --editable .",
         ]
     )
     config["run"] = "\n".join(["set -e", *run])
@@ -149,6 +153,10 @@ def deployable_commit() -> tuple[str, str]:
     if "@" in address and "://" in address:
         raise CampaignError(
             "the address of origin holds a user or password, which would be sent to a rented machine; use a plain one"
+        )
+    if "@" in address:
+        raise CampaignError(
+            f"the address of origin, {address}, asks for an SSH key, which a rented machine has not; use an https one"
         )
     return address, commit
 
