@@ -41,7 +41,9 @@ def is_this_project(project_uri: str) -> bool:
     recipe = Path(project_uri.removeprefix("file://")) / "MLproject"
     if not recipe.is_file():
         return False
-    lines = recipe.read_text(encoding="utf-8").splitlines()
+    lines = recipe.read_text(
+        encoding="utf-8", errors="replace"
+    ).splitlines()  # Others may write as they like.
     return any(line.split("#")[0].replace(" ", "") == f"name:{PROJECT_NAME}" for line in lines)
 
 
@@ -59,17 +61,27 @@ def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
         *rest: Any,
         **named: Any,
     ) -> Any:
+        before = os.environ.get("PATH")
         if backend_config.get(_ENV_MANAGER_KEY) is None and is_this_project(project_uri):
             backend_config[_ENV_MANAGER_KEY] = "local"
             here = str(Path(sys.executable).parent)
-            os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
-        return run(self, project_uri, entry_point, params, version, backend_config, *rest, **named)
+            os.environ["PATH"] = os.pathsep.join([here, before or os.defpath])
+        try:
+            return run(self, project_uri, entry_point, params, version, backend_config, *rest, **named)
+        finally:  # The process that called `mlflow.projects.run` is not ours: its next child finds its own python.
+            if before is None:
+                os.environ.pop("PATH", None)
+            else:
+                os.environ["PATH"] = before
 
     return run_here
 
 
 def _mend(module: ModuleType) -> None:
-    module.LocalBackend.run = wrap_run(module.LocalBackend.run)
+    # These names are private to MLflow. Where one is gone the bare command needs --env-manager; nobody else notices.
+    backend = getattr(module, "LocalBackend", None)
+    if hasattr(backend, "run"):
+        backend.run = wrap_run(backend.run)
 
 
 class _MendOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from mlflow import MlflowClient
 
 from pipelines.cohort import Cohort
-from pipelines.mlflow_plugin import is_this_project, wrap_run
+from pipelines.mlflow_plugin import _mend, is_this_project, wrap_run
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -146,5 +147,21 @@ def test_the_plugin_minds_its_own_project_alone(tmp_path: Path) -> None:
     before = os.environ["PATH"]
     for uri, given in ((str(tmp_path), None), (str(ROOT), "uv"), (str(ROOT), None)):
         run(None, uri, "pretrain", {}, None, {"ENV_MANAGER": given}, "", "0")
-    os.environ["PATH"] = before
+    assert os.environ["PATH"] == before
     assert seen == [None, "uv", "local"]
+
+
+def test_the_plugin_leaves_a_process_that_is_not_its_own_as_it_was(tmp_path: Path) -> None:
+    def run(self: object, *_: object) -> None:
+        seen.append(os.environ["PATH"])
+        raise RuntimeError("the entry point failed")
+
+    seen: list[str] = []
+    before = os.environ["PATH"]
+    with pytest.raises(RuntimeError):
+        wrap_run(run)(None, str(ROOT), "pretrain", {}, None, {})
+    assert seen[0].split(os.pathsep)[0] == str(BIN)
+    assert os.environ["PATH"] == before
+    (tmp_path / "MLproject").write_bytes("name: gefäß\n".encode("latin-1"))
+    assert not is_this_project(str(tmp_path))
+    _mend(ModuleType("a later MLflow without LocalBackend"))
