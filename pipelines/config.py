@@ -26,6 +26,26 @@ class RecipeError(ValueError):
     """A recipe or an override that cannot be: one sentence says what and what would be right."""
 
 
+class _KeyTwiceError(yaml.YAMLError):
+    """A mapping that names a key twice: YAML would take the last one without a word."""
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Safe YAML in which no mapping may name a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, after looking for a key that is there twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise _KeyTwiceError(f"names the key '{key.value}' twice, again in line {line}; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def find_recipe(name_or_path: str, folder: Path = RECIPES) -> Path:
     """Return the file of a recipe given by its name in `folder` or by a path.
 
@@ -52,7 +72,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: If the file is not YAML or not a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OnceEach) or {}
+    except _KeyTwiceError as error:
+        raise RecipeError(f"recipe {path.name} {error}") from error
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" near line {line + 1}" if line is not None else ""

@@ -79,7 +79,7 @@ def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
 
 def _mend(module: ModuleType) -> None:
     # These names are private to MLflow. Where one is gone the bare command needs --env-manager; nobody else notices.
-    backend = getattr(module, "LocalBackend", None)
+    backend: Any = getattr(module, "LocalBackend", None)
     if hasattr(backend, "run"):
         backend.run = wrap_run(backend.run)
 

@@ -66,6 +66,8 @@ class RunFolder:
     ) -> RunFolder | None:
         """Find the run to continue: a run id, or with "auto" the newest free unfinished one of this recipe and cohort.
 
+        One whose hyper-parameters differ, such as the cut off arm of a campaign, does not hide an older one that fits.
+
         Returns:
             The folder, held; None when "auto" finds nothing to continue.
 
@@ -85,6 +87,7 @@ class RunFolder:
                 runs_dir.glob(f"*/{_RECORD}"), key=lambda file: file.stat().st_mtime, reverse=True
             )
             candidates = [file.parent for file in records]
+        refusals: list[ValueError] = []
         for path in candidates:
             record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
             is_match = (
@@ -95,10 +98,13 @@ class RunFolder:
                 continue
             try:
                 _refuse_changes(record["config"], config, allowed)
-            except ValueError:
+            except ValueError as refusal:
                 lock.close()
-                raise
+                refusals.append(refusal)
+                continue
             return cls(path, lock, is_resumed=True)
+        if refusals:
+            raise refusals[0]
         if resume != "auto":
             raise ValueError(
                 f"run '{resume}' cannot be resumed: it is finished, held by another process, or of another recipe or"

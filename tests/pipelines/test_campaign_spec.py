@@ -154,6 +154,13 @@ def test_a_campaign_that_cannot_be_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_second_budget_does_not_replace_the_first_without_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "campaign.yaml"
+    file.write_text(yaml.safe_dump(TREE) + "budget: {hours: 100.0}\n")
+    with pytest.raises(CampaignError, match=r"campaign campaign\.yaml names the key 'budget' twice"):
+        load_campaign(str(file))
+
+
 def test_two_arms_alike_are_refused_by_what_they_resolve_to(tmp_path: Path) -> None:
     # One states the default that the other leaves out.
     arms_tree = [{"name": "a", "overrides": {"lr": 0.001}}, {"name": "b"}]

@@ -38,6 +38,15 @@ def test_defaults_recipe_and_overrides_are_laid_in_that_order() -> None:
     assert (config.steps, config.optim.lr, config.flag, config.name) == (20, 3e-4, True, "x")
 
 
+def test_a_key_that_stands_twice_is_refused_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("steps: 10\noptim:\n  lr: 1e-3\n  kind: a\n  lr: 1e-4\n")
+    with pytest.raises(RecipeError, match=r"recipe mine\.yaml names the key 'lr' twice, again in line 5"):
+        read_yaml(file)
+    file.write_text("steps: 10\noptim: {lr: 1e-3}\n")
+    assert read_yaml(file) == {"steps": 10, "optim": {"lr": "1e-3"}}
+
+
 def test_text_stays_text_and_lists_become_tuples() -> None:
     config = load_recipe(Schema, {}, [("name", "007"), ("optim.range_mm", "[3, 4.5]"), ("from", "png")])
     assert (config.name, config.optim.range_mm, config.from_) == ("007", (3.0, 4.5), "png")

@@ -113,6 +113,15 @@ def test_a_changed_hyper_parameter_is_refused_unless_it_is_named(tmp_path: Path)
     assert find(tmp_path, config=changed, allowed=("steps", "optim.lr")) == "run"
 
 
+def test_a_newer_run_with_other_settings_does_not_hide_the_one_that_fits(tmp_path: Path) -> None:
+    create(tmp_path, "mine", age_s=100)
+    other = RunFolder.create(tmp_path, "arm", "demo", "sha", CONFIG | {"steps": 900})
+    other.release()
+    assert find(tmp_path) == "mine"
+    with pytest.raises(ValueError, match="had steps=900, this command says 7"):
+        find(tmp_path, config=CONFIG | {"steps": 7})
+
+
 def test_what_changes_nothing_that_is_learned_is_free(tmp_path: Path) -> None:
     create(tmp_path, "run")
     moved = CONFIG | {
