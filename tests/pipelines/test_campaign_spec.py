@@ -61,6 +61,24 @@ def test_the_article_s_sets_have_its_64_arms() -> None:
     assert sum(len(expand(load_campaign(name))) for name in ARTICLE_COUNTS) == 64
 
 
+@pytest.mark.parametrize("name", sorted(set(ARTICLE_COUNTS) - {"article_clinical"}))
+def test_the_article_s_arms_see_its_views_and_its_optimiser_in_true_hu(name: str) -> None:
+    spec = load_campaign(name)
+    lines = [(arm.name, *stage_words(spec, arm, ["0"])[0]) for arm in expand(spec)]
+    size = {"article_vit_l": ("vit_large", 16, True)}.get(name, ("vit_small", 64, False))
+    for one in resolve_lines(lines):
+        # RandomResizedCrop lies anywhere in the slice; AdamW over all parameters, one group.
+        assert (one["views.center"], one["views.window.policy"]) == ("uniform", "article")
+        assert (one["views.window.hu_scale"], one["optim.decay_everything"]) == (1.0, True)
+        keys = ("backbone.arch", "batch_size", "backbone.grad_checkpointing")
+        assert tuple(one[key] for key in keys) == size
+        assert (one["optim.teacher_temp"], one["optim.ema_momentum"], one["optim.ema_momentum_end"]) == (
+            0.04,
+            0.996,
+            0.996,
+        )
+
+
 def test_grids_and_seeds_are_crossed(tmp_path: Path) -> None:
     arms = expand(written(tmp_path))
     assert [arm.name for arm in arms] == [f"a-lr={lr}-seed={seed}" for lr in (0.1, 0.01) for seed in (0, 1)]
