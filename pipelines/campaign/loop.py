@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import Counter
@@ -41,7 +42,8 @@ class CampaignLoop:
         self.is_over_budget = False
         self.table = LiveTable()
         self.steps: dict[str, int] = {}
-        self._steps_at = 0.0
+        self._steps_at = -math.inf
+        self._last_read: set[tuple[str, int]] = set()
 
     def go(self) -> None:
         """Run until every arm is finished or given up, or the budget is spent.
@@ -198,15 +200,21 @@ class CampaignLoop:
     # Showing
 
     def _show(self, records: Sequence[ArmRecord], is_end: bool = False) -> None:
-        if is_end or time.monotonic() - self._steps_at > _STEPS_EVERY_S:
-            self._steps_at = time.monotonic()
-            for record in records:
-                if "loss/total" in record.metrics and (record.is_open or record.run_id not in self.steps):
-                    self.steps[record.run_id] = self.record.history(record, "loss/total")[-1][0]
+        self._read_steps(records)
         rows = lines(records, self.steps, time.time())
         text = render(rows, self._total(records))
         if self.table.show(text, repr([row.cells[1:3] for row in rows]), is_end):
             self.record.run.log_text(text, "campaign.md")
+
+    def _read_steps(self, records: Sequence[ArmRecord]) -> None:
+        """Read the last step of arms that run, now and then, and once of each that ended: curves are long."""
+        is_due = time.monotonic() - self._steps_at > _STEPS_EVERY_S
+        self._steps_at = time.monotonic() if is_due else self._steps_at
+        for record in records:
+            key = record.run_id, record.attempt
+            if "loss/total" in record.metrics and (is_due if record.is_open else key not in self._last_read):
+                self.steps[record.run_id] = self.record.history(record, "loss/total")[-1][0]
+                self._last_read |= set() if record.is_open else {key}
 
     def _total(self, records: Sequence[ArmRecord]) -> str:
         used, now = spent(self._usages(records)), time.time()

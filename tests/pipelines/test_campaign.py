@@ -202,6 +202,15 @@ def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.Cap
     assert "is being run by another process" in capsys.readouterr().err
 
 
+def test_an_arm_that_ran_to_its_end_saved_no_hours(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    # It is looked at while it runs, and ends before its step would be read again.
+    assert call(stages={"rehearsal": {"steps": 4, "seconds": 4.0}}, arms=[{"name": "a"}]) == 0
+    last = capsys.readouterr().out.rpartition("| arm ")[2]
+    cells = next(line for line in last.splitlines() if line.startswith("| a ")).split("|")
+    assert cells[4].strip() == "4"
+    assert "saved" not in last.partition("spent")[2]
+
+
 def test_a_call_that_was_killed_before_it_submitted_costs_nothing_a_day_later(call: Call) -> None:
     submit, tree = LocalExecutor.submit, {"arms": [{"name": "a"}]}
     with pytest.MonkeyPatch.context() as killed:
