@@ -158,6 +158,7 @@ def _run_stages(plan: ArmPlan) -> int:
         if run_tags(run.run_id).get("dinox.done") == "yes":
             continue
         run.reopen()
+        run.set_tags({"dinox.error": ""})  # What an earlier attempt ended with.
         os.environ["MLFLOW_RUN_ID"] = stage.run_id
         if stage.processes > 1:
             code = _call([sys.executable, "-m", f"pipelines.{stage.entry_point}", *stage.words])

@@ -54,6 +54,7 @@ class CampaignLoop:
         stop, is_over = StopWatch(), False
         try:
             self.record.run.reopen()
+            self.record.run.set_tags({"dinox.error": ""})  # What an earlier call ended with.
             while not (is_over := self._is_over(stop)):
                 time.sleep(self.executor.poll_s)
         finally:
@@ -258,9 +259,11 @@ class CampaignLoop:
                 " raise that, then the same command continues it"
             )  # fmt: skip
         first = missing[0]
+        if first.tags.get("dinox.arm_status") == "died":
+            print(f"\nThe end of what {first.name} printed:\n{self.executor.logs(first.job)}")
         raise EndWith(
             2, f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get('dinox.arm_status')}:"
-            f" {run_tags(first.run_id).get('dinox.error', 'see its log')}"
+            f" {run_tags(first.run_id).get('dinox.error') or 'it was killed'}"
         )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class ProposerSpec:
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per key of the first stage `{low, high, log}` or `{choices}`: nothing outside can be proposed."""
     prune_metric: str = ""
-    """In-run metric by which optuna halves the arms that run; empty prunes nothing."""
+    """In-run metric by which optuna halves the arms that run, as the endpoint's goal has it; empty prunes nothing."""
     prune_from_step: int = 0
     """The first halving, in updates; each further one comes at twice the step."""
 

@@ -202,6 +202,15 @@ def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.Cap
     assert "is being run by another process" in capsys.readouterr().err
 
 
+def test_an_arm_that_crashed_is_shown_with_the_end_of_its_log(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(arms=[{"name": "a", "overrides": {"ending": "crashed"}}], stop={"retries": 0}) == 2
+    said = capsys.readouterr()
+    assert "RuntimeError: this rehearsal was told to crash" in said.out
+    assert "0 of 1 arms are done; a died: RuntimeError" in said.err
+
+
 def test_an_arm_that_ran_to_its_end_saved_no_hours(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     # It is looked at while it runs, and ends before its step would be read again.
     assert call(stages={"rehearsal": {"steps": 4, "seconds": 4.0}}, arms=[{"name": "a"}]) == 0
@@ -227,6 +236,9 @@ def test_a_call_that_was_killed_before_it_submitted_costs_nothing_a_day_later(ca
     (arm,) = arms().values()
     assert (arm.attempt, arm.status) == (2, "FINISHED")
     assert arm.hours(time.time()) < 0.1
+    parent = find_parent("small")
+    assert parent is not None
+    assert (parent.status, parent.tags["dinox.error"]) == ("FINISHED", "")
 
 
 def test_a_parent_that_is_continued_does_not_stay_running_when_the_call_fails(call: Call) -> None:
