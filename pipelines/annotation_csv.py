@@ -1,12 +1,13 @@
 """A table of nodules in CSV, and how its rows meet the volumes of a cohort; no row is lost without a word.
 
-Columns: `file` (below the source folder) or `series_uid`; `patient_id`; `x_lps_mm`, `y_lps_mm`, `z_lps_mm`;
-`malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which the label rule `given`
-reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what needs it. Further
-columns are kept, unless their name says that they name a person.
+Columns: `file` (as seen from the source folder, or from the table's own) or `series_uid`; `patient_id`; `x_lps_mm`,
+`y_lps_mm`, `z_lps_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which the
+label rule `given` reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what needs
+it. Further columns are kept, unless their name says that they name a person.
 """
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -59,6 +60,14 @@ class AnnotationTable:
             rows[name] = rows[name].str.strip()
         return cls(path, rows)
 
+    def seen_from(self, source: Path) -> "AnnotationTable":
+        """Return the table with its files named from `source`, where they are named from the table's folder."""
+        if "file" not in self.rows:
+            return self
+        root = source.parent if source.is_file() else source
+        files = [_seen_from(root, file, self.path.parent) for file in self.rows["file"]]
+        return AnnotationTable(self.path, self.rows.assign(file=files))
+
     def of_files(self) -> dict[str, tuple[str, str, str]]:
         """By file: (patient_id, series_uid, reason to refuse the file or "") as its rows say."""
         if "file" not in self.rows:
@@ -74,6 +83,14 @@ class AnnotationTable:
                 reason = f"the annotation table names {len(series)} series for this file"
             said[Path(str(file)).as_posix()] = (*(patients[:1] or [""]), *(series[:1] or [""]), reason)
         return said
+
+
+def _seen_from(root: Path, file: str, table_folder: Path) -> str:
+    beside = table_folder / file
+    if not file or (root / file).exists() or not beside.exists():
+        return file
+    relative = Path(os.path.relpath(beside, root))
+    return file if ".." in relative.parts else relative.as_posix()
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
     """
     table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
     source = _source_folder(config)
+    table = table.seen_from(source) if table else None
     pseudonyms = Pseudonyms.of_user(public_patient_ids(source), config.keep_ids)
     found = find_jobs(config.from_, source, pseudonyms, table, config.workers or available_cores())
     if not found.jobs and not found.refused:

@@ -17,7 +17,7 @@ class OptimConfig:
     lr: float = 2e-4
     min_lr: float = 1e-6
     warmup_steps: int = 2500
-    """Linear warm-up, then cosine to `min_lr` at the last step; cut to a tenth of shorter runs."""
+    """Linear warm-up, then cosine to `min_lr` at the last step; at most half of the run."""
     weight_decay: float = 0.04
     weight_decay_end: float = 0.04
     decay_everything: bool = False
@@ -57,7 +57,7 @@ class Moment(NamedTuple):
 
 def moment(config: OptimConfig, step: int, steps: int) -> Moment:
     """Return every scheduled number at `step` of a run of `steps`."""
-    warmup = min(config.warmup_steps, max(steps // 10, 1)) if config.warmup_steps else 0
+    warmup = min(config.warmup_steps, max(steps // 2, 1)) if config.warmup_steps else 0
     if step < warmup:
         lr = config.lr * (step + 1) / warmup
     else:

@@ -21,10 +21,12 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine() -> None:
     assert moment(config, 35, 111).lr == pytest.approx(quarter)
 
 
-def test_a_short_run_warms_up_for_a_tenth() -> None:
+def test_a_warm_up_is_as_long_as_it_says_and_at_most_half_of_the_run() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=2500)
-    assert moment(config, 9, 100).lr == pytest.approx(1.0)
-    assert moment(config, 4, 100).lr == pytest.approx(0.5)
+    assert moment(config, 1249, 10_000).lr == pytest.approx(0.5)
+    assert moment(config, 2499, 10_000).lr == pytest.approx(1.0)
+    assert moment(config, 24, 100).lr == pytest.approx(0.5)
+    assert moment(config, 49, 100).lr == pytest.approx(1.0)
 
 
 def test_the_teacher_temperature_rises_to_its_end_and_stays() -> None:

@@ -97,6 +97,17 @@ def test_a_table_meets_its_files_and_every_other_row_is_counted(tmp_path: Path) 
     assert cohort.nodules.set_index("nodule_id")["label"].dropna().to_dict() == {"LIDC-IDRI-0003_n1_row-8": 1}
 
 
+@pytest.mark.parametrize("named_from", ["source", "table"])
+def test_files_are_named_from_the_source_or_from_the_table(named_from: str, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "data" / "volumes" / "a.nii")
+    file = "a.nii" if named_from == "source" else "volumes/a.nii"
+    row = {"file": file, "patient_id": "P1", "x_lps_mm": "1", "y_lps_mm": "1", "z_lps_mm": "1", "label": "1"}
+    csv = write_csv(tmp_path / "data" / "nodules.csv", [row])
+    done = prepared(tmp_path / "data" / "volumes", tmp_path / "cohort", from_="nifti", annotations=str(csv))
+    assert len(done.cohort.nodules) == 1
+    assert done.n_refused_rows == 0
+
+
 def test_a_table_joins_dicom_by_series_uid(write_ct_series: Writer, tmp_path: Path) -> None:
     write_ct_series(tmp_path / "s")
     row = {key: value for key, value in NODULE.items() if key != "file"} | {"series_uid": "1.2.3.4"}
