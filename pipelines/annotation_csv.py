@@ -1,9 +1,9 @@
 """A table of nodules in CSV, and how its rows meet the volumes of a cohort; no row is lost without a word.
 
 Columns: `file` (as seen from the source folder, or from the table's own) or `series_uid`; `patient_id`; `x_lps_mm`,
-`y_lps_mm`, `z_lps_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which the
-label rule `given` reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what needs
-it. Further columns are kept, unless their name says that they name a person.
+`y_lps_mm`, `z_lps_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which
+the label rule `given` reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what
+needs it. Further columns are kept, unless their name says that they name a person.
 """
 
 import math

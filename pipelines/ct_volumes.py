@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipelines.cohort import Cohort
 from pipelines.parallel import available_cores
 from pipelines.phantom import public_patient_ids
+from pipelines.progress import progress
 from pipelines.pseudonyms import Pseudonyms
 from pipelines.sources.formats import READERS, find_jobs
 from pipelines.sources.found import Job
@@ -105,11 +105,11 @@ class CtFolder:
         """Read volume by volume; what cannot be read right is added to `refused` and left out."""
         if self.cohort is not None:
             rows = self.cohort.series.to_dict("records")
-            for named in tqdm(rows, desc="volumes", unit="volume", mininterval=1):
+            for named in progress(rows, desc="volumes", unit="volume"):
                 row = {str(name): value for name, value in named.items()}
                 yield CtVolume.from_row(row, self.cohort.volume(row["volume_id"]))
             return
-        for job in tqdm(self.jobs, desc="volumes", unit="volume", mininterval=1):
+        for job in progress(self.jobs, desc="volumes", unit="volume"):
             try:
                 row, volume_hu = self._read(job, self._pseudonyms, "none")
             except SeriesRefusedError as refusal:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from pipelines.atomic import write_atomically
 from pipelines.cohort import Cohort
+from pipelines.progress import progress
 from transforms.png_slices import ENCODING, encode_png, holds_slice
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def export_png(cohort: Cohort, out: Path) -> int:
     """
     rows: list[dict[str, Any]] = []
     n_slices = sum(int(shape[0]) for shape in cohort.series["shape"])
-    with tqdm(total=n_slices, desc="slices", unit="slice", mininterval=1) as bar:
+    with progress(total=n_slices, desc="slices", unit="slice") as bar:
         for record in cohort.series.to_dict("records"):
             volume: dict[str, Any] = {str(name): value for name, value in record.items()}
             folder = out / volume["volume_id"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
-from tqdm import tqdm
 
 from pipelines.annotation_csv import AnnotationTable, join_annotations
 from pipelines.cohort import Cohort, CohortWriter, write_volume
@@ -17,6 +16,7 @@ from pipelines.cohort_tables import NODULES
 from pipelines.nodule_tables import concatenate, rows_for_volumes
 from pipelines.parallel import Crashed, available_cores, run_jobs
 from pipelines.phantom import public_patient_ids, write_phantom
+from pipelines.progress import progress
 from pipelines.pseudonyms import Pseudonyms
 from pipelines.refused_table import refused_table, with_refused_rows
 from pipelines.sources.formats import READERS, SourceFormat, find_jobs
@@ -180,7 +180,7 @@ def _read_all(
     prepare_one = partial(_prepare_one, root, READERS[config.from_], pseudonyms, config.witness)
     workers = config.workers or available_cores()
     refused: dict[str, list[RefusedFile]] = {}
-    with tqdm(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file", mininterval=1) as bar:
+    with progress(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
         for job, reason in run_jobs(prepare_one, jobs, workers):
             if isinstance(reason, Crashed):
                 reason = "decoding ended the process that did it (a damaged file, or memory ran out)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from models.backbone import Backbone, build_backbone, load_weights
 from models.losses.gather import world
@@ -35,6 +33,7 @@ from pipelines.figures import curves, view_sheet
 from pipelines.interrupts import StopWatch
 from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
 from pipelines.outbox import StoreAwayError
+from pipelines.progress import progress
 from pipelines.run_folder import RunFolder
 from pipelines.token_figures import token_figures
 from pipelines.tracking import Run
@@ -216,14 +215,12 @@ class TrainingRun:
         if trainer.step == 0:
             self.run.log_metrics(self.evaluation.random_floor())
             self._evaluate()
-        bar = tqdm(
+        bar = progress(
             total=config.steps,
             initial=trainer.step,
             desc="pretrain",
             unit="step",
             disable=world()[0] != 0,
-            # A log file gets a line now and then, a terminal a live bar.
-            mininterval=0.2 if sys.stderr.isatty() else 15.0,
         )
         with bar:
             while trainer.step < config.steps:

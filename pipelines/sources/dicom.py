@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipelines.parallel import Crashed, run_jobs
+from pipelines.progress import progress
 from pipelines.pseudonyms import Pseudonyms
 from pipelines.sources.found import Found, Job
 from transforms.dicom_series import CtSeries, read_series
@@ -29,7 +29,7 @@ def find_dicom(root: Path, workers: int) -> Found:
     files = sorted(walk_files(root))
     chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
     seen: list[tuple[Path, str] | RefusedFile] = []
-    with tqdm(total=len(files), desc="headers", unit="file", mininterval=1) as bar:
+    with progress(total=len(files), desc="headers", unit="file") as bar:
         for chunk, looked_at in run_jobs(_look_at_all, chunks, workers):
             if isinstance(looked_at, Crashed):
                 looked_at = [
