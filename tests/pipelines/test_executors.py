@@ -124,8 +124,10 @@ def test_the_setup_of_a_rented_machine_does_not_rest_on_its_own_python(tmp_path:
     write = f'echo "$0 $*" >> {tmp_path}/called'
     for name, words in (
         ("git", 'test "$1" != clone || mkdir -p "$3"'),
-        ("python3", "exit 1"),
-        ("curl", f"echo 'mkdir -p $HOME/.local/bin && cp {tools}/_uv $HOME/.local/bin/uv'"),
+        (
+            "python3",
+            'test "$*" = "-m pip install --quiet --user uv" && install -D $(dirname $0)/_uv $HOME/.local/bin/uv',
+        ),
         ("_uv", "true"),
     ):
         (tools / name).write_text(f"#!/bin/sh\n{write}\n{words}\n")
@@ -137,7 +139,7 @@ def test_the_setup_of_a_rented_machine_does_not_rest_on_its_own_python(tmp_path:
         "venv --quiet --python 3.11 .venv",
         "pip install --quiet --python .venv/bin/python --editable .",
     ]
-    assert not [tool for tool, _ in called if tool.endswith("/python3")]
+    assert len([tool for tool, _ in called if tool.endswith("/python3")]) == 1
 
 
 def test_skypilot_takes_the_task() -> None:

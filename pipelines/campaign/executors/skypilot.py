@@ -118,9 +118,9 @@ def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> d
             f"test -d ~/dinox-ct || git clone {shlex.quote(repository)} ~/dinox-ct",
             f"cd ~/dinox-ct && git checkout --quiet {commit}",
             # Images of rented machines often bring an older Python than this project needs, or one without venv; uv
-            # fetches the right one.
-            "command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh",
+            # fetches the right one. SkyPilot leaves its own uv in ~/.local/bin; a machine without it has pip.
             'export PATH="$HOME/.local/bin:$PATH"',
+            "command -v uv || python3 -m pip install --quiet --user uv",
             "test -d .venv || uv venv --quiet --python 3.11 .venv",
             "uv pip install --quiet --python .venv/bin/python --editable .",
         ]
