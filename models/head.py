@@ -38,7 +38,15 @@ class ProjectionHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (..., D) to float32 logits (..., K)."""
-        hidden = self.act(self.hidden(tokens))
-        with torch.autocast(tokens.device.type, enabled=False):
-            logits: Tensor = self.last(wide(hidden))
+        return self.project(self.embed(tokens))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., D) to what the last layer is given, (..., D)."""
+        embedded: Tensor = self.act(self.hidden(tokens))
+        return embedded
+
+    def project(self, embedded: Tensor) -> Tensor:
+        """Map (..., D) from `embed` to float32 logits (..., K); the layer is linear, so means stay means."""
+        with torch.autocast(embedded.device.type, enabled=False):
+            logits: Tensor = self.last(wide(embedded))
         return logits

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.phantom import write_phantom
 from pipelines.phantom_shapes import Grid, paint, sphere_coverage
@@ -60,6 +62,29 @@ def small_phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "source"
     write_phantom(root, n_patients=6, size_px=64, height_mm=30.0, workers=1)
     return root
+
+
+class HostCopies(TorchDispatchMode):
+    """Whether each copy from the host to a GPU was waited for, and what was pinned; fake tensors will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waited_for: list[bool] = []
+        self.pinned: list[torch.Size] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and str(kwargs.get("device")).startswith("cuda"):
+            self.is_waited_for.append(not kwargs.get("non_blocking", False))
+        return function(*args, **kwargs)
+
+
+@pytest.fixture
+def host_copies(monkeypatch: pytest.MonkeyPatch) -> HostCopies:
+    """A mode that notes copies to a GPU, on a machine that need not have one."""
+    copies = HostCopies()
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda host: copies.pinned.append(host.shape) or host)
+    return copies
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.losses.precision import wide
+from models.losses.upload import upload
 
 
-def ibot_loss(student_logits: Tensor, teacher_probs: Tensor, mask: Tensor, student_temp: float) -> Tensor:
-    """Cross-entropy on hidden patches, each image weighing the same.
+class HiddenPatches(NamedTuple):
+    """Which patches of V views of B images the student does not see, M in all."""
+
+    mask: Tensor  # (V, B, N) bool, true where hidden
+    places: Tensor  # (M,) int64: where they are, counted through V, B and N
+    divisor: Tensor  # (M,) int64: hidden patches of the same image, times images that have any
+
+    def choose(self, patches: Tensor) -> Tensor:
+        """Return (M, D) of patches (V, B, N, D)."""
+        return patches.flatten(0, 2).index_select(0, self.places)
+
+
+def ibot_loss(student_logits: Tensor, teacher_probs: Tensor, divisor: Tensor, student_temp: float) -> Tensor:
+    """Cross-entropy on hidden patches, each image that has any weighing the same.
 
     Args:
-        student_logits: (..., N, K) of patch tokens, some of whose inputs were hidden.
-        teacher_probs: (..., N, K) of the same patches, all shown; no gradient.
-        mask: (..., N) bool, true where the student did not see the patch.
+        student_logits: (M, K) of the patches that were hidden.
+        teacher_probs: (M, K) of the same patches, shown; no gradient.
+        divisor: (M,) of `HiddenPatches`.
         student_temp: Temperature of the student's softmax.
 
     Returns:
@@ -25,20 +41,28 @@ def ibot_loss(student_logits: Tensor, teacher_probs: Tensor, mask: Tensor, stude
     Source: Zhou et al. 2022, arXiv:2111.07832, equation 2.
     """
     log_probs = F.log_softmax(wide(student_logits) / student_temp, dim=-1)
-    per_patch = -(teacher_probs * log_probs).sum(dim=-1) * mask
-    hidden = mask.sum(dim=-1)
-    per_image = per_patch.sum(dim=-1) / hidden.clamp_min(1)
-    return per_image.sum() / (hidden > 0).sum().clamp_min(1)
+    per_patch = -(teacher_probs * log_probs).sum(dim=-1)
+    return (per_patch / divisor).sum()
 
 
-def draw_mask(shape: tuple[int, int, int], fraction: tuple[float, float], rng: np.random.Generator) -> Tensor:
-    """Draw which patches stay hidden: (V, B, N) bool, a uniform share of `fraction` in every other image.
+def draw_mask(
+    shape: tuple[int, int, int], fraction: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Draw which patches stay hidden: (V, B, N), a uniform share of `fraction` in every other image.
 
     Source: DINOv2, arXiv:2304.07193: half of the images are masked, by 10% to 50%.
     """
     views, batch, patches = shape
-    mask = torch.zeros(views * batch, patches, dtype=torch.bool)
+    mask = np.zeros((views * batch, patches), dtype=np.bool_)
     for image in range(0, views * batch, 2):
         count = max(1, round(float(rng.uniform(*fraction)) * patches))
-        mask[image, torch.from_numpy(rng.permutation(patches)[:count].copy())] = True
-    return mask.view(views, batch, patches)
+        mask[image, rng.permutation(patches)[:count]] = True
+    return mask.reshape(shape)
+
+
+def hidden_patches(mask: NDArray[np.bool_], device: torch.device) -> HiddenPatches:
+    """Find the hidden patches on the CPU, where their number is known without asking the device."""
+    of_image = mask.sum(axis=-1, keepdims=True)
+    divisor = np.broadcast_to(of_image * (of_image > 0).sum(), mask.shape)[mask]
+    places = np.flatnonzero(mask)
+    return HiddenPatches(upload(mask, device), upload(places, device), upload(divisor, device))

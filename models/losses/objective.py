@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.head import ProjectionHead
 from models.losses.dino import dino_loss, sinkhorn_probabilities, teacher_probabilities
 from models.losses.gather import gather, mean_over_ranks, own_share
 from models.losses.gram import gram_loss
-from models.losses.ibot import draw_mask, ibot_loss
+from models.losses.ibot import HiddenPatches, draw_mask, hidden_patches, ibot_loss
 from models.losses.koleo import koleo_loss
 from models.losses.mae import MaskedDecoder, mae_loss
+from models.losses.precision import wide
 from models.losses.simclr import nt_xent_loss
+from models.losses.upload import upload
 from models.student_teacher import Network, Output, StudentTeacher
 
 
@@ -128,19 +131,20 @@ class Objective(nn.Module):
         with torch.no_grad():
             teacher = networks.teacher(views)
             targets = self._targets(teacher.logits, batch.teacher_temp)
-        mask = self._draw_mask(teacher, batch.rng)
-        student = networks.student(views, mask, self.mask_token if mask is not None else None)
+        hidden = self._hide(teacher, batch.rng)
+        if hidden is None:
+            student = networks.student(views)
+        else:
+            student = networks.student(views, hidden.mask, self.mask_token)
         logits = student.logits
         if batch.local_views is not None:
             logits = torch.cat([logits, networks.student(batch.local_views).logits])
         named = {"dino": dino_loss(logits, targets, config.student_temp)}
         means = {"center": teacher.logits.flatten(0, 1).mean(0)} if config.center == "ema" else {}
-        if mask is not None:
-            hidden = networks.teacher.head(teacher.patch_tokens).detach()
-            means["patch_center"] = hidden.flatten(0, 2).mean(0)
-            codes = teacher_probabilities(hidden, self.get_buffer("patch_center"), batch.teacher_temp)
-            guesses = networks.student.head(student.patch_tokens)
-            named["ibot"] = ibot_loss(guesses, codes, mask, config.student_temp)
+        if hidden is not None:
+            codes, means["patch_center"] = self._patch_codes(networks.teacher.head, teacher, hidden, batch)
+            guesses = networks.student.head(hidden.choose(student.patch_tokens))
+            named["ibot"] = ibot_loss(guesses, codes, hidden.divisor, config.student_temp)
         self._align_and_spread(named, networks, student, teacher, views)
         seen = Seen(targets, logits.detach(), teacher.class_token, None)
         return Terms(self._weigh(named), named, seen, means)
@@ -161,7 +165,7 @@ class Objective(nn.Module):
         patches = self.decoder.positions.shape[1]
         shown = max(1, round(patches * (1 - self.config.mae_mask)))
         order = np.stack([batch.rng.permutation(patches) for _ in range(len(images))])
-        keep = torch.from_numpy(order[:, :shown].copy()).to(images.device)
+        keep = upload(order[:, :shown].copy(), images.device)
         hidden = torch.ones(len(images), patches, dtype=torch.bool, device=images.device).scatter(
             1, keep, False
         )
@@ -180,12 +184,25 @@ class Objective(nn.Module):
         probs = torch.stack([sinkhorn_probabilities(view, teacher_temp) for view in everyone])
         return own_share(probs, logits.shape[1])
 
-    def _draw_mask(self, teacher: Output, rng: np.random.Generator) -> Tensor | None:
+    def _hide(self, teacher: Output, rng: np.random.Generator) -> HiddenPatches | None:
         if not self.config.ibot_weight:
             return None
         views, images, patches = teacher.patch_tokens.shape[:3]
         mask = draw_mask((views, images, patches), self.config.ibot_mask, rng)
-        return mask.to(teacher.patch_tokens.device)
+        return hidden_patches(mask, teacher.patch_tokens.device)
+
+    @torch.no_grad()
+    def _patch_codes(
+        self, head: ProjectionHead, teacher: Output, hidden: HiddenPatches, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the teacher's codes of hidden patches, (M, K), and the mean logits of all patches, (K,).
+
+        Logits of every patch would fill gigabytes; their mean is the projection of a mean.
+        """
+        embedded = head.embed(teacher.patch_tokens)
+        logits = head.project(hidden.choose(embedded))
+        codes = teacher_probabilities(logits, self.get_buffer("patch_center"), batch.teacher_temp)
+        return codes, head.project(wide(embedded).mean((0, 1, 2)))
 
     def _align_and_spread(
         self,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.losses.dino import dino_loss, sinkhorn_probabilities, teacher_probabilities
 from models.losses.gram import gram_loss
-from models.losses.ibot import draw_mask, ibot_loss
+from models.losses.ibot import draw_mask, hidden_patches, ibot_loss
 from models.losses.koleo import koleo_loss
 from models.losses.mae import mae_loss, patchify
 from models.losses.simclr import nt_xent_loss
@@ -153,14 +153,23 @@ def test_ibot_equals_a_loop_over_hidden_patches(rng: torch.Generator) -> None:
             -(probs[i, n] * torch.log_softmax(student[i, n] / 0.1, 0)).sum() for n in range(6) if mask[i, n]
         ]
         images.append(torch.stack(patches).mean())
-    assert ibot_loss(student, probs, mask, 0.1).item() == pytest.approx(
-        torch.stack(images).mean().item(), abs=1e-12
-    )
+    hidden = hidden_patches(mask.numpy()[None], student.device)
+    found = ibot_loss(hidden.choose(student[None]), hidden.choose(probs[None]), hidden.divisor, 0.1)
+    assert found.item() == pytest.approx(torch.stack(images).mean().item(), abs=1e-12)
+
+
+def test_ibot_of_nothing_hidden_is_zero_and_has_a_gradient() -> None:
+    tokens = torch.randn(1, 2, 6, 5, requires_grad=True)
+    hidden = hidden_patches(np.zeros((1, 2, 6), dtype=bool), tokens.device)
+    loss = ibot_loss(hidden.choose(tokens), hidden.choose(tokens.detach()), hidden.divisor, 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert not tokens.grad.any()
 
 
 def test_masks_hide_their_share_of_every_other_image() -> None:
     mask = draw_mask((2, 8, 100), (0.1, 0.5), np.random.default_rng(0))
-    hidden = mask.flatten(0, 1).sum(1)
+    hidden = mask.reshape(16, 100).sum(1)
     assert ((hidden[::2] >= 10) & (hidden[::2] <= 50)).all()
     assert (hidden[1::2] == 0).all()
 

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.backbone import BackboneConfig, build_backbone
 from models.head import HeadConfig, ProjectionHead
+from models.losses.ibot import draw_mask
 from models.losses.koleo import koleo_loss
 from models.losses.objective import Batch, Objective, ObjectiveConfig
 from models.student_teacher import Network, StudentTeacher
@@ -56,6 +58,69 @@ def test_gradients_reach_the_student_and_never_the_teacher(case: str) -> None:
     objective(networks, batch()).total.backward()
     assert networks.student.backbone.vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in networks.teacher.parameters())
+
+
+def watched_rows(networks: StudentTeacher) -> dict[str, int]:
+    """Count the tokens that the last layer of each head is given from now on."""
+    rows = {"student": 0, "teacher": 0}
+
+    def count(name: str):
+        def hook(_, inputs: tuple[torch.Tensor]) -> None:
+            rows[name] += inputs[0].shape[:-1].numel()
+
+        return hook
+
+    for name in rows:
+        getattr(networks, name).head.last.register_forward_pre_hook(count(name))
+    return rows
+
+
+def test_ibot_equals_the_formula_over_all_patches_but_codes_the_hidden_ones_alone() -> None:
+    networks, objective = build(ObjectiveConfig(ibot_weight=1.0, gram_weight=0, koleo_weight=0))
+    networks.double()
+    objective.double()
+    objective.patch_center.normal_()
+    objective.mask_token.data.normal_()
+    inputs = batch()._replace(global_views=batch().global_views.double(), rng=np.random.default_rng(5))
+    mask = torch.as_tensor(draw_mask((2, 4, 4), objective.config.ibot_mask, np.random.default_rng(5)))
+    count = mask.sum(-1)
+    assert (count == 0).sum() == 4
+    assert len(count[count > 0].unique()) > 1
+
+    student = networks.student(inputs.global_views, mask, objective.mask_token)
+    logits = networks.teacher.head(networks.teacher(inputs.global_views).patch_tokens)
+    codes = ((logits - objective.patch_center) / 0.04).softmax(-1)
+    guesses = (networks.student.head(student.patch_tokens) / 0.1).log_softmax(-1)
+    per_image = -((codes * guesses).sum(-1) * mask).sum(-1)[count > 0] / count[count > 0]
+    expected = per_image.mean()
+    learned = [*networks.student.parameters(), objective.mask_token]
+    gradients = torch.autograd.grad(expected, learned, allow_unused=True)
+
+    rows = watched_rows(networks)
+    terms = objective(networks, inputs)
+    assert terms.named["ibot"].item() == pytest.approx(expected.item(), abs=1e-12)
+    found = torch.autograd.grad(terms.named["ibot"], learned, allow_unused=True)
+    for ours, dense in zip(found, gradients, strict=True):
+        assert (ours is None and dense is None) or torch.allclose(ours, dense, rtol=0, atol=1e-12)
+    assert torch.allclose(terms.center_means["patch_center"], logits.mean((0, 1, 2)), rtol=0, atol=1e-12)
+    hidden, class_tokens = int(count.sum()), 8
+    assert rows == {"student": hidden + class_tokens, "teacher": hidden + class_tokens + 1}
+
+
+@pytest.mark.parametrize(("case", "copies"), [("ibot", 3), ("mae", 1)])
+def test_masks_reach_a_gpu_without_a_wait(case: str, copies: int, host_copies) -> None:
+    networks, objective = build(CASES[case][0])
+    with FakeTensorMode(
+        allow_non_fake_inputs=True
+    ):  # Shapes and devices, no GPU; asking for a number would raise.
+        networks.to("cuda")
+        objective.to("cuda")
+        inputs = batch()._replace(global_views=torch.empty(2, 4, 3, 28, 28, device="cuda"))
+        with host_copies:
+            loss = objective(networks, inputs).total
+    assert loss.device.type == "cuda"
+    assert len(host_copies.pinned) == copies
+    assert host_copies.is_waited_for == [False] * copies
 
 
 def test_local_views_join_the_student_alone() -> None:

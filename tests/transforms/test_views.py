@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import interpolate
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from transforms.hounsfield import WindowConfig
 from transforms.views import (
@@ -263,33 +262,17 @@ def test_streams_of_one_sample_are_independent_and_negative_keys_are_refused():
         sample_state(0, 0, -1, "crop")
 
 
-class HostCopies(TorchDispatchMode):
-    """Whether each copy from the host to the device was waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_waited_for: list[bool] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is torch.ops.aten._to_copy.default and str(kwargs.get("device")).startswith("cuda"):
-            self.is_waited_for.append(not kwargs.get("non_blocking", False))
-        return function(*args, **kwargs)
-
-
-def test_rendering_on_a_gpu_waits_for_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned: list[torch.Size] = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda host: pinned.append(host.shape) or host)
+def test_rendering_on_a_gpu_waits_for_no_copy(host_copies) -> None:
     batch = make_batch(size_hw=((96, 96), (96, 80)))
     config = ViewConfig(size_px=28, **PLAIN)
     draws = draw_views(batch, config, 0, 0)
-    with FakeTensorMode(allow_non_fake_inputs=True), HostCopies() as copies:  # shapes and devices, no GPU
+    with FakeTensorMode(allow_non_fake_inputs=True), host_copies:  # shapes and devices, no GPU
         pixels = torch.empty(batch.triplets_hu.shape, dtype=torch.int16, device="cuda")
         tone = _Tone(draws, config, pixels.device)
         views = _render_batched(pixels, draws, tone, slice(0, 2), config.size_px)
     assert views.device.type == "cuda"
-    assert len(copies.is_waited_for) == len(pinned) > 10
-    assert not any(copies.is_waited_for)
+    assert len(host_copies.is_waited_for) == len(host_copies.pinned) > 10
+    assert not any(host_copies.is_waited_for)
 
 
 @pytest.mark.gpu
