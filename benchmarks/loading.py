@@ -43,7 +43,7 @@ def measure() -> list[dict[str, object]]:
             f"times the rate of 16-bit PNG loading ({1 / delivered['views']:.0f} samples/s)",
         ),
         row(
-            f"samples delivered as raw int16, {WORKERS} workers",
+            f"samples delivered as raw int16 with two views drawn, {WORKERS} workers",
             delivered["png"] / delivered["raw"],
             ">= 20",
             f"times the rate of 16-bit PNG loading ({1 / delivered['raw']:.0f} samples/s)",

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.cohort import Cohort
 from transforms.geometry import lps_to_index
 from transforms.triplet import triplet_indices
-from transforms.views import TripletBatch, ViewConfig, Views, draw_views, render_views
+from transforms.views import TripletBatch, ViewConfig, ViewDraws, Views, draw_views, render_views
 
 PADDING_HU = -1024
 
@@ -195,29 +196,34 @@ def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
 
 
-class MicroBatches(Dataset[TripletBatch | Views]):
+class DrawnBatch(NamedTuple):
+    """Triplets and the views that were drawn of them, for the device that trains to render."""
+
+    triplets: TripletBatch
+    draws: ViewDraws
+
+
+class MicroBatches(Dataset[DrawnBatch | Views]):
     """One item is one whole micro-batch, so that any worker can make any of them alike."""
 
     def __init__(
         self, index: SliceIndex, plan: BatchPlan, views: ViewConfig, seed: int, render: bool
     ) -> None:
-        """With `render` an item is views (CPU training), else raw int16 triplets for the device to render."""
+        """With `render` an item is views (CPU training), else raw int16 triplets with what is to be shown of them."""
         self.index, self.plan, self.views, self.seed, self.render = index, plan, views, seed, render
 
-    def __getitem__(self, micro: int) -> TripletBatch | Views:
+    def __getitem__(self, micro: int) -> DrawnBatch | Views:
         """Make micro-batch number `micro` of the run."""
-        batch = self.index.read(self.plan.rows(micro))
-        if not self.render:
-            return batch
-        step = micro // self.plan.accumulation
-        return render_views(batch, draw_views(batch, self.views, self.seed, step), self.views)
+        triplets = self.index.read(self.plan.rows(micro))
+        draws = draw_views(triplets, self.views, self.seed, step=micro // self.plan.accumulation)
+        return render_views(triplets, draws, self.views) if self.render else DrawnBatch(triplets, draws)
 
 
 def stream_batches(
     dataset: MicroBatches, first: int, last: int, workers: int, pin: bool
-) -> Iterator[TripletBatch | Views]:
+) -> Iterator[DrawnBatch | Views]:
     """Yield micro-batches `first` to `last - 1` in order, `workers` processes ahead."""
-    loader: DataLoader[TripletBatch | Views] = DataLoader(
+    loader: DataLoader[DrawnBatch | Views] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(first, last),

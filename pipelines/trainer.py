@@ -24,9 +24,10 @@ from pipelines.checkpoint import (
     under,
 )
 from pipelines.distributed import choose_precision
+from pipelines.loader import DrawnBatch
 from pipelines.schedule import Moment, build_optimizer, moment, set_groups
 from pipelines.watch import Verdict, Watcher
-from transforms.views import TripletBatch, Views, draw_views, render_views
+from transforms.views import Views, render_views
 
 if TYPE_CHECKING:
     from pipelines.pretrain import PretrainConfig
@@ -63,7 +64,7 @@ class Trainer:
         self.waited_s = 0.0
         self.clock = time.perf_counter()
 
-    def update(self, batches: Iterator[TripletBatch | Views]) -> None:
+    def update(self, batches: Iterator[DrawnBatch | Views]) -> None:
         """Make one optimiser update from the next `accumulation` micro-batches."""
         now = moment(self.config.optim, self.step, self.config.steps)
         set_groups(self.optimizer, now)
@@ -100,14 +101,14 @@ class Trainer:
             terms: Terms = self.objective(self.networks, batch)
         return terms
 
-    def _next_views(self, batches: Iterator[TripletBatch | Views]) -> Views:
+    def _next_views(self, batches: Iterator[DrawnBatch | Views]) -> Views:
         start = time.perf_counter()
         batch = next(batches)
         self.waited_s += time.perf_counter() - start
         if isinstance(batch, Views):
             return batch
-        draws = draw_views(batch, self.config.views, self.config.seed, self.step)
-        return render_views(batch.to(self.device, non_blocking=True), draws, self.config.views)
+        triplets = batch.triplets.to(self.device, non_blocking=True)
+        return render_views(triplets, batch.draws, self.config.views)
 
     def _settle_gradients(self) -> Tensor:
         parameters = [

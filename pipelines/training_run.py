@@ -31,7 +31,7 @@ from pipelines.distributed import (
 from pipelines.evaluation import RetrievalEvaluation
 from pipelines.figures import curves, view_sheet
 from pipelines.interrupts import StopWatch
-from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
+from pipelines.loader import BatchPlan, DrawnBatch, MicroBatches, SliceIndex, stream_batches
 from pipelines.outbox import StoreAwayError
 from pipelines.progress import progress
 from pipelines.run_folder import RunFolder
@@ -40,7 +40,7 @@ from pipelines.tracking import Run
 from pipelines.trainer import Trainer
 from pipelines.watch import ADVICE, Verdict
 from probes.splits import is_held_out, patient_hash
-from transforms.views import TripletBatch, Views
+from transforms.views import Views
 
 if TYPE_CHECKING:
     from pipelines.pretrain import PretrainConfig
@@ -244,7 +244,7 @@ class TrainingRun:
                     break
         return verdict
 
-    def _batches(self) -> Iterator[TripletBatch | Views]:
+    def _batches(self) -> Iterator[DrawnBatch | Views]:
         config, on_cpu = self.config, self.device.type == "cpu"
         workers = config.workers if config.workers >= 0 else (0 if on_cpu else 8)
         dataset = MicroBatches(self.index, self.plan, config.views, config.seed, render=on_cpu)

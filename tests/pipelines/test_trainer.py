@@ -6,8 +6,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from models.backbone import build_backbone
 from pipelines.checkpoint import load_checkpoint, save_checkpoint
@@ -16,6 +18,7 @@ from pipelines.config import load_recipe
 from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, _begin_worker, stream_batches
 from pipelines.pretrain import PretrainConfig
 from pipelines.trainer import NonFiniteLossError, Trainer
+from transforms.views import ViewDraws, draw_views
 
 TINY = {
     "steps": 8,
@@ -37,10 +40,12 @@ def build(config: PretrainConfig) -> Trainer:
     return Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
 
 
-def batches_for(config: PretrainConfig, cohort: Cohort, first: int = 0, workers: int = 0):
+def batches_for(
+    config: PretrainConfig, cohort: Cohort, first: int = 0, workers: int = 0, render: bool = True
+):
     index = SliceIndex(cohort, cohort.series["patient_id"])
     plan = BatchPlan(len(index), config.batch_size, config.accumulation, config.seed)
-    data = MicroBatches(index, plan, config.views, config.seed, render=True)
+    data = MicroBatches(index, plan, config.views, config.seed, render)
     last = config.steps * config.accumulation
     return stream_batches(data, first * config.accumulation, last, workers, pin=False)
 
@@ -92,6 +97,32 @@ def test_resuming_equals_never_stopping_bit_for_bit(arm: str, small_cohort: Coho
     assert rest == undisturbed[1:]
     for name, tensor in whole.networks.state_dict().items():
         assert torch.equal(tensor, second.networks.state_dict()[name]), name
+
+
+def test_views_are_drawn_where_slices_are_read_and_a_device_renders_the_same(small_cohort: Cohort) -> None:
+    config = config_of(("accumulation", "2"), ("steps", "3"))
+    raw = list(batches_for(config, small_cohort, workers=2, render=False))
+    assert len(raw) == 6
+    for micro, (triplets, draws) in enumerate(raw):
+        expected = draw_views(triplets, config.views, config.seed, step=micro // 2)
+        for name in ViewDraws.__slots__:
+            assert np.array_equal(getattr(draws, name), getattr(expected, name)), name
+
+    on_device, by_loader = build(config), build(config)
+    batches, views = iter(raw), batches_for(config, small_cohort)
+    for _ in range(config.steps):
+        on_device.update(batches)
+        by_loader.update(views)
+    assert on_device.sums == by_loader.sums
+    assert on_device.scale_mm == by_loader.scale_mm
+
+
+def test_a_batch_keeps_its_draws_when_its_pixels_are_pinned(small_cohort: Cohort, host_copies) -> None:
+    batch = next(batches_for(config_of(), small_cohort, render=False))
+    pinned = pin_memory(batch)
+    assert host_copies.pinned == [batch.triplets.triplets_hu.shape]
+    assert torch.equal(pinned.triplets.triplets_hu, batch.triplets.triplets_hu)
+    assert pinned.draws is batch.draws
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
