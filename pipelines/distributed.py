@@ -122,6 +122,15 @@ def agreed_stop(code: int | None) -> int | None:
     return int(asked) or None
 
 
+def widest_over_ranks(span: list[float]) -> list[float]:
+    """Return the least and the largest of the ends [low, high] that the processes saw."""
+    if not dist.is_initialized():
+        return span
+    ends = torch.tensor([-span[0], span[1]], dtype=torch.float64)
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    return [-float(ends[0]), float(ends[1])]
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device that a recipe names; `auto` takes a GPU where there is one.
 

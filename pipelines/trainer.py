@@ -23,7 +23,7 @@ from pipelines.checkpoint import (
     restore_optimizer,
     under,
 )
-from pipelines.distributed import choose_precision
+from pipelines.distributed import choose_precision, widest_over_ranks
 from pipelines.loader import DrawnBatch
 from pipelines.schedule import Moment, build_optimizer, moment, set_groups
 from pipelines.watch import Verdict, Watcher
@@ -158,6 +158,7 @@ class Trainer:
         }
         if "center" in dict(self.objective.named_buffers()):
             metrics["teacher/center_norm"] = float(self.objective.get_buffer("center").norm())
+        self.scale_mm = widest_over_ranks(self.scale_mm)
         self.sums, self.summed, self.waited_s, self.clock = {}, 0, 0.0, time.perf_counter()
         return metrics, verdict
 
@@ -171,19 +172,26 @@ class Trainer:
             )
 
     def check_sums(self) -> None:
-        """Raise NonFiniteLossError if a term since the last report was no number: nothing is made of such weights."""
-        self.check_finite({name: float(value) for name, value in self.sums.items()})
+        """Raise NonFiniteLossError if a term since the last report was no number: nothing is made of such weights.
+
+        Every process must call it, and all of them raise.
+        """
+        self.check_finite({name: float(mean_over_ranks(value)) for name, value in self.sums.items()})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """Return everything that a resumed run needs, as tensors and as plain facts."""
+        """Return everything that a resumed run needs, as tensors and as plain facts; every process must call it."""
         self.check_sums()
+        # Every process will resume from this one state. Sums are only ever read as means over processes, here and in
+        # the watcher, so they are saved as such: the mean of equal means is that mean.
+        sums = {name: mean_over_ranks(value) for name, value in self.sums.items()}
         watch_tensors, watch_facts = self.watcher.state()
         tensors = under("networks", self.networks.state_dict()) | under(
             "objective", self.objective.state_dict()
         )
         tensors |= under("optimizer", optimizer_tensors(self.optimizer)) | under("watch", watch_tensors)
-        tensors |= under("sums", self.sums) | {"rng/torch": torch.get_rng_state()}
-        facts = {"watch": watch_facts, "summed": self.summed, "scale_mm": self.scale_mm}
+        tensors |= under("sums", sums) | {"rng/torch": torch.get_rng_state()}
+        scale_mm = widest_over_ranks(self.scale_mm)
+        facts = {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
         return tensors, facts
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -268,12 +268,13 @@ class TrainingRun:
             self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
 
     def _save(self) -> None:
-        done_by_rank_zero(self._write_checkpoint)
+        tensors, facts = self.trainer.state()
 
-    def _write_checkpoint(self) -> None:
-        if self.folder is not None:
-            tensors, facts = self.trainer.state()
-            save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
+        def write() -> None:
+            if self.folder is not None:
+                save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
+
+        done_by_rank_zero(write)
 
     def _leave(self, code: int) -> None:
         self._close("KILLED")

@@ -161,10 +161,14 @@ class Watcher:
         return since is not None and step - since >= self.config.patience_steps
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that a resumed run needs to report the same numbers."""
+        """Return all that a resumed run needs to report the same numbers; every process must call it."""
         tensors: dict[str, Tensor] = {}
         for i, bucket in enumerate(self.buckets):
-            tensors |= {f"{i}.sums": bucket.sums, f"{i}.mean_p": bucket.mean_p, f"{i}.tokens": bucket.tokens}
+            tensors |= {
+                f"{i}.sums": mean_over_ranks(bucket.sums),
+                f"{i}.mean_p": mean_over_ranks(bucket.mean_p),
+                f"{i}.tokens": bucket.tokens,
+            }
         return tensors, {
             "samples": [bucket.samples for bucket in self.buckets],
             "first_gain": self.first_gain,

@@ -14,48 +14,90 @@ from pipelines.cohort import Cohort
 from pipelines.distributed import choose_device, choose_precision
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = """
+SETUP = """
 import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from models.backbone import build_backbone
 from models.losses.gather import world
+from pipelines.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.cohort import Cohort
 from pipelines.config import load_recipe
-from pipelines.distributed import process_group
+from pipelines.distributed import from_rank_zero, process_group
 from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
 from pipelines.pretrain import PretrainConfig
 from pipelines.trainer import Trainer
 
 torch.set_num_threads(1)
 root, out, kind, koleo_on = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-center = "sinkhorn" if kind == "sinkhorn" else "ema"
+is_mae = kind == "mae"
 recipe = {
     "steps": 10, "batch_size": 8, "optim": {"warmup_steps": 2},
-    "objective": {"kind": "simclr" if kind == "simclr" else "dino", "koleo_on": koleo_on, "center": center},
+    "objective": {
+        "kind": "dino" if kind == "sinkhorn" else kind, "center": "sinkhorn" if kind == "sinkhorn" else "ema",
+        "koleo_on": koleo_on, "koleo_weight": 0 if is_mae else 0.1, "gram_weight": 0 if is_mae else 1,
+    },
     "backbone": {"arch": "custom", "depth": 1, "embed_dim": 16, "heads": 2, "image_px": 28},
     "head": {"prototypes": 32}, "views": {"size_px": 28},
 }
 config = load_recipe(PretrainConfig, recipe)
-with process_group(torch.device("cpu")):
-    rank, processes = world()
-    cohort = Cohort.open(root)
-    index = SliceIndex(cohort, cohort.series["patient_id"])
-    plan = BatchPlan(len(index), 8, 1, 0, rank, processes)
+
+def build():
     torch.manual_seed(0)
     trainer = Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
     trainer.networks.double()
     trainer.objective.double()
-    batches = stream_batches(MicroBatches(index, plan, config.views, 0, True), 0, 10, 0, False)
+    return trainer
+
+def batches_from(first):
+    cohort = Cohort.open(root)
+    index = SliceIndex(cohort, cohort.series["patient_id"])
+    data = MicroBatches(index, BatchPlan(len(index), 8, 1, 0, *world()), config.views, 0, True)
+    return stream_batches(data, first, 10, 0, False)
+"""
+WORKER = (
+    SETUP
+    + """
+with process_group(torch.device("cpu")):
+    trainer, batches = build(), batches_from(0)
     while trainer.step < 10:
         trainer.update(batches)
     metrics, _ = trainer.report()
-    if rank == 0:
+    if world()[0] == 0:
         state = dict(trainer.networks.state_dict()) | dict(trainer.objective.state_dict())
         state |= {"gain": torch.tensor(metrics["teacher/gain"], dtype=torch.float64)}
+        state |= {"scale_mm": torch.tensor(trainer.scale_mm, dtype=torch.float64)}
         save_file(state, out)
 """
+)
+RESUMED = (
+    SETUP
+    + """
+with process_group(torch.device("cpu")):
+    whole, batches = build(), batches_from(0)
+    for _ in range(6):
+        whole.update(batches)
+    tensors, facts = whole.state()
+    if world()[0] == 0:
+        save_checkpoint(out, 6, tensors, facts)
+    from_rank_zero(None)  # It is written.
+    resumed, rest = build(), batches_from(6)
+    resumed.restore(load_checkpoint(out))
+    for _ in range(4):
+        whole.update(batches)
+        resumed.update(rest)
+    expected, found = whole.report()[0], resumed.report()[0]
+    assert resumed.scale_mm == whole.scale_mm == from_rank_zero(whole.scale_mm)
+    if world()[0] == 0:  # It alone logs: the class tokens that it kept are its own.
+        wrong = {
+            name: (value, found[name])
+            for name, value in expected.items()
+            if not name.startswith("perf/") and abs(found[name] - value) > 1e-6
+        }
+        assert not wrong, wrong
+"""
+)
 
 
 REFUSAL = """
@@ -129,6 +171,16 @@ def test_two_processes_equal_one_in_float64(
     for name, tensor in one.items():
         tolerance = 1e-4 if name == "gain" else 1e-8
         assert torch.allclose(tensor, two[name], rtol=0, atol=tolerance), name
+
+
+@pytest.mark.parametrize("kind", ["dino", pytest.param("mae", marks=pytest.mark.slow)])
+def test_the_first_report_after_two_processes_resume_is_that_of_a_run_that_never_stopped(
+    tmp_path: Path, small_cohort: Cohort, kind: str
+) -> None:
+    words = [str(small_cohort.root), str(tmp_path / "checkpoints"), kind, "class_token"]
+    for process in start(tmp_path, RESUMED, words, 2):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
