@@ -86,7 +86,7 @@ class Watcher:
         samples = seen.class_token.shape[1]
         # A copy: a view would keep all tokens of the batch alive, patches too.
         tokens = seen.class_token[0, -_TOKENS_KEPT:].float().clone()
-        new = _Bucket(samples, self._sums(seen) * samples, torch.empty(0), tokens)
+        new = _Bucket(samples, self._sums(seen) * samples, tokens.new_empty(0), tokens)
         if seen.teacher_probs is not None:
             new.mean_p = seen.teacher_probs.float().mean((0, 1)) * samples
         if self.buckets and self.buckets[-1].samples < self.config.window_samples / _BUCKETS:

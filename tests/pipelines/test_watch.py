@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.losses.objective import Seen
 from pipelines.watch import Verdict, WatchConfig, Watcher
@@ -122,3 +123,14 @@ def test_state_goes_over_to_a_new_watcher() -> None:
     other = Watcher(CONFIG, K, TEMP)
     other.restore(*watcher.state())
     assert other.report(30) == (metrics, verdict)
+
+
+def test_what_knows_no_prototypes_goes_on_after_it_was_restored_to_a_gpu() -> None:
+    first, second = (Watcher(CONFIG, K, TEMP) for _ in range(2))
+    with FakeTensorMode():  # Devices, no GPU: tensors of two devices that meet raise.
+        one = Seen(None, None, torch.empty(2, 4, 16, device="cuda"), torch.zeros((), device="cuda"))
+        first.observe(one)
+        tensors, facts = first.state()
+        second.restore({name: tensor.cpu().to("cuda") for name, tensor in tensors.items()}, facts)
+        second.observe(one)
+    assert second.buckets[0].samples == 8
