@@ -23,6 +23,7 @@ from transforms.triplet import triplet_indices
 from transforms.views import TripletBatch, ViewConfig, ViewDraws, Views, draw_views, render_views
 
 PADDING_HU = -1024
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
 class SliceIndex:
@@ -234,7 +235,13 @@ def stream_batches(
         # A loader draws a seed that nothing here uses; it must not move the training's own generator.
         generator=torch.Generator(),
     )
-    yield from loader
+    # A loader process that is only starting would go at a signal: it comes to life with them held back.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from batches
 
 
 def _begin_worker(_: int) -> None:
@@ -246,3 +253,4 @@ def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
