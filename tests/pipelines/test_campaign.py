@@ -259,7 +259,11 @@ def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
     executor = LocalExecutor(ResourcesSpec(), 1, tmp_path)
     handle = executor.submit(Job(plan, ResourcesSpec()))
     try:
-        command = Path(f"/proc/{executor._pid(handle)}/cmdline").read_bytes()
+        command, deadline = b"", time.monotonic() + 30
+        while (
+            not command and time.monotonic() < deadline
+        ):  # A process that is only starting has no words yet.
+            command = Path(f"/proc/{executor._pid(handle)}/cmdline").read_bytes()
         assert b"pipelines.campaign.arm" in command
         assert b"secret" not in command
     finally:
