@@ -21,9 +21,7 @@ from transforms.geometry import lps_to_index
 Writer = Callable[..., list[Path]]
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+pytestmark = pytest.mark.usefixtures("own_key")
 
 
 def config(source: Path, cohort: Path, **changes: object) -> PrepareConfig:

@@ -31,9 +31,7 @@ NODULE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+pytestmark = pytest.mark.usefixtures("own_key")
 
 
 def prepared(source: Path, cohort: Path, **changes: Any) -> Prepared:
