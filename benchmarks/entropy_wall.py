@@ -2,8 +2,8 @@
 
 Run:      python -m benchmarks.entropy_wall            (18 arms of 3000 updates; under 40 minutes on 2 cores)
 Expected: centre momentum 0.9 with KoLeo on logits stays at ln K (wall); 0.999 without KoLeo collapses; 0.9 with KoLeo
-          on the class token and 0.999 with KoLeo on logits learn. With these slices the cells of head logits fail on
-          average, and the command ends with 1 (docs/decisions/0003). Evidence of a mechanism on toy data, no more.
+          on the class token and 0.999 with KoLeo on logits learn; where one of these cells fails, the command ends
+          with 1 (docs/decisions/0003). Evidence of a mechanism on toy data, no more.
 
 It is the campaign `wall`: run to its end where it is not, then read from MLflow. A second call only prints.
 """

@@ -47,7 +47,7 @@ def measure() -> list[dict[str, object]]:
 
 def _resize_ways() -> dict[str, object]:
     slices = np.random.default_rng(0).integers(-1000, 1000, (3, 512, 512)).astype(np.int16)
-    box, out = np.array([20, 30, 443, 443]), np.empty((3, 224, 224), np.float32)
+    box, out = np.array([20.0, 30.0, 443.0, 443.0]), np.empty((3, 224, 224), np.float32)
 
     def with_torch() -> None:
         for _ in range(10):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 PHANTOM = "cohorts/phantom"
-WALLS = {"cohorts/wall": 1.0, "cohorts/wall_alike": 0.75, "cohorts/wall_unlike": 1.25}
-"""The slices of the wall study by their variety."""
+WALLS = {"cohorts/wall": (1.0, 1.0), "cohorts/wall_sizes": (2.5, 1.0), "cohorts/wall_still": (1.0, 0.0)}
+"""Spread of bodies and growth of organs: the slices of the wall study; with bodies of more sizes; with still organs."""
 EMBEDDED = (PHANTOM, *WALLS)
 
 
@@ -24,4 +24,5 @@ def ensure_cohort(root: Path) -> None:
         from pipelines.wall_cohort import make_wall_cohort
 
         print(f"{root} is not there yet: drawing the synthetic slices")
-        make_wall_cohort(root, variety=WALLS[str(root)])
+        body_spread, organ_growth = WALLS[str(root)]
+        make_wall_cohort(root, body_spread=body_spread, organ_growth=organ_growth)

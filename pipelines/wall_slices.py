@@ -1,10 +1,10 @@
 """The synthetic chest slices on which the entropy wall is studied: small, many, and each one different.
 
 Two textured lungs at about -850 HU with vessels, a heart and a spine in a body, 15 HU of noise. The three channels are
-neighbouring slices: vessels wander, organs grow a little, noise is new. Lengths are fractions of half the image.
-Bodies, lungs and hearts differ as much as levels of the chest and patients do: where all slices look alike, two views
-of one share too little for any teacher to leave the wall (docs/decisions/0002-cross-view-share.md). `variety` makes
-them more alike or less: it scales how far each organ's place, size and density may lie from the middle of its range.
+neighbouring slices: vessels wander, every organ grows or shrinks at its own rate, noise is new. Lengths are fractions
+of half the image. Two properties decide what a teacher can find, and can be turned
+(docs/decisions/0003-what-the-wall-study-shows.md): how much bodies differ in size, which even a network at random
+initialisation sees in both views, and how organs grow, which has to be learned.
 """
 
 from __future__ import annotations
@@ -14,55 +14,78 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 LUNG_HU, NOISE_HU, N_VESSELS = -850.0, 15.0, 12
+BODY_GROWTH, ORGAN_GROWTH = 0.03, (0.08, 0.15, 0.10)
+"""Largest change of size from slice to slice, up or down: of the body; of both lungs, the heart and the spine."""
+Ellipse = tuple[float, float, float, float]
+"""Centre y, centre x, half height, half width."""
 
 
-def chest_slices(n: int = 2048, size_px: int = 40, seed: int = 0, variety: float = 1.0) -> NDArray[np.int16]:
+def chest_slices(
+    n: int = 2048, size_px: int = 40, seed: int = 0, body_spread: float = 1.0, organ_growth: float = 1.0
+) -> NDArray[np.int16]:
     """Draw `n` chest slices with their neighbours, int16 HU, (n, 3, size_px, size_px).
 
-    Slice i depends on the seed, the variety and i alone, so that a longer study begins with the shorter one.
+    Slice i depends on i and the arguments alone, so that a longer study begins with the shorter one.
+
+    Args:
+        n: How many slices.
+        size_px: Side of a slice.
+        seed: Of everything random.
+        body_spread: Scales how far width and depth of bodies may lie from the middle of their range.
+        organ_growth: Scales how much lungs, heart and spine grow from slice to slice; the body grows by up to 3%.
 
     Raises:
-        ValueError: If there is no slice to draw, fewer than 16 pixels to draw it on, or a variety at which lungs would
-            leave the body.
+        ValueError: If there is no slice to draw, fewer than 16 pixels to draw it on, or a spread or growth at which
+            organs would leave the body.
     """
     if n < 1 or size_px < 16:
         raise ValueError(f"a study needs at least 1 slice of at least 16 pixels, got {n} of {size_px}")
-    if not 0 <= variety <= 1.25:
-        raise ValueError(f"variety must lie in [0, 1.25], got {variety}")
+    if not 0 <= body_spread <= 3:
+        raise ValueError(f"body_spread must lie in [0, 3], got {body_spread}")
+    if not 0 <= organ_growth <= 2:
+        raise ValueError(f"organ_growth must lie in [0, 2], got {organ_growth}")
     return np.stack(
-        [_chest_slice(np.random.default_rng([seed, index]), size_px, variety) for index in range(n)]
+        [
+            _chest_slice(np.random.default_rng([seed, index]), size_px, body_spread, organ_growth)
+            for index in range(n)
+        ]
     )
 
 
-def _chest_slice(rng: np.random.Generator, size_px: int, variety: float) -> NDArray[np.int16]:
+def _chest_slice(
+    rng: np.random.Generator, size_px: int, body_spread: float, organ_growth: float
+) -> NDArray[np.int16]:
     """One slice and its two neighbours, (3, size_px, size_px)."""
 
-    def draw(low: float, high: float) -> float:
-        """Draw from a range, drawn together about its middle or apart by the variety."""
+    def draw(low: float, high: float, spread: float = 1.0) -> float:
+        """Draw from a range, widened or narrowed about its middle."""
         middle = (low + high) / 2
-        return middle + variety * (float(rng.uniform(low, high)) - middle)
+        return middle + spread * (float(rng.uniform(low, high)) - middle)
+
+    def growth(limit: float) -> NDArray[np.float64]:
+        """Size of something in the three slices, relative to the middle one, (3, 1, 1)."""
+        return 1 + z * draw(-limit, limit)
 
     line = (np.arange(size_px) + 0.5) / size_px * 2 - 1
     y, x = line[:, None] - draw(-0.1, 0.1), line - draw(-0.1, 0.1)
     z = np.array([-1.0, 0.0, 1.0])[:, None, None]
-    width = draw(0.6, 0.92)
-    depth = width * draw(0.6, 0.95)
+    width = draw(0.7, 0.82, body_spread)
+    depth = width * draw(0.7, 0.85, body_spread)
     fat = draw(0.04, 0.16)
-    grow = 1 + z * draw(-0.03, 0.03)
+    grown_lung, grown_heart, grown_spine = (growth(organ_growth * own) for own in ORGAN_GROWTH)
 
     image = np.full((3, size_px, size_px), -1000.0)
-    edge = 1 / size_px
 
-    def fill(
-        center_y: float, center_x: float, half_y: float, half_x: float, value: float | NDArray[np.float64]
-    ) -> None:
+    def fill(ellipse: Ellipse, grown: NDArray[np.float64], value: float | NDArray[np.float64]) -> None:
         """Draw an ellipse whose edge falls over about one pixel."""
-        radius = np.hypot((y - center_y) / half_y, (x - center_x) / half_x) / grow
-        share = np.clip(0.5 + (1 - radius) * min(half_y, half_x) / (2 * edge), 0, 1)
+        center_y, center_x, half_y, half_x = ellipse
+        radius = np.hypot((y - center_y) / half_y, (x - center_x) / half_x) / grown
+        share = np.clip(0.5 + (1 - radius) * min(half_y, half_x) * size_px / 2, 0, 1)
         image[...] += share * (value - image)
 
-    fill(0, 0, depth, width, -100)
-    fill(0, 0, depth - fat, width - fat, 50)
+    grown_body = growth(BODY_GROWTH)
+    fill((0, 0, depth, width), grown_body, -100)
+    fill((0, 0, depth - fat, width - fat), grown_body, 50)
     lung_hu = LUNG_HU + rng.normal(0, 30) + _texture_hu(rng, size_px)
     lungs = [
         (
@@ -74,13 +97,13 @@ def _chest_slice(rng: np.random.Generator, size_px: int, variety: float) -> NDAr
         for side in (-1, 1)
     ]
     for lung in lungs:
-        fill(*lung, lung_hu)
+        fill(lung, grown_lung, lung_hu)
     for lung in lungs:
         np.maximum(image, _vessels_hu(rng, y, x, z, lung), out=image)
     heart = width * draw(0.12, 0.4), width * draw(0.12, 0.4)
-    fill(draw(-0.25, 0.05), draw(0.0, 0.25), *heart, 45)
+    fill((draw(-0.25, 0.05), draw(0.0, 0.25), *heart), grown_heart, 45)
     spine = width * draw(0.12, 0.2)
-    fill(depth - fat - spine, 0, spine, spine, draw(200, 700))
+    fill((depth - fat - spine, 0, spine, spine), grown_spine, draw(200, 700))
     image += rng.normal(0, NOISE_HU, image.shape)
     rounded: NDArray[np.int16] = np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
     return rounded
@@ -100,7 +123,7 @@ def _vessels_hu(
     y: NDArray[np.float64],
     x: NDArray[np.float64],
     z: NDArray[np.float64],
-    lung: tuple[float, float, float, float],
+    lung: Ellipse,
 ) -> NDArray[np.float64]:
     """Vessels of one lung, round or drawn out, -1000 HU between them."""
     center_y, center_x, half_y, half_x = lung

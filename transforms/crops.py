@@ -1,6 +1,7 @@
 """Where a view lies on its slice: sizes and positions of crops, from uniform numbers.
 
-Everything here is arithmetic on arrays of views and samples, (V, B, ...): no randomness of its own, no pixels.
+Everything here is arithmetic on arrays of views and samples, (V, B, ...): no randomness of its own, no pixels. Crops
+that are resized by the bicubic kernel begin and end on whole pixels; bilinear ones lie anywhere on the slice.
 """
 
 from dataclasses import dataclass, replace
@@ -17,11 +18,20 @@ Ints = NDArray[np.int64]
 LOG_ASPECT = np.log(4 / 3)
 TRIES = 10
 """Tries for a crop that fits the slice, as in torchvision's RandomResizedCrop."""
+NO_ROOM_PX = 1e-6
+"""Room of a crop that lies anywhere and is as large as its slice: one place, not none."""
 UNIFORMS_PER_CROP = 2 * TRIES + 6
 """How many uniform numbers one crop uses: the tries, then body cell, y, x, flip, jitter y, jitter x."""
 
 
-def crop_sizes(config: ViewConfig, uniforms: Floats, size_hw: Ints, pixel_mm: Floats, is_local: bool) -> Ints:
+def _snapped(config: ViewConfig, length_px: Floats) -> Floats:
+    """Round lengths and places to whole pixels where the kernel needs that."""
+    return np.rint(length_px) if config.interpolation == "bicubic" else length_px
+
+
+def crop_sizes(
+    config: ViewConfig, uniforms: Floats, size_hw: Ints, pixel_mm: Floats, is_local: bool
+) -> Floats:
     """Draw the size of each crop in pixels of its slice.
 
     Args:
@@ -39,21 +49,21 @@ def crop_sizes(config: ViewConfig, uniforms: Floats, size_hw: Ints, pixel_mm: Fl
         largest = np.minimum(high, (size_hw * pixel_mm).min(axis=1))
         smallest = np.minimum(low, largest)
         fov_mm = smallest * (largest / smallest) ** uniforms[..., 0]
-        size: Ints = np.clip(np.rint(fov_mm[..., None] / pixel_mm), 1, size_hw).astype(np.int64)
+        size: Floats = np.clip(_snapped(config, fov_mm[..., None] / pixel_mm), 1.0, size_hw)
         return size
     low, high = config.local_fraction if is_local else config.fraction
     area = size_hw.prod(axis=1)[:, None] * (low + (high - low) * uniforms[..., 0::2])
     if config.square or config.shared_scale:
-        side = np.clip(np.rint(np.sqrt(area[..., 0])), 1, size_hw.min(axis=1)).astype(np.int64)
+        side = np.clip(_snapped(config, np.sqrt(area[..., 0])), 1.0, size_hw.min(axis=1))
         return np.stack([side, side], axis=-1)
     aspect = np.exp(LOG_ASPECT * (2 * uniforms[..., 1::2] - 1))
-    tries = np.rint(np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1))
-    tries = np.maximum(tries, 1)
+    tries = _snapped(config, np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1))
+    tries = np.maximum(tries, 1.0)
     fits = (tries <= size_hw[:, None, :]).all(axis=-1)
     chosen = np.take_along_axis(tries, fits.argmax(axis=-1)[..., None, None], axis=-2)[..., 0, :]
     # A slice so long that no try fits is cut to the longest aspect that is allowed.
-    whole = np.minimum(size_hw, np.rint(size_hw[:, ::-1] * (4 / 3)))
-    return np.where(fits.any(axis=-1)[..., None], chosen, whole).astype(np.int64)
+    whole = np.minimum(size_hw, _snapped(config, size_hw[:, ::-1].astype(float) * (4 / 3)))
+    return np.where(fits.any(axis=-1, keepdims=True), chosen, whole)
 
 
 def _overlap(low: Floats, high: Floats, length: Floats) -> tuple[Floats, Floats]:
@@ -64,7 +74,12 @@ def _overlap(low: Floats, high: Floats, length: Floats) -> tuple[Floats, Floats]
 
 
 def centers_in_cells(
-    cells: NDArray[np.bool_], uniforms: Floats, size: Ints, size_hw: Ints, region_yxhw: Ints
+    cells: NDArray[np.bool_],
+    uniforms: Floats,
+    size: Floats,
+    size_hw: Ints,
+    region_yxhw: Floats,
+    margin_px: float = 0.5,
 ) -> Floats:
     """Draw crop centres uniformly over the marked cells, among the centres whose crop stays in the region.
 
@@ -76,13 +91,13 @@ def centers_in_cells(
         size: Height and width of each crop, (V, B, 2).
         size_hw: Height and width of each slice, (B, 2).
         region_yxhw: Part of the slice that holds the crops, (B, 4).
+        margin_px: Room beyond the region. Half a pixel gives each place on whole pixels the same room.
 
     Returns:
         Centres (y, x), (V, B, 2), in pixel edges (the slice runs from 0 to H and 0 to W).
     """
-    # Half a pixel more on either side gives each integer position of the crop the same room.
-    low = region_yxhw[:, :2] + size / 2 - 0.5
-    high = region_yxhw[:, :2] + region_yxhw[:, 2:] - size / 2 + 0.5
+    low = region_yxhw[:, :2] + size / 2 - margin_px
+    high = region_yxhw[:, :2] + region_yxhw[:, 2:] - size / 2 + margin_px
     length_y, begin_y = _overlap(low[..., 0], high[..., 0], size_hw[:, 0].astype(float))
     length_x, begin_x = _overlap(low[..., 1], high[..., 1], size_hw[:, 1].astype(float))
     room = length_y[..., :, None] * length_x[..., None, :]
@@ -103,10 +118,10 @@ def centers_in_cells(
     return np.stack([y, x], axis=-1)
 
 
-def boxes_around(centers: Floats, size: Ints, region_yxhw: Ints) -> Ints:
+def boxes_around(config: ViewConfig, centers: Floats, size: Floats, region_yxhw: Floats) -> Floats:
     """Place crops of a size at centres (pixel edges), pushed back into the region: (V, B, 4) top, left, h, w."""
     corner, room = region_yxhw[:, :2], region_yxhw[:, 2:]
-    top_left = corner + np.clip(np.rint(centers - size / 2 - corner), 0, room - size).astype(np.int64)
+    top_left = corner + np.clip(_snapped(config, centers - size / 2 - corner), 0.0, room - size)
     return np.concatenate([top_left, size], axis=-1)
 
 
@@ -127,7 +142,7 @@ class SliceFrames:
     point_yx_px: Floats
 
 
-def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: SliceFrames) -> Ints:
+def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: SliceFrames) -> Floats:
     """Draw the crops of all views: global views first, local views behind them.
 
     Args:
@@ -143,13 +158,13 @@ def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: Sli
     if config.shared_scale:
         extent = np.broadcast_to(extent[:1], extent.shape)
     size = crop_sizes(config, extent[:n_global], frames.size_hw, frames.pixel_mm, is_local=False)
-    slices = np.concatenate([np.zeros_like(frames.size_hw), frames.size_hw], axis=-1)
+    slices = np.concatenate([np.zeros_like(frames.size_hw), frames.size_hw], axis=-1).astype(float)
     boxes = _place(config, uniforms[:n_global], size, frames, slices)
     if n_global == len(uniforms):
         return boxes
     n_local = len(uniforms) - n_global
     if config.shared_scale:
-        size = np.maximum(np.rint(size[:1] * (config.local_size_px / config.size_px)), 1).astype(np.int64)
+        size = np.maximum(_snapped(config, size[:1] * (config.local_size_px / config.size_px)), 1.0)
         size = np.repeat(size, n_local, axis=0)
     else:
         size = crop_sizes(config, extent[n_global:], frames.size_hw, frames.pixel_mm, is_local=True)
@@ -163,17 +178,18 @@ def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: Sli
     return np.concatenate([boxes, _place(config, uniforms[n_global:], size, no_points, region)])
 
 
-def _place(config: ViewConfig, uniforms: Floats, size: Ints, frames: SliceFrames, region: Ints) -> Ints:
+def _place(config: ViewConfig, uniforms: Floats, size: Floats, frames: SliceFrames, region: Floats) -> Floats:
     """Choose centres for crops of known size and return their boxes, (V, B, 4)."""
     is_anywhere = config.center == "uniform"
     cells = np.ones_like(frames.body, dtype=bool) if is_anywhere else frames.body > 0
     pick = uniforms[..., 2 * TRIES : 2 * TRIES + 3]
-    centers = centers_in_cells(cells, pick, size, frames.size_hw, region)
+    margin_px = 0.5 if config.interpolation == "bicubic" else NO_ROOM_PX
+    centers = centers_in_cells(cells, pick, size, frames.size_hw, region, margin_px)
     if config.center == "point":
         jitter_mm = (2 * uniforms[..., -2:] - 1) * config.center_jitter_mm
         around_point = frames.point_yx_px + 0.5 + jitter_mm / frames.pixel_mm
         centers = np.where(np.isfinite(around_point), around_point, centers)
-    return boxes_around(centers, size, region)
+    return boxes_around(config, centers, size, region)
 
 
 def crop_flips(config: ViewConfig, uniforms: Floats) -> NDArray[np.bool_]:
@@ -182,11 +198,11 @@ def crop_flips(config: ViewConfig, uniforms: Floats) -> NDArray[np.bool_]:
     return flips
 
 
-def body_share(boxes_yxhw: Ints, body: NDArray[np.uint8], size_hw: Ints) -> Floats:
+def body_share(boxes_yxhw: Floats, body: NDArray[np.uint8], size_hw: Ints) -> Floats:
     """Share of each crop's area that lies in body or lung cells of the grid, (V, B)."""
-    box = boxes_yxhw.astype(float)
-    rows, _ = _overlap(box[..., 0], box[..., 0] + box[..., 2], size_hw[:, 0].astype(float))
-    columns, _ = _overlap(box[..., 1], box[..., 1] + box[..., 3], size_hw[:, 1].astype(float))
+    top, left, height, width = np.moveaxis(boxes_yxhw, -1, 0)
+    rows, _ = _overlap(top, top + height, size_hw[:, 0].astype(float))
+    columns, _ = _overlap(left, left + width, size_hw[:, 1].astype(float))
     inside = np.einsum("vbi,bij,vbj->vb", rows, (body > 0).astype(float), columns)
-    share: Floats = inside / (box[..., 2] * box[..., 3])
+    share: Floats = inside / (height * width)
     return share

@@ -5,6 +5,7 @@ from typing import Literal
 
 from transforms.hounsfield import WindowConfig
 
+Interpolation = Literal["bicubic", "bilinear"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -37,6 +38,8 @@ class ViewConfig:
     """Crop centres: uniform over the body, uniform over the slice, or at the sample's point (else over the body)."""
     center_jitter_mm: float = 0.0
     """Half side of the square in which `center="point"` moves the centre."""
+    interpolation: Interpolation = "bicubic"
+    """Antialiased bicubic of crops on whole pixels, or bilinear of crops anywhere, which aliases where it shrinks."""
     flip: bool = True
     """Whether half of the views are mirrored left to right."""
     window: WindowConfig = field(default_factory=WindowConfig)
@@ -62,6 +65,8 @@ class ViewConfig:
             raise ValueError(f"extent {self.extent!r} is unknown; use 'fraction' or 'mm'")
         if self.center not in ("body", "uniform", "point"):
             raise ValueError(f"center {self.center!r} is unknown; use 'body', 'uniform' or 'point'")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"interpolation {self.interpolation!r} is unknown; use 'bicubic' or 'bilinear'")
         _check_range("fraction", self.fraction, 0.0, 1.0, "of the slice")
         _check_range("local_fraction", self.local_fraction, 0.0, 1.0, "of the slice")
         _check_range("fov_mm", self.fov_mm, 0.0, 1000.0, "mm")

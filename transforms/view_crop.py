@@ -18,7 +18,7 @@ from transforms.body_grid import GRID
 from transforms.crops import UNIFORMS_PER_CROP, SliceFrames, crop_flips, place_crops
 from transforms.resample import resize_crop
 from transforms.triplet import AFFINE_KEYS
-from transforms.view_config import ViewConfig
+from transforms.view_config import Interpolation, ViewConfig
 
 
 def pixel_spacing_mm(triplet_hu: Any, pixel_mm: tuple[float, float] | None) -> tuple[float, float]:
@@ -37,7 +37,13 @@ def pixel_spacing_mm(triplet_hu: Any, pixel_mm: tuple[float, float] | None) -> t
     )
 
 
-def cut_view(triplet_hu: Any, box_yxhw: NDArray[np.int64], is_flipped: bool, size_px: int) -> torch.Tensor:
+def cut_view(
+    triplet_hu: Any,
+    box_yxhw: NDArray[np.float64],
+    is_flipped: bool,
+    size_px: int,
+    interpolation: Interpolation = "bicubic",
+) -> torch.Tensor:
     """Crop, resize and mirror a triplet.
 
     Args:
@@ -45,12 +51,13 @@ def cut_view(triplet_hu: Any, box_yxhw: NDArray[np.int64], is_flipped: bool, siz
         box_yxhw: Top, left, height and width of the crop in pixels.
         is_flipped: Whether to mirror left and right.
         size_px: Side of the view.
+        interpolation: The kernel.
 
     Returns:
         (3, size_px, size_px) float32 HU; a MetaTensor, with the affine of the view, if one came in.
     """
     view = np.empty((len(triplet_hu), size_px, size_px), dtype=np.float32)
-    resize_crop(np.asarray(triplet_hu), box_yxhw, size_px, is_flipped, view)
+    resize_crop(np.asarray(triplet_hu), box_yxhw, size_px, is_flipped, view, interpolation)
     if not isinstance(triplet_hu, MetaTensor):
         return torch.from_numpy(view)
     top, left, height, width = (float(n) for n in box_yxhw)
@@ -122,10 +129,9 @@ class RandViewCropd(Randomizable, MapTransform):
                 self.config, self.uniforms[:, None], len(self.keys), self._frame(cut, key, pixel_mm)
             )
             box_yxhw = box[view, 0]
-            cut[key] = cut_view(cut[key], box_yxhw, bool(flips[view]), self.config.size_px)
-            cut[f"{key}_mm_per_pixel"] = (
-                float(np.sqrt((box_yxhw[2:] * pixel_mm).prod())) / self.config.size_px
-            )
+            size_px, interpolation = self.config.size_px, self.config.interpolation
+            cut[key] = cut_view(cut[key], box_yxhw, bool(flips[view]), size_px, interpolation)
+            cut[f"{key}_mm_per_pixel"] = float(np.sqrt((box_yxhw[2:] * pixel_mm).prod())) / size_px
         return cut
 
     def _frame(

@@ -11,6 +11,7 @@ on a GPU) do the same sum, and agree to 1e-5 on [0, 1].
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from transforms.crops import (
 from transforms.hounsfield import UNIFORMS_PER_WINDOW, windows_from_uniforms
 from transforms.intensity import gaussian_blur, jitter_brightness_contrast
 from transforms.resample import resize_batch, resize_crop, upload
-from transforms.view_config import ViewConfig
+from transforms.view_config import Interpolation, ViewConfig
 
 __all__ = ["TripletBatch", "ViewConfig", "ViewDraws", "Views", "draw_views", "render_views", "sample_state"]
 
@@ -73,7 +74,7 @@ class ViewDraws:
     """Every random choice of V views (global first) of B samples.
 
     Attributes:
-        boxes_yxhw: Top, left, height and width of the crops in pixels, (V, B, 4).
+        boxes_yxhw: Top, left, height and width of the crops in pixels, (V, B, 4), whole where the kernel is bicubic.
         is_flipped: Mirrored left to right, (V, B).
         window_hu: Lower and upper edges in true HU, (V, B, 2).
         brightness: Factor, (V, B).
@@ -81,7 +82,7 @@ class ViewDraws:
         blur_px: Standard deviation of the blur in pixels of the view, (V, B).
     """
 
-    boxes_yxhw: NDArray[np.int64]
+    boxes_yxhw: NDArray[np.float64]
     is_flipped: NDArray[np.bool_]
     window_hu: NDArray[np.float64]
     brightness: NDArray[np.float64]
@@ -203,10 +204,11 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     side_mm = np.sqrt((boxes[..., 2:] * frames.pixel_mm).prod(axis=-1))
     outside_body = body_share(boxes, frames.body, frames.size_hw) < OUTSIDE_BODY_SHARE
     tone = _Tone(draws, config, batch.triplets_hu.device)
-    render = _render_per_sample if batch.triplets_hu.device.type == "cpu" else _render_batched
+    is_cpu = batch.triplets_hu.device.type == "cpu"
+    render = partial(_render_per_sample if is_cpu else _render_batched, batch.triplets_hu, draws, tone)
     return Views(
-        global_views=render(batch.triplets_hu, draws, tone, slice(0, N_GLOBAL), config.size_px),
-        local_views=render(batch.triplets_hu, draws, tone, slice(N_GLOBAL, None), config.local_size_px)
+        global_views=render(slice(0, N_GLOBAL), config.size_px, config.interpolation),
+        local_views=render(slice(N_GLOBAL, None), config.local_size_px, config.interpolation)
         if config.n_local
         else None,
         mm_per_pixel=torch.from_numpy((side_mm / size_px[:, None]).astype(np.float32)),
@@ -242,7 +244,12 @@ class _Tone:
 
 
 def _render_per_sample(
-    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
+    triplets_hu: torch.Tensor,
+    draws: ViewDraws,
+    tone: _Tone,
+    views: slice,
+    size_px: int,
+    interpolation: Interpolation,
 ) -> torch.Tensor:
     """Render view by view: while one is in the processor's cache, everything is done to it."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
@@ -251,19 +258,24 @@ def _render_per_sample(
     triplets, out = triplets_hu.numpy(), rendered.numpy()
     for v in range(n_views):
         for b in range(n_samples):
-            resize_crop(triplets[b], boxes[v, b], size_px, bool(is_flipped[v, b]), out[v, b])
+            resize_crop(triplets[b], boxes[v, b], size_px, bool(is_flipped[v, b]), out[v, b], interpolation)
             tone.apply_(rendered[v, b : b + 1], views.start + v, slice(b, b + 1))
     return rendered
 
 
 def _render_batched(
-    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
+    triplets_hu: torch.Tensor,
+    draws: ViewDraws,
+    tone: _Tone,
+    views: slice,
+    size_px: int,
+    interpolation: Interpolation,
 ) -> torch.Tensor:
     """Render a whole view at a time as batched matrix products."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
     images = triplets_hu.float()
     rendered = images.new_empty(len(boxes), len(images), 3, size_px, size_px)
     for v in range(len(boxes)):
-        rendered[v] = resize_batch(images, boxes[v], size_px, is_flipped[v])
+        rendered[v] = resize_batch(images, boxes[v], size_px, is_flipped[v], interpolation)
         tone.apply_(rendered[v], views.start + v, slice(None))
     return rendered

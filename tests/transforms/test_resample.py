@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample, interpolate
 
-from transforms.resample import bicubic_band, resize_batch, resize_crop
+from transforms.line_weights import bicubic_band
+from transforms.resample import resize_batch, resize_crop
 
 SIZES = [(512, 224), (363, 224), (224, 224), (100, 224), (37, 70), (512, 7), (3, 5), (1, 4), (5, 1)]
 
@@ -43,10 +44,49 @@ def image():
     return np.random.default_rng(0).integers(-1024, 3071, (3, 90, 120)).astype(np.int16)
 
 
-def resized(image, box, size_px, is_flipped=False):
+def resized(image, box, size_px, is_flipped=False, interpolation="bicubic"):
     out = np.empty((len(image), size_px, size_px), dtype=np.float32)
-    resize_crop(image, np.array(box), size_px, is_flipped, out)
+    resize_crop(image, np.array(box, dtype=float), size_px, is_flipped, out, interpolation)
     return out
+
+
+def sampled_by_torch(image, box, size_px):
+    """The same points through torch's own bilinear sampler, in double precision."""
+    _, height, width = image.shape
+    points = (np.arange(size_px) + 0.5) / size_px
+    y, x = box[0] + box[2] * points, box[1] + box[3] * points
+    grid = np.stack(np.broadcast_arrays(x / width * 2 - 1, (y / height * 2 - 1)[:, None]), axis=-1)
+    images = torch.from_numpy(image.astype(float))[None]
+    view = grid_sample(images, torch.from_numpy(grid)[None], "bilinear", "border", align_corners=False)
+    return view[0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("box", "size_px"),
+    [
+        ((0.0, 0.0, 90.0, 120.0), 32),
+        ((0.0, 0.0, 90.0, 120.0), 300),  # larger than the slice: the border goes on
+        ((5.3, 20.8, 64.1, 48.6), 40),
+        ((25.4, 56.7, 64.6, 63.3), 63),
+    ],
+)
+def test_bilinear_points_are_those_of_torch_grid_sample(image, box, size_px):
+    ours = resized(image, box, size_px, interpolation="bilinear")
+    np.testing.assert_allclose(
+        ours, sampled_by_torch(image, box, size_px), atol=0.01
+    )  # of 4095 HU, in float32
+
+
+def test_a_bilinear_crop_reads_no_pixel_that_it_does_not_touch(image):
+    box = (5.3, 20.8, 10.1, 8.6)
+    poisoned = np.full_like(image, 30_000)
+    touched = np.s_[:, 5:16, 20:30]
+    poisoned[touched] = image[touched]
+    for size_px in (4, 60):
+        np.testing.assert_array_equal(
+            resized(poisoned, box, size_px, interpolation="bilinear"),
+            resized(image, box, size_px, interpolation="bilinear"),
+        )
 
 
 @pytest.mark.parametrize("box", [(0, 0, 90, 120), (5, 20, 64, 48), (80, 100, 10, 20), (3, 4, 1, 1)])
@@ -66,17 +106,22 @@ def test_mirroring_turns_the_view_left_to_right(image):
     )
 
 
-def test_the_batched_form_equals_the_form_for_one(image):
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_batched_form_equals_the_form_for_one(image, interpolation):
     images = np.stack([image, image[::-1], -image])
-    boxes = np.array([(0, 0, 90, 120), (5, 20, 64, 48), (80, 100, 10, 20)])
+    places = {
+        "bicubic": [(0, 0, 90, 120), (5, 20, 64, 48), (80, 100, 10, 20)],
+        "bilinear": [(0, 0, 90, 120), (5.3, 20.8, 64.1, 48.6), (79.9, 99.7, 10.1, 20.3)],
+    }
+    boxes = np.array(places[interpolation], dtype=float)
     flips = np.array([False, True, True])
-    batched = resize_batch(torch.from_numpy(images).float(), boxes, 48, flips).numpy()
+    batched = resize_batch(torch.from_numpy(images).float(), boxes, 48, flips, interpolation).numpy()
     for one, box, flip, view in zip(images, boxes, flips, batched, strict=True):
-        np.testing.assert_allclose(view, resized(one, box, 48, flip), atol=0.01)  # of 4095 HU
+        np.testing.assert_allclose(view, resized(one, box, 48, flip, interpolation), atol=0.01)  # of 4095 HU
 
 
 def test_mixed_precision_does_not_reach_the_resize(image):
-    images, boxes = torch.from_numpy(image)[None].float(), np.array([(5, 20, 64, 48)])
+    images, boxes = torch.from_numpy(image)[None].float(), np.array([(5.0, 20.0, 64.0, 48.0)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = resize_batch(images, boxes, 48, np.array([False]))
     assert mixed.dtype == torch.float32
@@ -86,4 +131,6 @@ def test_mixed_precision_does_not_reach_the_resize(image):
 def test_fine_stripes_average_out_instead_of_aliasing():
     stripes = np.tile(np.array([-1000, 1000], dtype=np.int16), (1, 512, 256))
     view = resized(stripes, (0, 0, 512, 512), 64)
-    assert np.abs(view).max() < 50  # a resize without antialiasing keeps the full 1000
+    assert np.abs(view).max() < 50
+    points = resized(stripes, (0.5, 0.5, 511.5, 511.5), 64, interpolation="bilinear")
+    assert np.abs(points).max() > 400  # without antialiasing they stay

@@ -50,6 +50,7 @@ CONFIGS = {
     "mm": ViewConfig(size_px=56, extent="mm", n_local=2, local_size_px=28),
     "shared": ViewConfig(size_px=42, shared_scale=True, n_local=3, local_size_px=14, center="uniform"),
     "article": ViewConfig(size_px=56, window=WindowConfig(policy="article", per="sample")),
+    "bilinear": ViewConfig(size_px=30, interpolation="bilinear", n_local=2, local_size_px=98),
     "arms": ViewConfig(size_px=42, color_jitter=(0.4, 0.4), gaussian_blur=(0.1, 2.0)),
 }
 
@@ -61,8 +62,8 @@ def test_both_forms_show_the_same_grey(name):
     tone = _Tone(draws, replace(config, **PLAIN), torch.device("cpu"))
     ranges = [(slice(0, 2), config.size_px)] + [(slice(2, None), config.local_size_px)] * bool(config.n_local)
     for views, size_px in ranges:
-        one = _render_per_sample(batch.triplets_hu, draws, tone, views, size_px)
-        many = _render_batched(batch.triplets_hu, draws, tone, views, size_px)
+        one = _render_per_sample(batch.triplets_hu, draws, tone, views, size_px, config.interpolation)
+        many = _render_batched(batch.triplets_hu, draws, tone, views, size_px, config.interpolation)
         assert one.shape == many.shape == (len(draws.is_flipped[views]), 4, 3, size_px, size_px)
         assert (one - many).abs().max() < 1e-5
         assert one.min() >= 0.0
@@ -76,7 +77,7 @@ def test_a_view_is_the_crop_through_torch_and_the_window():
     views = render_views(batch, draws, config).global_views
     for v in range(2):
         for b in range(4):
-            top, left, height, width = draws.boxes_yxhw[v, b]
+            top, left, height, width = draws.boxes_yxhw[v, b].astype(int)
             crop = batch.triplets_hu[b, :, top : top + height, left : left + width].double()
             view = interpolate(crop[None], (70, 70), mode="bicubic", antialias=True, align_corners=False)[0]
             low, high = draws.window_hu[v, b]
@@ -88,10 +89,11 @@ def test_a_view_is_the_crop_through_torch_and_the_window():
             assert (views[v, b] - expected).abs().max() < 5e-5
 
 
-def test_padding_is_never_shown():
-    config = ViewConfig(
-        size_px=32, window=WindowConfig(policy="fixed", low_hu=0.0, high_hu=30_000.0), **PLAIN
-    )
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size_px", [32, 160])
+def test_padding_is_never_shown(interpolation, size_px):
+    window = WindowConfig(policy="fixed", low_hu=0.0, high_hu=30_000.0)
+    config = ViewConfig(size_px=size_px, interpolation=interpolation, window=window, **PLAIN)
     batch = make_batch()
     for step in range(5):
         views = render_views(batch, draw_views(batch, config, 0, step), config)
@@ -269,7 +271,7 @@ def test_rendering_on_a_gpu_waits_for_no_copy(host_copies) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), host_copies:  # shapes and devices, no GPU
         pixels = torch.empty(batch.triplets_hu.shape, dtype=torch.int16, device="cuda")
         tone = _Tone(draws, config, pixels.device)
-        views = _render_batched(pixels, draws, tone, slice(0, 2), config.size_px)
+        views = _render_batched(pixels, draws, tone, slice(0, 2), config.size_px, config.interpolation)
     assert views.device.type == "cuda"
     assert len(host_copies.is_waited_for) == len(host_copies.pinned) > 10
     assert not any(host_copies.is_waited_for)
