@@ -37,6 +37,7 @@ bench: $(STAMP)
 
 # The server that MLflow starts by default holds 2.6 GB in eleven processes; one worker shows the same pages.
 ui: $(STAMP)
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on a server: open $$MLFLOW_TRACKING_URI"; exit 2;; esac
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 

@@ -146,6 +146,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device '{name}' is unknown; give auto, cpu or cuda") from error
+    if device.index is not None and device.index != local and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"device '{name}' would be shared by all processes; give cuda, and each takes the one of its rank"
+        )
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(

@@ -80,6 +80,10 @@ class PretrainConfig:
             )
         if self.views.n_local and self.objective.kind != "dino":
             raise ValueError(f"local views go with objective kind 'dino', not '{self.objective.kind}'")
+        if self.compile and self.objective.kind == "mae":
+            raise ValueError(
+                "compile does nothing for objective kind 'mae', which encodes parts of views; leave it off"
+            )
         if not isinstance(self.holdout, str) and not 0 <= self.holdout < 1:
             raise ValueError(
                 f"holdout is the share of patients left out, from 0 to below 1, got {self.holdout}"

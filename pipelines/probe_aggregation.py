@@ -71,7 +71,7 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     tell_of_doubtful_places(everyone)
     nodules = with_planes(cohort, config, everyone, loaded.backbone.image_px)
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules")
-    plan = fold_plan(config, loaded, cohort, nodules)
+    plan = fold_plan(config, loaded, nodules)
     tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
 
     device = choose_device(config.device)

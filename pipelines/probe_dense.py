@@ -76,7 +76,7 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     print(
         f"backbone {loaded.source}; {len(crops.kept)} of {len(everyone.labels)} nodules have masks: {crops.source}"
     )
-    plan = fold_plan(config, loaded, cohort, nodules)
+    plan = fold_plan(config, loaded, nodules)
     tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
     run.set_tags({"dinox.masks": crops.source})
     table = dense_table(

@@ -92,7 +92,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     print(nodules.labelled.counts)
     tell_of_doubtful_places(nodules)
     tell_of_unknown_diameters(nodules)
-    plans = [fold_plan(config, loaded, cohort, nodules) for loaded in backbones]
+    plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
     prior = float(nodules.labels[tested].mean())
     parts = []

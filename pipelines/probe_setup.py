@@ -63,7 +63,7 @@ def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> se
     return {patient for patient in everyone if is_held_out(patient, loaded.record["holdout"])}
 
 
-def fold_plan(config: FoldChoice, loaded: LoadedBackbone, cohort: Cohort, nodules: NoduleSet) -> FoldPlan:
+def fold_plan(config: FoldChoice, loaded: LoadedBackbone, nodules: NoduleSet) -> FoldPlan:
     """Deal the folds: test patients are those that the backbone did not see, unless leaks are allowed.
 
     Raises:

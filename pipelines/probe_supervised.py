@@ -138,7 +138,7 @@ def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, Nodu
 def _folds(config: SupervisedConfig, cohort: Cohort, flat: NoduleSet, run: Run) -> list[Any]:
     if config.backbone:
         loaded = open_backbone(config.backbone)
-        plan = fold_plan(config, loaded, cohort, flat)
+        plan = fold_plan(config, loaded, flat)
         tag_probe(run, loaded, cohort, plan.leak, flat.mm_per_px)
         run.log_table(plan.table, "tables/splits.parquet")
         return plan.folds

@@ -1,6 +1,6 @@
 """Out-of-fold scores of nodules: a probe of features, and in the same folds everything that it is compared with."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ import numpy.typing as npt
 from probes.checks import Floats, Ints, binary_labels, finite_features
 from probes.linear import LinearProbe, Probe, Samples, cross_fit
 from probes.splits import Fold
+
+SHUFFLES = 1000
+"""Tries for labels that say nothing and can still be fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def score_nodules(
         known), `shuffled_labels` and the baselines.
 
     Raises:
-        ValueError: As `probes.linear.cross_fit`, or if a known diameter is not above 0.
+        ValueError: As `probes.linear.cross_fit` and `shuffle_labels`, or if a known diameter is not above 0.
     """
     truth, pairs = binary_labels(labels), list(folds)
     diameter = checked_diameter(diameter_mm, len(truth))
@@ -65,9 +68,44 @@ def score_nodules(
         )
     for name, (baseline_factory, inputs) in (baselines or {}).items():
         rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs, prior)
-    shuffled = np.random.default_rng(seed).permutation(truth)
+    shuffled = shuffle_labels(truth, np.asarray(patient_ids), pairs, seed)
     rows["shuffled_labels"] = cross_fit(probe_factory, features, shuffled, patient_ids, pairs, prior)
     return NoduleScores(rows, shuffled)
+
+
+def shuffle_labels(
+    labels: Ints, patient_ids: npt.NDArray[Any], folds: Sequence[Fold | tuple[Ints, Ints]], seed: int
+) -> Ints:
+    """Return labels that say nothing, dealt anew until a probe can be fitted to every training fold.
+
+    A single shuffle of few positives may leave a training fold with one class, where the true labels left two.
+
+    Args:
+        labels: 0 or 1, (N,).
+        patient_ids: Patient of each nodule, (N,).
+        folds: Training and test rows.
+        seed: Of the shuffles.
+
+    Raises:
+        ValueError: If no shuffle leaves two patients of each class (or one, as the labels do) in every training fold.
+    """
+    trained = [fold.train if isinstance(fold, Fold) else fold[0] for fold in folds]
+
+    def rarest(dealt: Ints) -> int:
+        """Fewest patients that any class has in any training fold."""
+        own = [patient_ids[train][dealt[train] == label] for train in trained for label in (0, 1)]
+        return min(len(np.unique(patients)) for patients in own)
+
+    needed = max(1, min(2, rarest(labels)))
+    generator = np.random.default_rng(seed)
+    for _ in range(SHUFFLES):
+        shuffled: Ints = generator.permutation(labels)
+        if rarest(shuffled) >= needed:
+            return shuffled
+    raise ValueError(
+        f"no shuffle of {int(labels.sum())} positives among {len(labels)} nodules leaves what a probe needs of"
+        " each class in every training fold; give more nodules or other folds"
+    )
 
 
 def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.atomic import write_atomically
 from pipelines.campaign.ledger import ledger, ledger_table, read_arms
 from pipelines.campaign.records import ArmRecord
+from pipelines.campaign.spec import NAME
 from pipelines.report.claims import claims_table, judge_all
 from pipelines.report.facts import REAL, Evidence, gather, matches
 from pipelines.report.page import Block, Heading, Sentence, Table, markdown, page_html
@@ -66,6 +67,10 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
     """
     if config.runs and config.campaign:
         raise ValueError("report takes runs or a campaign, not both")
+    if config.campaign and not NAME.fullmatch(config.campaign):
+        raise ValueError(
+            f"campaign {config.campaign!r} cannot be one, names are letters, digits and _.=- only; give one of them"
+        )
     if config.runs:
         ids = [name.strip() for name in config.runs.split(",") if name.strip()]
         return _with_probed([read_run(StoredRun, run_id) for run_id in ids]), []

@@ -129,6 +129,15 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
         ),
         ([("accumulation", "0")], "accumulation must be 1 or more, got 0"),
         ([("holdout", "1.0")], "holdout is the share of patients left out"),
+        (
+            [
+                ("objective.kind", "mae"),
+                ("objective.gram_weight", "0"),
+                ("objective.koleo_weight", "0"),
+                ("compile", "true"),
+            ],
+            "compile does nothing for objective kind 'mae'",
+        ),
     ],
 )
 def test_impossible_recipes_are_refused_in_a_sentence(

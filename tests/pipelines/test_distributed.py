@@ -192,6 +192,14 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             choose_device("cuda")
 
 
+def test_one_device_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match="'cuda:1' would be shared by all processes; give cuda"):
+        choose_device("cuda:1")
+    assert choose_device("cpu").type == "cpu"
+
+
 @pytest.mark.parametrize(("is_supported", "expected"), [(True, torch.bfloat16), (False, None)])
 def test_a_gpu_trains_in_bfloat16_where_it_has_units_for_it(
     monkeypatch: pytest.MonkeyPatch, is_supported: bool, expected: torch.dtype | None

@@ -323,6 +323,8 @@ def test_a_report_of_nothing_or_of_a_wrong_run_is_refused(own_store: Path) -> No
     run = Run.start("report")
     with pytest.raises(ValueError, match="campaign none has no run"):
         run_report(ReportConfig(campaign="none"), run)
+    with pytest.raises(ValueError, match="cannot be one, names are letters"):
+        run_report(ReportConfig(campaign="o'neill"), run)
     with pytest.raises(ValueError, match="not both"):
         run_report(ReportConfig(campaign="none", runs="x"), run)
     with pytest.raises(ValueError, match="run 'nowhere' is not in the store"):

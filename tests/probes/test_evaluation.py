@@ -5,7 +5,7 @@ from probes.delong import delong_interval
 from probes.evaluation import evaluate_nodules, headline
 from probes.linear import LinearProbe
 from probes.metrics import auroc_difference, auroc_with_interval
-from probes.scoring import NoduleScores, score_nodules
+from probes.scoring import NoduleScores, score_nodules, shuffle_labels
 from probes.splits import patient_folds
 
 
@@ -80,6 +80,23 @@ def test_planted_margin_is_found_beyond_diameter_and_shuffled_labels_are_not(tab
     assert np.isnan(lines.loc["shuffled_labels", "minus_diameter"])  # other labels: nothing to pair
     assert np.isnan(lines.loc["diameter", "brier"])  # millimetres are no probability
     assert 0.5 < lines.loc["features", "calibration_slope"] < 1.5
+
+
+def test_few_positives_are_shuffled_until_every_training_fold_has_both_classes():
+    labels, patients = np.repeat([1, 0], [4, 26]), np.array([f"p{i:02d}" for i in range(30)])
+    for seed in range(20):
+        folds = patient_folds(patients.tolist(), labels, n_folds=2, seed=seed).folds
+        shuffled = shuffle_labels(labels, patients, folds, seed)
+        assert sorted(shuffled) == sorted(labels)
+        for fold in folds:
+            assert (shuffled[fold.train] == 1).sum() == 2  # one shuffle alone gives 1 to 3, or 0 or 4
+    plenty = np.random.default_rng(0).integers(0, 2, 30)
+    folds = patient_folds(patients.tolist(), plenty, n_folds=5).folds
+    np.testing.assert_array_equal(
+        shuffle_labels(plenty, patients, folds, 7), np.random.default_rng(7).permutation(plenty)
+    )
+    with pytest.raises(ValueError, match="no shuffle of 0 positives"):
+        shuffle_labels(labels * 0, patients, [(np.arange(15), np.arange(15, 30))], 0)
 
 
 def test_a_stratum_with_two_patients_keeps_its_counts_and_no_numbers(table):
