@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 LUNG_HU, NOISE_HU, N_VESSELS = -850.0, 15.0, 12
-BODY_GROWTH, ORGAN_GROWTH = 0.03, (0.08, 0.15, 0.10)
+BODY_GROWTH, ORGAN_GROWTH = 0.03, (0.12, 0.22, 0.15)
 """Largest change of size from slice to slice, up or down: of the body; of both lungs, the heart and the spine."""
 Ellipse = tuple[float, float, float, float]
 """Centre y, centre x, half height, half width."""
