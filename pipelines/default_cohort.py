@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 PHANTOM = "cohorts/phantom"
-WALLS = {"cohorts/wall": (1.0, 1.0), "cohorts/wall_sizes": (2.5, 1.0), "cohorts/wall_still": (1.0, 0.0)}
-"""Spread of bodies and growth of organs: the slices of the wall study; with bodies of more sizes; with still organs."""
+WALLS: dict[str, dict[str, float]] = {
+    "cohorts/wall": {},
+    "cohorts/wall_outline": {"body": 0.08},
+    "cohorts/wall_still": {"lungs": 0.0, "heart": 0.0, "spine": 0.0},
+}
+"""The slices of the wall study; where bodies grow more too; where organs do not grow."""
 EMBEDDED = (PHANTOM, *WALLS)
 
 
@@ -22,7 +26,7 @@ def ensure_cohort(root: Path) -> None:
         prepare_cohort(PrepareConfig(cohort=PHANTOM))
     else:
         from pipelines.wall_cohort import make_wall_cohort
+        from pipelines.wall_slices import Growth
 
         print(f"{root} is not there yet: drawing the synthetic slices")
-        body_spread, organ_growth = WALLS[str(root)]
-        make_wall_cohort(root, body_spread=body_spread, organ_growth=organ_growth)
+        make_wall_cohort(root, growth=Growth(**WALLS[str(root)]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.cohort import CohortWriter
 from pipelines.cohort_tables import ANNOTATIONS, NODULES, REFUSED, empty_table
-from pipelines.wall_slices import chest_slices
+from pipelines.wall_slices import Growth, chest_slices
 
 SYNTHETIC = "synthetic"
 """Manufacturer of these volumes: whoever reports figures from them can tell."""
@@ -21,11 +21,7 @@ _SPACING_MM = (1.0, 9.0, 9.0)
 
 
 def make_wall_cohort(
-    root: Path,
-    volumes: int = _VOLUMES,
-    slices_each: int = _SLICES_EACH,
-    body_spread: float = 1.0,
-    organ_growth: float = 1.0,
+    root: Path, volumes: int = _VOLUMES, slices_each: int = _SLICES_EACH, growth: Growth | None = None
 ) -> None:
     """Write the cohort; by default a hold-out of 0.2 leaves 16 volumes with 2048 slices to train on.
 
@@ -33,14 +29,13 @@ def make_wall_cohort(
         root: Folder of the cohort.
         volumes: How many.
         slices_each: Unrelated slices in each, every one with its two neighbours.
-        body_spread: As in `chest_slices`.
-        organ_growth: As in `chest_slices`.
+        growth: As in `chest_slices`.
 
     Raises:
         ValueError: If the folder holds something else.
     """
     writer = CohortWriter(root)
-    slices = chest_slices(volumes * slices_each, _SIZE_PX, body_spread=body_spread, organ_growth=organ_growth)
+    slices = chest_slices(volumes * slices_each, _SIZE_PX, growth=growth)
     for number in range(volumes):
         own = slices[number * slices_each : (number + 1) * slices_each]
         writer.add_volume(_row(f"wall-{number:03d}", slices_each), own.reshape(-1, _SIZE_PX, _SIZE_PX))

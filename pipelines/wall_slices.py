@@ -1,27 +1,35 @@
 """The synthetic chest slices on which the entropy wall is studied: small, many, and each one different.
 
 Two textured lungs at about -850 HU with vessels, a heart and a spine in a body, 15 HU of noise. The three channels are
-neighbouring slices: vessels wander, every organ grows or shrinks at its own rate, noise is new. Lengths are fractions
-of half the image. Two properties decide what a teacher can find, and can be turned
-(docs/decisions/0003-what-the-wall-study-shows.md): how much bodies differ in size, which even a network at random
-initialisation sees in both views, and how organs grow, which has to be learned.
+neighbouring slices: vessels wander, body and organs grow or shrink at rates of their own, noise is new. Lengths are
+fractions of half the image. How much they grow decides what a teacher finds in both views of a slice, and can be
+turned (docs/decisions/0003-what-the-wall-study-shows.md).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 LUNG_HU, NOISE_HU, N_VESSELS = -850.0, 15.0, 12
-BODY_GROWTH, ORGAN_GROWTH = 0.03, (0.12, 0.22, 0.15)
-"""Largest change of size from slice to slice, up or down: of the body; of both lungs, the heart and the spine."""
 Ellipse = tuple[float, float, float, float]
 """Centre y, centre x, half height, half width."""
 
 
+class Growth(NamedTuple):
+    """Largest change of size from one slice to the next, up or down."""
+
+    lungs: float = 0.12
+    heart: float = 0.22
+    spine: float = 0.15
+    body: float = 0.03
+
+
 def chest_slices(
-    n: int = 2048, size_px: int = 40, seed: int = 0, body_spread: float = 1.0, organ_growth: float = 1.0
+    n: int = 2048, size_px: int = 40, seed: int = 0, growth: Growth | None = None
 ) -> NDArray[np.int16]:
     """Draw `n` chest slices with their neighbours, int16 HU, (n, 3, size_px, size_px).
 
@@ -31,48 +39,35 @@ def chest_slices(
         n: How many slices.
         size_px: Side of a slice.
         seed: Of everything random.
-        body_spread: Scales how far width and depth of bodies may lie from the middle of their range.
-        organ_growth: Scales how much lungs, heart and spine grow from slice to slice; the body grows by up to 3%.
+        growth: How much everything may grow (default `Growth()`).
 
     Raises:
-        ValueError: If there is no slice to draw, fewer than 16 pixels to draw it on, or a spread or growth at which
-            organs would leave the body.
+        ValueError: If there is no slice to draw, fewer than 16 pixels to draw it on, or something that could vanish.
     """
     if n < 1 or size_px < 16:
         raise ValueError(f"a study needs at least 1 slice of at least 16 pixels, got {n} of {size_px}")
-    if not 0 <= body_spread <= 3:
-        raise ValueError(f"body_spread must lie in [0, 3], got {body_spread}")
-    if not 0 <= organ_growth <= 2:
-        raise ValueError(f"organ_growth must lie in [0, 2], got {organ_growth}")
+    growth = growth or Growth()
+    if not all(0 <= limit <= 0.5 for limit in growth):
+        raise ValueError(f"a slice grows by 0 to 0.5 of its size to the next, got {growth}")
     return np.stack(
-        [
-            _chest_slice(np.random.default_rng([seed, index]), size_px, body_spread, organ_growth)
-            for index in range(n)
-        ]
+        [_chest_slice(np.random.default_rng([seed, index]), size_px, growth) for index in range(n)]
     )
 
 
-def _chest_slice(
-    rng: np.random.Generator, size_px: int, body_spread: float, organ_growth: float
-) -> NDArray[np.int16]:
+def _chest_slice(rng: np.random.Generator, size_px: int, growth: Growth) -> NDArray[np.int16]:
     """One slice and its two neighbours, (3, size_px, size_px)."""
 
-    def draw(low: float, high: float, spread: float = 1.0) -> float:
-        """Draw from a range, widened or narrowed about its middle."""
-        middle = (low + high) / 2
-        return middle + spread * (float(rng.uniform(low, high)) - middle)
-
-    def growth(limit: float) -> NDArray[np.float64]:
-        """Size of something in the three slices, relative to the middle one, (3, 1, 1)."""
-        return 1 + z * draw(-limit, limit)
+    def draw(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
 
     line = (np.arange(size_px) + 0.5) / size_px * 2 - 1
     y, x = line[:, None] - draw(-0.1, 0.1), line - draw(-0.1, 0.1)
     z = np.array([-1.0, 0.0, 1.0])[:, None, None]
-    width = draw(0.7, 0.82, body_spread)
-    depth = width * draw(0.7, 0.85, body_spread)
+    width = draw(0.7, 0.82)
+    depth = width * draw(0.7, 0.85)
     fat = draw(0.04, 0.16)
-    grown_lung, grown_heart, grown_spine = (growth(organ_growth * own) for own in ORGAN_GROWTH)
+    # Size in the three slices, relative to the middle one.
+    grown_lung, grown_heart, grown_spine, grown_body = (1 + z * draw(-limit, limit) for limit in growth)
 
     image = np.full((3, size_px, size_px), -1000.0)
 
@@ -83,7 +78,6 @@ def _chest_slice(
         share = np.clip(0.5 + (1 - radius) * min(half_y, half_x) * size_px / 2, 0, 1)
         image[...] += share * (value - image)
 
-    grown_body = growth(BODY_GROWTH)
     fill((0, 0, depth, width), grown_body, -100)
     fill((0, 0, depth - fat, width - fat), grown_body, 50)
     lung_hu = LUNG_HU + rng.normal(0, 30) + _texture_hu(rng, size_px)

@@ -1,9 +1,7 @@
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from pipelines.wall_slices import chest_slices
+from pipelines.wall_slices import Growth, chest_slices
 
 
 def test_slices_are_the_same_for_a_seed_and_a_longer_study_begins_with_the_shorter() -> None:
@@ -46,28 +44,18 @@ def widths_px(slices: np.ndarray) -> np.ndarray:
     return (slices[:, :, 5:35] > -500).any(2).sum(-1)
 
 
-def test_the_spread_of_bodies_scales_about_the_middle() -> None:
-    plain, wide = (widths_px(chest_slices(200, body_spread=spread))[:, 1] for spread in (1.0, 2.0))
-    assert wide.std() == pytest.approx(2 * plain.std(), rel=0.1)
-    assert wide.mean() == pytest.approx(plain.mean(), rel=0.02)
-    assert widths_px(chest_slices(200, body_spread=0.0))[:, 1].std() < 0.5  # the edge's rounding is left
-    with pytest.raises(ValueError, match="body_spread"):
-        chest_slices(1, body_spread=4.0)
-
-
 def test_organs_grow_from_slice_to_slice_at_rates_of_their_own() -> None:
-    def growth_px(organ_growth: float, is_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        slices = chest_slices(200, organ_growth=organ_growth)
-        area = is_of(slices).sum((-2, -1))
+    def lung_px(growth: Growth) -> np.ndarray:
+        """How many more pixels of lung the upper neighbour has than the lower one, (n,)."""
+        slices = chest_slices(200, growth=growth)
+        area = ((slices > -950) & (slices < -700)).sum((-2, -1))
         return area[:, 2] - area[:, 0]
 
-    def lung(slices: np.ndarray) -> np.ndarray:
-        return (slices > -950) & (slices < -700)
-
-    still, plain = growth_px(0.0, lung), growth_px(1.0, lung)
-    assert plain.std() > 3 * still.std()
+    still, plain = lung_px(Growth(lungs=0.0)), lung_px(Growth())
+    assert plain.std() > 2 * still.std()
     assert abs(plain.mean()) < plain.std() / 5  # as many grow as shrink
-    bodies = np.diff(widths_px(chest_slices(200)), axis=1).sum(1)
+    bodies = np.diff(widths_px(chest_slices(200, growth=Growth(body=0.08))), axis=1).sum(1)
+    assert bodies.std() > 2 * np.diff(widths_px(chest_slices(200)), axis=1).sum(1).std()
     assert abs(np.corrcoef(bodies, plain)[0, 1]) < 0.3
-    with pytest.raises(ValueError, match="organ_growth"):
-        chest_slices(1, organ_growth=3.0)
+    with pytest.raises(ValueError, match=r"by 0 to 0\.5"):
+        chest_slices(1, growth=Growth(spine=0.6))
