@@ -22,9 +22,9 @@ Ellipse = tuple[float, float, float, float]
 class Growth(NamedTuple):
     """Largest change of size from one slice to the next, up or down."""
 
-    lungs: float = 0.12
-    heart: float = 0.22
-    spine: float = 0.15
+    lungs: float = 0.1
+    heart: float = 0.18
+    spine: float = 0.12
     body: float = 0.03
 
 
