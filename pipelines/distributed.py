@@ -146,7 +146,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device '{name}' is unknown; give auto, cpu or cuda") from error
-    if device.index is not None and device.index != local and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if device.type == "cuda" and device.index not in (None, local) and here > 1:
         raise ValueError(
             f"device '{name}' would be shared by all processes; give cuda, and each takes the one of its rank"
         )

@@ -29,7 +29,7 @@ from probes.labels import LabelRule
 from probes.linear import LinearProbe, Probe
 from probes.mlp import MlpProbe
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
-from probes.scoring import NoduleScores, score_nodules
+from probes.scoring import NoduleScores, score_nodules, shuffle_labels
 from transforms.nodule import CropSpec
 
 HeadName = Literal["logistic", "mlp", "attentive"]
@@ -94,12 +94,15 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
+    # What is pooled is ranked together: one prior and one shuffle of the labels for all.
     prior = float(nodules.labels[tested].mean())
+    every_fold = [fold for plan in plans for fold in plan.folds]
+    shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
     parts = []
     for loaded, plan in zip(backbones, plans, strict=True):
         print(f"backbone {loaded.source}")
         tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
-        parts.append(score(config, loaded, cohort, nodules, plan.folds, prior))
+        parts.append(score(config, loaded, cohort, nodules, plan.folds, prior, shuffled))
     run.set_tags(names_of(backbones))
     scores = pooled(parts)
     table = evaluate(config, nodules, scores)
@@ -140,8 +143,10 @@ def pooled(parts: list[NoduleScores]) -> NoduleScores:
     """Join the out-of-fold scores of backbones that each tested patients of their own.
 
     Raises:
-        ValueError: If two of them tested the same nodule.
+        ValueError: If two of them tested the same nodule, or shuffled the labels each in its own way.
     """
+    if any((part.shuffled_labels != parts[0].shuffled_labels).any() for part in parts):
+        raise ValueError("scores that are pooled have shuffled labels of their own; shuffle once for all")
     tested = np.stack([np.isfinite(part.rows["features"]) for part in parts])
     if (tested.sum(0) > 1).any():
         raise ValueError(
@@ -162,6 +167,7 @@ def score(
     nodules: NoduleSet,
     folds: list[Any],
     prior: float,
+    shuffled: NDArray[np.int64],
 ) -> NoduleScores:
     """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
     device = choose_device(config.device)
@@ -204,6 +210,7 @@ def score(
         },
         seed=config.seed,
         prior=prior,
+        shuffled=shuffled,
     )
 
 

@@ -63,10 +63,12 @@ class RunFolder:
         cohort_sha: str,
         config: Mapping[str, Any],
         allowed: set[str],
+        defaults: Mapping[str, Any],
     ) -> RunFolder | None:
         """Find the run to continue: a run id, or with "auto" the newest free unfinished one of this recipe and cohort.
 
         One whose hyper-parameters differ, such as the cut off arm of a campaign, does not hide an older one that fits.
+        An option that a run does not name, because it began before there was such an option, had its default.
 
         Returns:
             The folder, held; None when "auto" finds nothing to continue.
@@ -97,7 +99,7 @@ class RunFolder:
             if lock is None:
                 continue
             try:
-                _refuse_changes(record["config"], config, allowed)
+                _refuse_changes({**_plain(defaults), **record["config"]}, config, allowed)
             except ValueError as refusal:
                 lock.close()
                 refusals.append(refusal)
@@ -134,8 +136,14 @@ class RunFolder:
         part.replace(self.path / _RECORD)
 
 
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they read in a record."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
+    return plain
+
+
 def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: set[str]) -> None:
-    plain = json.loads(json.dumps(dict(now), default=str))
+    plain = _plain(now)
     changed = [key for key in plain if key not in _FREE | allowed and before.get(key) != plain[key]]
     if changed:
         key = changed[0]

@@ -6,6 +6,7 @@ continued by the process that resumes it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -48,8 +49,17 @@ def shown_store() -> str:
 
 
 def client() -> MlflowClient:
-    """Open the store in force."""
-    return MlflowClient(tracking_uri())
+    """Open the store in force; processes that find no sqlite file yet make it one after the other.
+
+    MLflow lets two of them create and migrate the tables at once, and all but one end with a database error.
+    """
+    uri = tracking_uri()
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not path.parent.is_dir():
+        return MlflowClient(uri)
+    with Path(f"{path}.lock").open("a", encoding="utf-8") as handle:
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+        return MlflowClient(uri)
 
 
 def git_commit() -> str:

@@ -55,9 +55,9 @@ class Trainer:
         if self.autocast_dtype is not None and device.type == "cpu":
             # Only the student is differentiated.
             self.networks.student.backbone.attend_plainly()
-        if self.autocast_dtype is None and device.type == "cuda":
+        if device.type == "cuda":
             # Matrix products are full float32 by torch's default, convolutions (the patches) are not.
-            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = self.autocast_dtype is not None
         if config.compile:
             self.networks.student.compile()
             self.networks.teacher.compile()

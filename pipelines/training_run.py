@@ -142,7 +142,8 @@ class TrainingRun:
         resume = config.resume or (run.run_id if is_begun else "")
         if resume:
             allowed = {key.strip() for key in config.allow_changes.split(",")}
-            folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed)
+            defaults = flatten(type(config)())
+            folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed, defaults)
         if folder is None:
             folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
         try:

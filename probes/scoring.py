@@ -34,6 +34,7 @@ def score_nodules(
     vectors: npt.ArrayLike | None = None,
     seed: int = 0,
     prior: float | None = None,
+    shuffled: Ints | None = None,
 ) -> NoduleScores:
     """Cross-fit a probe and everything that it has to be compared with, in the same folds.
 
@@ -48,6 +49,8 @@ def score_nodules(
         vectors: Features (N, D) that stand beside diameter in a linear probe; None: `features`, if they are (N, D).
         seed: Of the shuffle and of the inner folds of the probe with diameter.
         prior: See `probes.linear.cross_fit`: one for all calls whose scores are pooled.
+        shuffled: Labels that say nothing, from `shuffle_labels` over the folds of all calls whose scores are pooled;
+            None: over these folds.
 
     Returns:
         Rows `features`, `features_and_diameter` (where there are vectors, and the diameter of every nodule is
@@ -68,7 +71,8 @@ def score_nodules(
         )
     for name, (baseline_factory, inputs) in (baselines or {}).items():
         rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs, prior)
-    shuffled = shuffle_labels(truth, np.asarray(patient_ids), pairs, seed)
+    if shuffled is None:
+        shuffled = shuffle_labels(truth, np.asarray(patient_ids), pairs, seed)
     rows["shuffled_labels"] = cross_fit(probe_factory, features, shuffled, patient_ids, pairs, prior)
     return NoduleScores(rows, shuffled)
 

@@ -197,7 +197,11 @@ def test_one_device_for_several_processes_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="'cuda:1' would be shared by all processes; give cuda"):
         choose_device("cuda:1")
-    assert choose_device("cpu").type == "cpu"
+    assert choose_device("cpu:1").type == "cpu"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with one process each
+    if torch.cuda.device_count() < 2:
+        with pytest.raises(ValueError, match="is not on this machine"):
+            choose_device("cuda:1")
 
 
 @pytest.mark.parametrize(("is_supported", "expected"), [(True, torch.bfloat16), (False, None)])

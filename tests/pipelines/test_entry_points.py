@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,8 @@ def test_scores_of_cross_fitted_backbones_are_pooled_and_never_twice() -> None:
     np.testing.assert_array_equal(pooled([one, other]).rows["features"], [0.1, 0.2, 0.3, nan])
     with pytest.raises(ValueError, match="2 nodules are tested by several backbones"):
         pooled([one, one])
+    with pytest.raises(ValueError, match="shuffle once for all"):
+        pooled([one, replace(other, shuffled_labels=shuffled[::-1])])
 
 
 def test_a_copy_without_recipes_says_that_a_checkout_is_needed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pipelines.run_folder import RunFolder
 
 CONFIG = {"steps": 100, "optim.lr": 1e-3, "views.fraction": (0.5, 1.0), "workers": 0, "cohort": "a/b"}
+DEFAULTS = {"views.size_px": 224, "views.mirror": "x"}
 
 
 def create(runs: Path, run_id: str, recipe: str = "demo", cohort: str = "sha", age_s: float = 0.0) -> Path:
@@ -23,7 +24,7 @@ def create(runs: Path, run_id: str, recipe: str = "demo", cohort: str = "sha", a
 def find(
     runs: Path, resume: str = "auto", config: dict = CONFIG, allowed: tuple[str, ...] = ()
 ) -> str | None:
-    folder = RunFolder.find(runs, resume, "demo", "sha", config, set(allowed))
+    folder = RunFolder.find(runs, resume, "demo", "sha", config, set(allowed), DEFAULTS)
     if folder is None:
         return None
     assert folder.is_resumed
@@ -32,7 +33,7 @@ def find(
 
 
 def finish(runs: Path, run_id: str) -> None:
-    folder = RunFolder.find(runs, run_id, "demo", "sha", CONFIG, set())
+    folder = RunFolder.find(runs, run_id, "demo", "sha", CONFIG, set(), DEFAULTS)
     assert folder is not None
     folder.mark_finished()
     folder.release()
@@ -62,6 +63,13 @@ def test_a_named_run_that_cannot_be_continued_is_refused(tmp_path: Path, run_id:
     finish(tmp_path, "done")
     with pytest.raises(ValueError, match=words):
         find(tmp_path, run_id)
+
+
+def test_an_option_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
+    create(tmp_path, "older")
+    assert find(tmp_path, config=CONFIG | {"views.mirror": "x"}) == "older"
+    with pytest.raises(ValueError, match=r"had views\.mirror=x, this command says y"):
+        find(tmp_path, config=CONFIG | {"views.mirror": "y"})
 
 
 HOLD = """

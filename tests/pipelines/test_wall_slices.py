@@ -15,7 +15,9 @@ def test_slices_are_the_same_for_a_seed_and_a_longer_study_begins_with_the_short
 def test_lungs_lie_near_minus_850_hu_in_a_body_with_bone() -> None:
     slices = chest_slices(256)
     lung = slices[(slices > -950) & (slices < -700)]
-    assert -850 < np.median(lung) < -800  # vessels' edges pull it up
+    assert (
+        -830 < np.median(lung) < -810
+    )  # vessels' edges pull it up; lungs at -900 or -800 HU give -845 or -790
     assert 0.05 < lung.size / slices.size < 0.5
     assert np.mean((slices > 0) & (slices < 100)) > 0.08
     assert np.mean(slices > 200) > 0.005

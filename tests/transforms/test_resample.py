@@ -77,6 +77,12 @@ def test_bilinear_points_are_those_of_torch_grid_sample(image, box, size_px):
     )  # of 4095 HU, in float32
 
 
+def test_a_magnified_bilinear_crop_goes_on_with_the_last_pixel_that_it_touches(image):
+    box, touched = (5.3, 20.8, 10.1, 8.6), image[:, 5:16, 20:30]
+    expected = sampled_by_torch(touched, (0.3, 0.8, 10.1, 8.6), 60)
+    np.testing.assert_allclose(resized(image, box, 60, interpolation="bilinear"), expected, atol=0.01)
+
+
 def test_a_bilinear_crop_reads_no_pixel_that_it_does_not_touch(image):
     box = (5.3, 20.8, 10.1, 8.6)
     poisoned = np.full_like(image, 30_000)
