@@ -185,14 +185,15 @@ class Trainer:
         """Return everything that a resumed run needs, as tensors and as plain facts; every process must call it."""
         self.check_sums()
         # Every process will resume from this one state. Sums are only ever read as means over processes, here and in
-        # the watcher, so they are saved as such: the mean of equal means is that mean.
-        sums = {name: mean_over_ranks(value) for name, value in self.sums.items()}
+        # the watcher, so they are saved as such: the mean of equal means is that mean. This run goes on with what it
+        # saved, or its later reports would differ from those of a resumed one in the last bits.
+        self.sums = {name: mean_over_ranks(value) for name, value in self.sums.items()}
         watch_tensors, watch_facts = self.watcher.state()
         tensors = under("networks", self.networks.state_dict()) | under(
             "objective", self.objective.state_dict()
         )
         tensors |= under("optimizer", optimizer_tensors(self.optimizer)) | under("watch", watch_tensors)
-        tensors |= under("sums", sums) | {"rng/torch": torch.get_rng_state()}
+        tensors |= under("sums", self.sums) | {"rng/torch": torch.get_rng_state()}
         scale_mm = widest_over_ranks(self.scale_mm)
         facts = {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
         return tensors, facts

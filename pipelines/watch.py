@@ -164,11 +164,8 @@ class Watcher:
         """Return all that a resumed run needs to report the same numbers; every process must call it."""
         tensors: dict[str, Tensor] = {}
         for i, bucket in enumerate(self.buckets):
-            tensors |= {
-                f"{i}.sums": mean_over_ranks(bucket.sums),
-                f"{i}.mean_p": mean_over_ranks(bucket.mean_p),
-                f"{i}.tokens": bucket.tokens,
-            }
+            bucket.sums, bucket.mean_p = mean_over_ranks(bucket.sums), mean_over_ranks(bucket.mean_p)
+            tensors |= {f"{i}.sums": bucket.sums, f"{i}.mean_p": bucket.mean_p, f"{i}.tokens": bucket.tokens}
         return tensors, {
             "samples": [bucket.samples for bucket in self.buckets],
             "first_gain": self.first_gain,
