@@ -75,6 +75,7 @@ class ViewDraws:
 
     Attributes:
         boxes_yxhw: Top, left, height and width of the crops in pixels, (V, B, 4), whole where the kernel is bicubic.
+        interpolation: The kernel that the boxes were drawn for.
         is_flipped: Mirrored left to right, (V, B).
         window_hu: Lower and upper edges in true HU, (V, B, 2).
         brightness: Factor, (V, B).
@@ -83,6 +84,7 @@ class ViewDraws:
     """
 
     boxes_yxhw: NDArray[np.float64]
+    interpolation: Interpolation
     is_flipped: NDArray[np.bool_]
     window_hu: NDArray[np.float64]
     brightness: NDArray[np.float64]
@@ -170,6 +172,7 @@ def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: in
         blur_px = low + (high - low) * intensity[..., 2]
     return ViewDraws(
         boxes_yxhw=place_crops(config, crop, N_GLOBAL, frames),
+        interpolation=config.interpolation,
         is_flipped=crop_flips(config, crop),
         window_hu=windows,
         brightness=brightness,
@@ -207,10 +210,8 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     is_cpu = batch.triplets_hu.device.type == "cpu"
     render = partial(_render_per_sample if is_cpu else _render_batched, batch.triplets_hu, draws, tone)
     return Views(
-        global_views=render(slice(0, N_GLOBAL), config.size_px, config.interpolation),
-        local_views=render(slice(N_GLOBAL, None), config.local_size_px, config.interpolation)
-        if config.n_local
-        else None,
+        global_views=render(slice(0, N_GLOBAL), config.size_px),
+        local_views=render(slice(N_GLOBAL, None), config.local_size_px) if config.n_local else None,
         mm_per_pixel=torch.from_numpy((side_mm / size_px[:, None]).astype(np.float32)),
         outside_body=torch.from_numpy(outside_body),
         window_hu=torch.from_numpy(draws.window_hu.astype(np.float32)),
@@ -244,12 +245,7 @@ class _Tone:
 
 
 def _render_per_sample(
-    triplets_hu: torch.Tensor,
-    draws: ViewDraws,
-    tone: _Tone,
-    views: slice,
-    size_px: int,
-    interpolation: Interpolation,
+    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
     """Render view by view: while one is in the processor's cache, everything is done to it."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
@@ -258,24 +254,21 @@ def _render_per_sample(
     triplets, out = triplets_hu.numpy(), rendered.numpy()
     for v in range(n_views):
         for b in range(n_samples):
-            resize_crop(triplets[b], boxes[v, b], size_px, bool(is_flipped[v, b]), out[v, b], interpolation)
+            resize_crop(
+                triplets[b], boxes[v, b], size_px, bool(is_flipped[v, b]), out[v, b], draws.interpolation
+            )
             tone.apply_(rendered[v, b : b + 1], views.start + v, slice(b, b + 1))
     return rendered
 
 
 def _render_batched(
-    triplets_hu: torch.Tensor,
-    draws: ViewDraws,
-    tone: _Tone,
-    views: slice,
-    size_px: int,
-    interpolation: Interpolation,
+    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
     """Render a whole view at a time as batched matrix products."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
     images = triplets_hu.float()
     rendered = images.new_empty(len(boxes), len(images), 3, size_px, size_px)
     for v in range(len(boxes)):
-        rendered[v] = resize_batch(images, boxes[v], size_px, is_flipped[v], interpolation)
+        rendered[v] = resize_batch(images, boxes[v], size_px, is_flipped[v], draws.interpolation)
         tone.apply_(rendered[v], views.start + v, slice(None))
     return rendered

@@ -62,8 +62,8 @@ def test_both_forms_show_the_same_grey(name):
     tone = _Tone(draws, replace(config, **PLAIN), torch.device("cpu"))
     ranges = [(slice(0, 2), config.size_px)] + [(slice(2, None), config.local_size_px)] * bool(config.n_local)
     for views, size_px in ranges:
-        one = _render_per_sample(batch.triplets_hu, draws, tone, views, size_px, config.interpolation)
-        many = _render_batched(batch.triplets_hu, draws, tone, views, size_px, config.interpolation)
+        one = _render_per_sample(batch.triplets_hu, draws, tone, views, size_px)
+        many = _render_batched(batch.triplets_hu, draws, tone, views, size_px)
         assert one.shape == many.shape == (len(draws.is_flipped[views]), 4, 3, size_px, size_px)
         assert (one - many).abs().max() < 1e-5
         assert one.min() >= 0.0
@@ -271,7 +271,7 @@ def test_rendering_on_a_gpu_waits_for_no_copy(host_copies) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), host_copies:  # shapes and devices, no GPU
         pixels = torch.empty(batch.triplets_hu.shape, dtype=torch.int16, device="cuda")
         tone = _Tone(draws, config, pixels.device)
-        views = _render_batched(pixels, draws, tone, slice(0, 2), config.size_px, config.interpolation)
+        views = _render_batched(pixels, draws, tone, slice(0, 2), config.size_px)
     assert views.device.type == "cuda"
     assert len(host_copies.is_waited_for) == len(host_copies.pinned) > 10
     assert not any(host_copies.is_waited_for)
