@@ -16,12 +16,12 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.timing import one_thread, row
 from models.backbone import build_backbone
-from pipelines.config import find_recipe, load_recipe, read_yaml
-from pipelines.pretrain import PretrainConfig
-from pipelines.schedule import moment
-from pipelines.trainer import Trainer
-from pipelines.wall_slices import chest_slices
-from transforms.views import TripletBatch, Views, draw_views, render_views
+from pipelines.command.config import find_recipe, load_recipe, read_yaml
+from pipelines.phantom.wall_slices import chest_slices
+from pipelines.training.config import PretrainConfig
+from pipelines.training.schedule import moment
+from pipelines.training.trainer import Trainer
+from transforms.views.batch import TripletBatch, Views, draw_views, render_views
 
 UPDATES, SLICES, BATCHES = 300, 512, 3
 EASY = (

@@ -16,16 +16,16 @@ from pathlib import Path
 import yaml
 
 from benchmarks.timing import row
-from pipelines.config import PROJECT_ROOT
+from pipelines.runtime.paths import PROJECT_ROOT
 
 PARALLEL = 4
 # Both ways end by printing their own peak memory, in MB. Not ru_maxrss: a process inherits that of its parent.
 PEAK = "print('peak', next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM')) // 1024)"
 CAMPAIGN = "import sys; sys.argv = ['campaign', '--spec', '{spec}', '--parallel', '{parallel}']\n" + (
-    "from pipelines.campaign.run import CampaignConfig, run_campaign\nfrom pipelines.cli import main\n"
+    "from pipelines.campaign.run import CampaignConfig, run_campaign\nfrom pipelines.command.cli import main\n"
     "try:\n    main('campaign', CampaignConfig, run_campaign)\nfinally:\n    " + PEAK
 )
-STORE = f"from pipelines.tracking import client\nclient().search_runs(['0'])\n{PEAK}"
+STORE = f"from pipelines.tracking.run import client\nclient().search_runs(['0'])\n{PEAK}"
 
 
 def measure(arms: int = 12) -> Iterator[dict[str, object]]:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.cohort import Cohort, CohortWriter
-from pipelines.cohort_tables import ANNOTATIONS, NODULES, REFUSED, empty_table
-from pipelines.loader import SliceIndex
-from pipelines.phantom_anatomy import NOISE_HU, Thorax, chest_hu, grow_vessels
-from pipelines.phantom_shapes import Grid
+from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.slices import SliceIndex
+from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, empty_table
+from pipelines.phantom.anatomy import NOISE_HU, Thorax, chest_hu, grow_vessels
+from pipelines.phantom.shapes import Grid
 
 N_VOLUMES, N_SLICES, SIZE_PX, SPACING_MM = 2, 48, 512, (1.25, 0.34, 0.34)
 PNG_OFFSET = 32768

@@ -1,9 +1,9 @@
 """Which readers' marks outline the same nodule: ours against pylidc's own clustering, with the same result."""
 
 from benchmarks.timing import median_cpu_seconds, row
-from pipelines.lidc import rows_for_series
-from pipelines.lidc_contours import cluster_marks, read_database
-from pipelines.pylidc_compat import load_pylidc
+from pipelines.lidc.contours import cluster_marks, read_database
+from pipelines.lidc.marks import rows_for_series
+from pipelines.lidc.pylidc_compat import load_pylidc
 
 SCAN_IDS = (1, 12, 16, 66, 370)
 

@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from pipelines.campaign.records import ArmRecord, find_parent
-from pipelines.config import PROJECT_ROOT
-from pipelines.stored_runs import search_runs
+from pipelines.campaign.records import find_parent
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.stored_runs import search_runs
 
 CELL = ["centre momentum", "KoLeo on"]
 COLUMNS = ["loss", "G", "prototypes used", "effective rank"]

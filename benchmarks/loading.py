@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from benchmarks.chest_cohort import SIZE_PX, ChestCohort, chest_cohort
 from benchmarks.png_peer import PngTwoViews
 from benchmarks.timing import ROUNDS, median_cpu_seconds, one_thread, row
-from pipelines.loader import BatchPlan, MicroBatches, stream_batches
-from transforms.views import ViewConfig
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
+from transforms.views.batch import ViewConfig
 
 BATCH, WORKERS = 16, 2
 READS = 64

@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.timing import row
-from pipelines.config import PROJECT_ROOT
-from pipelines.tracking import STORE_ENV
-from pipelines.wall_cohort import make_wall_cohort
+from pipelines.phantom.wall_cohort import make_wall_cohort
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.run import STORE_ENV
 
 UPDATES, SETTLED, EVERY = 2000, 500, 100
 """An evaluation and a checkpoint every 100 updates. Up to the fifth evaluation the allocator's pools still fill (some
@@ -18,9 +18,10 @@ UPDATES, SETTLED, EVERY = 2000, 500, 100
 CHILD = f"""
 import sys
 from pathlib import Path
-from pipelines.cli import run_entry_point
-from pipelines.pretrain import PretrainConfig, run_pretrain
-from pipelines.trainer import Trainer
+from pipelines.command.cli import run_entry_point
+from pipelines.pretrain import run_pretrain
+from pipelines.training.config import PretrainConfig
+from pipelines.training.trainer import Trainer
 
 plain = Trainer.update
 

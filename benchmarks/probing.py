@@ -1,11 +1,11 @@
-"""Features of crops: `pipelines.features.encode` against the bare backbone on batches that are ready for it."""
+"""Features of crops: `backbones.features.encode` against the bare backbone on batches that are ready for it."""
 
 import numpy as np
 import torch
 
 from benchmarks.timing import median_cpu_seconds, one_thread, row
 from models.backbone import BackboneConfig, build_backbone
-from pipelines.features import encode, network_input
+from pipelines.backbones.features import encode, network_input
 
 CROPS, BATCH, SIZE_PX = 8, 4, 224
 

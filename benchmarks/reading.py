@@ -12,8 +12,8 @@ from monai.data.image_reader import PydicomReader
 from numpy.typing import NDArray
 
 from benchmarks.timing import median_cpu_seconds, row
-from pipelines.phantom_dicom import PADDING_STORED, SeriesHeader, write_series
-from transforms.dicom_series import read_series
+from pipelines.phantom.dicom import PADDING_STORED, SeriesHeader, write_series
+from transforms.dicom.series import read_series
 
 N_SLICES, SIZE_PX = 240, 512
 PADDING_HU = PADDING_STORED - 1024

@@ -22,14 +22,16 @@ import pandas as pd
 import torch
 
 from benchmarks.timing import row
-from pipelines.cohort import Cohort, CohortWriter
-from pipelines.cohort_kind import cohort_kind
-from pipelines.cohort_tables import ANNOTATIONS, NODULES, REFUSED, SERIES, empty_table, write_table
-from pipelines.config import PROJECT_ROOT, find_recipe, load_recipe, read_yaml
-from pipelines.evaluation import RetrievalEvaluation
-from pipelines.loader import BatchPlan, MicroBatches, SliceIndex, stream_batches
-from pipelines.pretrain import PretrainConfig
-from pipelines.training_run import divide_patients
+from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.kind import cohort_kind
+from pipelines.cohort.slices import SliceIndex
+from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, SERIES, empty_table, write_table
+from pipelines.command.config import find_recipe, load_recipe, read_yaml
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.training.config import PretrainConfig
+from pipelines.training.evaluation import RetrievalEvaluation
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
+from pipelines.training.run import divide_patients
 
 SERIES_COUNT, SLICE_COUNT, NODULE_COUNT, MARK_COUNT = 1018, 243_945, 2651, 6859
 SIZE_PX, SPACING_MM = 512, (1.25, 0.7, 0.7)

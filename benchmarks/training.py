@@ -20,11 +20,11 @@ import torch
 from benchmarks.chest_cohort import chest_cohort
 from benchmarks.timing import ROUNDS, one_thread, row
 from models.backbone import build_backbone
-from pipelines.config import find_recipe, load_recipe, read_yaml
-from pipelines.loader import BatchPlan, MicroBatches, stream_batches
-from pipelines.pretrain import PretrainConfig
-from pipelines.tracking import STORE_ENV, Run
-from pipelines.trainer import Trainer
+from pipelines.command.config import find_recipe, load_recipe, read_yaml
+from pipelines.tracking.run import STORE_ENV, Run
+from pipelines.training.config import PretrainConfig
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
+from pipelines.training.trainer import Trainer
 
 BATCH = 4
 Seconds = dict[str, float]

@@ -7,9 +7,9 @@ from torch.nn.functional import interpolate
 from benchmarks.chest_cohort import chest_cohort
 from benchmarks.png_peer import PngTwoViews
 from benchmarks.timing import median_cpu_seconds, one_thread, row
-from pipelines.loader import BatchPlan, MicroBatches
-from transforms.resample import resize_crop
-from transforms.views import ViewConfig
+from pipelines.training.loader import BatchPlan, MicroBatches
+from transforms.views.batch import ViewConfig
+from transforms.views.resample import resize_crop
 
 BATCH = 16
 

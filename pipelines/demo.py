@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote
 
-from pipelines import tracking
-from pipelines.config import PROJECT_ROOT
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking import run as tracking
+from pipelines.tracking.pages import compare_page
 
 LEARNS = ("optim.teacher_temp=0.02",)
 """A teacher sharper than its student (0.1): what one view can predict of the other's code grows."""
@@ -94,12 +93,6 @@ def _cell(metrics: dict[str, float], key: str, interval: str) -> str:
         return f"{metrics[key]:.3f}"
     low, high = (metrics[interval.format(end)] for end in ("low", "high"))
     return f"{metrics[key]:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def compare_page(run_ids: list[str], experiment_id: str) -> str:
-    """Return the address of MLflow's compare page on the server that `make ui` starts."""
-    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
-    return f"http://127.0.0.1:5000/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
 def main() -> int:

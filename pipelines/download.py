@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from pipelines.cli import main
-from pipelines.tracking import Run
+from pipelines.command.cli import main
+from pipelines.tracking.run import Run
 
 INSTALL = "pip install -e '.[download]'"
 

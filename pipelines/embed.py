@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.atomic import write_atomically
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone
-from pipelines.cli import EndWith, main
-from pipelines.ct_volumes import CtFolder, CtVolume, FolderFormat
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.encode import EncodedSlices, EncodeSettings, PlainWindow, encode_slices
-from pipelines.features import SliceFeature, image_features
-from pipelines.probe_setup import tag_scale
-from pipelines.tracking import Run
+from pipelines.backbones.encode import EncodedSlices, EncodeSettings, PlainWindow, encode_slices
+from pipelines.backbones.features import SliceFeature, image_features
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
+from pipelines.command.cli import EndWith, main
+from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.probing.setup import tag_scale
+from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

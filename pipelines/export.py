@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone, BackboneConfig
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
-from pipelines.cli import main
-from pipelines.model_card import CardFacts, model_card
-from pipelines.stored_runs import StoredRun, read_run, search_runs
-from pipelines.tracking import Run, fetch_artifact
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
+from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.command.cli import main
+from pipelines.tracking.run import Run, fetch_artifact
+from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 
 OPSET = 18
 TIMM_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipelines.atomic import write_atomically
-from pipelines.cohort import Cohort
-from pipelines.progress import progress
+from pipelines.cohort.folder import Cohort
+from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.progress import progress
 from transforms.png_slices import ENCODING, encode_png, holds_slice
 
 if TYPE_CHECKING:
-    from pipelines.tracking import Run
+    from pipelines.tracking.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +98,6 @@ def run_export_png(config: ExportPngConfig, run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.command.cli import main
 
     main("export_png", ExportPngConfig, run_export_png)

@@ -8,15 +8,15 @@ from typing import get_args
 
 import pandas as pd
 
-from pipelines.cli import main
-from pipelines.cohort import Cohort, CohortWriter
-from pipelines.cohort_tables import REFUSED, empty_table
-from pipelines.lidc import rows_for_series
-from pipelines.lidc_contours import MAX_READERS, read_scans
-from pipelines.lidc_masks import write_missing_masks
-from pipelines.nodule_figures import agreement_figure, malignancy_figure, rules_figure
-from pipelines.nodule_floors import FloorSettings, floor_metrics, measure_floors, rules_table
-from pipelines.tracking import Run
+from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.tables import REFUSED, empty_table
+from pipelines.command.cli import main
+from pipelines.lidc.contours import MAX_READERS, read_scans
+from pipelines.lidc.marks import rows_for_series
+from pipelines.nodule.baselines import FloorSettings, floor_metrics, measure_floors, rules_table
+from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
+from pipelines.nodule.lidc_masks import write_missing_masks
+from pipelines.tracking.run import Run
 from probes.labels import Labelled, LabelRule, label_nodules
 
 LIDC = "cohorts/lidc"
@@ -50,7 +50,7 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     floors = measure_floors(cohort, chosen, settings)
     if len(cohort.series):
         # torch and MONAI take longer to import than all the tables take to make.
-        from pipelines.nodule_images import contact_sheet, measure_images
+        from pipelines.nodule.images import contact_sheet, measure_images
 
         imaged = measure_images(cohort, chosen, settings)
         if imaged is not None:

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.aggregators import AggregatorName
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone
-from pipelines.cli import main
-from pipelines.cohort import Cohort
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.features import WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set, places_mm, tell_of_doubtful_places
-from pipelines.probe_setup import fold_plan, tag_probe
-from pipelines.tracking import Run
-from pipelines.view_tokens import of_rows
+from pipelines.backbones.features import WindowName, encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import main
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm, tell_of_doubtful_places
+from pipelines.probing.setup import fold_plan, tag_probe
+from pipelines.probing.view_tokens import of_rows
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
 from probes.aggregation import SliceTokens, compare_aggregators
 from probes.labels import LabelRule
 from transforms.nodule import CropSpec, crop_nodule

@@ -13,17 +13,17 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cli import main
-from pipelines.cohort import Cohort
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.features import WINDOWS_HU, WindowName, encode
-from pipelines.nodule_masks import MaskedCrops, masked_crops
-from pipelines.nodule_set import nodule_set, tell_of_doubtful_places
-from pipelines.probe_setup import fold_plan, tag_probe
-from pipelines.tracking import Run
-from pipelines.view_tokens import of_rows
+from pipelines.backbones.features import WINDOWS_HU, WindowName, encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import main
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
+from pipelines.nodule.masks import MaskedCrops, masked_crops
+from pipelines.probing.setup import fold_plan, tag_probe
+from pipelines.probing.view_tokens import of_rows
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
 from probes.labels import LabelRule
 from transforms.hounsfield import window_hu

@@ -12,22 +12,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from models.backbone import Backbone
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cli import main
-from pipelines.cohort import Cohort
-from pipelines.config import PROJECT_ROOT
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.features import FeatureCache, FeatureName, WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set, tell_of_doubtful_places
-from pipelines.probe_figures import calibration_figure, decision_figure, roc_figure
-from pipelines.probe_setup import diagnosis_table, fold_plan, tag_probe, tell_of_unknown_diameters
-from pipelines.tracking import Run
-from probes.attentive import AttentiveProbe
+from pipelines.backbones.features import FeatureCache, FeatureName, WindowName, encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import main
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.probing.figures import calibration_figure, decision_figure, roc_figure
+from pipelines.probing.setup import diagnosis_table, fold_plan, tag_probe, tell_of_unknown_diameters
+from pipelines.probing.tables import short_table
+from pipelines.runtime.distributed import choose_device
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
+from probes.heads.attentive import AttentiveProbe
+from probes.heads.linear import LinearProbe, Probe
+from probes.heads.mlp import MlpProbe
 from probes.labels import LabelRule
-from probes.linear import LinearProbe, Probe
-from probes.mlp import MlpProbe
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
 from probes.scoring import NoduleScores, score_nodules, shuffle_labels
 from transforms.nodule import CropSpec
@@ -246,22 +247,6 @@ def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> p
         config.n_bootstrap,
         config.seed,
     )
-
-
-def short_table(table: pd.DataFrame) -> str:
-    """Return the rows overall and inside 6-15 mm as text, each AUROC with its interval and its gap to diameter."""
-    lines = [f"{'stratum':10} {'row':24} {'n':>5} {'mal.':>5}  {'AUROC [95%]':24} minus diameter [95%]"]
-    for line in table.to_dict("records"):
-        if ":" in str(line["stratum"]) or not np.isfinite(line.get("auroc", np.nan)):
-            continue
-        area = f"{line['auroc']:.3f} [{line['auroc_ci_low']:.3f}, {line['auroc_ci_high']:.3f}]"
-        gap = ""
-        if np.isfinite(line.get("minus_diameter", np.nan)):
-            low, high, p = (line[f"minus_diameter_{end}"] for end in ("ci_low", "ci_high", "p"))
-            gap = f"{line['minus_diameter']:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
-        counts = f"{line['n_nodules']:>5} {line['n_positive']:>5}"
-        lines.append(f"{line['stratum']:10} {line['row']:24} {counts}  {area:24} {gap}".rstrip())
-    return "\n".join(lines)
 
 
 def write_artifacts(

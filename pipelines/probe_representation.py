@@ -13,18 +13,23 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbone import Backbone
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cli import main
-from pipelines.cohort import Cohort
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.features import FeatureName, WindowName, encode
-from pipelines.nodule_set import NoduleSet, nodule_set, tell_of_doubtful_places
-from pipelines.probe_setup import tag_probe
-from pipelines.representation_figures import map_figure, spectrum_figure
-from pipelines.tracking import Run
-from pipelines.view_tokens import encode_views, of_rows, patients_to_test, sample_slices, training_views
-from probes.estimate import Estimate
+from pipelines.backbones.features import FeatureName, WindowName, encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import main
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.probing.representation_figures import map_figure, spectrum_figure
+from pipelines.probing.setup import tag_probe
+from pipelines.probing.view_tokens import (
+    encode_views,
+    of_rows,
+    patients_to_test,
+    sample_slices,
+    training_views,
+)
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
 from probes.identifiability import identifiability
 from probes.labels import LabelRule
 from probes.representation import (
@@ -36,6 +41,7 @@ from probes.representation import (
     spectrum,
     stability,
 )
+from probes.statistics.estimate import Estimate
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule import CropSpec, crop_nodule
 

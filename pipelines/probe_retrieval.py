@@ -11,16 +11,13 @@ import pandas as pd
 import torch
 
 from models.backbone import Backbone
-from pipelines import tracking
-from pipelines.backbones import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cli import main
-from pipelines.cohort import Cohort
-from pipelines.cohort_kind import cohort_kind
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.retrieval_figures import contact_sheet, trajectory
-from pipelines.tracking import Run
-from pipelines.view_tokens import (
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.kind import cohort_kind
+from pipelines.command.cli import main
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.probing.retrieval_figures import contact_sheet, trajectory
+from pipelines.probing.view_tokens import (
     SliceSample,
     Tokens,
     encode_views,
@@ -28,6 +25,9 @@ from pipelines.view_tokens import (
     sample_slices,
     training_views,
 )
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking import run as tracking
+from pipelines.tracking.run import Run
 from probes.retrieval import RetrievalResult, retrieval
 
 

@@ -12,29 +12,29 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from pipelines.backbones import open_backbone
-from pipelines.cli import main
-from pipelines.cohort import Cohort
-from pipelines.cohort_kind import cohort_kind
-from pipelines.default_cohort import ensure_cohort
-from pipelines.distributed import choose_device
-from pipelines.features import WINDOWS_HU
-from pipelines.nodule_set import NoduleSet, nodule_set, tell_of_doubtful_places
-from pipelines.probe_figures import roc_figure
-from pipelines.probe_malignancy import short_table
-from pipelines.probe_setup import fold_plan, tag_probe, tell_of_unknown_diameters
-from pipelines.tracking import Run
-from pipelines.view_tokens import of_rows
+from pipelines.backbones.features import WINDOWS_HU
+from pipelines.backbones.folder import open_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.kind import cohort_kind
+from pipelines.command.cli import main
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.probing.figures import roc_figure
+from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diameters
+from pipelines.probing.tables import short_table
+from pipelines.probing.view_tokens import of_rows
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
-from probes.fitting import FitSettings
+from probes.heads.fitting import FitSettings
+from probes.heads.linear import Probe, Samples, cross_fit
 from probes.labels import LabelRule
-from probes.linear import Probe, Samples, cross_fit
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
 from probes.splits import patient_folds
 from probes.supervised import SupervisedProbe
 from transforms.hounsfield import window_hu
 from transforms.nodule import CropSpec
-from transforms.view_config import IMAGENET_MEAN, IMAGENET_STD
+from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.cli import main
-from pipelines.tracking import Run
+from pipelines.command.cli import main
+from pipelines.tracking.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

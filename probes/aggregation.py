@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from models.aggregators import AggregatorName, build_aggregator
-from probes.checks import Floats, Ints, binary_labels
-from probes.delong import delong_difference
-from probes.fitting import FitSettings, Standardise, fit_network, predict
-from probes.linear import LinearProbe, cross_fit
-from probes.metrics import auroc_difference, auroc_with_interval, holm
+from probes.heads.fitting import FitSettings, Standardise, fit_network, predict
+from probes.heads.linear import LinearProbe, cross_fit
 from probes.splits import Fold
+from probes.statistics.checks import Floats, Ints, binary_labels
+from probes.statistics.delong import delong_difference
+from probes.statistics.metrics import auroc_difference, auroc_with_interval, holm
 
 LEARNED = ("attention_z", "planes")
 """Aggregators with parameters of their own; the others are pooled once and read by `LinearProbe`."""
@@ -161,7 +161,7 @@ def compare_aggregators(
         the paired bootstrap and of clustered DeLong, and p after Holm's correction over the rows.
 
     Raises:
-        ValueError: As `probes.linear.cross_fit`; if a name is unknown, or planes are of other nodules.
+        ValueError: As `probes.heads.linear.cross_fit`; if a name is unknown, or planes are of other nodules.
     """
     truth, pairs = binary_labels(labels), list(folds)
     inputs: dict[AggregatorName, SliceTokens] = {"centre": slices}

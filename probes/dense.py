@@ -12,11 +12,11 @@ from scipy.special import logit
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from probes.bootstrap import mean_difference, mean_with_interval
-from probes.checks import Floats, Ints
-from probes.fitting import as_tensor
-from probes.logistic import fit_logistic
+from probes.heads.fitting import as_tensor
+from probes.heads.logistic import fit_logistic
 from probes.splits import Fold
+from probes.statistics.bootstrap import mean_difference, mean_with_interval
+from probes.statistics.checks import Floats, Ints
 
 _CUT_NODULES = 200  # enough to place one cut
 

@@ -6,12 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from probes.bootstrap import Metric, TooFewDrawsError, paired_difference, with_interval
-from probes.calibration import calibration_intercept, calibration_slope
-from probes.checks import Floats, Ints, binary_labels, patient_index
-from probes.delong import delong_difference, delong_interval
-from probes.metrics import auroc, average_precision, balanced_accuracy, brier, sensitivity_at_90_specificity
 from probes.scoring import NoduleScores, checked_diameter
+from probes.statistics.bootstrap import Metric, TooFewDrawsError, paired_difference, with_interval
+from probes.statistics.calibration import calibration_intercept, calibration_slope
+from probes.statistics.checks import Floats, Ints, binary_labels, patient_index
+from probes.statistics.delong import delong_difference, delong_interval
+from probes.statistics.metrics import (
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    brier,
+    sensitivity_at_90_specificity,
+)
 
 HONEST_STRATUM_MM = (6.0, 15.0)
 """Diameters, mm, among which size alone says least; a stratum of its own in every table."""

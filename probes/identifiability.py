@@ -7,11 +7,11 @@ import numpy.typing as npt
 from scipy.special import logit
 from sklearn.model_selection import StratifiedGroupKFold
 
-from probes.bootstrap import patient_weights
-from probes.checks import Floats, Ints, finite_features, patient_index
-from probes.estimate import Estimate
-from probes.linear import LinearProbe, cross_fit
-from probes.metrics import auroc_with_interval
+from probes.heads.linear import LinearProbe, cross_fit
+from probes.statistics.bootstrap import patient_weights
+from probes.statistics.checks import Floats, Ints, finite_features, patient_index
+from probes.statistics.estimate import Estimate
+from probes.statistics.metrics import auroc_with_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import map_coordinates
 
-from probes.checks import Floats
+from probes.statistics.checks import Floats
 
 LUNG_HU = -850.0
 _N_RAYS, _STEP_MM, _CORE_MM = 64, 0.25, 1.5

@@ -5,9 +5,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from probes.checks import Floats, Ints, finite_features
-from probes.linear import LinearProbe, cross_fit
+from probes.heads.linear import LinearProbe, cross_fit
 from probes.splits import Splits
+from probes.statistics.checks import Floats, Ints, finite_features
 from transforms.hounsfield import window_hu
 
 PIXEL_SIZE_MM, PIXEL_OUT_PX = 24.0, 32

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from probes.bootstrap import mean_with_interval
-from probes.checks import Floats, binary_labels, finite_features, patient_index
-from probes.estimate import Estimate
-from probes.metrics import auroc_with_interval
+from probes.statistics.bootstrap import mean_with_interval
+from probes.statistics.checks import Floats, binary_labels, finite_features, patient_index
+from probes.statistics.estimate import Estimate
+from probes.statistics.metrics import auroc_with_interval
 
 
 @dataclass(frozen=True, slots=True)

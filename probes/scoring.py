@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.checks import Floats, Ints, binary_labels, finite_features
-from probes.linear import LinearProbe, Probe, Samples, cross_fit
+from probes.heads.linear import LinearProbe, Probe, Samples, cross_fit
 from probes.splits import Fold
+from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
 
 SHUFFLES = 1000
 """Tries for labels that say nothing and can still be fitted."""
@@ -48,7 +48,7 @@ def score_nodules(
         baselines: Further rows by name, each a probe factory and what it is fitted on: `pixels`, `random_weights`.
         vectors: Features (N, D) that stand beside diameter in a linear probe; None: `features`, if they are (N, D).
         seed: Of the shuffle and of the inner folds of the probe with diameter.
-        prior: See `probes.linear.cross_fit`: one for all calls whose scores are pooled.
+        prior: See `probes.heads.linear.cross_fit`: one for all calls whose scores are pooled.
         shuffled: Labels that say nothing, from `shuffle_labels` over the folds of all calls whose scores are pooled;
             None: over these folds.
 
@@ -57,7 +57,7 @@ def score_nodules(
         known), `shuffled_labels` and the baselines.
 
     Raises:
-        ValueError: As `probes.linear.cross_fit` and `shuffle_labels`, or if a known diameter is not above 0.
+        ValueError: As `probes.heads.linear.cross_fit` and `shuffle_labels`, or if a known diameter is not above 0.
     """
     truth, pairs = binary_labels(labels), list(folds)
     diameter = checked_diameter(diameter_mm, len(truth))

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from probes.checks import Floats, Ints
-from probes.linear import LinearProbe, cross_fit
-from probes.metrics import auroc_with_interval
+from probes.heads.linear import LinearProbe, cross_fit
 from probes.splits import Splits
+from probes.statistics.checks import Floats, Ints
+from probes.statistics.metrics import auroc_with_interval
 
 STRATA_MM = {
     "all": (0.0, np.inf),

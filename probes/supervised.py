@@ -9,8 +9,8 @@ import torch
 from monai.networks.nets.resnet import resnet18
 from torch import Tensor, nn
 
-from probes.checks import Floats
-from probes.fitting import FitSettings, as_tensor, fit_network, predict
+from probes.heads.fitting import FitSettings, as_tensor, fit_network, predict
+from probes.statistics.checks import Floats
 
 Architecture = Literal["resnet18", "resnet18_3d"]
 

@@ -13,8 +13,8 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.phantom import write_phantom
-from pipelines.phantom_shapes import Grid, paint, sphere_coverage
+from pipelines.phantom.shapes import Grid, paint, sphere_coverage
+from pipelines.phantom.source import write_phantom
 
 
 @dataclass(frozen=True)

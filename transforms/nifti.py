@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.geometry import spacing_of
-from transforms.refused import NO_AIR_ABOVE_HU, SeriesRefusedError
+from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 _orientations: Any = nibabel.orientations  # nibabel types only some of its functions
 

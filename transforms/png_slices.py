@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from transforms.refused import NO_AIR_ABOVE_HU, SeriesRefusedError
+from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 OFFSET = 32768
 ENCODING = "uint16 = HU + 32768"

@@ -1,7 +1,7 @@
 """`python -m pipelines.campaign`."""
 
 from pipelines.campaign.run import CampaignConfig, run_campaign
-from pipelines.cli import main
+from pipelines.command.cli import main
 
 if __name__ == "__main__":
     main("campaign", CampaignConfig, run_campaign)

@@ -21,19 +21,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipelines.interrupts import DEADLINE_ENV, watch_deadline
-from pipelines.outbox import StoreAwayError
+from pipelines.runtime.interrupts import DEADLINE_ENV, watch_deadline
+from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
+from pipelines.tracking.outbox import StoreAwayError
 
 if TYPE_CHECKING:
-    from pipelines.tracking import Run
+    from pipelines.tracking.run import Run
 
 # MLflow and the stages are imported late: by then the environment says where the store is.
 
 PLAN_ENV = "DINOX_PLAN"
-HOURS = "campaign/hours"
-"""Metric of the arm's run: age of the attempt that is its step, in hours."""
-HEARTBEAT_S = 20.0
-"""How often an arm says that it lives; what a killed arm used is known to this."""
 _AWAY_S = 15.0
 ENDINGS = {0: "finished", 2: "refused", 3: "refused", 130: "interrupted", 143: "interrupted"}
 """Exit code of a stage -> tag dinox.arm_end; every other code is a crash."""
@@ -91,7 +88,7 @@ def main(text: str) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     watch_deadline()
 
-    from pipelines.tracking import Run, client, run_status, run_tags
+    from pipelines.tracking.run import Run, client, run_status, run_tags
 
     run = Run(client(), plan.run_id)
     tags, number = run_tags(run.run_id), str(plan.attempt)
@@ -151,7 +148,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run_stages(plan: ArmPlan) -> int:
     from pipelines.campaign.stages import run_stage
-    from pipelines.tracking import Run, client, run_tags
+    from pipelines.tracking.run import Run, client, run_tags
 
     for number, stage in enumerate(plan.stages):
         run = Run(client(), stage.run_id)
@@ -184,7 +181,7 @@ def _call(command: list[str]) -> int:
 
 def _gathered(plan: ArmPlan) -> dict[str, float]:
     """What later stages measured, to be copied to the arm's own run, so that one page compares the arms."""
-    from pipelines.tracking import answering, run_metrics
+    from pipelines.tracking.run import answering, run_metrics
 
     gathered: dict[str, float] = {}
     with answering():

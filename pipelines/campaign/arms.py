@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.campaign.spec import NAME, ArmSpec, CampaignError, CampaignSpec
+from pipelines.campaign.spec import ArmSpec, CampaignError, CampaignSpec
 from pipelines.campaign.stages import STAGES, words_of
-from pipelines.config import find_recipe, read_yaml
+from pipelines.command.config import find_recipe, read_yaml
+from pipelines.tracking.arms import NAME, ArmRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,3 +168,17 @@ def design_sha256(spec: CampaignSpec, arms: Sequence[Arm]) -> str:
         "proposer": asdict(spec.proposer),
     }
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def arm_of(record: ArmRecord) -> Arm:
+    """Return the arm that a run on record belongs to."""
+    tags = record.tags
+    return Arm(
+        name=tags["dinox.arm"],
+        seed=int(tags["dinox.seed"]),
+        overrides=json.loads(tags["dinox.overrides"]),
+        stages=json.loads(tags["dinox.entry_points"]),
+        on_record={"true": True, "false": False}.get(tags.get("dinox.on_record", "")),
+        note=tags.get("dinox.note", ""),
+        hypothesis=tags.get("dinox.hypothesis", ""),
+    )

@@ -9,19 +9,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pipelines.campaign.arm import ArmPlan, StagePlan
-from pipelines.campaign.arms import stage_words
+from pipelines.campaign.arms import arm_of, stage_words
 from pipelines.campaign.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
-from pipelines.campaign.executors import Executor, Job
+from pipelines.campaign.executors.base import Executor, Job
 from pipelines.campaign.plan import budget_text
-from pipelines.campaign.records import ArmRecord, CampaignRecord
+from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CampaignSpec
 from pipelines.campaign.table import LiveTable, lines, render, saved_hours
-from pipelines.cli import EndWith
-from pipelines.demo import compare_page
-from pipelines.interrupts import StopWatch
-from pipelines.outbox import StoreAwayError
-from pipelines.tracking import answering, run_tags, tracking_uri
+from pipelines.command.cli import EndWith
+from pipelines.runtime.interrupts import StopWatch
+from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.outbox import StoreAwayError
+from pipelines.tracking.pages import compare_page
+from pipelines.tracking.run import answering, run_tags, tracking_uri
 
 _STEPS_EVERY_S = 10.0
 _AWAY_S = 15.0
@@ -173,7 +174,7 @@ class CampaignLoop:
         return is_any
 
     def _submit(self, record: ArmRecord, hours: float) -> None:
-        spec, arm = self.spec, record.arm
+        spec, arm = self.spec, arm_of(record)
         number = self.record.open_attempt(
             record,
             {

@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.campaign.arms import Arm
-from pipelines.campaign.records import ArmRecord, find_parent
+from pipelines.campaign.records import find_parent
 from pipelines.campaign.spec import CampaignError, CampaignSpec
-from pipelines.stored_runs import StoredRun, search_runs
-from pipelines.tracking import tracking_uri
+from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.run import tracking_uri
+from pipelines.tracking.stored_runs import StoredRun, search_runs
 
 SHARED_STORE = ("submitit", "skypilot")
 """Executors whose arms run on other machines, which must reach the same store."""

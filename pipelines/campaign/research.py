@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Sequence
 
-from pipelines.campaign.arms import Arm, stage_words
-from pipelines.campaign.executors import Executor
-from pipelines.campaign.proposers import Outcome, ProposalError, Proposer, inside_space, open_proposer
-from pipelines.campaign.records import ArmRecord, CampaignRecord
+from pipelines.campaign.arms import Arm, arm_of, stage_words
+from pipelines.campaign.executors.base import Executor
+from pipelines.campaign.proposers import open_proposer
+from pipelines.campaign.proposers.base import Outcome, ProposalError, Proposer, inside_space
+from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.spec import CampaignSpec
 from pipelines.campaign.stages import check_words
-from pipelines.config import RecipeError
+from pipelines.command.config import RecipeError
+from pipelines.tracking.arms import ArmRecord
 
 MOST_REFUSALS = 5
 """In a row: then the proposer is not asked again in this call."""
@@ -135,7 +137,7 @@ class Research:
             state = "failed"
         curve = self._curve(record) if self.spec.proposer.prune_metric in record.metrics else []
         value = record.metrics.get(self.spec.endpoint.metric) if state in ("finished", "pruned") else None
-        return Outcome(record.name, record.arm.overrides, record.arm.hypothesis, state, value, curve)
+        return Outcome(record.name, arm_of(record).overrides, arm_of(record).hypothesis, state, value, curve)
 
     def _curve(self, record: ArmRecord) -> list[tuple[int, float]]:
         if record.is_open or record.run_id not in self._curves:
@@ -159,4 +161,4 @@ class Research:
 
 
 def _proposed(records: Sequence[ArmRecord]) -> list[ArmRecord]:
-    return [record for record in records if record.arm.hypothesis]
+    return [record for record in records if arm_of(record).hypothesis]

@@ -17,8 +17,9 @@ from pipelines.campaign.plan import check_store, plan_table, refuse_arms_elsewhe
 from pipelines.campaign.records import CampaignRecord, find_parent
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
 from pipelines.campaign.stages import check_words
-from pipelines.config import PROJECT_ROOT, find_recipe
-from pipelines.tracking import Run, tracking_uri
+from pipelines.command.config import find_recipe
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.run import Run, tracking_uri
 
 JOBS = PROJECT_ROOT / "runs" / "campaigns"
 

@@ -6,16 +6,16 @@ recipe; `pipelines.campaign.arms` expands it into arms.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.config import PROJECT_ROOT, RecipeError, find_recipe, load_recipe, read_yaml
+from pipelines.command.config import RecipeError, find_recipe, load_recipe, read_yaml
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.arms import NAME
 
 CAMPAIGNS = PROJECT_ROOT / "mlflow_projects" / "campaigns"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
 
 
 class CampaignError(ValueError):

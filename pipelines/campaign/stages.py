@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from pipelines.cli import resolve, run_entry_point
-from pipelines.config import PROJECT_ROOT, RecipeError, flatten
+from pipelines.command.cli import resolve, run_entry_point
+from pipelines.command.config import RecipeError, flatten
+from pipelines.runtime.paths import PROJECT_ROOT
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def resolve_lines(
             raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
         configurations.append({"recipe": recipe} | flatten(config))
     if cohorts:
-        from pipelines.cohort import Cohort
-        from pipelines.default_cohort import ensure_cohort
+        from pipelines.cohort.folder import Cohort
+        from pipelines.ingest.default_cohort import ensure_cohort
 
         for cohort in cohorts:
             ensure_cohort(Path(cohort))

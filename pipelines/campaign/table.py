@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.campaign.records import ArmRecord
+from pipelines.tracking.arms import ArmRecord
 
 COLUMNS = ("arm", "status", "verdict", "step", "loss", "G", "top-1", "hours", "cost", "tries", "saved h")
 _QUIET_S = 30.0

@@ -1,6 +1,6 @@
 """`python -m pipelines.report`."""
 
-from pipelines.cli import main
+from pipelines.command.cli import main
 from pipelines.report.run import ReportConfig, run_report
 
 if __name__ == "__main__":

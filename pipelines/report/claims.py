@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 
 from pipelines.report.facts import Evidence, matches
 from pipelines.report.page import Table
-from probes.estimate import holm
+from probes.statistics.estimate import holm
 
 LEVEL = 0.05
 _MOST, _FEWEST = 2 / 3, 1 / 3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.stored_runs import StoredRun
+from pipelines.tracking.stored_runs import StoredRun
 
 REAL, PHANTOM, SYNTHETIC, UNKNOWN = "real CT", "phantom", "synthetic slices", "unknown cohort"
 _OPERATORS = {
@@ -98,8 +98,8 @@ def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
 
 
 def _kind_of_folder(folder: Path, sha256: str) -> str:
-    from pipelines.cohort import Cohort
-    from pipelines.cohort_kind import cohort_kind
+    from pipelines.cohort.folder import Cohort
+    from pipelines.cohort.kind import cohort_kind
 
     try:
         cohort = Cohort.open(folder)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipelines.report.claims import LEVEL, with_interval
 from pipelines.report.facts import Evidence
 from pipelines.report.page import Table
-from probes.estimate import holm
+from probes.statistics.estimate import holm
 
 GAIN = "probe/gain_over_diameter"
 _HEAD = (

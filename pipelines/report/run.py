@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.atomic import write_atomically
-from pipelines.campaign.ledger import ledger, ledger_table, read_arms
-from pipelines.campaign.records import ArmRecord
-from pipelines.campaign.spec import NAME
 from pipelines.report.claims import claims_table, judge_all
 from pipelines.report.facts import REAL, Evidence, gather, matches
 from pipelines.report.page import Block, Heading, Sentence, Table, markdown, page_html
 from pipelines.report.primary import primary_table
-from pipelines.report.tables import Article, article_table, campaign_table, cost_table, load_article
-from pipelines.stored_runs import StoredRun, read_run, search_runs
-from pipelines.tracking import Run
+from pipelines.report.tables import (
+    Article,
+    article_table,
+    campaign_table,
+    cost_table,
+    ledger_table,
+    load_article,
+)
+from pipelines.runtime.atomic import write_atomically
+from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
+from pipelines.tracking.run import Run
+from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 
 SUSPICION = (
     "LIDC-IDRI ratings are how suspicious four radiologists found a nodule, not whether it was cancer. An AUROC here"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind
 
-from pipelines.campaign.ledger import LedgerRow
-from pipelines.campaign.records import ArmRecord
-from pipelines.config import PROJECT_ROOT, RecipeError, load_recipe, read_yaml
+from pipelines.command.config import RecipeError, load_recipe, read_yaml
 from pipelines.report.claims import ClaimSpec, with_interval
 from pipelines.report.facts import Evidence, matches
 from pipelines.report.page import Table
-from probes.estimate import holm
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.arms import ArmRecord, LedgerRow, total
+from probes.statistics.estimate import holm
 
 ARTICLE = PROJECT_ROOT / "mlflow_projects" / "article.yaml"
 _SEED = re.compile(r"-?seed=\d+$")
@@ -176,3 +176,21 @@ def _p_against(first: Sequence[float], other: Sequence[float]) -> float | None:
         return None
     p = float(ttest_ind(first, other, equal_var=False).pvalue)
     return 1.0 if np.isnan(p) else p
+
+
+def ledger_table(rows: Sequence[LedgerRow]) -> Table:
+    """Lay out the rows with a total for each currency."""
+    currencies = sorted({row.currency for row in rows})
+    lines = [*rows, *(total(rows, currency) for currency in currencies)]
+    cells = [
+        (
+            row.campaign,
+            str(row.arms),
+            str(row.finished),
+            f"{row.hours:.3f}",
+            f"{row.gpu_hours:.3f}",
+            f"{row.cost:.4f} {row.currency}",
+        )
+        for row in lines
+    ]
+    return Table(("campaign", "arms started", "arms done", "hours", "GPU-hours", "cost"), cells)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.cohort import Cohort
-from pipelines.prepare import PrepareConfig, prepare_cohort
+from pipelines.cohort.folder import Cohort
+from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
 
 
 @pytest.fixture(scope="session")

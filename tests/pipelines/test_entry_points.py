@@ -14,14 +14,15 @@ from mlflow import MlflowClient
 
 from models.backbone import BackboneConfig, build_backbone
 from pipelines import prepare
-from pipelines.backbones import open_backbone, save_backbone
-from pipelines.cli import run_entry_point
-from pipelines.cohort import Cohort
-from pipelines.config import PROJECT_ROOT
-from pipelines.phantom import PERSONAL_FOLDER, PERSONAL_STRINGS
-from pipelines.prepare import PrepareConfig
-from pipelines.pretrain import PretrainConfig, run_pretrain
+from pipelines.backbones.folder import open_backbone, save_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import run_entry_point
+from pipelines.ingest.preparation import PrepareConfig
+from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
+from pipelines.pretrain import run_pretrain
 from pipelines.probe_malignancy import ProbeConfig, pooled, run_probe
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.training.config import PretrainConfig
 from probes.scoring import NoduleScores
 
 TINY = [

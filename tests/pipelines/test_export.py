@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from models.backbone import BackboneConfig, build_backbone
-from pipelines.backbones import open_backbone, save_backbone
+from pipelines.backbones.folder import open_backbone, save_backbone
+from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.export import ExportConfig, export_backbone, export_onnx, push, run_export
-from pipelines.model_card import CardFacts, model_card
-from pipelines.stored_runs import StoredRun
-from pipelines.tracking import Run, client
+from pipelines.tracking.run import Run, client
+from pipelines.tracking.stored_runs import StoredRun
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
 RECORD = {
@@ -103,7 +103,7 @@ def test_a_card_of_unknown_weights_says_that_nothing_is_known(saved: Path) -> No
 
 
 def test_the_code_in_the_card_makes_our_tokens(saved: Path) -> None:
-    from pipelines.features import encode
+    from pipelines.backbones.features import encode
 
     loaded = open_backbone(str(saved))
     code = model_card(loaded, CardFacts(), has_onnx=False).split("```python\n")[1].split("```")[0]

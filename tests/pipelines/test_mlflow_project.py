@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipelines.cohort import Cohort
+from pipelines.cohort.folder import Cohort
 from pipelines.mlflow_plugin import _mend, is_this_project, wrap_run
 
 ROOT = Path(__file__).resolve().parents[2]

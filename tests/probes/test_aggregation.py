@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from probes.aggregation import AggregatorProbe, SliceTokens, compare_aggregators
-from probes.fitting import FitSettings
+from probes.heads.fitting import FitSettings
 from probes.splits import patient_folds
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from probes.delong import delong_interval
 from probes.evaluation import evaluate_nodules, headline
-from probes.linear import LinearProbe
-from probes.metrics import auroc_difference, auroc_with_interval
+from probes.heads.linear import LinearProbe
 from probes.scoring import NoduleScores, score_nodules, shuffle_labels
 from probes.splits import patient_folds
+from probes.statistics.delong import delong_interval
+from probes.statistics.metrics import auroc_difference, auroc_with_interval
 
 
 @pytest.fixture(scope="module")

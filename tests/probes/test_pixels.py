@@ -5,9 +5,9 @@ import pytest
 from sklearn.decomposition import PCA
 
 from probes.image_diameter import image_diameter_mm
-from probes.metrics import auroc_with_interval
 from probes.pixels import PixelProbe, pixel_features, pixel_scores
 from probes.splits import Splits, patient_folds
+from probes.statistics.metrics import auroc_with_interval
 
 
 def nodules(n: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Splits]:

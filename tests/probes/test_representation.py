@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
+from probes.heads.linear import LinearProbe
 from probes.identifiability import identifiability
-from probes.linear import LinearProbe
 from probes.representation import (
     alignment,
     class_separation,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from probes.metrics import wilson_interval
 from probes.retrieval import retrieval
+from probes.statistics.metrics import wilson_interval
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from probes.fitting import FitSettings
-from probes.linear import cross_fit
-from probes.metrics import auroc_with_interval
+from probes.heads.fitting import FitSettings
+from probes.heads.linear import cross_fit
 from probes.splits import patient_folds
+from probes.statistics.metrics import auroc_with_interval
 from probes.supervised import SupervisedProbe, _flip
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transforms.body_grid import BODY, LUNG, OUTSIDE, body_grid
-from transforms.dicom import read_series
+from transforms.dicom.load import read_series
 
 
 def chest(size: int) -> np.ndarray:

@@ -8,10 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from transforms.dicom import read_series
+from transforms.dicom.load import read_series
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nifti import read_nifti
-from transforms.refused import SeriesRefusedError
+from transforms.refusal import SeriesRefusedError
 
 HU = np.random.default_rng(0).integers(-1000, 1000, (4, 6, 8)).astype(np.int16)  # (z, y, x), LPS
 AFFINE = np.array([[0, 0, -0.6, 50.0], [0, -0.7, 0, 40.0], [2.5, 0, 0, -300.0], [0, 0, 0, 1]])

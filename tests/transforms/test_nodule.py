@@ -6,7 +6,7 @@ import SimpleITK as sitk
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-from pipelines.phantom_shapes import Grid, paint, sphere_coverage
+from pipelines.phantom.shapes import Grid, paint, sphere_coverage
 from transforms.geometry import index_to_lps
 from transforms.nodule import CropForm, CropSpec, NoduleCrop, NoduleCropd, crop_nodule, crop_triplet_hu
 

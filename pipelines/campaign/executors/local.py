@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from pipelines.campaign.arm import PLAN_ENV
-from pipelines.campaign.executors import Job, JobState
+from pipelines.campaign.executors.base import Job, JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
-from pipelines.config import PROJECT_ROOT
-from pipelines.interrupts import GRACE_S
+from pipelines.runtime.interrupts import GRACE_S
+from pipelines.runtime.paths import PROJECT_ROOT
 
 _LOG_TAIL = 4000
 

@@ -12,12 +12,12 @@ import shlex
 import subprocess
 from typing import Any
 
-from pipelines.campaign.executors import Job, JobState
+from pipelines.campaign.executors.base import Job, JobState
 from pipelines.campaign.spec import CampaignError, CampaignSpec
-from pipelines.config import PROJECT_ROOT
-from pipelines.default_cohort import EMBEDDED
-from pipelines.extras import load_extra
-from pipelines.interrupts import GRACE_S
+from pipelines.ingest.default_cohort import EMBEDDED
+from pipelines.runtime.extras import load_extra
+from pipelines.runtime.interrupts import GRACE_S
+from pipelines.runtime.paths import PROJECT_ROOT
 
 _AT_ONCE = 4
 _SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")

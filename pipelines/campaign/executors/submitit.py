@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.campaign import arm
-from pipelines.campaign.executors import Job, JobState
+from pipelines.campaign.executors.base import Job, JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
-from pipelines.config import PROJECT_ROOT
-from pipelines.extras import load_extra
-from pipelines.interrupts import GRACE_S
+from pipelines.runtime.extras import load_extra
+from pipelines.runtime.interrupts import GRACE_S
+from pipelines.runtime.paths import PROJECT_ROOT
 
 _AT_ONCE = 16
 _LOG_TAIL = 4000

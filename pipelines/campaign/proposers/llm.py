@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.campaign.proposers import Outcome, Proposal, ProposalError, inside_space
+from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, inside_space
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 
 URL_ENV, KEY_ENV, MODEL_ENV = "DINOX_LLM_URL", "DINOX_LLM_KEY", "DINOX_LLM_MODEL"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.campaign.proposers import Outcome, Proposal
+from pipelines.campaign.proposers.base import Outcome, Proposal
 from pipelines.campaign.spec import CampaignSpec
-from pipelines.extras import load_extra
+from pipelines.runtime.extras import load_extra
 
 
 class OptunaProposer:

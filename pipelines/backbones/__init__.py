@@ -1,0 +1,1 @@
+"""Backbones: open, save, encode, describe."""

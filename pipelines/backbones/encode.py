@@ -1,0 +1,183 @@
+"""A door for use: CT in, tokens with their places in millimetres out.
+
+from pipelines.backbones.encode import encode
+
+for volume in encode("scans/patient_7", "runs:/<id>/backbone"):
+    volume.class_token        # (Z, D), one a slice
+    volume.patch_tokens       # (Z, N, D)
+    volume.patch_lps_mm       # (Z, N, 3), where each patch lies in the patient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from numpy.typing import NDArray
+
+from models.backbone import Tokens
+from pipelines.backbones.features import network_input
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
+from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat
+from pipelines.runtime.distributed import choose_device
+from transforms.dicom.series import CtSeries
+from transforms.geometry import index_to_lps, spacing_of
+from transforms.nodule_sampling import place, sample_windows
+from transforms.triplet import triplet_indices
+
+PlainWindow = Literal["lung", "mediastinal", "wide"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeSettings:
+    """What of a slice is shown to the network, and how."""
+
+    size_mm: float = 0.0
+    """Side of the square field of view around the middle of the slice; 0 shows the whole slice."""
+    window: PlainWindow = "lung"
+    batch_size: int = 32
+    """Slices at a time: memory is bounded by it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown."""
+        if not self.size_mm >= 0 or self.batch_size < 1:
+            raise ValueError(
+                f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class EncodedSlices:
+    """Tokens of consecutive slices of one volume, and where they lie.
+
+    Attributes:
+        z: Index of each slice, (B,).
+        tokens: On the CPU, float32: class token (B, D), patch tokens (B, N, D), rows of patches first.
+        center_lps_mm: Middle of each field of view, (B, 3).
+        patch_lps_mm: Middle of each patch, (B, N, 3).
+        mm_per_px: Side of a pixel that the network saw.
+        is_replicated: A neighbour that does not exist was replaced by the slice itself, (B,).
+    """
+
+    z: NDArray[np.int64]
+    tokens: Tokens
+    center_lps_mm: NDArray[np.float64]
+    patch_lps_mm: NDArray[np.float64]
+    mm_per_px: float
+    is_replicated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EncodedVolume:
+    """Tokens of every slice of a volume, and where they lie; attributes as in `EncodedSlices`."""
+
+    volume_id: str
+    class_token: NDArray[np.float32]
+    patch_tokens: NDArray[np.float32]
+    center_lps_mm: NDArray[np.float64]
+    patch_lps_mm: NDArray[np.float64]
+    mm_per_px: float
+    is_replicated: NDArray[np.bool_]
+
+
+def encode(
+    source: str | Path | MetaTensor | CtSeries | CtVolume,
+    backbone: str | LoadedBackbone = "",
+    settings: EncodeSettings | None = None,
+    *,
+    folder_format: FolderFormat = "dicom",
+    device: str = "auto",
+) -> Iterator[EncodedVolume]:
+    """Encode a folder of CT, a cohort, or one volume.
+
+    Args:
+        source: A folder with any number of series, a NIfTI file, a cohort folder, or a volume in memory.
+        backbone: Opened, or its name: runs:/<id>/backbone, a folder, or timm:<name>; "" takes that of the newest
+            finished pretrain run.
+        settings: Field of view and window.
+        folder_format: How a folder is read.
+        device: Where to compute.
+
+    Yields:
+        One volume after another; memory holds one at a time. What cannot be read right is left out: iterate over
+        `pipelines.ingest.ct_volumes.CtFolder` and call `encode` on each volume to see what and why.
+
+    Raises:
+        ValueError: If the source or the backbone does not exist.
+    """
+    loaded = backbone if isinstance(backbone, LoadedBackbone) else open_backbone(chosen_backbone(backbone))
+    volumes: Iterable[CtVolume]
+    if isinstance(source, str | Path):
+        volumes = CtFolder(Path(source), folder_format)
+    else:
+        volumes = [source if isinstance(source, CtVolume) else CtVolume.from_memory(source)]
+    for volume in volumes:
+        parts = list(encode_slices(volume, loaded, settings or EncodeSettings(), choose_device(device)))
+        yield EncodedVolume(
+            volume.volume_id,
+            np.concatenate([part.tokens.class_token.numpy() for part in parts]),
+            np.concatenate([part.tokens.patch_tokens.numpy() for part in parts]),
+            np.concatenate([part.center_lps_mm for part in parts]),
+            np.concatenate([part.patch_lps_mm for part in parts]),
+            parts[0].mm_per_px,
+            np.concatenate([part.is_replicated for part in parts]),
+        )
+
+
+@torch.no_grad()
+def encode_slices(
+    volume: CtVolume, loaded: LoadedBackbone, settings: EncodeSettings, device: torch.device
+) -> Iterator[EncodedSlices]:
+    """Encode every slice of a volume with its two neighbours, some slices at a time.
+
+    Rows of the image run to the patient's back and columns to the left, whichever way the array runs; outside the
+    slice lies air.
+
+    Raises:
+        ValueError: If the volume's axes are not (z towards the head, y, x).
+    """
+    backbone = loaded.backbone.to(device).eval()
+    n_slices, height, width = volume.volume_hu.shape
+    _, spacing_y_mm, spacing_x_mm = spacing_of(volume.affine_ras)
+    size_mm = settings.size_mm or max(height * spacing_y_mm, width * spacing_x_mm)
+    size_px, mm_per_px = backbone.image_px, size_mm / backbone.image_px
+    middle = np.array([0.0, (height - 1) / 2, (width - 1) / 2])
+    first_lps_mm = index_to_lps(volume.affine_ras, middle, volume.slice_offsets_mm)
+    at = place(volume.volume_hu.shape, volume.affine_ras, first_lps_mm, volume.slice_offsets_mm)
+    steps = np.array(at.steps_zyx[1:]) * mm_per_px / np.array([spacing_y_mm, spacing_x_mm])
+    patches_zyx = middle + _patch_grid(size_px, backbone.patch_px, steps)
+    for start in range(0, n_slices, settings.batch_size):
+        z = np.arange(start, min(start + settings.batch_size, n_slices))
+        triplets = [triplet_indices(n_slices, int(k), None, volume.gaps) for k in z]
+        flat = [k for indices, _ in triplets for k in indices]
+        hu = sample_windows(volume.volume_hu, at, flat, size_mm, size_px)
+        images = torch.from_numpy(hu.reshape(len(z), 3, size_px, size_px)).to(device)
+        hu_scale = float(loaded.record.get("hu_scale", 1.0))
+        tokens = backbone(network_input(images, backbone, settings.window, hu_scale))
+        yield EncodedSlices(
+            z,
+            Tokens(*(token.float().cpu() for token in tokens)),
+            _places(volume, middle[None], z)[:, 0],
+            _places(volume, patches_zyx, z),
+            mm_per_px,
+            np.array([is_replicated for _, is_replicated in triplets]),
+        )
+
+
+def _patch_grid(size_px: int, patch_px: int, steps_yx: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Voxel index of the middle of each patch relative to the middle of the image, (N, 3), z 0, rows first."""
+    from_middle = (np.arange(size_px // patch_px) + 0.5) * patch_px - size_px / 2
+    y, x = np.meshgrid(from_middle * steps_yx[0], from_middle * steps_yx[1], indexing="ij")
+    return np.stack([np.zeros(y.size), y.ravel(), x.ravel()], axis=1)
+
+
+def _places(volume: CtVolume, index_zyx: NDArray[np.float64], z: NDArray[np.int64]) -> NDArray[np.float64]:
+    """LPS mm of some points (N, 3) in each of the slices `z`, (B, N, 3)."""
+    points = np.repeat(index_zyx[None], len(z), axis=0)
+    points[..., 0] = z[:, None]
+    return index_to_lps(volume.affine_ras, points, volume.slice_offsets_mm)

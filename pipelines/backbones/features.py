@@ -1,0 +1,133 @@
+"""Frozen features of crops, computed once: by weights and crops, a second probe reads them from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.backbone import Backbone, Tokens
+from pipelines.runtime.atomic import write_atomically
+from transforms.hounsfield import window_hu
+
+WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
+SliceFeature = Literal["class_token", "mean_patch", "both"]
+"""What says something of a whole image."""
+FeatureName = Literal["class_token", "mean_patch", "both", "neighbourhood", "patches"]
+"""`neighbourhood` is the mean of the patches within 10 mm of the nodule's centre; `patches` keeps all of them."""
+
+WINDOWS_HU: dict[str, tuple[float, float]] = {
+    "lung": (-1250.0, 250.0),
+    "mediastinal": (-160.0, 240.0),
+    "wide": (-600.0, 600.0),
+}
+"""Lower and upper edges of the article's probe windows: level/width -500/1500, 40/400 and 0/1200."""
+
+NEIGHBOURHOOD_MM = 10.0
+
+
+@torch.no_grad()
+def encode(
+    backbone: Backbone,
+    crops_hu: NDArray[np.float32],
+    mm_per_px: float,
+    window: WindowName,
+    features: FeatureName,
+    device: torch.device,
+    hu_scale: float = 1.0,
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """Encode crops with a frozen backbone.
+
+    Args:
+        backbone: In evaluation.
+        crops_hu: (n, 3, P, P), or (n, S, 3, P, P), HU.
+        mm_per_px: Pixel size of the crops.
+        window: CT window; `stacked` joins the features of all three.
+        features: Which tokens.
+        device: Where to compute.
+        hu_scale: What the backbone's pretraining multiplied HU by.
+        batch_size: Images at a time: memory is bounded by it.
+
+    Returns:
+        (n, D), (n, S, D), or (n, N, D) for `patches`; D adds up over windows and kinds of token.
+    """
+    names = list(WINDOWS_HU) if window == "stacked" else [window]
+    backbone = backbone.to(device)
+    flat = crops_hu.reshape(-1, *crops_hu.shape[-3:])
+    rows = []
+    for start in range(0, len(flat), batch_size):
+        hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
+        parts = [
+            _chosen(backbone(network_input(hu, backbone, name, hu_scale)), features, backbone, mm_per_px)
+            for name in names
+        ]
+        rows.append(torch.cat(parts, dim=-1).float().cpu())
+    encoded = torch.cat(rows).numpy()
+    return encoded.reshape(*crops_hu.shape[:-3], *encoded.shape[1:])
+
+
+def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
+    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalised as in the backbone's pretraining."""
+    mean, std = (
+        torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
+    )
+    return (window_hu(hu * hu_scale, *WINDOWS_HU[window]) - mean) / std
+
+
+def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
+    """Return one vector an image, (B, D) or, for `both`, (B, 2 D)."""
+    match features:
+        case "class_token":
+            return tokens.class_token
+        case "mean_patch":
+            return tokens.patch_tokens.mean(1)
+        case "both":
+            return torch.cat([tokens.class_token, tokens.patch_tokens.mean(1)], dim=-1)
+
+
+def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:
+    match features:
+        case "neighbourhood":
+            near = _near_center(tokens.patch_tokens.shape[1], backbone.patch_px * mm_per_px)
+            return tokens.patch_tokens[:, near].mean(1)
+        case "patches":
+            return tokens.patch_tokens
+        case _:
+            return image_features(tokens, features)
+
+
+def _near_center(patches: int, patch_mm: float) -> torch.Tensor:
+    side = round(patches**0.5)
+    from_center = (torch.arange(side) - (side - 1) / 2).abs() * patch_mm
+    distance = (from_center[:, None].square() + from_center[None].square()).sqrt().flatten()
+    return torch.nonzero(distance <= max(NEIGHBOURHOOD_MM, float(distance.min()) + 1e-6)).flatten()
+
+
+class FeatureCache:
+    """Features on disk under a hash of everything that made them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`; it is made at the first write."""
+        self.folder = folder
+
+    def key(self, backbone_sha: str, crops_hu: NDArray[np.float32], **settings: Any) -> str:
+        """Hash what features depend on: of the nodules the crops themselves, wherever and however they were cut."""
+        crops_sha = hashlib.sha256(np.ascontiguousarray(crops_hu).data).hexdigest()
+        parts = {"backbone": backbone_sha, "crops": crops_sha, "shape": crops_hu.shape} | settings
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def read(self, key: str) -> NDArray[np.float32] | None:
+        """Return the features under a key, or None."""
+        path = self.folder / f"{key}.npy"
+        return np.load(path) if path.is_file() else None
+
+    def write(self, key: str, features: NDArray[np.float32]) -> None:
+        """Keep features under a key; a reader sees them whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"{key}.npy", lambda file: np.save(file, features))

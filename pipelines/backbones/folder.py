@@ -1,0 +1,215 @@
+"""Backbones on disk and by name: saved as safetensors that plain timm opens, found by run, folder or timm name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save
+
+from models.backbone import (
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    build_timm_architecture,
+    init_xavier,
+    load_weights,
+)
+from pipelines.tracking import run as tracking
+
+ARTIFACT = "backbone"
+_WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A frozen backbone with what is known of its past.
+
+    Attributes:
+        backbone: In evaluation, without gradient.
+        source: How it was named.
+        record: The pretraining record (recipe, holdout, mm per pixel, window policy ...); empty when none came along.
+        sha256: Hash of the weights.
+        timm_config: What timm's config.json says of the architecture.
+    """
+
+    backbone: Backbone
+    config: BackboneConfig
+    source: str
+    record: dict[str, Any]
+    sha256: str
+    timm_config: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """The run that made it; "" when unknown."""
+        return str(self.record.get("run_id", ""))
+
+
+def save_backbone(
+    folder: Path,
+    backbone: Backbone,
+    config: BackboneConfig,
+    record: dict[str, Any],
+    timm_config: dict[str, Any] | None = None,
+) -> None:
+    """Write weights, timm's config and our record into a folder.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it without this project.
+
+    Args:
+        folder: Made when missing.
+        backbone: The weights.
+        config: How it was built.
+        record: What is known of its past.
+        timm_config: timm's config where it is known already; otherwise it follows from `config`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.vit.state_dict().items()}
+    (folder / _WEIGHTS).write_bytes(save(state))  # `save_file` makes a file that only its owner may read.
+    timm_config = timm_config or _timm_config(backbone, config)
+    (folder / _TIMM).write_text(json.dumps(timm_config, indent=2), encoding="utf-8")
+    fields = {name: getattr(config, name) for name in BackboneConfig.__slots__}
+    (folder / _RECORD).write_text(json.dumps(record | {"backbone": fields}, indent=2), encoding="utf-8")
+
+
+def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
+    vit, size = backbone.vit, backbone.image_px
+    # `pretrained` of timm gives the article's shapes the LayerScale that the article leaves out.
+    arguments: dict[str, Any] = {} if config.weights == "timm" else {"init_values": None}
+    match config.arch:
+        case "vit_small" | "vit_large":
+            name = f"{config.arch}_patch14_reg4_dinov2"
+        case "custom":
+            name = "vit_tiny_patch16_224"
+            arguments = {
+                "patch_size": config.patch_px,
+                "embed_dim": config.embed_dim,
+                "depth": config.depth,
+                "num_heads": config.heads,
+                "reg_tokens": config.registers,
+                "no_embed_class": True,
+            }
+        case _:
+            name = cast("dict[str, str]", vit.pretrained_cfg)["architecture"]
+            arguments = _arguments_of_folder(config.timm_name)
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": vit.num_features,
+        "model_args": arguments | {"img_size": size, "dynamic_img_size": True},
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "num_classes": 0,
+            "mean": list(backbone.mean),
+            "std": list(backbone.std),
+            "interpolation": "bicubic",
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
+    """Return what a `local-dir:` name says beyond its architecture."""
+    if not timm_name.startswith("local-dir:"):
+        return {}
+    path = Path(timm_name.removeprefix("local-dir:")) / _TIMM
+    return dict(json.loads(path.read_text(encoding="utf-8")).get("model_args", {}))
+
+
+def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
+    """Open a backbone by `runs:/<id>/backbone`, a folder, or `timm:<name>`.
+
+    Args:
+        name: How it is named; a bare `runs:/<id>` means its `backbone`.
+        image_px: Build it for this input instead of its own; positions are interpolated.
+
+    Raises:
+        ValueError: If the run, folder or timm name does not exist or holds no backbone.
+    """
+    if name.startswith("runs:/"):
+        run_id, _, path = name.removeprefix("runs:/").partition("/")
+        with tempfile.TemporaryDirectory() as folder:
+            return _from_folder(
+                name, tracking.fetch_artifact(run_id, path or ARTIFACT, Path(folder)), image_px
+            )
+    if name.startswith("timm:"):
+        return _from_timm(name, image_px)
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"backbone '{name}' is no folder; give runs:/<run id>/backbone, a folder or timm:<name>"
+        )
+    return _from_folder(name, Path(name), image_px)
+
+
+def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackbone:
+    if not (folder / _RECORD).is_file():
+        raise ValueError(
+            f"backbone '{source}' holds no {_RECORD}; open other timm folders as timm:local-dir:FOLDER"
+        )
+    record, timm_config = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in (_RECORD, _TIMM)
+    )
+    fields = record["backbone"] | {"grad_checkpointing": False}
+    if image_px is not None:
+        fields["image_px"] = image_px
+    config = BackboneConfig(**fields)
+    backbone = _build(timm_config, config.image_px)
+    load_weights(backbone, load_file(folder / _WEIGHTS), source)
+    with (folder / _WEIGHTS).open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return LoadedBackbone(_frozen(backbone), config, source, record, digest, timm_config)
+
+
+def _build(timm_config: dict[str, Any], image_px: int) -> Backbone:
+    backbone = build_timm_architecture(timm_config["architecture"], timm_config["model_args"], image_px)
+    trained = timm_config["pretrained_cfg"]
+    backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
+    return backbone
+
+
+def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
+    name = source.removeprefix("timm:")
+    config = BackboneConfig(arch="timm", timm_name=name, weights="timm", image_px=image_px or 224)
+    backbone = _frozen(build_backbone(config))
+    digest = hashlib.sha256()
+    for key, tensor in sorted(backbone.vit.state_dict().items()):
+        digest.update(key.encode() + tensor.cpu().numpy().tobytes())
+    return LoadedBackbone(backbone, config, source, {}, digest.hexdigest(), _timm_config(backbone, config))
+
+
+def chosen_backbone(name: str) -> str:
+    """Return the name given, else that of the newest finished pretrain run.
+
+    Raises:
+        ValueError: If none was given and there is none.
+    """
+    if name:
+        return name
+    newest = tracking.newest_backbone_run()
+    if newest is None:
+        raise ValueError(
+            f"there is no finished pretrain run in {tracking.shown_store()} to probe; first run"
+            " `mlflow run . -e pretrain`, or give -P backbone=timm:<name>"
+        )
+    return f"runs:/{newest}/backbone"
+
+
+def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
+    """Return the same architecture with random weights: the floor of every probe."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = _build(loaded.timm_config, loaded.backbone.image_px)
+        if loaded.config.init == "xavier":
+            init_xavier(twin.vit)
+    return _frozen(twin)
+
+
+def _frozen(backbone: Backbone) -> Backbone:
+    return backbone.requires_grad_(False).eval()

@@ -1,0 +1,205 @@
+"""A model card in Markdown, filled from the runs that made and probed a backbone; what is not known is said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pipelines.backbones.features import WINDOWS_HU
+from pipelines.backbones.folder import LoadedBackbone
+from pipelines.tracking.stored_runs import StoredRun
+
+LEAKS = {
+    "": "",
+    "no_holdout": "tested on patients of the pretraining, nobody was held out",
+    "allowed": "tested on patients of the pretraining too, as was asked for",
+    "unknown": "nobody knows whether tested patients were in the pretraining",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """All that a card is filled from.
+
+    Attributes:
+        pretraining: The run that made the backbone; None when the store does not know it.
+        recipe: Its resolved configuration, as YAML; "" when unknown.
+        probes: Runs that probed these very weights.
+        training_data: In words, by whoever exports; "" when not said.
+        licence: Of the weights, an identifier of the SPDX list.
+    """
+
+    pretraining: StoredRun | None = None
+    recipe: str = ""
+    probes: Sequence[StoredRun] = ()
+    training_data: str = ""
+    licence: str = "apache-2.0"
+
+
+def model_card(loaded: LoadedBackbone, facts: CardFacts, has_onnx: bool) -> str:
+    """Write the card of a backbone."""
+    sections = [
+        _front_matter(facts),
+        _summary(loaded),
+        _usage(loaded, has_onnx),
+        _data(loaded, facts),
+        _recipe(loaded, facts),
+        _results(facts),
+        _limits(loaded),
+        _not_for(),
+        f"## Licence\n\nWeights: {facts.licence}. The training data have their own licence; see above.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    header: dict[str, Any] = {
+        "license": facts.licence,
+        "library_name": "timm",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["computed-tomography", "chest", "lung", "self-supervised", "vision-transformer"],
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
+
+
+def _summary(loaded: LoadedBackbone) -> str:
+    backbone = loaded.backbone
+    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    return (
+        f"# A vision transformer for lung CT\n\n"
+        f"timm's `{loaded.timm_config['architecture']}` with the arguments in config.json: {millions:.1f} M parameters,"
+        f" {len(backbone.vit.blocks)} blocks, patch {backbone.patch_px} px, input {backbone.image_px} x"
+        f" {backbone.image_px} px, tokens of {backbone.embed_dim} numbers. Pretrained without labels; a frozen"
+        f" extractor of features, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
+    )
+
+
+def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
+    low, high = WINDOWS_HU["lung"]
+    mean, std = list(loaded.backbone.mean), list(loaded.backbone.std)
+    size, scale = loaded.backbone.image_px, loaded.record.get("hu_scale", 1.0)
+    seen = loaded.record.get("mm_per_pixel")
+    scales = f"{seen[0]:.2f} to {seen[1]:.2f} mm per pixel" if seen else "an unknown scale"
+    scaled = "" if scale == 1.0 else f"hu = hu * {scale}  # what its pretraining multiplied HU by\n"
+    onnx = (
+        "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalised as above, and gives `class_token` and"
+        " `patch_tokens` for any batch size."
+        if has_onnx
+        else ""
+    )
+    return f"""## How to use it
+
+The three channels are three neighbouring axial slices (z - 1, z, z + 1) in Hounsfield units, z towards the head. In
+pretraining a pixel measured {scales}.
+
+```python
+import timm, torch
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
+# hu: float tensor (batch, 3, {size}, {size}), Hounsfield units
+{scaled}grey = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU
+mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
+tokens = model.forward_features((grey - mean) / std)
+class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
+```{onnx}"""
+
+
+def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
+    said = facts.training_data or "Whoever exported this backbone did not say what it was trained on."
+    lines = [f"## Training data\n\n{said}"]
+    if facts.pretraining is not None:
+        metrics = facts.pretraining.metrics
+        named = ("data/train_patients", "data/train_slices", "data/held_out_patients")
+        if all(name in metrics for name in named):
+            patients, slices, held_out = (int(metrics[name]) for name in named)
+            lines.append(f"{slices} axial slices of {patients} patients; {held_out} patients were held out.")
+    if "cohort_sha" in loaded.record:
+        lines.append(f"SHA-256 of the cohort (volume ids and voxels): `{loaded.record['cohort_sha']}`.")
+    if "holdout" in loaded.record:
+        lines.append(
+            f"Held out: patients by the hash of their id, share `{loaded.record['holdout']}`; who they are"
+            " is no part of this folder."
+        )
+    return "\n\n".join(lines)
+
+
+def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
+    record = loaded.record
+    if not record:
+        return "## Training\n\nNo record of its training came with these weights."
+    commit = facts.pretraining.tags.get("dinox.git_commit", "unknown") if facts.pretraining else "unknown"
+    text = (
+        f"## Training\n\nRecipe `{record.get('recipe') or 'none'}`, {record.get('steps', 'unknown')} optimiser updates,"
+        f" seed {record.get('seed', 'unknown')}, code at commit `{commit}`, MLflow run `{loaded.run_id or 'unknown'}`;"
+        f" the {'student' if record.get('network') == 'backbone_student' else 'EMA teacher'} network."
+    )
+    if facts.recipe:
+        text += f"\n\n<details><summary>All settings</summary>\n\n```yaml\n{facts.recipe.strip()}\n```\n\n</details>"
+    return text
+
+
+def _results(facts: CardFacts) -> str:
+    parts = [
+        "## Results\n\nEach figure with its 95% interval, beside what the same test gives without this network."
+    ]
+    runs = ([facts.pretraining] if facts.pretraining else []) + list(facts.probes)
+    for run in runs:
+        lines = _with_intervals(run.metrics)
+        if lines:
+            leak = LEAKS.get(run.tags.get("dinox.leak", ""), run.tags.get("dinox.leak", ""))
+            name = run.tags.get("dinox.entry_point", "run")
+            heading = f"### `{name}`, run `{run.run_id}`" + (f"\n\nLeak: {leak}." if leak else "")
+            parts.append(
+                f"{heading}\n\n| figure | value | 95% interval |\n|---|---|---|\n" + "\n".join(lines)
+            )
+    if len(parts) == 1:
+        return (
+            "## Results\n\nNo test of these weights is on record: nothing is known of what they are good for."
+        )
+    if facts.pretraining is not None and "dinox.status" in facts.pretraining.tags:
+        parts.append(f"Verdict of the pretraining on itself: {facts.pretraining.tags['dinox.status']}.")
+    return "\n\n".join(parts)
+
+
+def _with_intervals(metrics: Mapping[str, float]) -> list[str]:
+    lines = []
+    for name in sorted(metrics):
+        low, high = metrics.get(_beside(name, "low")), metrics.get(_beside(name, "high"))
+        if low is not None and high is not None:
+            lines.append(f"| {name} | {metrics[name]:.3f} | {low:.3f} to {high:.3f} |")
+    return lines
+
+
+def _beside(name: str, end: str) -> str:
+    """Name of an interval's end; a stratum such as `_6_15mm` stands after it."""
+    stem, mark, stratum = name.partition("_6_15mm")
+    return f"{stem}_ci_{end}{mark}{stratum}"
+
+
+def _limits(loaded: LoadedBackbone) -> str:
+    leak = loaded.record.get("leak")
+    lines = [
+        "It knows axial CT of the chest alone: other anatomy, other modalities and other orientations are out of"
+        " distribution, and so is a scale outside the one above.",
+        "It has seen the scanners, reconstruction kernels, doses, ages and diseases of its training data; performance"
+        " on other populations is unknown until it is measured there.",
+        "Malignancy is largely told by size: a probe on these features is worth what it adds to the diameter alone.",
+        "Labels of readers are opinions; an agreement with them is no agreement with pathology.",
+    ]
+    if leak:
+        lines.append(
+            f"No patients were held out of its pretraining ({leak}): tests on the same data flatter it."
+        )
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _not_for() -> str:
+    return """## What it must not be used for
+
+- Diagnosis, triage, screening or any decision about a patient: it is a research artefact, no medical device, and no
+  authority has cleared it.
+- Finding out who a patient is, or joining scans of one person across data sets.
+- Any claim about a population, scanner or task on which it was not tested."""

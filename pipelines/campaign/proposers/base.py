@@ -1,0 +1,82 @@
+"""The interface of a proposer, and the space that it may not leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipelines.campaign.spec import ProposerSpec
+
+
+class ProposalError(ValueError):
+    """A proposal that cannot be run: one sentence says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An arm that a proposer asks for.
+
+    Attributes:
+        overrides: Keys of the space with a value each.
+        hypothesis: Why.
+    """
+
+    overrides: dict[str, Any]
+    hypothesis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known of one proposed arm.
+
+    Attributes:
+        value: The endpoint; None while it runs, or when it ended without one.
+        curve: (step, value) of the in-run metric.
+        state: running, finished, pruned or failed.
+    """
+
+    name: str
+    overrides: Mapping[str, Any]
+    hypothesis: str
+    state: str
+    value: float | None
+    curve: Sequence[tuple[int, float]] = field(default=())
+
+
+class Proposer(Protocol):
+    """Adds arms one at a time."""
+
+    def propose(self, outcomes: Sequence[Outcome]) -> Proposal | None:
+        """Return the next arm, or None when nothing more is worth trying.
+
+        Raises:
+            ProposalError: If what came out cannot be an arm; it is logged, and asked again next time.
+        """
+
+    def to_prune(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """Return the names of running arms that are not worth going on with."""
+
+
+def inside_space(proposer: ProposerSpec, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides if every one lies in the space.
+
+    Raises:
+        ProposalError: For a key or a value outside.
+    """
+    if not overrides:
+        raise ProposalError("the proposal changes nothing")
+    for key, value in overrides.items():
+        bounds = proposer.space.get(key)
+        if bounds is None:
+            raise ProposalError(f"key {key!r:.80} is not in the space of this campaign")
+        if "choices" in bounds:
+            if not any(value == choice and type(value) is type(choice) for choice in bounds["choices"]):
+                raise ProposalError(f"{key} was given {value!r:.80}; it may be one of {bounds['choices']}")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise ProposalError(f"{key} was given {value!r:.80}, which is no number")
+        elif not bounds["low"] <= value <= bounds["high"]:
+            raise ProposalError(
+                f"{key} was given {value!r:.80}; it may lie in {bounds['low']:g} .. {bounds['high']:g}"
+            )
+    return dict(overrides)

@@ -1,0 +1,1 @@
+"""The cohort on disk: volumes, tables, pseudonyms."""

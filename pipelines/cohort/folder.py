@@ -1,0 +1,287 @@
+"""A prepared cohort on disk: volumes in HU, memory-mapped, and the tables that say what they are.
+
+cohort.json             schema version
+volumes/<id>.npy        int16 HU, (z, y, x), z towards the head
+body/<id>.npy           uint8, (z, 32, 32): 0 outside, 1 body, 2 lung
+rows/<id>.json          the row of one volume, written after the volume: what is there can be resumed from
+series.parquet  annotations.parquet  nodules.parquet  refused.parquet
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipelines.cohort.tables import (
+    ANNOTATIONS,
+    NODULES,
+    REFUSED,
+    SERIES,
+    empty_table,
+    read_table,
+    write_table,
+)
+from pipelines.runtime.atomic import SharedPresence, exclusively, write_atomically
+from transforms.body_grid import body_grid
+
+SCHEMA_VERSION = 1
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class Cohort:
+    """A cohort open for reading.
+
+    Attributes:
+        root: Its folder.
+        series: One row per volume, sorted by volume_id.
+        annotations: One row per reader's mark.
+        nodules: One row per nodule.
+        refused: What was not read, and why.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Read the tables; use `Cohort.open`, which checks that they are there."""
+        self.root = root
+        self.series = read_table(root / "series.parquet", SERIES)
+        self.annotations = read_table(root / "annotations.parquet", ANNOTATIONS)
+        self.nodules = read_table(root / "nodules.parquet", NODULES)
+        self.refused = read_table(root / "refused.parquet", REFUSED)
+        self._mapped: dict[tuple[str, str], NDArray[Any]] = {}
+
+    @classmethod
+    def open(cls, root: Path) -> "Cohort":
+        """Open a cohort folder.
+
+        Raises:
+            ValueError: If there is none, it holds no volume, or its schema is of another version.
+        """
+        if not (root / "cohort.json").is_file() or not (root / "series.parquet").is_file():
+            raise ValueError(
+                f"no cohort in {root}; make it with `mlflow run . -e prepare -P source=DIR -P cohort={root}`"
+            )
+        _check_version(root)
+        cohort = cls(root)
+        if cohort.series.empty:
+            raise ValueError(
+                f"cohort {root} holds no volume: all that was prepared was refused, see its refused.parquet"
+            )
+        return cohort
+
+    def volume(self, volume_id: str) -> "np.memmap[Any, np.dtype[np.int16]]":
+        """The voxels of a volume, (Z, Y, X) int16 HU, mapped and read-only."""
+        mapped: np.memmap[Any, np.dtype[np.int16]] = self._map("volumes", volume_id)
+        return mapped
+
+    def body(self, volume_id: str) -> NDArray[np.uint8]:
+        """Where body and lung are, (Z, 32, 32) uint8: 0 outside, 1 body, 2 lung. See `transforms.body_grid`."""
+        mapped: NDArray[np.uint8] = self._map("body", volume_id)
+        return mapped
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ids and voxels of all volumes."""
+        lines = sorted(f"{row.volume_id} {row.sha256}\n" for row in self.series.itertuples())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def verify(self) -> list[str]:
+        """Hash every volume again; the ids of those that are missing or differ from their row."""
+        hashes = zip(self.series["volume_id"], self.series["sha256"], strict=True)
+        return [volume_id for volume_id, sha256 in hashes if self._hash(volume_id) != sha256]
+
+    def _hash(self, volume_id: str) -> str:
+        try:
+            return voxel_sha256(np.load(self.root / "volumes" / f"{volume_id}.npy", mmap_mode="r"))
+        except (OSError, ValueError, EOFError):
+            return "unreadable"
+
+    def _map(self, folder: str, volume_id: str) -> Any:
+        # Looked up for every sample of a training: no path is built for what is mapped already.
+        mapped = self._mapped.get((folder, volume_id))
+        if mapped is None:
+            path = self.root / folder / f"{volume_id}.npy"
+            if not path.is_file():
+                raise ValueError(
+                    f"cohort {self.root} has no {folder}/{volume_id}.npy; run `prepare` on it again"
+                )
+            mapped = np.load(path, mmap_mode="r")
+            if folder == "body":  # An array on the same map: a slice of it costs a tenth of a memmap's.
+                mapped = np.asarray(mapped)
+            self._mapped[folder, volume_id] = mapped
+        return mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to loader processes without the mapped voxels, which would be copied."""
+        return {**self.__dict__, "_mapped": {}}
+
+
+class CohortWriter:
+    """Adds volumes and rows to a cohort folder. Several processes may write one cohort at once."""
+
+    def __init__(self, root: Path) -> None:
+        """Make the folder when missing.
+
+        Raises:
+            ValueError: If the folder holds other things, or a cohort of another version.
+        """
+        self.root = root
+        if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not _is_cohort(root))):
+            raise ValueError(f"{root} holds something that is no cohort; name a new folder for it")
+        root.mkdir(parents=True, exist_ok=True)
+        self._presence = SharedPresence(root / ".writers")
+        self._presence.clear_abandoned(root, *(root / name for name in ("volumes", "body", "rows")))
+        if not (root / "cohort.json").is_file():
+            text = json.dumps({"schema_version": SCHEMA_VERSION}) + "\n"
+            write_atomically(root / "cohort.json", lambda file: file.write(text.encode()))
+        _check_version(root)
+        for name in ("volumes", "body", "rows"):
+            (root / name).mkdir(exist_ok=True)
+
+    def row_of(self, volume_id: str) -> dict[str, Any] | None:
+        """The row of a volume that is there whole, with `n_files`; None where it is not."""
+        present = all((self.root / name / f"{volume_id}.npy").is_file() for name in ("volumes", "body"))
+        return _read_row(self.root / "rows" / f"{volume_id}.json") if present else None
+
+    def add_volume(self, row: Mapping[str, Any], volume_hu: NDArray[np.int16], n_files: int = 1) -> None:
+        """Write one volume; see `write_volume`."""
+        write_volume(self.root, row, volume_hu, n_files)
+
+    def forget(self, volume_id: str) -> None:
+        """Take a volume out of the cohort, if it is there; its voxels stay on disk until they are written anew."""
+        (self.root / "rows" / f"{volume_id}.json").unlink(missing_ok=True)
+
+    def series(self) -> pd.DataFrame:
+        """Rows of all volumes that are there, whether or not series.parquet knows them yet."""
+        rows = map(_read_row, sorted((self.root / "rows").glob("[!.]*.json")))
+        return pd.DataFrame(filter(None, rows), columns=SERIES.names)
+
+    def write_tables(
+        self,
+        annotations: pd.DataFrame,
+        nodules: pd.DataFrame,
+        refused: pd.DataFrame,
+        source_id: str,
+        volume_ids: Collection[str] = (),
+        nodule_sources: Collection[str] = (),
+    ) -> None:
+        """Write the tables: all volumes that are there, and the given rows in place of older ones.
+
+        Args:
+            annotations: Marks; they replace all marks of the volumes that they name.
+            nodules: Nodules; they replace those of the same volume and `source`.
+            refused: What this run refused, without `source_id`; it replaces what this source refused before.
+            source_id: Names the source that was prepared.
+            volume_ids: Volumes whose marks and nodules were looked up now: older ones go though none replaces them.
+            nodule_sources: Values of `source` for which that holds.
+        """
+        with exclusively(self.root / ".tables"):
+            old = Cohort(self.root)
+            is_old_mark = old.annotations["volume_id"].isin([*annotations["volume_id"], *volume_ids])
+            keys = ["volume_id", "source"]
+            is_old_nodule = pd.MultiIndex.from_frame(old.nodules[keys]).isin(
+                pd.MultiIndex.from_frame(nodules[keys])
+            ) | (old.nodules["volume_id"].isin(volume_ids) & old.nodules["source"].isin(nodule_sources))
+            is_same_source = old.refused["source_id"] == source_id
+            refused = refused.assign(source_id=source_id)
+            by_id = {"annotations": "annotation_id", "nodules": "nodule_id"}
+            for name, schema, kept, new in (
+                ("annotations", ANNOTATIONS, old.annotations[~is_old_mark], annotations),
+                ("nodules", NODULES, old.nodules[~is_old_nodule], nodules),
+                ("refused", REFUSED, old.refused[~is_same_source], refused),
+                (
+                    "series",
+                    SERIES,
+                    self.series(),
+                    empty_table(SERIES),
+                ),  # last: it says that the rest is there
+            ):
+                frames = [frame for frame in (kept, new) if len(frame)]
+                table = pd.concat(frames, ignore_index=True) if frames else empty_table(schema)
+                order = (
+                    REFUSED.names if name == "refused" else ["volume_id", *filter(None, [by_id.get(name)])]
+                )
+                write_table(self.root / f"{name}.parquet", table.sort_values(order, kind="stable"), schema)
+
+    def close(self) -> None:
+        """Clear what killed writers left, if no other process writes here."""
+        self._presence.clear_abandoned(self.root, *(self.root / name for name in ("volumes", "body", "rows")))
+        self._presence.close()
+
+
+def write_volume(
+    root: Path,
+    row: Mapping[str, Any],
+    volume_hu: NDArray[np.int16],
+    n_files: int = 1,
+    witness: str = "none",
+) -> None:
+    """Write one volume, its body grid, and then its row: with the row it is there.
+
+    Args:
+        root: Folder that a `CohortWriter` has made.
+        row: Columns of series.parquet, without shape and sha256.
+        volume_hu: (Z, Y, X) int16 HU, z towards the head.
+        n_files: Source files that the volume was read from.
+        witness: Another reader whose reading was the same.
+
+    Raises:
+        ValueError: If the id cannot be a file name, or the volume is not three-dimensional int16.
+    """
+    volume_id = str(row["volume_id"])
+    if not is_volume_id(volume_id):
+        raise ValueError("a volume id must be letters, digits, dots, dashes and underscores, 200 at most")
+    if volume_hu.dtype != np.int16 or volume_hu.ndim != 3 or not volume_hu.size:
+        raise ValueError(f"a volume must be (Z, Y, X) int16, got {volume_hu.shape} {volume_hu.dtype}")
+    volume_hu = np.ascontiguousarray(volume_hu)
+    measured = {"shape": list(volume_hu.shape), "sha256": voxel_sha256(volume_hu)}
+    full_row = {**row, **measured, "n_files": n_files, "witness": witness}
+    missing = set(SERIES.names) - set(full_row)
+    if missing:
+        raise ValueError(f"the row of a volume lacks {', '.join(sorted(missing))}")
+    grid = body_grid(volume_hu, is_patch=row["kind"] == "patch")
+    text = json.dumps(full_row, allow_nan=False, sort_keys=True) + "\n"
+    write_atomically(
+        root / "volumes" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, volume_hu)
+    )
+    write_atomically(root / "body" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, grid))
+    write_atomically(root / "rows" / f"{volume_id}.json", lambda file: file.write(text.encode()))
+
+
+def _read_row(path: Path) -> dict[str, Any] | None:
+    """A row, or None where there is none: another process may forget a volume at any time."""
+    try:
+        row: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return row
+
+
+def is_volume_id(text: str) -> bool:
+    """Whether a text can be the id of a volume, and so the name of its files."""
+    return _ID.fullmatch(text) is not None
+
+
+def voxel_sha256(volume_hu: NDArray[np.int16]) -> str:
+    """Hash of the voxels as little-endian int16 in C order, slice by slice."""
+    digest = hashlib.sha256()
+    for slice_hu in volume_hu:
+        digest.update(np.ascontiguousarray(slice_hu, dtype="<i2").data)
+    return digest.hexdigest()
+
+
+def _is_cohort(root: Path) -> bool:
+    """A cohort, or one whose making was cut off before its first whole file."""
+    return (root / "cohort.json").is_file() or (root / ".writers").is_file()
+
+
+def _check_version(root: Path) -> None:
+    version = json.loads((root / "cohort.json").read_text())["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"cohort {root} has schema version {version}, this program reads {SCHEMA_VERSION}; prepare it again"
+        )

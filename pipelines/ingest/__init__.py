@@ -1,0 +1,1 @@
+"""CT in: sources, nodule tables, refusals."""

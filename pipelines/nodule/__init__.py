@@ -1,0 +1,1 @@
+"""Labeled nodules of a cohort: crops, masks, baselines, figures."""

@@ -1,0 +1,142 @@
+"""The floors of a cohort's nodules: AUROC of size, readers' ratings and pixels, with intervals, by stratum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from pipelines.cohort.folder import Cohort
+from probes.labels import Labelled, LabelRule
+from probes.size_baseline import (
+    STRATA_MM,
+    characteristics_scores,
+    mean_characteristics,
+    score_by_stratum,
+)
+from probes.splits import Splits, patient_folds
+
+_SIZES = (("diameter", "mm"), ("volume", "mm3"))
+
+
+@dataclass(frozen=True, slots=True)
+class FloorSettings:
+    """Folds and draws of all floors."""
+
+    folds: int
+    repeats: int
+    n_bootstrap: int
+    seed: int
+
+
+def rules_table(labelled: Mapping[LabelRule, Labelled], settings: FloorSettings) -> pd.DataFrame:
+    """Counts of each rule, what becomes of 3, and the AUROC of the readers' diameter under it."""
+    rows = []
+    for rule, one in labelled.items():
+        counts = one.counts
+        row: dict[str, Any] = {
+            "rule": rule,
+            "nodules": counts.n_labelled,
+            "malignant": counts.n_malignant,
+            "benign": counts.n_benign,
+            "patients": counts.n_patients,
+            "rated_3": counts.n_three,
+            "fate_of_3": counts.fate_of_three,
+        }
+        scored = score_floor("diameter", one.nodules, one.nodules["diameter_mm"], settings, ("all", "6_15mm"))
+        for stratum, suffix in (("all", ""), ("6_15mm", "_6_15mm")):
+            found = scored.set_index("stratum").loc[stratum]
+            row |= {f"{name}{suffix}": found[name] for name in ("auroc", "ci_low", "ci_high")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def measure_floors(cohort: Cohort, labelled: Labelled, settings: FloorSettings) -> pd.DataFrame:
+    """Measure the floors that need no image: diameter, volume, and the readers' characteristics where there are marks.
+
+    Args:
+        cohort: The cohort; its marks give the characteristics.
+        labelled: Its nodules under one rule.
+        settings: Folds and draws.
+
+    Returns:
+        One row per floor and stratum, see `score_by_stratum`. What cannot be measured is printed with its reason.
+    """
+    nodules = labelled.nodules
+    tables = [score_floor(name, nodules, nodules[f"{name}_{unit}"], settings) for name, unit in _SIZES]
+    if len(cohort.annotations):
+        try:
+            ratings = mean_characteristics(cohort.annotations, nodules)
+        except ValueError as reason:
+            print(f"characteristics: not measured: {reason}")
+        else:
+            tables += _characteristics(ratings, nodules, settings)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _characteristics(
+    ratings: NDArray[np.float64], nodules: pd.DataFrame, settings: FloorSettings
+) -> list[pd.DataFrame]:
+    """The floor of the readers' characteristics; empty where there are too few patients for folds."""
+    splits = folds_of("characteristics", nodules, settings)
+    if splits is None:
+        return []
+    scores = characteristics_scores(ratings, labels_of(nodules), splits)
+    return [score_floor("characteristics", nodules, scores, settings)]
+
+
+def floor_metrics(floors: pd.DataFrame) -> dict[str, float]:
+    """Metrics of the floors: `nodules/<floor>_auroc` with `_ci_low`, `_ci_high` and the stratum as suffix."""
+    metrics = {}
+    for row in floors[floors["auroc"].notna()].to_dict("records"):
+        suffix = "" if row["stratum"] == "all" else f"_{row['stratum']}"
+        for name, ending in (("auroc", ""), ("ci_low", "_ci_low"), ("ci_high", "_ci_high")):
+            metrics[f"nodules/{row['floor']}_auroc{ending}{suffix}"] = float(row[name])
+    return metrics
+
+
+def folds_of(floor: str, nodules: pd.DataFrame, settings: FloorSettings) -> Splits | None:
+    """Patient folds; no backbone is involved, so every patient is unseen. None and a printed reason if too few."""
+    patients = nodules["patient_id"].astype(str).tolist()
+    try:
+        return patient_folds(
+            patients,
+            labels_of(nodules),
+            unseen=set(patients),
+            n_folds=settings.folds,
+            n_repeats=settings.repeats,
+            seed=settings.seed,
+        )
+    except ValueError as reason:
+        print(f"{floor}: not measured: {reason}")
+        return None
+
+
+def labels_of(nodules: pd.DataFrame) -> NDArray[np.int64]:
+    """1 for malignant, (n,)."""
+    return nodules["is_malignant"].to_numpy(dtype=np.int64)
+
+
+def score_floor(
+    floor: str,
+    nodules: pd.DataFrame,
+    scores: ArrayLike,
+    settings: FloorSettings,
+    strata: Sequence[str] = tuple(STRATA_MM),
+) -> pd.DataFrame:
+    """Score one floor on labelled nodules: rows of `score_by_stratum` under the floor's name."""
+    rows = score_by_stratum(
+        labels_of(nodules),
+        scores,
+        nodules["diameter_mm"],
+        nodules["patient_id"],
+        settings.n_bootstrap,
+        settings.seed,
+        strata,
+    )
+    rows.insert(0, "floor", floor)
+    return rows

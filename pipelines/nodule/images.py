@@ -1,0 +1,157 @@
+"""What the images of nodules say without a network: floors of pixels and of a measured diameter; a contact sheet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+
+from pipelines.cohort.folder import Cohort
+from pipelines.nodule.baselines import FloorSettings, folds_of, labels_of, score_floor
+from pipelines.nodule.figures import MALIGNANT
+from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
+from pipelines.nodule.lidc_masks import read_mask
+from probes.image_diameter import image_diameter_mm
+from probes.labels import Labelled
+from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
+from probes.splits import Splits
+from transforms.nodule import CropSpec
+from transforms.nodule_sampling import place
+
+PIXEL_SPEC = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
+WIDE_SPEC = CropSpec(size_mm=50.0, out_px=100)
+"""Holds every nodule; image diameters and the contact sheet are made from it."""
+
+_SHEET_ROWS, _SHEET_COLUMNS = 5, 8
+
+
+@dataclass(frozen=True)
+class ImagedNodules:
+    """Labelled nodules with their crops.
+
+    Attributes:
+        table: One row per nodule.
+        wide_hu: (n, 3, P, P) HU, crops under `WIDE_SPEC`.
+        dropped: nodule_id and reason of each nodule without a label or a crop.
+        splits: Patient folds over the rows of `table`; None where a class has too few patients.
+        floors: Rows of `score_by_stratum` for each floor.
+    """
+
+    table: pd.DataFrame
+    wide_hu: NDArray[np.float32]
+    dropped: pd.DataFrame
+    splits: Splits | None
+    floors: pd.DataFrame
+
+
+def measure_images(cohort: Cohort, labelled: Labelled, settings: FloorSettings) -> ImagedNodules | None:
+    """Crop the nodules and measure the floors that read images.
+
+    Args:
+        cohort: A cohort with volumes.
+        labelled: Its nodules under one rule.
+        settings: Folds and draws.
+
+    Returns:
+        The nodules that can be cropped; None, and a printed reason, where none can.
+    """
+    rule = labelled.counts.rule
+    try:
+        small = nodule_set(cohort, rule, PIXEL_SPEC)
+    except ValueError as reason:
+        print(f"pixels: not measured: {reason}")
+        return None
+    tell_of_doubtful_places(small)
+    wide = nodule_set(cohort, rule, WIDE_SPEC)
+    nodules = small.table
+    diameters = image_diameter_mm(wide.crops_hu[:, 1], WIDE_SPEC.mm_per_px)
+    tables = [score_floor("image_diameter", nodules, diameters, settings)]
+    if len(nodules) < labelled.counts.n_labelled:
+        tables.append(score_floor("diameter_where_imaged", nodules, nodules["diameter_mm"], settings))
+    splits = folds_of("pixels", nodules, settings)
+    if splits is not None:
+        scores = pixel_scores(small.crops_hu, labels_of(nodules), splits)
+        tables.append(score_floor("pixels", nodules, scores, settings))
+        if small.is_replicated.any():
+            whole = ~small.is_replicated
+            tables.append(score_floor("pixels_without_repeats", nodules[whole], scores[whole], settings))
+    floors = pd.concat(tables, ignore_index=True)
+    return ImagedNodules(nodules, wide.crops_hu, small.dropped, splits, floors)
+
+
+def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
+    """Show crops from the smallest nodule to the largest: consensus outline, or a ring of the readers' diameter."""
+    table = nodules.table
+    order = np.argsort(table["diameter_mm"].to_numpy())
+    n_shown = min(_SHEET_ROWS * _SHEET_COLUMNS, len(order))
+    shown = order[np.linspace(0, len(order) - 1, n_shown).astype(np.int64)]
+    n_columns = min(_SHEET_COLUMNS, n_shown)
+    n_rows = -(-n_shown // n_columns)
+    figure = Figure(figsize=(1.7 * max(n_columns, 4), 1.95 * n_rows + 0.6), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    series = cohort.series.set_index("volume_id")
+    half = WIDE_SPEC.size_mm / 2
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, number in zip(axes.flat, shown.tolist(), strict=False):
+        nodule = table.iloc[number]
+        extent = (-half, half, half, -half)
+        axis.imshow(nodules.wide_hu[number, 1], cmap="gray", vmin=-1350, vmax=150, extent=extent)
+        color = MALIGNANT if nodule["is_malignant"] else "#6fb7ff"
+        outline = _outline(cohort, nodule, series.loc[nodule["volume_id"]])
+        if outline is None and nodule["diameter_mm"] > 0:
+            ring = Circle(
+                (0, 0), nodule["diameter_mm"] / 2, fill=False, color=color, linewidth=1.2, linestyle=":"
+            )
+            axis.add_patch(ring)
+        elif outline is not None:
+            axis.contour(*outline, levels=[0.5], colors=[color], linewidths=0.9)
+        _keep_view(axis, half)
+        ratings = ",".join(str(int(r)) for r in nodule["malignancy_ratings"])
+        size = f"{nodule['diameter_mm']:.0f} mm" if nodule["diameter_mm"] > 0 else "size unknown"
+        axis.set_title(f"{size}   {ratings}", fontsize=7)
+    figure.suptitle(
+        f"{WIDE_SPEC.size_mm:.0f} mm crops, -1350 .. 150 HU; red: malignant\n"
+        "outline: at least half of the readers; dotted ring: readers' diameter",
+        fontsize=8,
+    )
+    return figure
+
+
+def _outline(
+    cohort: Cohort, nodule: Any, series: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]] | None:
+    """The mask on the centre slice with the mm from the centre of its columns and rows; None without a mask."""
+    found = read_mask(cohort.root, nodule["nodule_id"])
+    if found is None:
+        return None
+    center = [nodule["x_lps_mm"], nodule["y_lps_mm"], nodule["z_lps_mm"]]
+    at = place(series["shape"], list(series["affine_ras"]), center, list(series["slice_offsets_mm"]))
+    number = at.slice_index - int(found.start_zyx[0])
+    if not 0 <= number < len(found.mask):
+        return None
+    # One voxel of margin closes the outline where the mask touches its box.
+    mask = np.pad(found.mask[number], 1)
+    rows, columns = (
+        (np.arange(length) + start - 1 - middle) * step * spacing
+        for length, start, middle, step, spacing in zip(
+            mask.shape,
+            found.start_zyx[1:],
+            at.index_zyx[1:],
+            at.steps_zyx[1:],
+            at.spacing_mm[1:],
+            strict=True,
+        )
+    )
+    return columns, rows, mask
+
+
+def _keep_view(axis: Axes, half_mm: float) -> None:
+    axis.set_xlim(-half_mm, half_mm)
+    axis.set_ylim(half_mm, -half_mm)

@@ -1,0 +1,1 @@
+"""What the probe entry points share."""

@@ -1,0 +1,1 @@
+"""Files, locks, processes, signals, progress and paths: what every other folder stands on."""

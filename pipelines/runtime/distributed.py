@@ -1,0 +1,177 @@
+"""Several processes: relaunch under torchrun, join the process group, choose the device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from pipelines.runtime.interrupts import GRACE_S, end_with_parent
+from pipelines.runtime.parallel import available_cores
+
+T = TypeVar("T")
+
+
+def relaunch_if_asked(module: str) -> None:
+    """With `--nproc N`, N > 1: run `python -m module` N times as torchrun would, and exit with its code."""
+    words = sys.argv[1:]
+    if "RANK" in os.environ:
+        return
+    given = [word.partition("=")[2] for word in words if word.startswith("--nproc=")]
+    given += [value for word, value in pairwise(words) if word == "--nproc"]
+    if given and given[-1].isdigit() and int(given[-1]) > 1:
+        sys.exit(_launch(["-m", module, *words], int(given[-1])))
+
+
+def _launch(words: list[str], nproc: int) -> int:
+    """Run N processes; a signal to this one reaches them all, and they may take `GRACE_S` to save.
+
+    torchrun itself would end with 1 whatever happened, and hide our sentence below a page of its own.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
+    end_with_parent()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        monitor_interval=0.2,
+        max_restarts=0,
+        shutdown_timeout=int(GRACE_S),
+    )
+    try:
+        elastic_launch(config, sys.executable)(*words)
+    except ChildFailedError as error:
+        failures = error.failures.values()
+        first = min(failures, key=lambda failure: failure.timestamp)
+        return abs(first.exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def rank() -> int:
+    """Return this process's rank under torchrun; 0 otherwise."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the group that torchrun announces, if any, and leave it at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    # What processes say to each other beside tensors, such as that they were asked to stop, must not wait for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def from_rank_zero(value: T) -> T:
+    """Return rank 0's value in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def done_by_rank_zero(task: Callable[[], T]) -> T:
+    """Do something in rank 0 alone and return its value in every process.
+
+    Raises:
+        ValueError: In every process, if rank 0 refuses: none is left to wait for it.
+    """
+    value, refusal = None, None
+    if rank() == 0:
+        try:
+            value = task()
+        except ValueError as error:
+            refusal = error
+    value, refusal = from_rank_zero((value, refusal))
+    if refusal is not None:
+        raise refusal
+    return cast(T, value)
+
+
+def agreed_stop(code: int | None) -> int | None:
+    """Return the exit code that any process was asked to end with: all of them leave after the same step."""
+    if not dist.is_initialized():
+        return code
+    asked = torch.tensor([code or 0])
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return int(asked) or None
+
+
+def widest_over_ranks(span: list[float]) -> list[float]:
+    """Return the least and the largest of the ends [low, high] that the processes saw."""
+    if not dist.is_initialized():
+        return span
+    ends = torch.tensor([-span[0], span[1]], dtype=torch.float64)
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    return [-float(ends[0]), float(ends[1])]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that a recipe names; `auto` takes a GPU where there is one.
+
+    Raises:
+        ValueError: If the named device is not there.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device '{name}' is unknown; give auto, cpu or cuda") from error
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if device.type == "cuda" and device.index not in (None, local) and here > 1:
+        raise ValueError(
+            f"device '{name}' would be shared by all processes; give cuda, and each takes the one of its rank"
+        )
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device '{name}' is not on this machine; give cpu, or auto to take what is there"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(name: str, device: torch.device, embed_dim: int) -> torch.dtype | None:
+    """Return the autocast type, or None for float32.
+
+    `auto` takes bfloat16 where there are matrix units for it: on a GPU since Ampere, and on a CPU for models of ViT-S
+    size and above: below that the conversions cost more than they save.
+    """
+    if name == "fp32":
+        return None
+    if name == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        # Older GPUs emulate it, slower than float32.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if device.type == "cpu" and has_units and embed_dim >= 384 else None

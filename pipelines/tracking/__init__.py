@@ -1,0 +1,1 @@
+"""Writing to MLflow and reading from it; no other folder calls its client."""

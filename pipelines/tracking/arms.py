@@ -1,0 +1,187 @@
+"""The arms of campaigns as MLflow records them: what each attempt used, and the ledger of all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
+from pipelines.tracking.stored_runs import StoredRun, search_runs
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
+"""What a campaign and an arm may be called."""
+_SILENCE_S = 6 * HEARTBEAT_S
+"""An attempt that was not heard of for so long is taken for dead by a machine that cannot look at it."""
+
+
+class ArmRecord(StoredRun):
+    """What MLflow says of one arm."""
+
+    @property
+    def name(self) -> str:
+        """Name of the arm."""
+        return self.tags["dinox.arm"]
+
+    @property
+    def stage_run_ids(self) -> list[str]:
+        """Run of each stage; the first is the arm's own."""
+        return [self.run_id, *(id_ for id_ in self.tags.get("dinox.stages", "").split(",") if id_)]
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        return int(self.tags.get("dinox.attempt", "0"))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the newest attempt was started and not yet accounted for."""
+        return self.attempt > int(self.tags.get("dinox.attempts_closed", "0"))
+
+    @property
+    def job(self) -> str:
+        """The executor's handle of the newest attempt; "" when the campaign died before it knew."""
+        return self.tags.get("dinox.job", "")
+
+    @property
+    def ending(self) -> str:
+        """How the newest attempt says it ended: finished, refused, interrupted, crashed; "" while it has not."""
+        return self.tags.get("dinox.arm_end", "")
+
+    @property
+    def price_per_hour(self) -> float:
+        """Price of an hour of this arm."""
+        return float(self.tags.get("dinox.price_per_hour", "0"))
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the newest attempt still waits for its machine, at no cost."""
+        return self.is_open and self.tags.get("dinox.pending") == "yes"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of the arm is left to do."""
+        return self.status == "FINISHED" or self.tags.get("dinox.arm_status") == "pruned"
+
+    def hours(self, now: float) -> float:
+        """Wall hours of all attempts, the running one included."""
+        closed = float(self.tags.get("dinox.hours_closed", "0"))
+        return closed + self._age(now) if self.is_open else closed
+
+    def cost(self, now: float) -> float:
+        """Cost of all attempts, each at the price of its own time."""
+        return self.cost_before + (self._age(now) * self.price_per_hour if self.is_open else 0.0)
+
+    @property
+    def cost_before(self) -> float:
+        """Cost of the attempts that are accounted for."""
+        hours = float(self.tags.get("dinox.hours_closed", "0"))
+        return float(self.tags.get("dinox.cost_closed", hours * self.price_per_hour))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the newest attempt came so far that it wrote to its run."""
+        return self.tags.get("dinox.begun") == str(self.attempt)
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the newest attempt gave a sign of life a short while ago."""
+        last = float(self.tags.get("dinox.attempt_started", "0"))
+        if self.has_begun:
+            last = float(self.tags["dinox.begun_at"]) + 3600.0 * self.metrics.get(HOURS, 0.0)
+        return self.is_open and not self.ending and now - last < _SILENCE_S
+
+    def leased_hours(self, now: float) -> float:
+        """Hours that the running attempt may go on before it ends itself."""
+        if not self.is_open:
+            return 0.0
+        return max(float(self.tags.get("dinox.lease_hours", "0")) - self._age(now), 0.0)
+
+    def _age(self, now: float) -> float:
+        if self.is_pending:
+            return 0.0
+        started = float(self.tags.get("dinox.attempt_started", str(now)))
+        return max((now - started) / 3600.0, self.metrics.get(HOURS, 0.0))
+
+    def hours_of_ended_attempt(self, now: float) -> float:
+        """Wall hours of the newest attempt, once nothing of it runs any more.
+
+        One that ended by itself says so exactly, and its machine was there before it. One that was killed may have
+        lived until its next sign of life; of one that never began, all is counted since its start.
+        """
+        said, age = self.metrics.get(HOURS, 0.0), self._age(now)
+        if not self.has_begun:
+            return age
+        before = (float(self.tags["dinox.begun_at"]) - float(self.tags["dinox.attempt_started"])) / 3600.0
+        said += 0.0 if self.is_pending else max(before, 0.0)
+        return said if self.ending else min(said + HEARTBEAT_S / 3600.0, age)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What one campaign used.
+
+    Attributes:
+        arms: Arms that were ever started.
+        finished: Arms that are done.
+        gpu_hours: Hours times GPUs of an arm; 0 where arms ran on a CPU.
+    """
+
+    campaign: str
+    arms: int
+    finished: int
+    hours: float
+    gpu_hours: float
+    cost: float
+    currency: str
+
+
+def ledger(arms: Sequence[ArmRecord], now: float) -> list[LedgerRow]:
+    """Sum the arms by campaign and currency; arms that never started are in no row."""
+    started = [arm for arm in arms if arm.attempt]
+    keys = sorted({(arm.tags["dinox.campaign"], arm.tags.get("dinox.currency", "")) for arm in started})
+    return [
+        _row(
+            campaign,
+            currency,
+            [
+                arm
+                for arm in started
+                if (arm.tags["dinox.campaign"], arm.tags.get("dinox.currency", "")) == (campaign, currency)
+            ],
+            now,
+        )
+        for campaign, currency in keys
+    ]
+
+
+def _row(campaign: str, currency: str, arms: Sequence[ArmRecord], now: float) -> LedgerRow:
+    hours = [arm.hours(now) for arm in arms]
+    return LedgerRow(
+        campaign=campaign,
+        arms=len(arms),
+        finished=sum(arm.is_done for arm in arms),
+        hours=sum(hours),
+        gpu_hours=sum(h * int(arm.tags.get("dinox.gpus", "0")) for h, arm in zip(hours, arms, strict=True)),
+        cost=sum(arm.cost(now) for arm in arms),
+        currency=currency,
+    )
+
+
+def total(rows: Sequence[LedgerRow], currency: str) -> LedgerRow:
+    """Sum the rows of one currency."""
+    own = [row for row in rows if row.currency == currency]
+    return LedgerRow(
+        campaign="total",
+        arms=sum(row.arms for row in own),
+        finished=sum(row.finished for row in own),
+        hours=sum(row.hours for row in own),
+        gpu_hours=sum(row.gpu_hours for row in own),
+        cost=sum(row.cost for row in own),
+        currency=currency,
+    )
+
+
+def read_arms() -> list[ArmRecord]:
+    """Read the arms of every campaign in the store."""
+    found = search_runs(ArmRecord, None, "tags.`dinox.number` != ''")
+    return [arm for arm in found if "dinox.arm" in arm.tags]

@@ -1,0 +1,370 @@
+"""The record of a run: the only file, beside the plugin, that imports MLflow.
+
+A run is written through MLflow's client by its id, so nothing depends on process-wide state, and a run can be
+continued by the process that resumes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from PIL import Image
+from requests.exceptions import RequestException
+
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.outbox import Kind, Letter, Outbox, StoreAwayError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+STORE_ENV = "MLFLOW_TRACKING_URI"
+_PARAMS_AT_ONCE = 100
+_METRICS_AT_ONCE = 1000
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+def tracking_uri() -> str:
+    """Return the store in force: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
+    return os.environ.get(STORE_ENV) or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
+
+
+def shown_store() -> str:
+    """Return the store as it may be printed: without the user and password that a URI can hold."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", tracking_uri())
+
+
+def client() -> MlflowClient:
+    """Open the store in force; processes that find no sqlite file yet make it one after the other.
+
+    MLflow lets two of them create and migrate the tables at once, and all but one end with a database error.
+    """
+    uri = tracking_uri()
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not path.parent.is_dir():
+        return MlflowClient(uri)
+    with Path(f"{path}.lock").open("a", encoding="utf-8") as handle:
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+        return MlflowClient(uri)
+
+
+def git_commit() -> str:
+    """Return the commit of the project folder, with "-dirty" when files differ from it; "unknown" outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+class Run:
+    """One MLflow run that an entry point writes to."""
+
+    def __init__(self, store: MlflowClient, run_id: str) -> None:
+        """Attach to an existing run."""
+        self.store = store
+        self.run_id = run_id
+        self.outbox: Outbox | None = None
+
+    @classmethod
+    def start(cls, entry_point: str) -> Run:
+        """Attach to the run that `mlflow run` made for this process, else make one in the chosen experiment."""
+        if int(os.environ.get("RANK", "0")) > 0:
+            return SilentRun()
+        store = client()
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        if run_id is None:
+            run_id = store.create_run(_experiment_id(store), run_name=entry_point).info.run_id
+        run = cls(store, run_id)
+        run.set_tags({"dinox.entry_point": entry_point, "dinox.git_commit": git_commit()})
+        return run
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether `mlflow run` above this process owns the run and will close it."""
+        return os.environ.get("MLFLOW_RUN_ID") == self.run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment that this run belongs to."""
+        return str(self.store.get_run(self.run_id).info.experiment_id)
+
+    @property
+    def artifact_uri(self) -> str:
+        """Where the artifacts of this run go."""
+        return str(self.store.get_run(self.run_id).info.artifact_uri)
+
+    def other(self, run_id: str) -> Run:
+        """Attach to another run of the same store.
+
+        Raises:
+            ValueError: If the store does not know it.
+        """
+        try:
+            self.store.get_run(run_id)
+        except MlflowException as error:
+            raise ValueError(
+                f"run {run_id}, which would be continued, is not in the store {shown_store()}; set {STORE_ENV} to the"
+                " store that has it"
+            ) from error
+        return Run(self.store, run_id)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe that the run follows; "" without one."""
+        return str(self.store.get_run(self.run_id).data.tags.get("dinox.recipe", ""))
+
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """Return the (step, value) pairs of a metric, one a step, in order."""
+        with answering():
+            points = self.store.get_metric_history(self.run_id, metric)
+        return sorted({point.step: point.value for point in points}.items())
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log named numbers at a step (optimiser updates)."""
+        now = int(time.time() * 1000)
+        entries = [[name, float(value), now, step] for name, value in metrics.items()]
+        for start in range(0, len(entries), _METRICS_AT_ONCE):
+            self._post("batch", {"metrics": entries[start : start + _METRICS_AT_ONCE]})
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters once; the resolved configuration goes under `cfg.`."""
+        entries = [[name, str(value)] for name, value in params.items()]
+        for start in range(0, len(entries), _PARAMS_AT_ONCE):
+            self._post("batch", {"params": entries[start : start + _PARAMS_AT_ONCE]})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; a later value replaces an earlier one."""
+        self._post("batch", {"tags": [[name, str(value)] for name, value in tags.items()]})
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""
+        self._log_written(path, figure.savefig)
+
+    def log_image(self, figure: Figure, key: str, step: int) -> None:
+        """Write a matplotlib figure as the image of a step: MLflow shows all steps of a key behind a slider."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "image.png"
+            figure.savefig(file)
+            self._post("image", {"key": key, "step": step, "time": int(time.time() * 1000)}, file)
+
+    def log_text(self, text: str, path: str) -> None:
+        """Write a text artifact."""
+        self._log_written(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def log_table(self, table: pd.DataFrame, path: str) -> None:
+        """Write a table as an artifact; the ending of `path` says parquet or csv."""
+        write = table.to_csv if Path(path).suffix == ".csv" else table.to_parquet
+        self._log_written(path, lambda file: write(file, index=False))
+
+    def _log_written(self, path: str, write: Callable[[Path], object]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(path).name
+            write(file)
+            self.log_file(file, str(Path(path).parent))
+
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Copy a file, or a folder with all it holds, into the run's artifacts."""
+        self._post("file", {"folder": "" if folder == "." else folder}, file)
+
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self._post("status", {"status": status})
+
+    def reopen(self) -> None:
+        """Mark a run as running again: one that was planned, or that ended before it was done."""
+        self._post("status", {"status": "RUNNING"})
+
+    def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
+        letter = Letter(self.run_id, kind, content, str(payload or ""))
+        if self.outbox is None:
+            _deliver(self.store, letter)
+        else:
+            self.outbox.post(letter)
+
+    def buffer_in(self, folder: Path) -> Outbox:
+        """From now on keep in `folder` what the store cannot take, instead of failing; returns what keeps it.
+
+        A training must not wait minutes for a server that is away, so requests give up early from now on.
+        """
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self.outbox = Outbox(folder, partial(_deliver, self.store))
+        return self.outbox
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn the ways in which a store can be away into a StoreAwayError; a refusal stays what it is."""
+    try:
+        yield
+    except (MlflowException, RequestException, ConnectionError) as error:
+        if _is_refusal(error):
+            raise
+        raise StoreAwayError(
+            f"the tracking store {shown_store()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
+        ) from error
+
+
+def _is_refusal(error: MlflowException | OSError) -> bool:
+    """Whether the store answered and said no, so that trying again would not help."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
+    response = error.response if isinstance(error, RequestException) else None
+    return response is not None and response.status_code < 500
+
+
+def _deliver(store: MlflowClient, letter: Letter) -> None:
+    with answering():
+        _hand_over(store, letter)
+
+
+def _hand_over(store: MlflowClient, letter: Letter) -> None:
+    content, run_id, payload = letter.content, letter.run_id, Path(letter.payload)
+    match letter.kind:
+        case "batch":
+            store.log_batch(
+                run_id,
+                metrics=[Metric(*entry) for entry in content.get("metrics", ())],
+                params=[Param(*entry) for entry in content.get("params", ())],
+                tags=[RunTag(*entry) for entry in content.get("tags", ())],
+            )
+        case "file" if payload.is_dir():
+            store.log_artifacts(run_id, str(payload), content["folder"] or None)
+        case "file":
+            store.log_artifact(run_id, str(payload), content["folder"] or None)
+        case "image":
+            with Image.open(payload) as image:
+                key, step, at = content["key"], content["step"], content["time"]
+                store.log_image(run_id, image, key=key, step=step, timestamp=at, synchronous=True)
+        case "status" if content["status"] == "RUNNING":
+            store.update_run(run_id, status="RUNNING")
+        case "status":
+            store.set_terminated(run_id, status=content["status"])
+
+
+class SilentRun(Run):
+    """Stands in for the run in processes other than the first: it writes nothing."""
+
+    def __init__(self) -> None:
+        """Attach to nothing."""
+        self.run_id = ""
+        self.outbox = None
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether another process closes the run: always."""
+        return True
+
+    @property
+    def recipe(self) -> str:
+        """No recipe is known here."""
+        return ""
+
+    def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
+        pass
+
+
+def _experiment_id(store: MlflowClient) -> str:
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if given:
+        return given
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+    found = store.get_experiment_by_name(name)
+    return str(found.experiment_id if found else store.create_experiment(name))
+
+
+def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
+    """Return the newest finished pretrain run that holds a backbone, or None.
+
+    The wrapper run that a resumed training leaves behind holds none and carries `dinox.resumes`.
+    """
+    store = client()
+    ids = experiment_ids or [e.experiment_id for e in store.search_experiments()]
+    query = "tags.`dinox.entry_point` = 'pretrain' and attributes.status = 'FINISHED'"
+    for run in store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=200):
+        if "dinox.resumes" not in run.data.tags and run.data.tags.get("dinox.backbone") == "yes":
+            return str(run.info.run_id)
+    return None
+
+
+def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
+    """Copy an artifact of a run into a folder and return where it lies.
+
+    Raises:
+        ValueError: If the run does not exist or holds no such artifact.
+    """
+    store = client()
+    get_run(run_id)
+    if not store.list_artifacts(run_id, path):
+        raise ValueError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
+    return Path(store.download_artifacts(run_id, path, str(into)))
+
+
+def get_run(run_id: str) -> MlflowRun:
+    """Return what the store has of a run.
+
+    Raises:
+        ValueError: If the run does not exist.
+    """
+    try:
+        return client().get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(
+            f"run '{run_id}' is not in the store {shown_store()}; `mlflow ui` lists the runs that are"
+        ) from error
+
+
+def run_tags(run_id: str) -> dict[str, str]:
+    """Return the tags of a run."""
+    return dict(client().get_run(run_id).data.tags)
+
+
+def run_metrics(run_id: str) -> dict[str, float]:
+    """Return the last value of every metric of a run."""
+    return dict(client().get_run(run_id).data.metrics)
+
+
+def run_status(run_id: str) -> str:
+    """Return SCHEDULED, RUNNING, FINISHED, FAILED or KILLED."""
+    return str(client().get_run(run_id).info.status)
+
+
+def experiment_of(run_id: str) -> str:
+    """Return the experiment that a run belongs to."""
+    return str(client().get_run(run_id).info.experiment_id)
+
+
+def newest_run(entry_point: str, name: str) -> str:
+    """Return the newest run of an entry point that bears a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    store = client()
+    ids = [experiment.experiment_id for experiment in store.search_experiments()]
+    query = f"tags.`dinox.entry_point` = '{entry_point}' and attributes.run_name = '{name}'"
+    found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
+    if not found:
+        raise ValueError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
+    return str(found[0].info.run_id)

@@ -1,0 +1,1 @@
+"""Pretraining: configuration, loop, watch, evaluation, checkpoints."""

@@ -1,0 +1,86 @@
+"""What a pretraining run is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.backbone import BackboneConfig
+from models.head import HeadConfig
+from models.losses.objective import ObjectiveConfig
+from pipelines.training.schedule import OptimConfig
+from pipelines.training.watch import WatchConfig
+from transforms.views.config import ViewConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """A pretraining run; a step is an optimiser update, everywhere."""
+
+    cohort: str = "cohorts/phantom"
+    seed: int = 0
+    steps: int = 100_000
+    batch_size: int = 64
+    """Slices of one forward pass over all processes: what KoLeo, NT-Xent and Sinkhorn see."""
+    accumulation: int = 1
+    """Forward passes of one update; gradients and centres are averaged over them."""
+    holdout: Literal["half_a", "half_b"] | float = 0.2
+    """Patients left out: a fraction by the hash of their id, or one half for cross-fitting."""
+    slices: Literal["all", "inner"] = "all"
+    """`inner` leaves out slices whose neighbour is missing, at an edge or a gap: there a channel is a copy."""
+    max_patients: int = 0
+    """Train on the first so many patients by the hash of their id; 0 takes all."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gram_refresh_steps: int = 0
+    """0 aligns Gram matrices with the current teacher; else with a frozen one, renewed every so many updates."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    stop_when: Literal["steps", "hopeless"] = "steps"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    workers: int = -1
+    """Loader processes; -1 takes what suits the device."""
+    nproc: int = 1
+    """Processes on this machine, one device each."""
+    log_every: int = 50
+    eval_every: int = 0
+    """Retrieval and figures every so many updates; 0 takes a tenth of the run. The first and last step count too."""
+    eval_slices: int = 1024
+    save_every: int = 500
+    keep_backbones: bool = False
+    """Keep the backbone of every evaluation as an artifact, for a scaling curve afterwards."""
+    runs_dir: str = "runs"
+    resume: str = ""
+    """`auto` continues the newest unfinished run of this recipe and cohort, a run id continues that one."""
+    allow_changes: str = ""
+    """Comma-separated keys that a resumed run may change."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot be."""
+        counts = {"steps": self.steps, "batch_size": self.batch_size, "accumulation": self.accumulation}
+        counts |= {"log_every": self.log_every, "save_every": self.save_every, "nproc": self.nproc}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be 1 or more, got {count}")
+        if self.batch_size < 2 and (self.objective.koleo_weight or self.objective.kind == "simclr"):
+            raise ValueError(
+                f"KoLeo and SimCLR need a neighbour: batch_size is {self.batch_size}, give 2 or more"
+            )
+        if self.views.size_px != self.backbone.image_px:
+            raise ValueError(
+                f"views.size_px {self.views.size_px} and backbone.image_px {self.backbone.image_px} must be the same"
+            )
+        if self.views.n_local and self.objective.kind != "dino":
+            raise ValueError(f"local views go with objective kind 'dino', not '{self.objective.kind}'")
+        if self.compile and self.objective.kind == "mae":
+            raise ValueError(
+                "compile does nothing for objective kind 'mae', which encodes parts of views; leave it off"
+            )
+        if not isinstance(self.holdout, str) and not 0 <= self.holdout < 1:
+            raise ValueError(
+                f"holdout is the share of patients left out, from 0 to below 1, got {self.holdout}"
+            )

@@ -1,0 +1,131 @@
+"""From a cohort on disk to batches of triplets: which slices make up which step, read straight from the page cache.
+
+The order is a function of (seed, position) alone: it does not depend on the number of workers, of processes, or
+of interruptions.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines.cohort.slices import SliceIndex
+from transforms.views.batch import TripletBatch, ViewConfig, ViewDraws, Views, draw_views, render_views
+
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which slices make up which micro-batch.
+
+    Attributes:
+        n_slices: Length of the index.
+        batch_size: Slices of one forward pass over all processes.
+        accumulation: Forward passes of one update.
+        seed: Of the order.
+        rank: This process.
+        processes: How many share each batch.
+    """
+
+    n_slices: int
+    batch_size: int
+    accumulation: int
+    seed: int
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse batches that cannot be filled or shared."""
+        if self.batch_size > self.n_slices:
+            raise ValueError(
+                f"a batch of {self.batch_size} slices cannot be drawn from {self.n_slices} training slices;"
+                " lower batch_size or prepare more series"
+            )
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes"
+            )
+
+    def rows(self, micro: int) -> NDArray[np.int64]:
+        """Return this process's rows of micro-batch `micro`; each epoch deals all slices once."""
+        share = self.batch_size // self.processes
+        first = micro * self.batch_size + self.rank * share
+        positions = np.arange(first, first + share)
+        epochs, offsets = np.divmod(positions, self.n_slices)
+        return np.array(
+            [_order(self.seed, int(e), self.n_slices)[o] for e, o in zip(epochs, offsets, strict=True)],
+            dtype=np.int64,
+        )
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+
+
+class DrawnBatch(NamedTuple):
+    """Triplets and the views that were drawn of them, for the device that trains to render."""
+
+    triplets: TripletBatch
+    draws: ViewDraws
+
+
+class MicroBatches(Dataset[DrawnBatch | Views]):
+    """One item is one whole micro-batch, so that any worker can make any of them alike."""
+
+    def __init__(
+        self, index: SliceIndex, plan: BatchPlan, views: ViewConfig, seed: int, render: bool
+    ) -> None:
+        """With `render` an item is views (CPU training), else raw int16 triplets with what is to be shown of them."""
+        self.index, self.plan, self.views, self.seed, self.render = index, plan, views, seed, render
+
+    def __getitem__(self, micro: int) -> DrawnBatch | Views:
+        """Make micro-batch number `micro` of the run."""
+        triplets = self.index.read(self.plan.rows(micro))
+        draws = draw_views(triplets, self.views, self.seed, step=micro // self.plan.accumulation)
+        return render_views(triplets, draws, self.views) if self.render else DrawnBatch(triplets, draws)
+
+
+def stream_batches(
+    dataset: MicroBatches, first: int, last: int, workers: int, pin: bool
+) -> Iterator[DrawnBatch | Views]:
+    """Yield micro-batches `first` to `last - 1` in order, `workers` processes ahead."""
+    loader: DataLoader[DrawnBatch | Views] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
+        # A loader draws a seed that nothing here uses; it must not move the training's own generator.
+        generator=torch.Generator(),
+    )
+    # A loader process that is only starting would go at a signal: it comes to life with them held back.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from batches
+
+
+def _begin_worker(_: int) -> None:
+    """Take one core, and leave it to the training to answer a signal that torchrun, Slurm or Ctrl-C send to all.
+
+    A loader process that went at once would take the training with it before it has saved. The second SIGTERM, by
+    which a dying parent ends what it left, counts.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)

@@ -1,0 +1,354 @@
+"""One training run from cohort to exported backbone: what surrounds the loop of `pipelines.training.trainer`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from models.backbone import Backbone, build_backbone, load_weights
+from models.losses.gather import world
+from pipelines.backbones.folder import open_backbone, save_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.kind import cohort_kind
+from pipelines.cohort.slices import SliceIndex
+from pipelines.command.cli import EndWith
+from pipelines.command.config import flatten
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.runtime.distributed import (
+    agreed_stop,
+    choose_device,
+    done_by_rank_zero,
+    from_rank_zero,
+    process_group,
+)
+from pipelines.runtime.interrupts import StopWatch
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.progress import progress
+from pipelines.tracking.outbox import StoreAwayError
+from pipelines.tracking.run import Run
+from pipelines.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from pipelines.training.config import PretrainConfig
+from pipelines.training.evaluation import RetrievalEvaluation
+from pipelines.training.figures import curves, view_sheet
+from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.token_figures import token_figures
+from pipelines.training.trainer import Trainer
+from pipelines.training.watch import ADVICE, Verdict
+from probes.splits import is_held_out, patient_hash
+from transforms.views.batch import Views
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Who is trained on, who is held out, and what that leaks."""
+
+    train: list[str]
+    held_out: list[str]
+    leak: str
+
+
+def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
+    """Divide the cohort's patients by the hash of their ids.
+
+    If nobody would be left to train on, nobody is held out and the leak is "no_holdout".
+
+    Raises:
+        ValueError: If the cohort holds no patient.
+    """
+    everyone = sorted(cohort.series["patient_id"].unique(), key=patient_hash)
+    if not everyone:
+        raise ValueError(f"cohort {cohort.root} holds no series to train on; prepare one first")
+    held_out = [patient for patient in everyone if is_held_out(patient, config.holdout)]
+    train = [patient for patient in everyone if patient not in set(held_out)]
+    if not train:
+        return Patients(everyone, [], "no_holdout")
+    if config.max_patients:
+        # The hash orders patients, so the nearest to the held-out share come first whatever the cohort's size.
+        train = train[: config.max_patients]
+    return Patients(train, held_out, "" if held_out else "no_holdout")
+
+
+def train(config: PretrainConfig, run: Run) -> None:
+    """Run or resume a pretraining; see `PretrainConfig`.
+
+    Raises:
+        EndWith: 130 or 143 when interrupted, after saving.
+        ValueError: If what was asked cannot be.
+    """
+    device = choose_device(config.device)
+    if config.nproc > 1 and "RANK" not in os.environ:
+        raise ValueError(
+            f"nproc={config.nproc} starts processes on the command line alone: --nproc {config.nproc}"
+        )
+    with process_group(device):
+        done_by_rank_zero(lambda: ensure_cohort(Path(config.cohort)))
+        if from_rank_zero(RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished"):
+            print(f"run {run.run_id} is trained to its end")
+            return
+        cohort = Cohort.open(Path(config.cohort))
+        TrainingRun(config, run, cohort, device).go()
+
+
+class TrainingRun:
+    """A run with its folder, its data and its trainer."""
+
+    def __init__(self, config: PretrainConfig, run: Run, cohort: Cohort, device: torch.device) -> None:
+        """Divide the patients, index their slices and build the networks; nothing is trained yet."""
+        self.config, self.cohort, self.device = config, cohort, device
+        self.patients = divide_patients(cohort, config)
+        self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner")
+        rank, processes = world()
+        self.plan = BatchPlan(
+            len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes
+        )
+        self.trainer = Trainer(config, device, _first_backbone(config))
+        self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
+        self.wrapper, self.recipe = run, run.recipe
+        self.run, self.folder = self._open_folder(run)
+        if self.folder is not None:
+            self.outbox = self.run.buffer_in(self.folder.path / "outbox")
+            self.wrapper.outbox = self.outbox
+
+    def _open_folder(self, run: Run) -> tuple[Run, RunFolder | None]:
+        claimed: list[tuple[Run, RunFolder]] = []
+
+        def claim() -> Path:
+            claimed.append(self._claim_folder(run))
+            return claimed[0][1].checkpoints
+
+        try:
+            self._restore(done_by_rank_zero(claim))
+        except ValueError:
+            for _, folder in claimed:
+                folder.release()
+            raise
+        return claimed[0] if claimed else (run, None)
+
+    def _claim_folder(self, run: Run) -> tuple[Run, RunFolder]:
+        config, recipe = self.config, self.recipe
+        runs_dir = PROJECT_ROOT / config.runs_dir
+        flat = flatten(config)
+        folder = None
+        # A run that is started again, as an arm of a campaign is, goes on where it was.
+        is_begun = RunFolder.state(runs_dir, run.run_id) == "begun"
+        resume = config.resume or (run.run_id if is_begun else "")
+        if resume:
+            allowed = {key.strip() for key in config.allow_changes.split(",")}
+            defaults = flatten(type(config)())
+            folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed, defaults)
+        if folder is None:
+            folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
+        try:
+            if folder.run_id != run.run_id:
+                run.set_tags({"dinox.resumes": folder.run_id})
+                run = run.other(folder.run_id)
+        except ValueError:
+            folder.release()
+            raise
+        if folder.is_resumed:
+            print(f"continues run {folder.run_id}")
+        return run, folder
+
+    def _restore(self, folder: Path) -> None:
+        checkpoint = load_checkpoint(folder)
+        if checkpoint is not None:
+            self.trainer.restore(checkpoint)
+
+    def go(self) -> None:
+        """Train to the last step, evaluate, export; on a signal save and end with its code."""
+        stop = StopWatch()
+        try:
+            self._describe()
+            verdict = self._loop(stop)
+        except ValueError:
+            self._close("FAILED")
+            raise
+        else:
+            self._finish(verdict)
+        finally:
+            stop.close()
+            if self.folder is not None:
+                self.folder.release()
+
+    def _close(self, status: str) -> None:
+        """Say how a continued run ended; that of this process is closed by whoever started it."""
+        if self.run is not self.wrapper:
+            self.run.finish(status)
+
+    def _describe(self) -> None:
+        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256, "dinox.cohort_kind": cohort_kind(self.cohort)}
+        if self.trainer.step == 0:
+            cohort_tags["dinox.status"] = "too early"
+        if self.folder is not None and self.folder.is_resumed:
+            self.run.reopen()
+            cohort_tags["dinox.error"] = ""
+        if self.patients.leak:
+            cohort_tags["dinox.leak"] = self.patients.leak
+        self.run.set_tags(cohort_tags)
+        counts = {
+            "data/train_patients": len(self.patients.train),
+            "data/held_out_patients": len(self.patients.held_out),
+            "data/train_slices": len(self.index),
+        }
+        self.run.log_metrics(counts)
+        self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
+        if self.folder is not None:
+            print(
+                f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
+                f" {counts['data/held_out_patients']} held out; device {self.device}"
+            )
+
+    def _loop(self, stop: StopWatch) -> Verdict:
+        config, trainer = self.config, self.trainer
+        batches = self._batches()
+        eval_every = config.eval_every or max(config.steps // 10, 1)
+        verdict: Verdict = "too early"
+        if trainer.step >= config.steps:  # Killed after its last step, before its export.
+            verdict = trainer.watcher.report(trainer.step)[1]
+        if trainer.step == 0:
+            self.run.log_metrics(self.evaluation.random_floor())
+            self._evaluate()
+        bar = progress(
+            total=config.steps,
+            initial=trainer.step,
+            desc="pretrain",
+            unit="step",
+            disable=world()[0] != 0,
+        )
+        with bar:
+            while trainer.step < config.steps:
+                trainer.update(batches)
+                step, is_last = trainer.step, trainer.step == config.steps
+                bar.update()
+                if step == 1 or step % config.log_every == 0 or is_last:
+                    metrics, verdict = trainer.report()
+                    self.run.log_metrics(metrics, step)
+                    self.run.set_tags({"dinox.status": verdict})
+                    bar.set_postfix_str(_progress(metrics, verdict), refresh=False)
+                if step % eval_every == 0 or is_last:
+                    self._evaluate()
+                code = agreed_stop(stop.exit_code)
+                if step % config.save_every == 0 or is_last or code is not None:
+                    self._save()
+                if code is not None:
+                    self._leave(code)
+                if config.stop_when == "hopeless" and trainer.watcher.is_hopeless(step):
+                    print(f"stopped at step {step}: {verdict} for {config.watch.patience_steps} updates")
+                    break
+        return verdict
+
+    def _batches(self) -> Iterator[DrawnBatch | Views]:
+        config, on_cpu = self.config, self.device.type == "cpu"
+        workers = config.workers if config.workers >= 0 else (0 if on_cpu else 8)
+        dataset = MicroBatches(self.index, self.plan, config.views, config.seed, render=on_cpu)
+        first = self.trainer.step * config.accumulation
+        return stream_batches(dataset, first, config.steps * config.accumulation, workers, pin=not on_cpu)
+
+    def _evaluate(self) -> None:
+        step, teacher = self.trainer.step, self.trainer.networks.teacher.backbone
+        self.trainer.check_sums()
+        metrics = self.evaluation.measure(self.trainer.networks)
+        if metrics:
+            self.run.log_metrics(metrics, step)
+        if self.folder is None:
+            return
+        self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
+        images = self.evaluation.examples(self.index)
+        seen = self.evaluation.teacher_tokens, self.evaluation.patient_ids
+        for key, figure in token_figures(teacher, images, self.config.views, *seen):
+            self.run.log_image(figure, key, step)
+        if self.config.keep_backbones:
+            self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
+
+    def _save(self) -> None:
+        tensors, facts = self.trainer.state()
+
+        def write() -> None:
+            if self.folder is not None:
+                save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
+
+        done_by_rank_zero(write)
+
+    def _leave(self, code: int) -> None:
+        self._close("KILLED")
+        raise EndWith(
+            code, f"interrupted at step {self.trainer.step} and saved; -P resume=auto continues this run"
+        )
+
+    def _finish(self, verdict: Verdict) -> None:
+        if self.folder is None:
+            return
+        print(f"verdict: {verdict} ({ADVICE[verdict]})")
+        self._deliver_all()
+        self.run.set_tags({"dinox.status": verdict, "dinox.advice": ADVICE[verdict]})
+        for figure, name in curves(self.run):
+            self.run.log_figure(figure, f"figures/{name}.png")
+        networks = self.trainer.networks
+        self._export({"backbone": networks.teacher.backbone, "backbone_student": networks.student.backbone})
+        self.run.set_tags({"dinox.backbone": "yes"})
+        self.run.log_file(self.folder.checkpoints, "checkpoint")
+        self._close("FINISHED")
+        self._deliver_all()
+        self.folder.mark_finished()
+
+    def _deliver_all(self) -> None:
+        if not self.outbox.flush(is_last=True):
+            raise StoreAwayError(
+                f"all {self.trainer.step} updates are done and saved, but the tracking store is away:"
+                f" {len(self.outbox)} records wait in {self.outbox.folder}; start it, and -P resume=auto delivers them"
+            )
+
+    def _export(self, backbones: Mapping[str, Backbone], place: str = "") -> None:
+        """Write backbones as artifacts: each under its name, or the only one at `place`."""
+        record = {
+            "run_id": self.run.run_id,
+            "recipe": self.recipe,
+            "cohort_sha": self.cohort.sha256,
+            "holdout": self.config.holdout,
+            "leak": self.patients.leak,
+            "seed": self.config.seed,
+            "steps": self.trainer.step,
+            "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,
+            "window_policy": self.config.views.window.policy,
+            "hu_scale": self.config.views.window.hu_scale,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            for name, backbone in backbones.items():
+                save_backbone(Path(folder) / name, backbone, self.config.backbone, record | {"network": name})
+                self.run.log_file(Path(folder) / name, place or name)
+
+
+def _first_backbone(config: PretrainConfig) -> Backbone:
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone)
+    local_px, patch_px = config.views.local_size_px, backbone.patch_px
+    if (
+        config.views.n_local and local_px % patch_px
+    ):  # The patch of a timm model is not known before it is built.
+        raise ValueError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
+    source = config.backbone.weights
+    if source.endswith(".safetensors"):
+        if not Path(source).is_file():
+            raise CheckpointError(f"backbone.weights names {source}, which does not exist")
+        load_weights(backbone, load_file(source), source)
+    elif source not in ("", "timm"):
+        load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)
+    backbone.mean, backbone.std = (
+        config.views.mean,
+        config.views.std,
+    )  # What it is trained with is what probes show it.
+    return backbone
+
+
+def _progress(metrics: dict[str, float], verdict: Verdict) -> str:
+    return (
+        f"loss {metrics['loss/total']:.3f}, G {metrics['teacher/gain']:+.2f}, {verdict},"
+        f" {metrics['perf/slices_per_s']:.0f} slices/s"
+    )

@@ -1,0 +1,153 @@
+"""The folder of a training run on this machine: its lock, its record, its checkpoints, and how a run is found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pipelines.training.checkpoint import lock_folder
+
+_RECORD = "run.json"
+_FREE = {
+    "resume",
+    "allow_changes",
+    "cohort",  # Its content is compared by hash, wherever it lies.
+    "runs_dir",
+    "device",
+    "workers",
+    "nproc",
+    "log_every",
+    "eval_every",
+    "eval_slices",
+    "save_every",
+    "keep_backbones",
+    "compile",
+}
+"""Keys that do not change what is learned: a resumed run may set them anew."""
+
+
+class RunFolder:
+    """`runs/<run id>`: held by one process at a time."""
+
+    def __init__(self, path: Path, lock: IO[str], is_resumed: bool = False) -> None:
+        """Hold the folder through its lock."""
+        self.path, self._lock, self.is_resumed = path, lock, is_resumed
+        self.checkpoints = path / "checkpoints"
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run that the folder belongs to."""
+        return self.path.name
+
+    @classmethod
+    def create(
+        cls, runs_dir: Path, run_id: str, recipe: str, cohort_sha: str, config: Mapping[str, Any]
+    ) -> RunFolder:
+        """Make the folder of a new run."""
+        path = runs_dir / run_id
+        lock = lock_folder(path)
+        if lock is None:
+            raise ValueError(f"run {run_id} is being trained by another process")
+        folder = cls(path, lock)
+        folder._write({"recipe": recipe, "cohort_sha": cohort_sha, "config": dict(config), "finished": False})
+        return folder
+
+    @classmethod
+    def find(
+        cls,
+        runs_dir: Path,
+        resume: str,
+        recipe: str,
+        cohort_sha: str,
+        config: Mapping[str, Any],
+        allowed: set[str],
+        defaults: Mapping[str, Any],
+    ) -> RunFolder | None:
+        """Find the run to continue: a run id, or with "auto" the newest free unfinished one of this recipe and cohort.
+
+        One whose hyper-parameters differ, such as the cut off arm of a campaign, does not hide an older one that fits.
+        An option that a run does not name, because it began before there was such an option, had its default.
+
+        Returns:
+            The folder, held; None when "auto" finds nothing to continue.
+
+        Raises:
+            ValueError: If the named run is not here, is finished or held, or if hyper-parameters differ that
+                `allowed` does not name.
+        """
+        if resume != "auto":
+            path = runs_dir / resume
+            if not (path / _RECORD).is_file():
+                raise ValueError(
+                    f"there is no run '{resume}' to resume in {runs_dir}; resume=auto takes the newest"
+                )
+            candidates = [path]
+        else:
+            records = sorted(
+                runs_dir.glob(f"*/{_RECORD}"), key=lambda file: file.stat().st_mtime, reverse=True
+            )
+            candidates = [file.parent for file in records]
+        refusals: list[ValueError] = []
+        for path in candidates:
+            record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+            is_match = (
+                not record["finished"] and record["recipe"] == recipe and record["cohort_sha"] == cohort_sha
+            )
+            lock = lock_folder(path) if is_match else None
+            if lock is None:
+                continue
+            try:
+                _refuse_changes({**_plain(defaults), **record["config"]}, config, allowed)
+            except ValueError as refusal:
+                lock.close()
+                refusals.append(refusal)
+                continue
+            return cls(path, lock, is_resumed=True)
+        if refusals:
+            raise refusals[0]
+        if resume != "auto":
+            raise ValueError(
+                f"run '{resume}' cannot be resumed: it is finished, held by another process, or of another recipe or"
+                " cohort"
+            )
+        return None
+
+    @staticmethod
+    def state(runs_dir: Path, run_id: str) -> Literal["absent", "begun", "finished"]:
+        """Say what this machine holds of a run: nothing, a training to go on with, or one that is exported."""
+        record = runs_dir / run_id / _RECORD
+        if not run_id or not record.is_file():
+            return "absent"
+        return "finished" if json.loads(record.read_text(encoding="utf-8"))["finished"] else "begun"
+
+    def mark_finished(self) -> None:
+        """Say that the run is done: it is not resumed again."""
+        self._write(json.loads((self.path / _RECORD).read_text(encoding="utf-8")) | {"finished": True})
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        part = self.path / f"{_RECORD}.part"
+        part.write_text(json.dumps(record, default=str), encoding="utf-8")
+        part.replace(self.path / _RECORD)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they read in a record."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
+    return plain
+
+
+def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: set[str]) -> None:
+    plain = _plain(now)
+    changed = [key for key in plain if key not in _FREE | allowed and before.get(key) != plain[key]]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"the run to resume had {key}={before.get(key)}, this command says {plain[key]}: give the old value, or"
+            f" allow_changes={','.join(changed)} to mean it"
+        )

@@ -1,0 +1,213 @@
+"""The training loop: one clock, named terms, and everything that a resumed run needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from models.head import ProjectionHead
+from models.losses.gather import mean_over_ranks, world
+from models.losses.objective import Batch, Objective, Terms
+from models.student_teacher import Network, StudentTeacher
+from pipelines.runtime.distributed import choose_precision, widest_over_ranks
+from pipelines.training.checkpoint import (
+    Checkpoint,
+    below,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+    under,
+)
+from pipelines.training.config import PretrainConfig
+from pipelines.training.loader import DrawnBatch
+from pipelines.training.schedule import Moment, build_optimizer, moment, set_groups
+from pipelines.training.watch import Verdict, Watcher
+from transforms.views.batch import Views, render_views
+
+
+class NonFiniteLossError(ValueError):
+    """A term of the loss is no longer a number."""
+
+
+class Trainer:
+    """Student, teacher, objective and optimiser of one run, and the only code that moves them."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device, backbone: Backbone) -> None:
+        """Build everything around a backbone at step 0."""
+        self.config, self.device, self.step = config, device, 0
+        network = Network(backbone, ProjectionHead(backbone.embed_dim, config.head))
+        if config.backbone.init == "xavier":
+            nn.init.xavier_uniform_(network.head.hidden.weight)
+            nn.init.xavier_uniform_(network.head.last.weight)
+        self.networks = StudentTeacher(network, config.gram_refresh_steps > 0).to(device)
+        self.objective = Objective(config.objective, self.networks.student, config.head.prototypes).to(device)
+        self.optimizer = build_optimizer([self.networks.student, self.objective], config.optim)
+        self.watcher = Watcher(config.watch, config.head.prototypes, config.objective.student_temp)
+        self.autocast_dtype = choose_precision(config.precision, device, backbone.embed_dim)
+        if self.autocast_dtype is not None and device.type == "cpu":
+            # Only the student is differentiated.
+            self.networks.student.backbone.attend_plainly()
+        if device.type == "cuda":
+            # Matrix products are full float32 by torch's default, convolutions (the patches) are not.
+            torch.backends.cudnn.allow_tf32 = self.autocast_dtype is not None
+        if config.compile:
+            self.networks.student.compile()
+            self.networks.teacher.compile()
+        self.sums: dict[str, Tensor] = {}
+        self.summed = 0
+        self.scale_mm = [np.inf, 0.0]
+        self.waited_s = 0.0
+        self.clock = time.perf_counter()
+
+    def update(self, batches: Iterator[DrawnBatch | Views]) -> None:
+        """Make one optimiser update from the next `accumulation` micro-batches."""
+        now = moment(self.config.optim, self.step, self.config.steps)
+        set_groups(self.optimizer, now)
+        self.networks.train()
+        if self.networks.gram_teacher is not None and self.step % self.config.gram_refresh_steps == 0:
+            self.networks.refresh_gram_teacher()
+
+        # Forward and backward: the teacher sees the global views, the student every view.
+        self.optimizer.zero_grad(set_to_none=True)
+        means: dict[str, Tensor] = {}
+        for part in range(self.config.accumulation):
+            views = self._next_views(batches)
+            terms = self._forward(views, now, part)
+            (terms.total / self.config.accumulation).backward()  # type: ignore[no-untyped-call]
+            for name, mean in terms.center_means.items():
+                means[name] = means.get(name, torch.zeros_like(mean)) + mean / self.config.accumulation
+            self._note(terms, views)
+
+        # The student moves by gradient, the teacher and the centres after it.
+        self._note_sums({"optim/grad_norm": self._settle_gradients()})
+        self.optimizer.step()
+        self.networks.update_teacher(now.ema_momentum)
+        self.objective.update_centers(means)
+        self.step += 1
+        self.summed += 1
+
+    def _forward(self, views: Views, now: Moment, part: int) -> Terms:
+        rng = np.random.default_rng([self.config.seed, self.step, part, world()[0]])
+        dtype = self.networks.student.head.last.weight.dtype
+        local = views.local_views.to(self.device, dtype) if views.local_views is not None else None
+        batch = Batch(views.global_views.to(self.device, dtype), local, now.teacher_temp, rng)
+        enabled = self.autocast_dtype is not None
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
+            terms: Terms = self.objective(self.networks, batch)
+        return terms
+
+    def _next_views(self, batches: Iterator[DrawnBatch | Views]) -> Views:
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited_s += time.perf_counter() - start
+        if isinstance(batch, Views):
+            return batch
+        triplets = batch.triplets.to(self.device, non_blocking=True)
+        return render_views(triplets, batch.draws, self.config.views)
+
+    def _settle_gradients(self) -> Tensor:
+        parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if world()[1] > 1:
+            flat = mean_over_ranks(torch.cat([g.flatten() for g in gradients]))
+            parts = torch.split(flat, [g.numel() for g in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        limit = self.config.optim.clip_norm
+        if limit:
+            return nn.utils.clip_grad_norm_(parameters, limit)
+        return nn.utils.get_total_norm(gradients)
+
+    def _note(self, terms: Terms, views: Views) -> None:
+        share = 1.0 / self.config.accumulation
+        named = {"total": terms.total, **terms.named}
+        self._note_sums({f"loss/{name}": term.detach() * share for name, term in named.items()})
+        self._note_sums({"views/outside_body": views.outside_body.float().mean() * share})
+        seen = views.mm_per_pixel[: len(views.global_views)]
+        self.scale_mm = [min(self.scale_mm[0], float(seen.min())), max(self.scale_mm[1], float(seen.max()))]
+        self.watcher.observe(terms.seen)
+
+    def _note_sums(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.float()
+
+    def report(self) -> tuple[dict[str, float], Verdict]:
+        """Return the means since the last report, the watcher's metrics and its verdict; starts anew.
+
+        Raises:
+            NonFiniteLossError: If a term of the loss was not finite; no later checkpoint is written.
+        """
+        metrics = {name: float(mean_over_ranks(value)) / self.summed for name, value in self.sums.items()}
+        self.check_finite(metrics)
+        watched, verdict = self.watcher.report(self.step)
+        now = moment(self.config.optim, self.step - 1, self.config.steps)
+        elapsed = max(time.perf_counter() - self.clock, 1e-9)
+        slices = self.summed * self.config.accumulation * self.config.batch_size
+        metrics |= watched | {
+            "optim/lr": now.lr,
+            "optim/weight_decay": now.weight_decay,
+            "perf/slices_per_s": slices / elapsed,
+            "perf/data_wait": self.waited_s / elapsed,
+        }
+        if "center" in dict(self.objective.named_buffers()):
+            metrics["teacher/center_norm"] = float(self.objective.get_buffer("center").norm())
+        self.scale_mm = widest_over_ranks(self.scale_mm)
+        self.sums, self.summed, self.waited_s, self.clock = {}, 0, 0.0, time.perf_counter()
+        return metrics, verdict
+
+    def check_finite(self, metrics: dict[str, float]) -> None:
+        """Raise NonFiniteLossError naming the terms that are no numbers."""
+        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if bad:
+            raise NonFiniteLossError(
+                f"{', '.join(bad)} was not finite by step {self.step}; the last checkpoint before it is kept,"
+                " lower optim.lr or set optim.clip_norm and resume"
+            )
+
+    def check_sums(self) -> None:
+        """Raise NonFiniteLossError if a term since the last report was no number: nothing is made of such weights.
+
+        Every process must call it, and all of them raise.
+        """
+        self.check_finite({name: float(mean_over_ranks(value)) for name, value in self.sums.items()})
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Return everything that a resumed run needs, as tensors and as plain facts; every process must call it."""
+        self.check_sums()
+        # Every process will resume from this one state. Sums are only ever read as means over processes, here and in
+        # the watcher, so they are saved as such: the mean of equal means is that mean. This run goes on with what it
+        # saved, or its later reports would differ from those of a resumed one in the last bits.
+        self.sums = {name: mean_over_ranks(value) for name, value in self.sums.items()}
+        watch_tensors, watch_facts = self.watcher.state()
+        tensors = under("networks", self.networks.state_dict()) | under(
+            "objective", self.objective.state_dict()
+        )
+        tensors |= under("optimizer", optimizer_tensors(self.optimizer)) | under("watch", watch_tensors)
+        tensors |= under("sums", self.sums) | {"rng/torch": torch.get_rng_state()}
+        scale_mm = widest_over_ranks(self.scale_mm)
+        facts = {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
+        return tensors, facts
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to the step of a checkpoint.
+
+        Raises:
+            CheckpointError: If it is of another architecture.
+        """
+        tensors, facts = checkpoint.tensors, checkpoint.facts
+        restore_module(self.networks, below("networks", tensors), "network")
+        restore_module(self.objective, below("objective", tensors), "objective")
+        restore_optimizer(self.optimizer, below("optimizer", tensors))
+        on_device = {name: t.to(self.device) for name, t in below("watch", tensors).items()}
+        self.watcher.restore(on_device, facts["watch"])
+        self.sums = below("sums", tensors)
+        self.summed, self.scale_mm = facts["summed"], list(facts["scale_mm"])
+        torch.set_rng_state(tensors["rng/torch"])
+        self.step = checkpoint.step

@@ -1,0 +1,196 @@
+"""Training of small networks on labelled nodules: balanced classes, early stopping on patients that are set aside."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from probes.splits import patient_folds
+from probes.statistics.checks import Floats, binary_labels
+
+Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitSettings:
+    """How a network is trained; `steps` are optimiser updates."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    batch_size: int = 64
+    max_epochs: int = 100
+    patience: int = 15
+    """Epochs without a lower validation loss after which training stops."""
+    inner_folds: int = 5
+    """One of so many patient-grouped folds is set aside to stop on."""
+
+
+def fit_network(
+    build: Callable[[], nn.Module],
+    inputs: tuple[Tensor, ...],
+    labels: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    settings: FitSettings,
+    seed: int,
+    device: torch.device,
+    augment: Augment | None = None,
+) -> nn.Module:
+    """Train a network and return it as it was when its loss on the set-aside patients was lowest.
+
+    Classes weigh the same, so that the logit is evidence as `linear.Probe` wants it. The global random state
+    is left as it was found.
+
+    Args:
+        build: Makes the network; its parameters are drawn under `seed`. It takes the inputs, gives logits (B,).
+        inputs: Tensors whose first axis is the N samples; batches reach the device as float32 (bool stays bool).
+        labels: 0 or 1, (N,).
+        patient_ids: Patient of each sample, (N,).
+        settings: Of the optimiser.
+        seed: Of initialisation, batches, dropout and augmentation.
+        device: Where to train.
+        augment: Applied to each training batch on the device.
+
+    Raises:
+        ValueError: If an input is not finite, a class is absent, or a class has one patient only.
+    """
+    truth = binary_labels(labels)
+    for values in inputs:
+        if len(values) != len(truth):
+            raise ValueError(f"{len(truth)} labels need {len(truth)} samples, got {len(values)}")
+        if values.is_floating_point() and not all(
+            bool(torch.isfinite(part).all()) for part in torch.split(values, 64)
+        ):
+            raise ValueError("features hold NaN or infinity")
+    patients = np.asarray(patient_ids).astype(str)
+    rarer = min(np.unique(patients[truth == label]).size for label in (0, 1))
+    if rarer < 2:
+        raise ValueError(
+            f"early stopping needs two patients of each class to train on, got {rarer} of the rarer"
+        )
+    folds = patient_folds(patients.tolist(), truth, n_folds=min(settings.inner_folds, rarer), seed=seed)
+    usable = [fold for fold in folds if np.unique(truth[fold.train]).size == 2]
+    if not usable:
+        raise ValueError(
+            f"{rarer} patients of the rarer class cannot be parted for early stopping; more are needed"
+        )
+    fold = usable[0]
+    target = torch.from_numpy(truth).float()
+    with seeded(seed, device):
+        network = build().to(device)
+        return _train(network, inputs, target, fold.train, fold.test, settings, seed, device, augment)
+
+
+def _train(
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    target: Tensor,
+    train: npt.NDArray[np.int64],
+    validation: npt.NDArray[np.int64],
+    settings: FitSettings,
+    seed: int,
+    device: torch.device,
+    augment: Augment | None,
+) -> nn.Module:
+    order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    loss_of = _balanced_loss(target[train], device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
+    best, best_loss, waited = deepcopy(network.state_dict()), float("inf"), 0
+    rows = torch.from_numpy(train)
+    for _ in range(settings.max_epochs):
+        network.train()
+        for batch in torch.split(rows[torch.randperm(len(rows), generator=order)], settings.batch_size):
+            if len(batch) == 1 and len(rows) > 1:
+                continue  # batch normalisation has nothing to normalise one sample by
+            moved = _to_device(inputs, batch, device)
+            moved = moved if augment is None else augment(moved, noise)
+            optimizer.zero_grad(set_to_none=True)
+            loss_of(network(*moved), target[batch].to(device)).backward()
+            optimizer.step()
+        held_out = torch.from_numpy(predict(network, inputs, device, validation)).float()
+        loss = float(loss_of(held_out.to(device), target[validation].to(device)))
+        if loss < best_loss:
+            best, best_loss, waited = deepcopy(network.state_dict()), loss, 0
+        else:
+            waited += 1
+            if waited >= settings.patience:
+                break
+    network.load_state_dict(best)
+    return network.eval()
+
+
+def predict(
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    device: torch.device,
+    rows: npt.NDArray[np.int64] | None = None,
+    batch_size: int = 256,
+) -> Floats:
+    """Logits of a network in evaluation mode, (N,) or one per row asked for; memory is bounded by the batch."""
+    network.eval()
+    chosen = torch.arange(len(inputs[0])) if rows is None else torch.from_numpy(rows)
+    with torch.no_grad():
+        parts = [
+            network(*_to_device(inputs, batch, device)).double().cpu()
+            for batch in torch.split(chosen, batch_size)
+        ]
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+
+
+class Standardise(nn.Module):
+    """Features (..., D) less their mean, over their standard deviation; a constant feature becomes zero."""
+
+    def __init__(self, features: Tensor) -> None:
+        """Measure features (N, ..., D) over all axes but the last."""
+        super().__init__()
+        flat = features.reshape(-1, features.shape[-1])
+        # Whole nodules at a time: float64 sums without a float64 copy of all patch tokens.
+        total, square = torch.zeros(2, flat.shape[1], dtype=torch.float64)
+        for part in torch.split(flat, 65536):
+            total += part.double().sum(dim=0)
+            square += part.double().square().sum(dim=0)
+        mean = total / len(flat)
+        scale = (square / len(flat) - mean.square()).clamp(min=0).sqrt()
+        scale[scale <= 1e-6 * mean.abs()] = torch.inf
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., D) in, (..., D) out."""
+        return (features - self.mean) / self.scale
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from `seed` inside, and give the global random state back unchanged."""
+    devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def as_tensor(values: npt.ArrayLike | Tensor) -> Tensor:
+    """Array or tensor as a CPU tensor, without a copy where none is needed."""
+    return (
+        values.detach().cpu()
+        if isinstance(values, Tensor)
+        else torch.from_numpy(np.ascontiguousarray(values))
+    )
+
+
+def _to_device(inputs: tuple[Tensor, ...], rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    taken = [values[rows].to(device) for values in inputs]
+    return tuple(values if values.dtype == torch.bool else values.float() for values in taken)
+
+
+def _balanced_loss(target: Tensor, device: torch.device) -> nn.BCEWithLogitsLoss:
+    positive = float(target.mean())
+    return nn.BCEWithLogitsLoss(pos_weight=torch.tensor((1 - positive) / positive, device=device))

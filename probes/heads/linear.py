@@ -1,0 +1,208 @@
+"""The linear probe, and the cross-fitting that every probe of nodules goes through."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit
+
+from probes.heads.logistic import fit_logistic, log_loss, row_space
+from probes.splits import Fold, patient_folds
+from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
+
+C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
+_UNPENALISED = 1e-3  # a ridge that no data notice, so that a column which separates the classes stays finite
+
+
+class Samples(Protocol):
+    """What a probe is fitted on: anything with a length whose rows are taken by an index array (array, tensor)."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The samples at these rows."""
+        ...
+
+
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
+class Probe(Protocol[S_contra]):
+    """A classifier whose `decision_function` is evidence: log odds as if both classes were equally common."""
+
+    def fit(self, features: S_contra, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
+        """Learn from labelled samples; patients group the inner folds."""
+        ...
+
+    def decision_function(self, features: S_contra) -> Floats:
+        """Evidence for class 1, (N,)."""
+        ...
+
+
+class LinearProbe:
+    """Standardised logistic regression with an L2 penalty.
+
+    Fitted attributes: `coef_` (D,) and `intercept_` on standardised features, `mean_` and `scale_` (D,), `c_` (the C in
+    use), `inner_log_loss_` (one mean per C of the grid), `prior_` (share of positives in the training data).
+
+    Args:
+        c: Inverse penalty of scikit-learn's scale (C on the summed loss). Several: the one with the lowest log loss in
+            inner patient-grouped folds is used.
+        inner_folds: Folds of that choice; as many as the rarer class has patients, if that is fewer.
+        n_unpenalised: The last columns of the features that carry no penalty, such as the log diameter beside the
+            features of a backbone: a strong penalty then leaves diameter alone, untouched.
+        seed: Of the inner folds.
+    """
+
+    def __init__(
+        self, c: float | Sequence[float] = C_GRID, inner_folds: int = 5, n_unpenalised: int = 0, seed: int = 0
+    ) -> None:
+        """Hold the settings; nothing is learned here."""
+        self.c = c
+        self.inner_folds = inner_folds
+        self.n_unpenalised = n_unpenalised
+        self.seed = seed
+
+    def fit(self, features: npt.ArrayLike, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
+        """Choose C by inner folds, then fit on everything.
+
+        Args:
+            features: (N, D), finite.
+            labels: 0 or 1, (N,).
+            patient_ids: Patient of each sample, (N,).
+
+        Raises:
+            ValueError: If a class is absent, features are not finite, or one patient of a class is to choose C.
+        """
+        truth = binary_labels(labels)
+        x = finite_features(features, len(truth))
+        grid = [float(self.c)] if isinstance(self.c, (int, float)) else sorted(self.c)
+        if not grid or grid[0] <= 0:
+            raise ValueError(f"C must be above 0, got {grid}")
+        if not 0 <= self.n_unpenalised <= x.shape[1]:
+            raise ValueError(f"{self.n_unpenalised} unpenalised columns of {x.shape[1]} features cannot be")
+        best = 0
+        if len(grid) > 1:
+            self.inner_log_loss_ = self._inner_log_loss(x, truth, np.asarray(patient_ids), grid)
+            best = int(np.argmin(self.inner_log_loss_))
+        self.c_ = grid[best]
+        self.prior_ = float(truth.mean())
+        self.mean_, self.scale_ = _mean_and_scale(x)
+        path = self._path((x - self.mean_) / self.scale_, truth, [self.c_])
+        self.coef_, self.intercept_ = path[0, :-1], float(path[0, -1])
+        return self
+
+    def decision_function(self, features: npt.ArrayLike) -> Floats:
+        """Log odds of class 1 less the log odds of class 1 in the training data: evidence, (N,)."""
+        x = finite_features(features)
+        margin = (x - self.mean_) / self.scale_ @ self.coef_ + self.intercept_
+        return np.asarray(margin - logit(self.prior_))
+
+    def predict_proba(self, features: npt.ArrayLike) -> Floats:
+        """Probability of class 0 and of class 1 at the training data's share of positives, (N, 2)."""
+        positive = expit(self.decision_function(features) + logit(self.prior_))
+        return np.stack([1 - positive, positive], axis=1)
+
+    def _inner_log_loss(
+        self, x: Floats, truth: Ints, patients: npt.NDArray[Any], grid: list[float]
+    ) -> Floats:
+        rarer = min(np.unique(patients[truth == label]).size for label in (0, 1))
+        if rarer < 2:
+            raise ValueError(
+                f"choosing C needs two patients of each class to train on, got {rarer} of the rarer"
+            )
+        folds = patient_folds(
+            patients.astype(str).tolist(), truth, n_folds=min(self.inner_folds, rarer), seed=self.seed
+        )
+        total, n_tested = np.zeros(len(grid)), 0
+        for fold in folds:
+            if np.unique(truth[fold.train]).size < 2:
+                continue  # all patients of a rare class can fall into one fold
+            mean, scale = _mean_and_scale(x[fold.train])
+            path = self._path((x[fold.train] - mean) / scale, truth[fold.train], grid, tolerance=1e-5)
+            margins = (x[fold.test] - mean) / scale @ path[:, :-1].T + path[:, -1]
+            total += [log_loss(truth[fold.test].astype(np.float64), margin) for margin in margins.T]
+            n_tested += len(fold.test)
+        if n_tested == 0:
+            raise ValueError(
+                f"{rarer} patients of the rarer class all fall into one inner fold; give c as one number"
+            )
+        return total / n_tested
+
+    def _path(self, x: Floats, truth: Ints, grid: list[float], tolerance: float = 1e-8) -> Floats:
+        """Coefficients and intercept for each C, ascending, each fit started from the last: (len(grid), D + 1)."""
+        penalised = x.shape[1] - self.n_unpenalised
+        basis = row_space(x[:, :penalised]) if penalised > len(x) else None
+        used = x if basis is None else np.hstack([x[:, :penalised] @ basis, x[:, penalised:]])
+        # From the prior, features that know nothing are already at the minimum: their evidence is exactly 0, and no
+        # rounding ranks one fold above another.
+        weights, path = np.append(np.zeros(used.shape[1]), logit(truth.mean())), []
+        for c in grid:
+            penalty = np.full(used.shape[1], 1 / c)
+            penalty[used.shape[1] - self.n_unpenalised :] = _UNPENALISED
+            weights = fit_logistic(used, truth.astype(np.float64), penalty, weights, tolerance)
+            rotated = 0 if basis is None else basis.shape[1]
+            path.append(weights if basis is None else np.append(basis @ weights[:rotated], weights[rotated:]))
+        return np.stack(path)
+
+
+def cross_fit(
+    probe_factory: Callable[[], Probe[Any]],
+    features: Samples,
+    labels: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    folds: Iterable[Fold | tuple[Ints, Ints]],
+    prior: float | None = None,
+) -> Floats:
+    """Probability of class 1 for every sample, from probes that never saw its patient.
+
+    Each fold's evidence is turned into a probability with one share of positives for all folds, that of the tested
+    samples. With each training set's own share, a fold rich in positives would be scored low by a training set poor
+    in them, and features that know nothing would fall below 0.5 (Parker et al. 2007, BMC Bioinformatics 8:326).
+
+    Args:
+        probe_factory: Makes a fresh probe for each fold.
+        features: What the probe is fitted on, N samples.
+        labels: 0 or 1, (N,).
+        patient_ids: Patient of each sample, (N,).
+        folds: Training and test rows, from `probes.splits` or as pairs of index arrays; any number of repeats.
+        prior: The one share of positives; None: that of the tested samples. Calls whose scores are ranked together
+            need one for all, or a call rich in positives would be scored high for that alone.
+
+    Returns:
+        Mean over the repeats, (N,); NaN for a sample that no fold tests.
+
+    Raises:
+        ValueError: If a fold tests a patient that it trains on, or trains on one class only, or if nothing is tested.
+    """
+    truth = binary_labels(labels)
+    patients = np.asarray(patient_ids)
+    if not len(features) == len(patients) == len(truth):
+        raise ValueError(
+            f"{len(truth)} labels, {len(features)} samples and {len(patients)} patients do not match"
+        )
+    pairs = [(fold.train, fold.test) if isinstance(fold, Fold) else fold for fold in folds]
+    tested = np.unique(np.concatenate([test for _, test in pairs])) if pairs else np.empty(0, dtype=np.int64)
+    if tested.size == 0:
+        raise ValueError("the folds test no sample at all")
+    common_prior = logit(binary_labels(truth[tested]).mean() if prior is None else prior)
+    total, times = np.zeros(len(truth)), np.zeros(len(truth))
+    for train, test in pairs:
+        shared = np.intersect1d(patients[train], patients[test])
+        if shared.size:
+            raise ValueError(
+                f"a fold tests {shared.size} patients that it also trains on, such as {shared[0]}"
+            )
+        probe = probe_factory().fit(features[train], truth[train], patients[train])
+        total[test] += expit(probe.decision_function(features[test]) + common_prior)
+        times[test] += 1
+    return np.asarray(np.divide(total, times, out=np.full(len(truth), np.nan), where=times > 0))
+
+
+def _mean_and_scale(x: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each column, (D,) each; infinite for a column that is constant in float32."""
+    scale = x.std(axis=0)
+    return x.mean(axis=0), np.where(scale > 1e-6 * np.abs(x).max(axis=0), scale, np.inf)

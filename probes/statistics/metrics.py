@@ -1,0 +1,139 @@
+"""How well a score tells malignant from benign, with patient-clustered intervals.
+
+Every metric takes weights (B, N), one row per bootstrap draw, and returns (B,): all draws are then one sort
+and a few cumulative sums. `auroc_with_interval` and `auroc_difference` are the two that most callers want.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.statistics.bootstrap import paired_difference, with_interval
+from probes.statistics.checks import Floats, Ints
+from probes.statistics.estimate import Difference, Estimate, holm, wilson_interval
+
+__all__ = [
+    "Difference",
+    "Estimate",
+    "auroc",
+    "auroc_difference",
+    "auroc_with_interval",
+    "average_precision",
+    "balanced_accuracy",
+    "brier",
+    "holm",
+    "paired_difference",
+    "sensitivity_at_90_specificity",
+    "wilson_interval",
+    "with_interval",
+]
+
+
+def auroc_with_interval(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Area under the ROC curve with its 95% interval from a bootstrap over patients.
+
+    The interval is conditional on the fitted scores (see `probes.statistics.bootstrap.with_interval`).
+
+    Args:
+        labels: 0 or 1, (N,).
+        scores: Higher means more likely 1, (N,).
+        patient_ids: Patient of each sample, (N,).
+        n_bootstrap: Number of draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If one class or one patient is all there is, or a score is not finite.
+    """
+    return with_interval(auroc, labels, scores, patient_ids, n_bootstrap, seed)
+
+
+def auroc_difference(
+    labels: npt.ArrayLike,
+    scores_a: npt.ArrayLike,
+    scores_b: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """AUROC of scores_a minus AUROC of scores_b on the same samples, by a paired bootstrap over patients.
+
+    Args:
+        labels: 0 or 1, (N,).
+        scores_a: First score, (N,).
+        scores_b: Second score, (N,).
+        patient_ids: Patient of each sample, (N,).
+        n_bootstrap: Number of draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: As `auroc_with_interval`.
+    """
+    return paired_difference(auroc, labels, scores_a, scores_b, patient_ids, n_bootstrap, seed)
+
+
+def auroc(labels: Ints, scores: Floats, weights: Floats) -> Floats:
+    """Chance that a positive scores above a negative, ties one half; (B,), NaN where a class is absent."""
+    positive, negative = _class_weights_by_score(labels, scores, weights)
+    # Ascending scores: negatives below the score of each positive, and half of those that tie with it.
+    below = np.cumsum(negative, axis=1) - 0.5 * negative
+    with np.errstate(invalid="ignore"):
+        return np.asarray((positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1)))
+
+
+def average_precision(labels: Ints, scores: Floats, weights: Floats) -> Floats:
+    """Precision averaged over the recall that each threshold adds; (B,), NaN where there is no positive."""
+    true_positive, false_positive, added = _counts_above(labels, scores, weights)
+    with np.errstate(invalid="ignore"):
+        precision = true_positive / (true_positive + false_positive)
+        # A threshold that no drawn sample reaches has no precision and adds no recall.
+        gained = np.where(added > 0, added * precision, 0.0).sum(axis=1)
+        return np.asarray(gained / true_positive[:, -1])
+
+
+def sensitivity_at_90_specificity(labels: Ints, scores: Floats, weights: Floats) -> Floats:
+    """Highest sensitivity at a specificity of at least 0.90; (B,), NaN where a class is absent."""
+    true_positive, false_positive, _ = _counts_above(labels, scores, weights)
+    with np.errstate(invalid="ignore"):
+        sensitivity = true_positive / true_positive[:, -1:]
+        specificity = 1.0 - false_positive / false_positive[:, -1:]
+    best = np.where(specificity >= 0.90 - 1e-12, sensitivity, 0.0).max(axis=1)
+    absent = (true_positive[:, -1] == 0) | (false_positive[:, -1] == 0)
+    return np.where(absent, np.nan, best)
+
+
+def balanced_accuracy(labels: Ints, scores: Floats, weights: Floats) -> Floats:
+    """Mean of sensitivity and specificity, calling positive from the share of positives upwards; (B,).
+
+    At that threshold a calibrated probability carries no news; 0.5 would call nearly nothing malignant where
+    malignancy is rare.
+    """
+    called = scores >= labels.mean()
+    with np.errstate(invalid="ignore"):
+        sensitivity = weights @ (called & (labels == 1)) / (weights @ (labels == 1))
+        specificity = weights @ (~called & (labels == 0)) / (weights @ (labels == 0))
+    return np.asarray((sensitivity + specificity) / 2)
+
+
+def brier(labels: Ints, scores: Floats, weights: Floats) -> Floats:
+    """Mean squared error of predicted probabilities; (B,)."""
+    return np.asarray(weights @ (scores - labels) ** 2 / weights.sum(axis=1))
+
+
+def _class_weights_by_score(labels: Ints, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Weight of positives and of negatives at each distinct score, ascending: (B, G) each."""
+    order = np.argsort(scores, kind="stable")
+    ordered = weights[:, order]
+    first_of_tie = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    positive = np.add.reduceat(ordered * labels[order], first_of_tie, axis=1)
+    return positive, np.add.reduceat(ordered, first_of_tie, axis=1) - positive
+
+
+def _counts_above(labels: Ints, scores: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """True and false positives at each threshold, descending, and the positives that it adds: (B, G) each."""
+    positive, negative = (side[:, ::-1] for side in _class_weights_by_score(labels, scores, weights))
+    return np.cumsum(positive, axis=1), np.cumsum(negative, axis=1), positive

@@ -1,0 +1,182 @@
+"""The door: what is bright lies where the tokens say it lies, whichever way a volume comes in."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor, nn
+
+from models.backbone import BackboneConfig, Tokens, build_backbone
+from pipelines.backbones.encode import EncodeSettings, encode
+from pipelines.backbones.folder import LoadedBackbone, save_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import run_entry_point
+from pipelines.embed import EmbedConfig, run_embed
+from pipelines.ingest.ct_volumes import CtFolder, CtVolume
+from transforms.dicom.load import LoadDicomSeries
+from transforms.geometry import index_to_lps
+
+TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
+
+
+class Brightness(nn.Module):
+    """Stands where a backbone stands; a patch token is the mean of its patch in the middle channel."""
+
+    def __init__(self, image_px: int, patch_px: int) -> None:
+        super().__init__()
+        self.image_px, self.patch_px, self.embed_dim = image_px, patch_px, 1
+        self.mean, self.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+    def forward(self, images: Tensor) -> Tokens:
+        means = nn.functional.avg_pool2d(images[:, 1:2], self.patch_px).flatten(2).transpose(1, 2)
+        return Tokens(means.mean(1), means, means[:, :0])
+
+
+def brightness(image_px: int = 80, patch_px: int = 4) -> LoadedBackbone:
+    config = BackboneConfig(arch="custom", image_px=image_px, patch_px=patch_px)
+    return LoadedBackbone(Brightness(image_px, patch_px), config, "test", {}, "", {})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "backbone"
+    save_backbone(folder, build_backbone(TINY), TINY, {"mm_per_pixel": [0.1, 0.2], "hu_scale": 1.0})
+    return folder
+
+
+@pytest.mark.parametrize("size_mm", [0.0, 40.0])
+@pytest.mark.parametrize("flip", [(), (1,), (2,), (1, 2)])
+def test_the_brightest_patch_lies_on_the_sphere(
+    phantom_sphere, flip: tuple[int, ...], size_mm: float
+) -> None:
+    affine = phantom_sphere.affine_ras.copy()
+    for axis in flip:  # The same patient, stored the other way round.
+        affine[:, 3] += affine[:, axis] * (phantom_sphere.volume_hu.shape[axis] - 1)
+        affine[:, axis] *= -1
+    volume = CtVolume("v", "p", np.flip(phantom_sphere.volume_hu, flip), affine)
+    loaded = brightness()
+    settings = EncodeSettings(size_mm=size_mm, window="wide", batch_size=5)
+    (encoded,) = encode(volume, loaded, settings, device="cpu")
+    assert encoded.mm_per_px == pytest.approx((size_mm or 96 * 0.7) / 80)
+    z, patch = np.unravel_index(encoded.patch_tokens[..., 0].argmax(), encoded.patch_tokens.shape[:2])
+    away_mm = np.abs(encoded.patch_lps_mm[z, patch] - phantom_sphere.center_lps_mm)
+    assert (away_mm <= [phantom_sphere.diameter_mm / 2] * 2 + [2.5]).all()
+    # Brightness as the weight: the sphere's centre to a fraction of a patch.
+    weight = np.maximum(encoded.patch_tokens[..., 0] - np.quantile(encoded.patch_tokens, 0.95), 0)
+    near = np.linalg.norm(encoded.patch_lps_mm - phantom_sphere.center_lps_mm, axis=-1) < 12
+    found = (encoded.patch_lps_mm * (weight * near)[..., None]).sum((0, 1)) / (weight * near).sum()
+    assert np.abs(found - phantom_sphere.center_lps_mm).max() < 0.6
+
+
+def test_the_middle_of_the_field_is_the_middle_of_the_slice(phantom_sphere) -> None:
+    volume = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras)
+    (encoded,) = encode(volume, brightness(), device="cpu")
+    middle = index_to_lps(phantom_sphere.affine_ras, [[z, 47.5, 39.5] for z in range(16)])
+    assert np.allclose(encoded.center_lps_mm, middle)
+    assert np.allclose(encoded.patch_lps_mm.mean(1), middle)
+    assert encoded.is_replicated.tolist() == [True] + [False] * 14 + [True]
+
+
+def test_beyond_a_gap_slices_lie_where_their_offset_says(phantom_sphere) -> None:
+    keep = [0, 1, 2, 3, 8, 9, 10]
+    offsets = tuple(2.5 * z for z in keep)
+    volume = CtVolume("v", "p", phantom_sphere.volume_hu[keep], phantom_sphere.affine_ras, (3,), offsets)
+    (encoded,) = encode(volume, brightness(), device="cpu")
+    assert np.allclose(encoded.center_lps_mm[:, 2] - encoded.center_lps_mm[0, 2], offsets)
+    assert np.flatnonzero(encoded.is_replicated).tolist() == [0, 3, 4, 6]
+
+
+def test_a_folder_a_cohort_and_a_meta_tensor_give_the_same_tokens(
+    small_phantom_source: Path, small_cohort: Cohort, tiny: Path
+) -> None:
+    by_id = {one.volume_id: one for one in encode(small_cohort.root, str(tiny), device="cpu")}
+    assert set(by_id) == set(small_cohort.series["volume_id"])
+    patient = min(path for path in small_phantom_source.iterdir() if path.is_dir())
+    (from_folder,) = encode(patient, str(tiny), device="cpu")
+    (from_memory,) = encode(LoadDicomSeries()(patient), str(tiny), EncodeSettings(batch_size=3), device="cpu")
+    for one in (from_folder, from_memory):
+        same = by_id[one.volume_id]
+        assert np.allclose(one.class_token, same.class_token, atol=1e-5)
+        assert np.allclose(one.patch_tokens, same.patch_tokens, atol=1e-5)
+        assert np.allclose(one.patch_lps_mm, same.patch_lps_mm)
+
+
+def test_a_nifti_file_is_a_folder_of_one(phantom_sphere, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    # NIfTI is (x, y, z): the affine's columns and the array's axes are turned round together.
+    affine = phantom_sphere.affine_ras[:, [2, 1, 0, 3]]
+    image = nibabel.Nifti1Image(phantom_sphere.volume_hu.transpose(2, 1, 0), affine)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    (encoded,) = encode(tmp_path / "ct.nii.gz", brightness(), folder_format="nifti", device="cpu")
+    volume = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras)
+    (expected,) = encode(volume, brightness(), device="cpu")
+    assert np.allclose(encoded.patch_tokens, expected.patch_tokens, atol=1e-4)
+    assert np.allclose(encoded.patch_lps_mm, expected.patch_lps_mm, atol=1e-3)
+
+
+def test_what_cannot_be_encoded_is_refused(phantom_sphere, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size_mm must be 0 or more"):
+        EncodeSettings(size_mm=-1.0)
+    with pytest.raises(ValueError, match=r"a volume is a MetaTensor \(1, Z, Y, X\)"):
+        next(encode(MetaTensor(torch.zeros(4, 4, 4)), brightness(), device="cpu"))
+    sideways = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras[:, [2, 1, 0, 3]])
+    with pytest.raises(ValueError, match="axes are not"):
+        next(encode(sideways, brightness(), device="cpu"))
+    with pytest.raises(ValueError, match="nowhere"):
+        next(encode(tmp_path / "nowhere", brightness(), device="cpu"))
+
+
+def embed(*words: str) -> int:
+    return run_entry_point("embed", EmbedConfig, run_embed, None, [*words, "--device", "cpu"])
+
+
+def test_a_folder_becomes_one_row_a_slice(
+    small_phantom_source: Path, small_cohort: Cohort, tiny: Path, own_store: Path, capsys
+) -> None:
+    out = (
+        own_store / "exports" / "embeddings.parquet"
+    )  # As MLproject has it: in a folder that nobody made yet.
+    words = ["--backbone", str(tiny), "--out", str(out), "--features", "both"]
+    assert embed("--source", str(small_phantom_source), *words) == 0
+    said = capsys.readouterr().out
+    assert "outside the 0.10 .. 0.20 of its pretraining" in said
+    table = pq.read_table(out)
+    n_slices = sum(shape[0] for shape in small_cohort.series["shape"])
+    assert len(table) == n_slices
+    assert f"{n_slices} slices of {len(small_cohort.series)} volumes" in said
+    assert table.schema.metadata[b"features"] == b"both"
+    first = {one.volume_id: one for one in encode(small_cohort.root, str(tiny), device="cpu")}
+    rows = table.to_pandas()
+    for volume_id, group in rows.groupby("volume_id"):
+        one = first[volume_id]
+        features = np.stack(group["features"])
+        assert np.allclose(features[:, :16], one.class_token, atol=1e-5)
+        assert np.allclose(features[:, 16:], one.patch_tokens.mean(1), atol=1e-5)
+        assert np.allclose(group[["x_lps_mm", "y_lps_mm", "z_lps_mm"]], one.center_lps_mm)
+        assert group["z"].tolist() == list(range(len(group)))
+    patients = dict(small_cohort.series[["volume_id", "patient_id"]].itertuples(index=False))
+    assert dict(rows[["volume_id", "patient_id"]].drop_duplicates().itertuples(index=False)) == patients
+
+    # A folder without CT leaves the table of before as it was.
+    (own_store / "empty").mkdir()
+    (own_store / "empty" / "letter.txt").write_text("no CT")
+    assert embed("--source", str(own_store / "empty"), *words) == 3
+    assert "no CT series could be read" in capsys.readouterr().err
+    assert len(pq.read_table(out)) == n_slices
+    assert embed("--source", str(own_store / "empty"), "--backbone", str(tiny), "--out", "x/y.csv") == 2
+
+
+def test_refused_series_are_named_and_the_rest_is_read(small_phantom_source: Path, tmp_path: Path) -> None:
+    patients = sorted(path for path in small_phantom_source.iterdir() if path.is_dir())[:2]
+    for number, patient in enumerate(patients):
+        for i, file in enumerate(sorted(patient.rglob("*.dcm"))):
+            content = file.read_bytes()
+            (tmp_path / f"{number}-{i}.dcm").write_bytes(content[:-50] if number else content)
+    folder = CtFolder(tmp_path)
+    assert len(list(folder)) == 1
+    assert len(folder.refused) == len(list(tmp_path.glob("1-*")))

@@ -1,0 +1,316 @@
+"""A campaign run for real on this machine, with rehearsals in place of trainings."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.campaign import run as campaign
+from pipelines.campaign.arm import ArmPlan
+from pipelines.campaign.arms import expand, stage_words
+from pipelines.campaign.executors.base import Job
+from pipelines.campaign.executors.local import LocalExecutor
+from pipelines.campaign.plan import arm_hours, check_store, plan_table
+from pipelines.campaign.records import find_parent
+from pipelines.campaign.run import CampaignConfig, alone, run_campaign
+from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
+from pipelines.campaign.stages import check_words, resolve_lines
+from pipelines.command.cli import run_entry_point
+from pipelines.tracking.arms import ArmRecord, read_arms
+from pipelines.tracking.heartbeat import HOURS
+from pipelines.tracking.run import Run, client
+
+Call = Callable[..., int]
+TREE: dict[str, Any] = {
+    "name": "small",
+    "question": "Does it work?",
+    "endpoint": {"metric": "loss/total", "goal": "minimise"},
+    "stages": {"rehearsal": {"steps": 2}},
+    "price_per_hour": 0.5,
+    "budget": {"hours": 1.0},
+}
+
+
+@pytest.fixture
+def call(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Write a campaign file and call the entry point on it; returns the exit code."""
+    monkeypatch.setattr(campaign, "JOBS", own_store / "jobs")
+    # The same check without a process of its own, which would import everything once more for each test.
+    monkeypatch.setattr(campaign, "check_words", resolve_lines)
+
+    def run(*words: str, **changes: Any) -> int:
+        file = own_store / "campaign.yaml"
+        file.write_text(yaml.safe_dump(TREE | changes))
+        options = ["--spec", str(file), *words]
+        return run_entry_point("campaign", CampaignConfig, run_campaign, None, options)
+
+    return run
+
+
+def arms() -> dict[str, ArmRecord]:
+    return {arm.name: arm for arm in read_arms()}
+
+
+def test_arms_run_once_failures_stop_nobody_and_a_second_call_changes_nothing_that_is_done(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {
+        "arms": [
+            {"name": "good", "overrides": {"lr": 0.01}},
+            {"name": "refused", "overrides": {"ending": "refused"}},
+            {"name": "killed", "overrides": {"ending": "killed"}},
+        ],
+        "stop": {"retries": 1},
+    }
+    assert call("--parallel", "3", **tree) == 2
+    first = arms()
+    states = {name: (arm.status, arm.tags["dinox.arm_status"], arm.attempt) for name, arm in first.items()}
+    assert states == {
+        "good": ("FINISHED", "finished", 1),
+        "refused": ("FAILED", "refused", 1),
+        "killed": ("FAILED", "died", 2),
+    }
+    said = capsys.readouterr()
+    assert "1 of 3 arms are done; refused refused: this rehearsal was told to be refused" in said.err
+    assert "| killed  | died" in said.out
+    assert all(not arm.is_open and arm.hours(0.0) > 0 for arm in first.values())
+    assert first["good"].tags["dinox.campaign"] == "small"
+    assert first["good"].tags["dinox.executor"] == "local"
+    assert first["good"].params["cfg.lr"] == "0.01"
+    parent = find_parent("small")
+    assert parent is not None
+    assert (parent.status, parent.tags["dinox.status"]) == ("FAILED", "incomplete")
+
+    # What failed may be tried again; what is done is not touched.
+    tree["arms"] = tree["arms"][:1]
+    assert call(**tree) == 2
+    assert "registered in run" in capsys.readouterr().err
+    assert arms()["good"].tags == first["good"].tags
+
+
+def test_a_campaign_that_is_done_does_nothing_and_says_so(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {"arms": [{"name": "a", "overrides": {"seconds": 1.0}}]}
+    assert call(**tree) == 0
+    (before,) = arms().values()
+    assert before.hours(0.0) >= before.metrics[HOURS] >= 1.0 / 3600.0
+    assert int((Path(before.job) / "pid").read_text()) != os.getpid()
+    assert call(**tree) == 0
+    (after,) = arms().values()
+    assert after == before
+    assert "1 finished; spent" in capsys.readouterr().out
+    parent = find_parent("small")
+    assert parent is not None
+    assert (parent.status, parent.tags["dinox.status"]) == ("FINISHED", "complete")
+    kept = {item.path for item in client().list_artifacts(parent.run_id)}
+    assert kept >= {"campaign.yaml", "campaign.md"}
+
+
+@pytest.mark.slow
+def test_the_budget_stops_a_campaign_and_only_its_file_can_raise_it(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two arms of 6 s each; 7 s are granted.
+    tree = {
+        "stages": {"rehearsal": {"steps": 4, "seconds": 6}},
+        "arms": [{"name": "a"}, {"name": "b", "overrides": {"lr": 0.1}}],
+    }
+    cap = 7.0 / 3600.0
+    assert call("--parallel", "1", budget={"hours": cap}, **tree) == 2
+    assert "is at its budget" in capsys.readouterr().err
+    used = sum(arm.hours(0.0) for arm in arms().values())
+    poll = 0.5 / 3600.0
+    assert used <= cap + poll
+    parent = find_parent("small")
+    assert parent is not None
+    assert parent.tags["dinox.status"] == "budget"
+    assert call("--parallel", "2", budget={"hours": 1.0}, **tree) == 0
+    assert {arm.status for arm in arms().values()} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "sentence"),
+    [
+        (["--executor", "cluster"], {}, "executor 'cluster' is unknown"),
+        (["--parallel", "-2"], {}, "parallel is the number of arms"),
+        ([], {"arms": [{"name": "a", "overrides": {"lrr": 1}}]}, "unknown recipe key 'lrr'"),
+        ([], {"arms": [{"name": "a"}, {"name": "b"}]}, "arms a and b are alike"),
+        ([], {"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to nothing"),
+        ([], {"budget": {"cost": 1.0}, "price_per_hour": -1}, "price_per_hour is missing"),
+        ([], {"stages": {"probe_malignancy": {}}, "cohort": "nowhere"}, "no cohort in nowhere"),
+        (
+            [],
+            {
+                "stages": {"probe_malignancy": {}},
+                "arms": [{"name": "a", "overrides": {"backbone": "campaign:x/y"}}],
+            },
+            "the backbone of x/y, which has not finished",
+        ),
+        (["--budget", "100"], {}, "unknown recipe key 'budget'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_nothing_is_submitted(
+    call: Call, capsys: pytest.CaptureFixture[str], words: list[str], changes: dict[str, Any], sentence: str
+) -> None:
+    assert call(*words, **({"arms": [{"name": "a"}]} | changes)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in error
+    assert arms() == {}
+    assert find_parent("small") is None
+
+
+def test_a_dry_run_shows_the_arms_and_registers_nothing(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {"arms": [{"name": "a", "grid": {"lr": [0.1, 0.01, 0.001]}}], "resources": {"stage_hours": 0.5}}
+    assert call("--dry_run", "true", **tree) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "3 arms" in shown
+    assert any("together" in line and "1.500 h" in line and "0.750 USD" in line for line in shown)
+    assert find_parent("small") is None
+
+
+def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path) -> None:
+    spec = load_campaign("article_vit_l")
+    arms_ = expand(spec)[:1]
+    line = stage_words(spec, arms_[0], ["0"])[0]
+    configuration = json.loads(json.dumps(resolve_lines([("a", *line)])[0]))
+    hours = arm_hours(spec, arms_[0], configuration, 46.0)
+    assert hours == pytest.approx(2000 * 16 / 46.0 / 3600.0 + 3 * 0.15)
+    assert f"{hours:7.3f} h" in plan_table(spec, arms_, [configuration])
+    # A ViT-S of the same recipe is done, and twice as fast as the file states for a ViT-L; then a ViT-L is.
+    for arch, speed, shown in (("vit_small", 92.0, hours), ("vit_large", 23.0, 2 * hours - 0.45)):
+        run = Run.start("pretrain")
+        run.log_params({f"cfg.{k}": v for k, v in (configuration | {"backbone.arch": arch}).items()})
+        run.set_tags({"dinox.recipe": spec.recipe})
+        run.log_metrics({"perf/slices_per_s": speed})
+        run.finish("FINISHED")
+        assert f"{shown:7.3f} h" in plan_table(spec, arms_, [configuration])
+
+
+def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone("small"):
+        assert call(arms=[{"name": "a"}]) == 2
+    assert "is being run by another process" in capsys.readouterr().err
+
+
+def test_an_arm_that_crashed_is_shown_with_the_end_of_its_log(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(arms=[{"name": "a", "overrides": {"ending": "crashed"}}], stop={"retries": 0}) == 2
+    said = capsys.readouterr()
+    assert "RuntimeError: this rehearsal was told to crash" in said.out
+    assert "0 of 1 arms are done; a died: RuntimeError" in said.err
+
+
+def test_an_arm_that_ran_to_its_end_saved_no_hours(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    # It is looked at while it runs, and ends before its step would be read again.
+    assert call(stages={"rehearsal": {"steps": 4, "seconds": 4.0}}, arms=[{"name": "a"}]) == 0
+    last = capsys.readouterr().out.rpartition("| arm ")[2]
+    cells = next(line for line in last.splitlines() if line.startswith("| a ")).split("|")
+    assert cells[4].strip() == "4"
+    assert "saved" not in last.partition("spent")[2]
+
+
+def test_a_call_that_was_killed_before_it_submitted_costs_nothing_a_day_later(call: Call) -> None:
+    submit, tree = LocalExecutor.submit, {"arms": [{"name": "a"}]}
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr(LocalExecutor, "submit", lambda *_: (_ for _ in ()).throw(CampaignError("no disk")))
+        assert call(**tree) == 2
+    parent = find_parent("small")
+    assert parent is not None
+    assert parent.status == "FAILED"
+    (arm,) = arms().values()
+    assert arm.is_open
+    client().set_tag(arm.run_id, "dinox.attempt_started", repr(time.time() - 24 * 3600.0))
+    assert LocalExecutor.submit is submit
+    assert call(**tree) == 0
+    (arm,) = arms().values()
+    assert (arm.attempt, arm.status) == (2, "FINISHED")
+    assert arm.hours(time.time()) < 0.1
+    parent = find_parent("small")
+    assert parent is not None
+    assert (parent.status, parent.tags["dinox.error"]) == ("FINISHED", "")
+
+
+def test_a_parent_that_is_continued_does_not_stay_running_when_the_call_fails(call: Call) -> None:
+    tree = {"arms": [{"name": "a", "overrides": {"ending": "refused"}}]}
+    assert call(**tree) == 2
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(LocalExecutor, "submit", lambda *_: (_ for _ in ()).throw(CampaignError("no disk")))
+        assert call(**tree) == 2
+    parent = find_parent("small")
+    assert parent is not None
+    assert parent.status == "FAILED"
+
+
+def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
+    # No store answers there: the arm waits for it, which is long enough to look.
+    environment = {"MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9"}
+    plan = ArmPlan("c", "a", "0123", 1, 60.0, [], environment)
+    executor = LocalExecutor(ResourcesSpec(), 1, tmp_path)
+    handle = executor.submit(Job(plan, ResourcesSpec()))
+    try:
+        command, deadline = b"", time.monotonic() + 30
+        while (
+            not command and time.monotonic() < deadline
+        ):  # A process that is only starting has no words yet.
+            command = Path(f"/proc/{executor._pid(handle)}/cmdline").read_bytes()
+        assert b"pipelines.campaign.arm" in command
+        assert b"secret" not in command
+    finally:
+        os.killpg(executor._pid(handle), signal.SIGKILL)
+        executor._started[handle].wait()
+
+
+def test_arms_elsewhere_need_a_server_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
+    check_store("local", str(tmp_path))
+    with pytest.raises(CampaignError, match="set MLFLOW_TRACKING_URI to the http address"):
+        check_store("submitit", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(CampaignError, match=r"the tracking server at 127.0.0.1 does not answer") as caught:
+        check_store("skypilot", str(tmp_path))
+    assert "secret" not in str(caught.value)
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A proxy in front of a tracking server: it asks who is there."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_asks_for_a_password_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for user in ("", "user:secret@"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}127.0.0.1:{server.server_port}")
+            check_store("submitit", str(tmp_path))
+            with pytest.raises(CampaignError, match="is that machine itself"):
+                check_store("skypilot", "mlflow-artifacts:/0")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_the_check_in_a_process_of_its_own_is_the_same_check() -> None:
+    lines = [("a", "pretrain", ["--recipe", "wall"]), ("b", "rehearsal", ["--steps", "7"])]
+    assert check_words(lines) == json.loads(json.dumps(resolve_lines(lines)))
+    with pytest.raises(ValueError, match="no cohort in nowhere"):
+        check_words(lines, ["nowhere"])

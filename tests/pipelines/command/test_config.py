@@ -1,0 +1,155 @@
+"""The strict door: what a recipe may say, and what it answers to a slip."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pipelines.command.cli import parse_overrides, resolve
+from pipelines.command.config import (
+    RECIPES,
+    RecipeError,
+    find_recipe,
+    flatten,
+    load_recipe,
+    read_yaml,
+    unflatten,
+)
+from pipelines.training.config import PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    lr: float = 1.0
+    kind: Literal["a", "b"] = "a"
+    range_mm: tuple[float, float] = (1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schema:
+    steps: int = 10
+    name: str = "x"
+    from_: str = "dicom"
+    flag: bool = False
+    optim: Section = field(default_factory=Section)
+
+
+def test_defaults_recipe_and_overrides_are_laid_in_that_order() -> None:
+    config = load_recipe(
+        Schema, {"steps": 20, "optim": {"lr": 2.0}}, [("optim.lr", "3e-4"), ("flag", "true")]
+    )
+    assert (config.steps, config.optim.lr, config.flag, config.name) == (20, 3e-4, True, "x")
+
+
+def test_a_key_that_stands_twice_is_refused_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("steps: 10\noptim:\n  lr: 1e-3\n  kind: a\n  lr: 1e-4\n")
+    with pytest.raises(RecipeError, match=r"recipe mine\.yaml names the key 'lr' twice, again in line 5"):
+        read_yaml(file)
+    file.write_text("steps: 10\noptim: {lr: 1e-3}\n")
+    assert read_yaml(file) == {"steps": 10, "optim": {"lr": "1e-3"}}
+
+
+def test_text_stays_text_and_lists_become_tuples() -> None:
+    config = load_recipe(Schema, {}, [("name", "007"), ("optim.range_mm", "[3, 4.5]"), ("from", "png")])
+    assert (config.name, config.optim.range_mm, config.from_) == ("007", (3.0, 4.5), "png")
+
+
+@pytest.mark.parametrize(
+    ("tree", "overrides", "sentence"),
+    [
+        ({"stpes": 3}, [], "unknown recipe key 'stpes'; did you mean 'steps'?"),
+        ({}, [("optim.lrr", "1")], "unknown recipe key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ({}, [("lr", "1")], "unknown recipe key 'lr'; did you mean 'optim.lr'?"),
+        ({"optim": {"knd": "a"}}, [], "unknown recipe key 'optim.knd'; did you mean 'optim.kind'?"),
+        ({"optim": 3}, [], "recipe key 'optim' is a section; it was given 3"),
+        ({}, [("optim.lr", "-1")], "optim: lr must be above 0, got -1.0"),
+    ],
+)
+def test_a_slip_is_answered_in_one_sentence(
+    tree: dict[str, object], overrides: list[tuple[str, str]], sentence: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Schema, tree, overrides)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(("key", "text"), [("steps", "many"), ("optim.kind", "c"), ("optim.range_mm", "[1]")])
+def test_a_value_of_the_wrong_type_names_its_key(key: str, text: str) -> None:
+    with pytest.raises(RecipeError, match=f"recipe key '{key}.*' was given"):
+        load_recipe(Schema, {}, [(key, text)])
+
+
+def test_flattening_and_back_is_the_same_configuration() -> None:
+    config = load_recipe(Schema, {"steps": 7, "optim": {"kind": "b"}})
+    assert load_recipe(Schema, unflatten(flatten(config))) == config
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_loads_and_opens_with_its_command_time_and_expectation(recipe: str) -> None:
+    path = find_recipe(recipe)
+    config = load_recipe(PretrainConfig, read_yaml(path))
+    head = path.read_text(encoding="utf-8").split("\nsteps:")[0]
+    assert config.steps > 0
+    for word in ("Run:", "Time:", "Expected:", "mlflow run . -e pretrain"):
+        assert word in head
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'demo'"):
+        find_recipe("dmeo")
+
+
+def test_a_recipe_is_found_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 3\n")
+    config, name = resolve(Schema, ["--recipe", str(path), "--flag=yes"], recipe="demo")
+    assert (config.steps, config.flag, name) == (3, True, "mine")
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b", "a: b: c"])
+def test_a_broken_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"broken\.yaml"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("words", [["steps", "3"], ["--steps"], ["--steps", "3", "more"]])
+def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) -> None:
+    with pytest.raises(RecipeError, match="write --"):
+        parse_overrides(words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ([("batch_size", "1")], "need a neighbour: batch_size is 1"),
+        ([("views.size_px", "84")], "views.size_px 84 and backbone.image_px 70 must be the same"),
+        (
+            [("backbone.image_px", "71"), ("views.size_px", "71")],
+            "71 is not a multiple of the patch of 14 px",
+        ),
+        ([("accumulation", "0")], "accumulation must be 1 or more, got 0"),
+        ([("holdout", "1.0")], "holdout is the share of patients left out"),
+        (
+            [
+                ("objective.kind", "mae"),
+                ("objective.gram_weight", "0"),
+                ("objective.koleo_weight", "0"),
+                ("compile", "true"),
+            ],
+            "compile does nothing for objective kind 'mae'",
+        ),
+    ],
+)
+def test_impossible_recipes_are_refused_in_a_sentence(
+    overrides: list[tuple[str, str]], sentence: str
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe(PretrainConfig, read_yaml(find_recipe("demo")), overrides)

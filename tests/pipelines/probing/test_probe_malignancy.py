@@ -1,0 +1,151 @@
+"""What `probe_malignancy` promises of several backbones, of its cache, and of inputs that cannot go together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.backbone import BackboneConfig, build_backbone
+from pipelines.backbones.folder import save_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.tables import NODULES, SERIES, write_table
+from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.probe_malignancy import ProbeConfig, run_probe
+from pipelines.tracking.run import SilentRun
+from probes.splits import is_held_out
+
+TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=14)
+N_PATIENTS = 60
+
+Voxels = Callable[[int], np.ndarray]
+
+
+class Recorder(SilentRun):
+    """Keeps the metrics, tables and tags that the probe would log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, float] = {}
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.tags: dict[str, str] = {}
+
+    def set_tags(self, tags: Any) -> None:
+        self.tags |= tags
+
+    def log_metrics(self, metrics: Any, step: int = 0) -> None:
+        self.metrics |= metrics
+
+    def log_table(self, table: pd.DataFrame, path: str) -> None:
+        self.tables[path] = table
+
+
+def backbone(folder: Path, seed: int = 0, **record: Any) -> str:
+    torch.manual_seed(seed)
+    save_backbone(folder, build_backbone(TINY), TINY, {"leak": "", "steps": 1} | record)
+    return str(folder)
+
+
+def cohort_of(root: Path, voxels: Voxels, labels: list[int]) -> Cohort:
+    """One NIfTI scan and one nodule, in its middle, for each label."""
+    rows = []
+    (root / "scans").mkdir(parents=True)
+    for number, label in enumerate(labels):
+        image = nibabel.Nifti1Image(voxels(number).astype(np.int16), np.diag([-1.0, -1.0, 2.0, 1.0]))
+        nibabel.save(image, root / "scans" / f"{number}.nii.gz")
+        place = {"x_lps_mm": 20.0, "y_lps_mm": 20.0, "z_lps_mm": 4.0, "diameter_mm": 8.0}
+        rows.append({"file": f"{number}.nii.gz", "patient_id": f"p{number}", "label": label} | place)
+    pd.DataFrame(rows).to_csv(root / "t.csv", index=False)
+    config = PrepareConfig(
+        source=str(root / "scans"),
+        cohort=str(root / "c"),
+        from_="nifti",
+        annotations=str(root / "t.csv"),
+        keep_ids=True,
+        workers=1,
+    )
+    return prepare_cohort(config).cohort
+
+
+def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Recorder:
+    run = Recorder()
+    settings = {
+        "rule": "given",
+        "size_mm": 14.0,
+        "folds": 3,
+        "repeats": 1,
+        "n_bootstrap": 20,
+        "device": "cpu",
+    }
+    config = ProbeConfig(
+        cohort=str(cohort.root), backbone=backbones, runs_dir=str(runs), **(settings | changes)
+    )
+    run_probe(config, run)
+    return run
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).normal(-300, 200, (40, 40, 5)).clip(-1000, 400)
+
+
+def test_cross_fitted_backbones_that_see_nothing_score_one_half_though_the_halves_differ(
+    tmp_path: Path,
+) -> None:
+    in_a = np.array([is_held_out(f"p{number}", "half_a") for number in range(N_PATIENTS)])
+    turn = np.where(in_a, np.cumsum(in_a), np.cumsum(~in_a))
+    labels = np.where(in_a, turn % 3 > 0, turn % 4 == 0).astype(int)  # two thirds malignant against a quarter
+    cohort = cohort_of(tmp_path, lambda number: np.full((40, 40, 5), -700), labels.tolist())
+    pair = [backbone(tmp_path / half, seed, holdout=half) for seed, half in enumerate(("half_a", "half_b"))]
+    run = probed(cohort, ",".join(pair), tmp_path / "runs")
+    assert run.tags["dinox.probed"] == ",".join(pair)
+    assert len(set(run.tags["dinox.backbone_sha"].split(","))) == 2
+    assert run.metrics["probe/n_nodules"] == N_PATIENTS
+    for row in ("", "random_", "pixels_", "shuffled_"):
+        assert run.metrics[f"probe/{row}auroc"] == pytest.approx(0.5, abs=1e-9), row
+
+
+def test_features_are_computed_anew_when_places_or_scales_change_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = cohort_of(tmp_path, noise, [number % 2 for number in range(12)])
+    name, runs = backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs"
+    first = probed(cohort, name, runs).tables["tables/predictions.parquet"]
+    cached = {path.name for path in (runs / "features").iterdir()}
+    again = probed(cohort, name, runs).tables["tables/predictions.parquet"]
+    pd.testing.assert_frame_equal(first, again)
+    assert {path.name for path in (runs / "features").iterdir()} == cached
+
+    # The same volumes and ids with places put right, as `prepare` with a mended table leaves them.
+    moved = cohort.nodules.assign(x_lps_mm=26.0)
+    write_table(cohort.root / "nodules.parquet", moved, NODULES)
+    mended = probed(cohort, name, runs).tables["tables/predictions.parquet"]
+    fresh = probed(cohort, name, tmp_path / "other").tables["tables/predictions.parquet"]
+    pd.testing.assert_frame_equal(mended, fresh)
+    assert not np.allclose(mended["features"], first["features"])
+
+    # Random weights of the same architecture under another scale of HU.
+    tenth = backbone(tmp_path / "tenth", 1, holdout=1.0, hu_scale=0.1)
+    shown = probed(cohort, tenth, runs).tables["tables/predictions.parquet"]
+    fresh = probed(cohort, tenth, tmp_path / "third").tables["tables/predictions.parquet"]
+    pd.testing.assert_frame_equal(shown, fresh)
+
+
+def test_a_whole_slice_has_no_neighbourhood_of_its_nodule() -> None:
+    with pytest.raises(ValueError, match="features=neighbourhood is the middle of the image"):
+        ProbeConfig(input="whole_slice", features="neighbourhood")
+
+
+def test_a_whole_slice_through_a_nodule_off_the_grid_is_left_out_of_every_row(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path, noise, [number % 2 for number in range(14)])
+    off = cohort.nodules.copy()
+    off.loc[3, "x_lps_mm"] = 90.0
+    write_table(cohort.root / "nodules.parquet", off, NODULES)
+    # So small a file is taken for a patch.
+    write_table(cohort.root / "series.parquet", cohort.series.assign(kind="series"), SERIES)
+    run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", input="whole_slice")
+    assert run.metrics["probe/n_nodules"] == 13
+    assert run.tables["tables/dropped.parquet"]["nodule_id"].tolist() == [off["nodule_id"][3]]

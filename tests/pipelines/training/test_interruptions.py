@@ -1,0 +1,314 @@
+"""After any interruption a run goes on as if nothing had happened: same weights, same curves, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from safetensors.torch import load_file
+
+from pipelines.backbones.folder import chosen_backbone, open_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import run_entry_point
+from pipelines.pretrain import run_pretrain
+from pipelines.probe_retrieval import kept_backbones
+from pipelines.training import run as training_run
+from pipelines.training.config import PretrainConfig
+from pipelines.training.trainer import Trainer
+
+STEPS = 6
+QUICK = {
+    "steps": STEPS, "batch_size": 4, "log_every": 1, "save_every": 2, "eval_every": 3, "eval_slices": 8,
+    "backbone.depth": 1, "backbone.embed_dim": 16, "backbone.heads": 2, "backbone.image_px": 28,
+    "views.size_px": 28, "head.prototypes": 32, "keep_backbones": "true", "device": "cpu",
+}  # fmt: skip
+
+
+def pretrain(folder: Path, cohort: Cohort, **changes: object) -> int:
+    settings = QUICK | {"cohort": cohort.root, "runs_dir": folder / "runs"} | changes
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", words)
+
+
+def stored_runs(folder: Path) -> list[MlflowRun]:
+    """All runs of the test's store, oldest first."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return sorted(client.search_runs(["0"]), key=lambda run: run.info.start_time)
+
+
+@dataclass
+class Outcome:
+    """What must not depend on interruptions."""
+
+    weights: dict[str, torch.Tensor]
+    curves: dict[str, set[tuple[int, float]]]
+    backbones: list[int]
+
+
+def outcome(folder: Path, run: MlflowRun) -> Outcome:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    run = client.get_run(run.info.run_id)
+    assert run.info.status == "FINISHED"
+    names = [name for name in run.data.metrics if not name.startswith("perf/")]
+    points = {name: client.get_metric_history(run.info.run_id, name) for name in names}
+    kept = client.list_artifacts(run.info.run_id, "backbones")
+    newest = folder / "runs" / run.info.run_id / "checkpoints" / f"step_{STEPS:08d}.safetensors"
+    return Outcome(
+        load_file(newest),
+        {name: {(point.step, point.value) for point in found} for name, found in points.items()},
+        [int(file.path.split("_")[-1]) for file in kept],
+    )
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    assert one.curves == other.curves
+    assert one.backbones == other.backbones
+    assert one.weights.keys() == other.weights.keys()
+    for name, tensor in one.weights.items():
+        assert torch.equal(tensor, other.weights[name]), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    small_cohort: Cohort, blank_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
+    """A run that nothing happened to, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", copied(blank_store, folder))
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        assert pretrain(folder, small_cohort) == 0
+    return folder, outcome(folder, stored_runs(folder)[0])
+
+
+def copied(store: Path, folder: Path) -> str:
+    (folder / "mlflow.db").write_bytes(store.read_bytes())
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture
+def folder(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store and a folder of runs; figures, which have tests of their own, are left out for speed."""
+    monkeypatch.setattr(training_run, "token_figures", lambda *_: iter(()))
+    monkeypatch.setattr(training_run, "curves", lambda _: iter(()))
+    monkeypatch.setattr("pipelines.tracking.run.Run.log_image", lambda *_: None)
+    monkeypatch.setattr(training_run, "view_sheet", lambda *_: None)
+    return own_store
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Let something happen once, right after an update."""
+    waiting: dict[int, Callable[[], object]] = {}
+    update = Trainer.update
+
+    def observed(trainer: Trainer, batches: Iterator[object]) -> None:
+        update(trainer, batches)
+        waiting.pop(trainer.step, lambda: None)()
+
+    monkeypatch.setattr(Trainer, "update", observed)
+    return waiting.__setitem__
+
+
+def test_every_evaluation_leaves_figures_and_a_backbone(undisturbed: tuple[Path, Outcome]) -> None:
+    folder, result = undisturbed
+    (run,) = stored_runs(folder)
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    images = [Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")]
+    keys = ("views", "tokens~attention", "tokens~pca", "tokens~gram", "tokens~class_map")
+    for key in keys:
+        for step in (0, 3, 6):
+            assert [name for name in images if name.startswith(f"{key}+step+{step}+") and ".png" in name]
+    assert result.backbones == [0, 3, 6]
+
+
+def test_the_probe_reads_the_backbones_that_were_kept(
+    undisturbed: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, result = undisturbed
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    loaded = open_backbone(chosen_backbone(""))
+    trajectory = kept_backbones(loaded)
+    assert [step for step, _ in trajectory] == [0, 3, 6]
+    last = trajectory[-1][1].vit.state_dict()
+    for name, tensor in loaded.backbone.vit.state_dict().items():
+        assert torch.equal(tensor, last[name])
+        assert torch.equal(tensor, result.weights[f"networks/teacher.backbone.vit.{name}"])
+    assert not torch.equal(trajectory[0][1].vit.pos_embed, trajectory[1][1].vit.pos_embed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_its_code_and_the_run_goes_on(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, number: int, code: int, capsys
+) -> None:
+    at_step(3, lambda: os.kill(os.getpid(), number))
+    assert pretrain(folder, small_cohort) == code
+    assert "interrupted at step 3 and saved; -P resume=auto continues" in capsys.readouterr().err
+    (first,) = stored_runs(folder)
+    assert first.info.status == "KILLED"
+
+    assert pretrain(folder, small_cohort, resume="auto") == 0
+    first, wrapper = stored_runs(folder)
+    assert_same(outcome(folder, first), undisturbed[1])
+    assert first.data.tags["dinox.error"] == ""
+    assert wrapper.data.tags["dinox.resumes"] == first.info.run_id
+    assert "dinox.backbone" not in wrapper.data.tags
+    assert chosen_backbone("") == f"runs:/{first.info.run_id}/backbone"
+    assert signal.getsignal(number) is not None
+
+
+def test_a_store_that_was_away_in_between_misses_nothing(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys
+) -> None:
+    away = pytest.MonkeyPatch()
+    at_step(2, lambda: cut_off(away))
+    at_step(5, away.undo)
+    assert pretrain(folder, small_cohort) == 0
+    (run,) = stored_runs(folder)
+    assert_same(outcome(folder, run), undisturbed[1])
+    said = capsys.readouterr().out
+    assert "the tracking store is away" in said
+    assert "the tracking store is back" in said
+
+
+def test_a_store_that_stays_away_gets_everything_from_the_run_that_resumes(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys
+) -> None:
+    away = pytest.MonkeyPatch()
+    at_step(4, lambda: cut_off(away))
+    assert pretrain(folder, small_cohort) == 2
+    assert (
+        f"all {STEPS} updates are done and saved, but the tracking store is away" in capsys.readouterr().err
+    )
+    away.undo()
+    assert pretrain(folder, small_cohort, resume="auto") == 0
+    assert_same(outcome(folder, stored_runs(folder)[0]), undisturbed[1])
+
+
+def cut_off(away: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("nobody listens")
+
+    for name in ("log_batch", "log_artifact", "log_artifacts", "set_terminated", "update_run"):
+        away.setattr(MlflowClient, name, refuse)
+
+
+def test_a_full_disk_costs_the_updates_since_the_last_checkpoint_alone(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys
+) -> None:
+    full = pytest.MonkeyPatch()
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    at_step(4, lambda: full.setattr("pipelines.training.checkpoint.save_file", refuse))
+    assert pretrain(folder, small_cohort) == 2
+    assert "the checkpoint of step 4 could not be written" in capsys.readouterr().err
+    full.undo()
+    assert pretrain(folder, small_cohort, resume="auto") == 0
+    assert_same(outcome(folder, stored_runs(folder)[0]), undisturbed[1])
+
+
+def test_a_tampered_checkpoint_is_refused_and_the_one_before_it_serves(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys
+) -> None:
+    at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert pretrain(folder, small_cohort) == 143
+    (newest,) = folder.glob("runs/*/checkpoints/step_00000005.safetensors")
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert pretrain(folder, small_cohort, resume="auto") == 2
+    assert "delete step_00000005.json to go on from the one before it" in capsys.readouterr().err
+    newest.with_suffix(".json").unlink()
+    assert pretrain(folder, small_cohort, resume="auto") == 0
+    assert_same(outcome(folder, stored_runs(folder)[0]), undisturbed[1])
+
+
+def test_changed_settings_are_refused_on_resume(folder: Path, small_cohort: Cohort, at_step, capsys) -> None:
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert pretrain(folder, small_cohort) == 143
+    assert pretrain(folder, small_cohort, resume="auto", **{"optim.lr": 0.01}) == 2
+    assert "allow_changes=optim.lr" in capsys.readouterr().err
+    changed = {"backbone.depth": 2, "allow_changes": "backbone.depth"}
+    assert pretrain(folder, small_cohort, resume="auto", **changed) == 2
+    assert "of another architecture" in capsys.readouterr().err
+    killed, *refused = stored_runs(folder)
+    assert killed.info.status == "KILLED"
+    assert [run.info.status for run in refused] == ["FAILED", "FAILED"]
+
+
+def test_a_run_that_died_after_its_last_update_is_exported_by_the_next(
+    folder: Path, small_cohort: Cohort, undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.TrainingRun, "_export", run_out_of_memory)
+        with pytest.raises(MemoryError):
+            pretrain(folder, small_cohort, keep_backbones="false")
+    assert pretrain(folder, small_cohort, resume="auto", keep_backbones="false") == 0
+    first, _ = stored_runs(folder)
+    assert first.data.tags["dinox.status"] == "too early"
+    for name, tensor in load_file(next(folder.glob("runs/*/checkpoints/step_00000006.safetensors"))).items():
+        assert torch.equal(tensor, undisturbed[1].weights[name]), name
+
+
+def run_out_of_memory(*_: object) -> None:
+    raise MemoryError
+
+
+def test_a_store_that_does_not_know_the_run_is_named(
+    folder: Path, small_cohort: Cohort, at_step, blank_store: Path, capsys
+) -> None:
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert pretrain(folder, small_cohort) == 143
+    copied(blank_store, folder)
+    assert pretrain(folder, small_cohort, resume="auto") == 2
+    assert "is not in the store sqlite:" in capsys.readouterr().err
+
+
+def test_processes_that_only_a_recipe_asks_for_are_refused(
+    folder: Path, small_cohort: Cohort, capsys
+) -> None:
+    assert pretrain(folder, small_cohort, nproc=2) == 2
+    assert "nproc=2 starts processes on the command line alone" in capsys.readouterr().err
+
+
+FOLLOW = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", '''
+import sys, time
+from pipelines.runtime.interrupts import StopWatch
+watch = StopWatch()
+print("listening", flush=True)
+while watch.exit_code is None:
+    time.sleep(0.02)
+print(watch.exit_code, flush=True)
+'''])
+time.sleep(60)
+"""
+
+
+def test_the_end_of_the_process_above_is_heard() -> None:
+    environment = {
+        **os.environ,
+        "MLFLOW_RUN_ID": "any",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+    }
+    environment.pop("DINOX_DEADLINE", None)
+    above = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", FOLLOW], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert above.stdout is not None
+    assert above.stdout.readline() == "listening\n"
+    time.sleep(0.1)
+    above.kill()
+    above.wait()
+    assert above.stdout.readline() == "143\n"
+    above.stdout.close()

@@ -1,0 +1,149 @@
+"""Which run is continued: the newest free unfinished one of the same recipe and cohort, with the same settings."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.training.run_folder import RunFolder
+
+CONFIG = {"steps": 100, "optim.lr": 1e-3, "views.fraction": (0.5, 1.0), "workers": 0, "cohort": "a/b"}
+DEFAULTS = {"views.size_px": 224, "views.mirror": "x"}
+
+
+def create(runs: Path, run_id: str, recipe: str = "demo", cohort: str = "sha", age_s: float = 0.0) -> Path:
+    folder = RunFolder.create(runs, run_id, recipe, cohort, CONFIG)
+    folder.release()
+    when = (folder.path / "run.json").stat().st_mtime - age_s
+    os.utime(folder.path / "run.json", (when, when))
+    return folder.path
+
+
+def find(
+    runs: Path, resume: str = "auto", config: dict = CONFIG, allowed: tuple[str, ...] = ()
+) -> str | None:
+    folder = RunFolder.find(runs, resume, "demo", "sha", config, set(allowed), DEFAULTS)
+    if folder is None:
+        return None
+    assert folder.is_resumed
+    folder.release()
+    return folder.run_id
+
+
+def finish(runs: Path, run_id: str) -> None:
+    folder = RunFolder.find(runs, run_id, "demo", "sha", CONFIG, set(), DEFAULTS)
+    assert folder is not None
+    folder.mark_finished()
+    folder.release()
+
+
+def test_auto_takes_the_newest_unfinished_run_of_the_recipe_and_cohort(tmp_path: Path) -> None:
+    assert find(tmp_path) is None
+    create(tmp_path, "oldest", age_s=300)
+    create(tmp_path, "middle", age_s=200)
+    create(tmp_path, "other-recipe", recipe="vit_small", age_s=100)
+    create(tmp_path, "other-cohort", cohort="elsewhere", age_s=50)
+    create(tmp_path, "newest")
+    assert find(tmp_path) == "newest"
+    finish(tmp_path, "newest")
+    assert find(tmp_path) == "middle"
+    assert find(tmp_path, "oldest") == "oldest"
+    assert RunFolder.state(tmp_path, "newest") == "finished"
+    assert RunFolder.state(tmp_path, "middle") == "begun"
+    assert RunFolder.state(tmp_path, "never") == "absent"
+
+
+@pytest.mark.parametrize(
+    ("run_id", "words"), [("done", "it is finished"), ("never", "there is no run 'never'")]
+)
+def test_a_named_run_that_cannot_be_continued_is_refused(tmp_path: Path, run_id: str, words: str) -> None:
+    create(tmp_path, "done")
+    finish(tmp_path, "done")
+    with pytest.raises(ValueError, match=words):
+        find(tmp_path, run_id)
+
+
+def test_an_option_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
+    create(tmp_path, "older")
+    assert find(tmp_path, config=CONFIG | {"views.mirror": "x"}) == "older"
+    with pytest.raises(ValueError, match=r"had views\.mirror=x, this command says y"):
+        find(tmp_path, config=CONFIG | {"views.mirror": "y"})
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from pipelines.training.checkpoint import lock_folder
+held = lock_folder(Path(sys.argv[1]))
+child = os.fork()  # as a loader process is made, which inherits every open file
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(held is not None, child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_held_run_is_passed_over_and_a_killed_one_is_free_at_once(tmp_path: Path) -> None:
+    create(tmp_path, "older", age_s=100)
+    path = create(tmp_path, "newer")
+    holder = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    is_held, child = holder.stdout.readline().split()
+    try:
+        assert is_held == "True"
+        assert find(tmp_path) == "older"
+        with pytest.raises(ValueError, match="held by another process"):
+            find(tmp_path, "newer")
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            RunFolder.create(tmp_path, "newer", "demo", "sha", CONFIG)
+        holder.kill()
+        holder.wait()
+        assert find(tmp_path) == "newer"  # though its loader process lives on
+    finally:
+        os.kill(int(child), 9)
+        holder.stdout.close()
+
+
+def test_a_changed_hyper_parameter_is_refused_unless_it_is_named(tmp_path: Path) -> None:
+    create(tmp_path, "run")
+    changed = CONFIG | {"optim.lr": 3e-4, "steps": 200}
+    with pytest.raises(
+        ValueError, match=r"had steps=100, this command says 200: .* allow_changes=steps,optim\.lr"
+    ):
+        find(tmp_path, config=changed)
+    with pytest.raises(ValueError, match=r"had optim\.lr=0\.001"):
+        find(tmp_path, config=changed, allowed=("steps",))
+    assert find(tmp_path, config=changed, allowed=("steps", "optim.lr")) == "run"
+
+
+def test_a_newer_run_with_other_settings_does_not_hide_the_one_that_fits(tmp_path: Path) -> None:
+    create(tmp_path, "mine", age_s=100)
+    other = RunFolder.create(tmp_path, "arm", "demo", "sha", CONFIG | {"steps": 900})
+    other.release()
+    assert find(tmp_path) == "mine"
+    with pytest.raises(ValueError, match="had steps=900, this command says 7"):
+        find(tmp_path, config=CONFIG | {"steps": 7})
+
+
+def test_what_changes_nothing_that_is_learned_is_free(tmp_path: Path) -> None:
+    create(tmp_path, "run")
+    moved = CONFIG | {
+        "workers": 4,
+        "cohort": "/elsewhere/b",
+        "resume": "auto",
+        "eval_every": 7,
+        "device": "cpu",
+    }
+    assert find(tmp_path, config=moved) == "run"
+
+
+def test_a_tuple_that_went_through_json_is_the_same_tuple(tmp_path: Path) -> None:
+    create(tmp_path, "run")
+    assert find(tmp_path, config=CONFIG | {"views.fraction": (0.5, 1.0)}) == "run"
+    with pytest.raises(ValueError, match=r"views\.fraction"):
+        find(tmp_path, config=CONFIG | {"views.fraction": (0.4, 1.0)})

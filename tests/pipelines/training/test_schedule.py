@@ -1,0 +1,80 @@
+"""Schedules are functions of the step; the optimiser decays matrices alone."""
+
+import math
+
+import pytest
+import torch
+
+from models.backbone import BackboneConfig, build_backbone
+from pipelines.training.schedule import OptimConfig, build_optimizer, moment, set_groups
+
+
+def test_the_rate_warms_up_linearly_and_falls_as_a_cosine() -> None:
+    config = OptimConfig(lr=1e-3, min_lr=1e-5, warmup_steps=10)
+    assert moment(config, 0, 111).lr == pytest.approx(1e-4)
+    assert moment(config, 9, 111).lr == pytest.approx(1e-3)
+    assert moment(config, 10, 111).lr == pytest.approx(1e-3)
+    halfway = moment(config, 60, 111).lr
+    assert halfway == pytest.approx((1e-3 + 1e-5) / 2)
+    assert moment(config, 110, 111).lr == pytest.approx(1e-5)
+    quarter = 1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi / 4))
+    assert moment(config, 35, 111).lr == pytest.approx(quarter)
+
+
+def test_a_warm_up_is_as_long_as_it_says_and_at_most_half_of_the_run() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=2500)
+    assert moment(config, 1249, 10_000).lr == pytest.approx(0.5)
+    assert moment(config, 2499, 10_000).lr == pytest.approx(1.0)
+    assert moment(config, 24, 100).lr == pytest.approx(0.5)
+    assert moment(config, 49, 100).lr == pytest.approx(1.0)
+
+
+def test_the_teacher_temperature_rises_to_its_end_and_stays() -> None:
+    config = OptimConfig(teacher_temp=0.07, teacher_temp_start=0.04, teacher_temp_warmup_steps=30)
+    assert [moment(config, s, 100).teacher_temp for s in (0, 15, 30, 99)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07]
+    )
+
+
+def test_momentum_and_decay_move_between_their_ends() -> None:
+    config = OptimConfig(ema_momentum=0.99, ema_momentum_end=1.0, weight_decay=0.04, weight_decay_end=0.4)
+    first, last = moment(config, 0, 50), moment(config, 49, 50)
+    assert (first.ema_momentum, last.ema_momentum) == pytest.approx((0.99, 1.0))
+    assert (first.weight_decay, last.weight_decay) == pytest.approx((0.04, 0.4))
+
+
+@pytest.fixture
+def backbone() -> torch.nn.Module:
+    return build_backbone(BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28))
+
+
+def test_biases_norms_tokens_and_positions_do_not_decay(backbone: torch.nn.Module) -> None:
+    optimizer = build_optimizer([backbone], OptimConfig())
+    names = {id(p): name for name, p in backbone.named_parameters()}
+    decayed = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
+    assert decayed == {name for name in names.values() if name.endswith("weight") and "norm" not in name}
+    free = {names[id(p)] for p in optimizer.param_groups[1]["params"]}
+    assert {"vit.cls_token", "vit.reg_token", "vit.pos_embed", "vit.norm.bias"} <= free
+    now = moment(OptimConfig(weight_decay=0.3, weight_decay_end=0.3), 5, 10)
+    set_groups(optimizer, now)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert {group["lr"] for group in optimizer.param_groups} == {now.lr}
+
+
+def test_everything_decays_when_asked(backbone: torch.nn.Module) -> None:
+    optimizer = build_optimizer([backbone], OptimConfig(decay_everything=True))
+    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.param_groups[0]["params"]) == len(list(backbone.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"teacher_temp": 0.0}, "temperatures"),
+        ({"ema_momentum": 1.1}, "ema_momentum"),
+    ],
+)
+def test_impossible_rates_are_refused(fields: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        OptimConfig(**fields)  # type: ignore[arg-type]

@@ -1,0 +1,236 @@
+"""The loop: resuming equals never stopping, accumulation averages, and the clock is the update."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from models.backbone import build_backbone
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.slices import SliceIndex
+from pipelines.command.config import load_recipe
+from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.training.config import PretrainConfig
+from pipelines.training.loader import BatchPlan, MicroBatches, _begin_worker, stream_batches
+from pipelines.training.trainer import NonFiniteLossError, Trainer
+from transforms.views.batch import ViewDraws, draw_views
+
+TINY = {
+    "steps": 8,
+    "batch_size": 4,
+    "backbone": {"arch": "custom", "depth": 1, "embed_dim": 16, "heads": 2, "image_px": 28},
+    "head": {"prototypes": 32},
+    "views": {"size_px": 28},
+    "optim": {"warmup_steps": 2},
+    "watch": {"window_samples": 16, "min_steps": 2},
+}
+
+
+def config_of(*overrides: tuple[str, str]) -> PretrainConfig:
+    return load_recipe(PretrainConfig, TINY, overrides)
+
+
+def build(config: PretrainConfig) -> Trainer:
+    torch.manual_seed(config.seed)
+    return Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
+
+
+def batches_for(
+    config: PretrainConfig, cohort: Cohort, first: int = 0, workers: int = 0, render: bool = True
+):
+    index = SliceIndex(cohort, cohort.series["patient_id"])
+    plan = BatchPlan(len(index), config.batch_size, config.accumulation, config.seed)
+    data = MicroBatches(index, plan, config.views, config.seed, render)
+    last = config.steps * config.accumulation
+    return stream_batches(data, first * config.accumulation, last, workers, pin=False)
+
+
+def run(config: PretrainConfig, cohort: Cohort, trainer: Trainer, workers: int = 0) -> list[dict[str, float]]:
+    batches = batches_for(config, cohort, trainer.step, workers)
+    history = []
+    while trainer.step < config.steps:
+        trainer.update(batches)
+        if trainer.step % 3 == 0 or trainer.step == config.steps:
+            metrics, _ = trainer.report()
+            history.append({name: value for name, value in metrics.items() if not name.startswith("perf/")})
+    return history
+
+
+ARMS = {
+    "article": (),
+    "accumulated with sinkhorn": (("accumulation", "2"), ("objective.center", "sinkhorn")),
+    "ibot, local views, frozen gram": (
+        ("objective.ibot_weight", "1.0"),
+        ("views.n_local", "2"),
+        ("views.local_size_px", "14"),
+        ("gram_refresh_steps", "3"),
+    ),
+    "mae": (("objective.kind", "mae"), ("objective.gram_weight", "0"), ("objective.koleo_weight", "0")),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_resuming_equals_never_stopping_bit_for_bit(arm: str, small_cohort: Cohort, tmp_path: Path) -> None:
+    config = config_of(*ARMS[arm])
+    whole = build(config)
+    undisturbed = run(config, small_cohort, whole)
+
+    first = build(config)
+    stream = batches_for(config, small_cohort)
+    for _ in range(5):
+        first.update(stream)
+        if first.step == 3:
+            first.report()
+    save_checkpoint(tmp_path, first.step, *first.state())
+    torch.manual_seed(99)
+    second = build(config)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint is not None
+    second.restore(checkpoint)
+    rest = run(config, small_cohort, second, workers=2 if arm == "article" else 0)
+
+    assert rest == undisturbed[1:]
+    for name, tensor in whole.networks.state_dict().items():
+        assert torch.equal(tensor, second.networks.state_dict()[name]), name
+
+
+def test_views_are_drawn_where_slices_are_read_and_a_device_renders_the_same(small_cohort: Cohort) -> None:
+    config = config_of(("accumulation", "2"), ("steps", "3"))
+    raw = list(batches_for(config, small_cohort, workers=2, render=False))
+    assert len(raw) == 6
+    for micro, (triplets, draws) in enumerate(raw):
+        expected = draw_views(triplets, config.views, config.seed, step=micro // 2)
+        for name in ViewDraws.__slots__:
+            assert np.array_equal(getattr(draws, name), getattr(expected, name)), name
+
+    on_device, by_loader = build(config), build(config)
+    batches, views = iter(raw), batches_for(config, small_cohort)
+    for _ in range(config.steps):
+        on_device.update(batches)
+        by_loader.update(views)
+    assert on_device.sums == by_loader.sums
+    assert on_device.scale_mm == by_loader.scale_mm
+
+
+def test_a_batch_keeps_its_draws_when_its_pixels_are_pinned(small_cohort: Cohort, host_copies) -> None:
+    batch = next(batches_for(config_of(), small_cohort, render=False))
+    pinned = pin_memory(batch)
+    assert host_copies.pinned == [batch.triplets.triplets_hu.shape]
+    assert torch.equal(pinned.triplets.triplets_hu, batch.triplets.triplets_hu)
+    assert pinned.draws is batch.draws
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_loader_to_the_training(
+    small_cohort: Cohort, number: int
+) -> None:
+    stream = batches_for(config_of(("steps", "100")), small_cohort, workers=2)
+    next(stream)
+    loaders = multiprocessing.active_children()
+    assert len(loaders) == 2
+    for loader in loaders:
+        os.kill(loader.pid, number)
+    assert sum(1 for _ in stream) == 99
+    assert not any(loader.is_alive() for loader in loaders)
+
+
+def test_loader_processes_end_when_their_parent_insists() -> None:
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+
+    def wait() -> None:
+        _begin_worker(0)
+        ready.set()
+        time.sleep(60)
+
+    loader = fork.Process(target=wait)
+    loader.start()
+    assert ready.wait(30)
+    loader.terminate()
+    loader.join(0.5)
+    assert loader.is_alive()
+    loader.terminate()
+    loader.join(30)
+    assert loader.exitcode == -signal.SIGTERM
+
+
+def test_training_moves_the_student_and_spreads_no_nan(small_cohort: Cohort) -> None:
+    config = config_of()
+    trainer = build(config)
+    before = {name: p.clone() for name, p in trainer.networks.student.named_parameters()}
+    history = run(config, small_cohort, trainer)
+    moved = [n for n, p in trainer.networks.student.named_parameters() if not torch.equal(p, before[n])]
+    assert "backbone.vit.blocks.0.attn.qkv.weight" in moved
+    assert "head.last.weight" in moved
+    assert {"loss/dino", "loss/gram", "loss/koleo", "loss/total", "optim/grad_norm", "teacher/gain"} <= set(
+        history[0]
+    )
+    assert history[-1]["loss/dino"] > 0
+
+
+def test_accumulation_averages_gradients_and_centres(small_cohort: Cohort) -> None:
+    plain = ("objective.koleo_weight", "0"), ("objective.gram_weight", "0"), ("steps", "1")
+    large, parts = config_of(*plain, ("batch_size", "8")), config_of(*plain, ("accumulation", "2"))
+    one, two = build(large), build(parts)
+    one.update(batches_for(large, small_cohort))
+    two.update(batches_for(parts, small_cohort))
+    assert torch.allclose(one.objective.get_buffer("center"), two.objective.get_buffer("center"), atol=1e-7)
+    for a, b in zip(one.networks.student.parameters(), two.networks.student.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_cohort: Cohort) -> None:
+    config = config_of()
+    trainer = build(config)
+    stream = batches_for(config, small_cohort)
+    trainer.update(stream)
+    with torch.no_grad():
+        trainer.networks.student.head.last.bias[0] = float("nan")
+    trainer.update(stream)
+    with pytest.raises(NonFiniteLossError, match=r"loss/dino.* was not finite by step 2"):
+        trainer.state()
+    with pytest.raises(NonFiniteLossError, match=r"optim\.clip_norm and resume"):
+        trainer.report()
+
+
+def test_clipping_bounds_the_gradient(small_cohort: Cohort) -> None:
+    config = config_of(("optim.clip_norm", "0.01"), ("steps", "1"))
+    trainer = build(config)
+    trainer.update(batches_for(config, small_cohort))
+    gradients = [p.grad for p in trainer.networks.student.parameters() if p.grad is not None]
+    assert float(torch.nn.utils.get_total_norm(gradients)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_scale_that_the_run_saw_is_known(small_cohort: Cohort) -> None:
+    config = config_of(("views.extent", "mm"), ("views.fov_mm", "[56, 84]"))
+    trainer = build(config)
+    run(config, small_cohort, trainer)
+    low, high = trainer.scale_mm
+    assert 1.9 < low < high < 3.1
+
+
+def test_each_epoch_deals_every_slice_once_whatever_the_processes() -> None:
+    alone = BatchPlan(n_slices=10, batch_size=4, accumulation=1, seed=3)
+    dealt = [row for micro in range(5) for row in alone.rows(micro)]
+    assert sorted(dealt[:10]) == sorted(dealt[10:]) == list(range(10))
+    assert dealt[:10] != dealt[10:]
+    shares = [BatchPlan(10, 4, 1, 3, rank, 2).rows(2).tolist() for rank in range(2)]
+    assert shares[0] + shares[1] == alone.rows(2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ((3, 4, 1, 0), "cannot be drawn from 3 training slices"),
+        ((30, 5, 1, 0, 0, 2), "shared evenly by 2 processes"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(fields: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        BatchPlan(*fields)

@@ -1,0 +1,360 @@
+"""Every kind of odd series is read right or refused with a reason that says what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from transforms.dicom.load import SeriesRefusedError, read_series
+from transforms.dicom.witness import compare_with_simpleitk
+
+Writer = Callable[..., list[Path]]
+Change = Callable[[Dataset, int], None]
+
+
+def setting(**values: Any) -> Change:
+    """A change that sets elements of every slice; None deletes them."""
+
+    def change(dataset: Dataset, index: int) -> None:
+        for keyword, value in values.items():
+            if value is None:
+                delattr(dataset, keyword)
+            else:
+                setattr(dataset, keyword, value)
+
+    return change
+
+
+def only_slice(number: int, **values: Any) -> Change:
+    return lambda dataset, index: setting(**values)(dataset, index) if index == number else None
+
+
+def with_pixels(stored: np.ndarray, **values: Any) -> Change:
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.PixelData = stored.tobytes() + b"\0" * (stored.nbytes % 2)
+        setting(**values)(dataset, index)
+
+    return change
+
+
+def in_syntax(syntax: str) -> Change:
+    def change(dataset: Dataset, index: int) -> None:
+        if syntax == RLELossless:
+            dataset.compress(syntax, generate_instance_uid=False)
+            return
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<i2").astype(">i2").tobytes()
+
+    return change
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "no slope": (setting(RescaleSlope=None), "RescaleSlope or RescaleIntercept is missing"),
+    "no intercept": (setting(RescaleIntercept=None), "RescaleSlope or RescaleIntercept is missing"),
+    "zero slope": (setting(RescaleSlope=0), "RescaleSlope must lie above zero"),
+    "not HU": (setting(RescaleType="US"), "RescaleType is not HU"),
+    "HU beyond 16 bits": (setting(RescaleSlope=40), "do not fit 16 bits"),
+    "MR": (setting(Modality="MR"), r"not CT \(Modality is MR\)"),
+    "no modality": (setting(Modality=None), "Modality is missing or unknown"),
+    "a name as modality": (setting(Modality="ISOLDE"), "missing or unknown"),
+    "dose report": (setting(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.67"), "dose report"),
+    "secondary capture": (setting(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "screen save"),
+    "localizer": (setting(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+    "projection": (
+        setting(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]),
+        "maximum intensity projection",
+    ),
+    "no series UID": (setting(SeriesInstanceUID=""), "SeriesInstanceUID is missing or empty"),
+    "a name for a series UID": (setting(SeriesInstanceUID="DOE^JANE"), "SeriesInstanceUID is not a UID"),
+    "a word for a series UID": (setting(SeriesInstanceUID="deadbeefcafe"), "SeriesInstanceUID is not a UID"),
+    "no position": (setting(ImagePositionPatient=None), "ImagePositionPatient is missing"),
+    "no orientation": (setting(ImageOrientationPatient=None), "ImageOrientationPatient is missing"),
+    "no pixel spacing": (setting(PixelSpacing=None), "PixelSpacing is missing"),
+    "negative spacing": (setting(PixelSpacing=[-0.7, 0.6]), "PixelSpacing must be above zero"),
+    "skewed axes": (setting(ImageOrientationPatient=[1, 0, 0, 0.2, 1, 0]), "orthogonal unit vectors"),
+    "coronal": (
+        setting(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
+        "not axial: their normal lies 90 degrees",
+    ),
+    "sagittal": (setting(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "not axial"),
+    "gantry tilt": (
+        setting(ImageOrientationPatient=[1, 0, 0, 0, float(np.cos(0.3)), float(-np.sin(0.3))]),
+        r"gantry tilt: .* \(17\.2 degrees\)",
+    ),
+    "one orientation differs": (
+        only_slice(2, ImageOrientationPatient=[-1, 0, 0, 0, -1, 0]),
+        "Orientation.* changes",
+    ),
+    "one spacing differs": (only_slice(2, PixelSpacing=[0.8, 0.6]), "PixelSpacing changes .* 0.6 to 0.8"),
+    "one study differs": (only_slice(1, StudyInstanceUID="1.2.99"), "StudyInstanceUID takes 2 values"),
+    "one patient differs": (only_slice(1, PatientID="other"), "PatientID takes 2 values"),
+    "one frame of reference differs": (
+        only_slice(1, FrameOfReferenceUID="1.2.99"),
+        "FrameOfReferenceUID takes 2",
+    ),
+    "field of view moves": (
+        only_slice(2, ImagePositionPatient=[-49, -40, -295]),
+        "1.00 mm sideways|sideways of a",
+    ),
+    "uneven": (only_slice(2, ImagePositionPatient=[-50, -40, -294.2]), r"varies from 1\.70 to 3\.30 mm"),
+    "one position, two images": (
+        only_slice(2, ImagePositionPatient=[-50, -40, -297.5]),
+        "two slices with different",
+    ),
+    "matrix changes": (
+        lambda ds, i: with_pixels(np.zeros((10, 16), "<i2"), Rows=10)(ds, i) if i == 3 else None,
+        "matrix changes within the series: 10 x 16, 12 x 16",
+    ),
+    "cut short": (only_slice(4, PixelData=b"\0" * 100), "cut short: 100 bytes where 12 x 16 pixels need 384"),
+    "too long": (only_slice(4, PixelData=b"\0" * 400), "too long"),
+    "no pixel data": (setting(PixelData=None), "no pixel data"),
+    "colour": (setting(SamplesPerPixel=3), "colour"),
+    "colour table": (setting(PhotometricInterpretation="PALETTE COLOR"), "neither MONOCHROME1 nor"),
+    "32 bits": (setting(BitsAllocated=32), "32 bits allocated"),
+    "high bit": (setting(BitsStored=12, HighBit=9), "high bit 9"),
+    "12 bits stored high": (setting(BitsStored=12, HighBit=15), "high bit 15"),
+    "no rows": (setting(Rows=None), "Rows is missing"),
+    "huge matrix": (setting(Rows=65535), "65535 x 16"),
+    "several frames": (setting(NumberOfFrames=2), "several frames"),
+    "intercept that was lost": (
+        with_pixels(np.arange(192, dtype="<u2") * 20, PixelRepresentation=0, RescaleIntercept=0),
+        "no value lies below -200 HU .the lowest is 0.: no chest, or RescaleIntercept",
+    ),
+    "padding that is tissue": (
+        setting(PixelPaddingValue=1032, RescaleIntercept=-1024),
+        "a value that tissue has too",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # pydicom, while the fault is written
+@pytest.mark.parametrize("kind", REFUSED)
+def test_is_refused_with_its_reason(kind: str, write_ct_series: Writer, tmp_path: Path) -> None:
+    change, reason = REFUSED[kind]
+    with pytest.raises(SeriesRefusedError, match=reason) as refusal:
+        read_series(write_ct_series(tmp_path, change=change))
+    assert "ISOLDE" not in str(refusal.value)
+    assert "somebody" not in str(refusal.value)
+
+
+READ: dict[str, tuple[Change, np.ndarray]] = {
+    "implicit VR": (in_syntax(ImplicitVRLittleEndian), np.arange(192) * 7 - 1000),
+    "big-endian": (in_syntax(ExplicitVRBigEndian), np.arange(192) * 7 - 1000),
+    "deflated": (in_syntax(DeflatedExplicitVRLittleEndian), np.arange(192) * 7 - 1000),
+    "RLE": (in_syntax(RLELossless), np.arange(192) * 7 - 1000),
+    "slope 2": (
+        with_pixels(np.arange(192, dtype="<i2") - 500, RescaleSlope=2, RescaleIntercept=0),
+        np.arange(192) * 2 - 1000,
+    ),
+    "unsigned 16 bits": (
+        with_pixels(np.arange(192, dtype="<u2") * 170, PixelRepresentation=0),
+        np.arange(192) * 170 - 1024,
+    ),
+    "12 bits unsigned": (
+        with_pixels(np.arange(192, dtype="<u2") * 20, PixelRepresentation=0, BitsStored=12, HighBit=11),
+        np.arange(192) * 20 - 1024,
+    ),
+    "12 bits signed": (
+        with_pixels(
+            (np.arange(192, dtype="<i2") * 20 - 2000) & 0xFFF, BitsStored=12, HighBit=11, RescaleIntercept=0
+        ),
+        np.arange(192) * 20 - 2000,
+    ),
+    "8 bits": (
+        with_pixels(
+            np.arange(192, dtype="u1"),
+            PixelRepresentation=0,
+            BitsAllocated=8,
+            BitsStored=8,
+            HighBit=7,
+            RescaleSlope=4,
+        ),
+        np.arange(192) * 4 - 1024,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_is_read_as_simpleitk_reads_it(kind: str, write_ct_series: Writer, tmp_path: Path) -> None:
+    change, first_hu = READ[kind]
+    series = read_series(write_ct_series(tmp_path, change=change))
+    np.testing.assert_array_equal(series.volume_hu[0].ravel(), first_hu)
+    compare_with_simpleitk(series)
+
+
+def test_a_witness_that_reads_other_values_refuses_the_series(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    series = read_series(write_ct_series(tmp_path))
+    series.volume_hu[3, 2, 1] += 1
+    with pytest.raises(SeriesRefusedError, match="reads 1 voxels of a slice otherwise, by up to 1 HU"):
+        compare_with_simpleitk(series)
+
+
+def test_monochrome1_is_for_the_display_and_changes_no_hu(write_ct_series: Writer, tmp_path: Path) -> None:
+    plain = read_series(write_ct_series(tmp_path / "2"))
+    series = read_series(
+        write_ct_series(tmp_path / "1", change=setting(PhotometricInterpretation="MONOCHROME1"))
+    )
+    np.testing.assert_array_equal(series.volume_hu, plain.volume_hu)
+    assert "MONOCHROME1" in series.notes[0]
+
+
+def test_hu_that_are_no_integers_are_rounded_and_noted(write_ct_series: Writer, tmp_path: Path) -> None:
+    stored = np.arange(192, dtype="<i2")
+    series = read_series(
+        write_ct_series(tmp_path, change=with_pixels(stored, RescaleSlope=0.3, RescaleIntercept=-900.2))
+    )
+    np.testing.assert_array_equal(series.volume_hu[0].ravel(), np.rint(np.arange(192) * 0.3 - 900.2))
+    assert "HU were not integers as stored and are rounded" in series.notes
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "n_expected"), [(-2000, None, 3), (63536, None, 3), (-2000, -1990, 5)]
+)
+def test_padding_becomes_minus_1024_and_is_counted(
+    value: int, limit: int | None, n_expected: int, write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2") * 5
+    stored[:6] = [-2000, -2000, -2000, -1995, -1990, -1989]
+
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.PixelData = stored.tobytes()
+        dataset.add_new(0x00280120, "US" if value > 0 else "SS", value)
+        if limit is not None:
+            dataset.add_new(0x00280121, "SS", limit)
+
+    series = read_series(write_ct_series(tmp_path, change=change))
+    expected = stored.astype(int) - 1024
+    expected[:n_expected] = -1024
+    np.testing.assert_array_equal(series.volume_hu[2].ravel(), expected)
+    assert series.n_padding_voxels == 5 * n_expected
+    compare_with_simpleitk(series)
+
+
+def test_padding_wider_than_bits_stored_is_found_before_bits_are_masked(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2") * 5
+    stored[:4] = -2000  # 0xF830: its low 12 bits alone would be 2096, that is 1072 HU
+    change = with_pixels(stored, PixelRepresentation=0, BitsStored=12, HighBit=11, PixelPaddingValue=63536)
+    series = read_series(write_ct_series(tmp_path, change=change))
+    assert series.n_padding_voxels == 20
+    assert np.all(series.volume_hu[:, 0, :4] == -1024)
+    assert series.volume_hu[0, 0, 4] == 20 - 1024
+
+
+def test_padding_of_12_bits_is_found_whose_sign_is_not_carried_further(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    values = np.arange(192, dtype="<i2") * 5 - 900
+    values[:4] = -2000
+    change = with_pixels(
+        values & 0xFFF, BitsStored=12, HighBit=11, RescaleIntercept=0, PixelPaddingValue=-2000
+    )
+    series = read_series(write_ct_series(tmp_path, change=change))
+    assert series.n_padding_voxels == 4 * 5
+    np.testing.assert_array_equal(series.volume_hu[0].ravel(), np.where(values == -2000, -1024, values))
+    compare_with_simpleitk(series)
+
+
+def test_declared_padding_that_no_voxel_holds_refuses_nothing(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2").reshape(12, 16)
+    stored[:2] = stored[-2:] = -1024  # the fill around the circle of reconstruction
+    change = with_pixels(stored.ravel(), PixelPaddingValue=32767)
+    series = read_series(write_ct_series(tmp_path, change=change))
+    assert series.n_padding_voxels == 64 * 5
+    assert series.volume_hu[0, 2, 0] == 32 - 1024
+
+
+def test_bits_beyond_bits_stored_are_masked_and_noted(write_ct_series: Writer, tmp_path: Path) -> None:
+    stored = np.arange(192, dtype="<u2") * 20 | 0x8000
+    change = with_pixels(stored, PixelRepresentation=0, BitsStored=12, HighBit=11)
+    series = read_series(write_ct_series(tmp_path, change=change))
+    np.testing.assert_array_equal(series.volume_hu[0].ravel(), np.arange(192) * 20 - 1024)
+    assert "bits beyond BitsStored were set and are masked off" in series.notes
+
+
+def test_a_slice_that_is_all_padding_is_air(write_ct_series: Writer, tmp_path: Path) -> None:
+    change = with_pixels(np.full(192, -2000, dtype="<i2"), PixelPaddingValue=-2000)
+    series = read_series(write_ct_series(tmp_path, change=change))
+    assert np.all(series.volume_hu == -1024)
+    assert series.n_padding_voxels == series.volume_hu.size
+
+
+def test_identical_duplicates_are_kept_once(write_ct_series: Writer, tmp_path: Path) -> None:
+    files = write_ct_series(tmp_path)
+    for file in files[1:3]:
+        copy = dcmread(file)
+        copy.SOPInstanceUID += ".7"
+        copy.save_as(tmp_path / f"copy-{file.name}")
+        files.append(tmp_path / f"copy-{file.name}")
+    series = read_series(files)
+    assert series.volume_hu.shape == (5, 12, 16)
+    assert series.notes == ("2 duplicate slice(s) with identical pixels left out",)
+
+
+def test_low_values_that_are_not_declared_as_padding_are_kept_and_noted(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2")
+    stored[0] = -1024
+    series = read_series(write_ct_series(tmp_path, change=with_pixels(stored, PixelPaddingValue=-2000)))
+    assert series.volume_hu[0, 0, 0] == -2048
+    assert series.n_padding_voxels == 0
+    assert series.notes == ("values below -1024 HU that PixelPaddingValue does not declare are kept",)
+
+
+def test_one_value_around_the_circle_of_reconstruction_is_padding_whatever_is_declared(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    stored = np.arange(192, dtype="<i2").reshape(12, 16)
+    stored[:2] = stored[-2:] = -1024
+    series = read_series(
+        write_ct_series(tmp_path, change=with_pixels(stored.ravel(), PixelPaddingValue=-2000))
+    )
+    assert (series.volume_hu[:, :2] == -1024).all()
+    assert series.volume_hu[0, 2, 0] == 32 - 1024
+    assert series.n_padding_voxels == 64 * len(series.volume_hu)
+    assert series.notes == ()
+
+
+def test_a_file_that_does_not_say_its_encoding_is_refused(write_ct_series: Writer, tmp_path: Path) -> None:
+    files = write_ct_series(tmp_path)
+    content = files[0].read_bytes()
+    files[0].write_bytes(content.replace(b"\x02\x00\x10\x00UI\x14\x00", b"\x02\x00\x10\x01UI\x14\x00"))
+    with pytest.raises(SeriesRefusedError, match="TransferSyntaxUID is missing"):
+        read_series(files)
+
+
+def test_slice_thickness_is_reported_and_never_used(write_ct_series: Writer, tmp_path: Path) -> None:
+    series = read_series(write_ct_series(tmp_path, change=setting(SliceThickness=5, SpacingBetweenSlices=9)))
+    assert series.spacing_mm[0] == 2.5
+    assert series.slice_thickness_mm == 5
+
+
+def test_rounded_positions_keep_their_mean_spacing(write_ct_series: Writer, tmp_path: Path) -> None:
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.ImagePositionPatient = [-50, -40, round(-300 + 0.625 * index, 1)]
+
+    series = read_series(write_ct_series(tmp_path, n_slices=41, change=change))
+    assert series.spacing_mm[0] == pytest.approx(0.625, abs=1e-6)
+    assert series.gaps == ()
+
+
+def test_one_slice_has_no_spacing(write_ct_series: Writer, tmp_path: Path) -> None:
+    with pytest.raises(SeriesRefusedError, match="one slice"):
+        read_series(write_ct_series(tmp_path)[:1])

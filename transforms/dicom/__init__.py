@@ -1,0 +1,1 @@
+"""DICOM series to volumes in HU, or a refusal with its reason."""

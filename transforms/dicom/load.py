@@ -1,0 +1,110 @@
+"""MONAI transforms that load a CT series from DICOM: volume in HU, geometry from positions, or a refusal."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform, Transform
+
+from transforms.dicom.series import CtSeries, read_series
+from transforms.dicom.tree import find_series
+from transforms.refusal import SeriesRefusedError
+
+__all__ = ["CtSeries", "LoadDicomSeries", "LoadDicomSeriesd", "SeriesRefusedError", "read_series"]
+
+Source = str | Path | Sequence[str | Path]
+
+
+class LoadDicomSeries(Transform):
+    """Load one CT series as a MetaTensor (1, Z, Y, X), int16 HU, z towards the head.
+
+    Its affine takes the tensor's own order (z, y, x) to RAS mm, so MONAI's Orientationd and Spacingd hold on it.
+    `meta` also carries spacing_mm, series_uid, study_uid, patient_id, gaps, n_padding_voxels and notes.
+    """
+
+    def __init__(self, series_uid: str | None = None, allow_gaps: bool = False) -> None:
+        """Configure which series is taken.
+
+        Args:
+            series_uid: The series to take where a folder holds several; None takes the only one.
+            allow_gaps: Load series with missing slices too. One affine is wrong beyond a gap; `gaps` and
+                `slice_offsets_mm` in `meta` then say where each slice lies.
+        """
+        self.series_uid = series_uid
+        self.allow_gaps = allow_gaps
+
+    def __call__(self, source: Source) -> MetaTensor:
+        """Load from a folder, searched through all levels, or from the files of a series.
+
+        Raises:
+            SeriesRefusedError: If there is no series to load, or not a right one.
+            ValueError: If the folder holds several series and none was named.
+        """
+        series = read_series(self._files(source))
+        if series.gaps and not self.allow_gaps:
+            raise SeriesRefusedError(
+                f"slices are missing at {len(series.gaps)} place(s), so one affine cannot place all of them; "
+                "load with allow_gaps=True and use slice_offsets_mm"
+            )
+        meta = {
+            "spacing_mm": series.spacing_mm,
+            "series_uid": series.series_uid,
+            "study_uid": series.study_uid,
+            "patient_id": series.patient_id,
+            "gaps": series.gaps,
+            "slice_offsets_mm": series.slice_offsets_mm,
+            "n_padding_voxels": series.n_padding_voxels,
+            "notes": series.notes,
+            "space": "RAS",
+            "original_channel_dim": 0,
+            "spatial_shape": np.array(series.volume_hu.shape),
+        }
+        affine = torch.from_numpy(series.affine_ras)
+        meta["original_affine"] = affine.clone()
+        return MetaTensor(torch.from_numpy(series.volume_hu)[None], affine=affine, meta=meta)
+
+    def _files(self, source: Source) -> list[Path]:
+        if not isinstance(source, str | Path):
+            return [Path(file) for file in source]
+        if Path(source).is_file():
+            return [Path(source)]
+        found = find_series(Path(source))
+        if self.series_uid is not None:
+            if self.series_uid not in found.series:
+                raise SeriesRefusedError(
+                    f"no CT series {self.series_uid} in that folder ({len(found.series)} others are)"
+                )
+            return found.series[self.series_uid]
+        if len(found.series) != 1:
+            reasons = sorted({refusal.reason for refusal in found.refused})[:3]
+            raise SeriesRefusedError(
+                f"the folder holds {len(found.series)} CT series where one is expected; name one by series_uid"
+                + (f" (refused: {'; '.join(reasons)})" if reasons and not found.series else "")
+            )
+        return next(iter(found.series.values()))
+
+
+class LoadDicomSeriesd(MapTransform):
+    """Dictionary form of `LoadDicomSeries`: each key holds a folder or the files of a series."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        series_uid: str | None = None,
+        allow_gaps: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Configure; see `LoadDicomSeries`."""
+        super().__init__(keys, allow_missing_keys)
+        self.load = LoadDicomSeries(series_uid, allow_gaps)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each key's folder or files by its volume."""
+        loaded = dict(data)
+        for key in self.key_iterator(loaded):
+            loaded[key] = self.load(loaded[key])
+        return loaded

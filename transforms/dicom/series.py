@@ -1,0 +1,189 @@
+"""The files of one CT series -> one HU volume with its geometry, or a refusal with its reason."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.dicom.header import SliceHeader, read_slice_headers
+from transforms.dicom.pixels import PADDING_HU, Decoded, SliceDecoder
+from transforms.dicom.slice_stack import (
+    SAME_POSITION_MM,
+    SliceStack,
+    has_rows_along_y,
+    slice_normal,
+    stack_slices,
+)
+from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
+
+
+@dataclass(frozen=True, slots=True)
+class CtSeries:
+    """One CT series as a volume.
+
+    `volume_hu` is (Z, Y, X) int16: z towards the head, y between front and back, x from side to side, either way.
+    `affine_ras` takes (z, y, x, 1) to RAS mm and `spacing_mm` is (z, y, x). `gaps` holds i where slices are missing
+    between slice i and i + 1; then `slice_offsets_mm` is the distance of each slice from the first, else empty.
+    `slice_thickness_mm` (NaN where not stated) is only reported.
+    """
+
+    volume_hu: NDArray[np.int16]
+    spacing_mm: tuple[float, float, float]
+    affine_ras: NDArray[np.float64]
+    gaps: tuple[int, ...]
+    slice_offsets_mm: tuple[float, ...]
+    series_uid: str
+    study_uid: str
+    patient_id: str
+    manufacturer: str
+    kernel: str
+    slice_thickness_mm: float
+    transfer_syntax: str
+    is_lossy: bool
+    n_padding_voxels: int
+    notes: tuple[str, ...]
+    slices: tuple[SliceHeader, ...]
+
+
+def read_series(files: Sequence[Path]) -> CtSeries:
+    """Read one CT series from its files, in any order.
+
+    Slices are ordered by their position along the slice normal, and spacing comes from positions alone. Padding
+    becomes -1024 HU. Two files at one position are kept as one if their pixels are identical.
+
+    Raises:
+        SeriesRefusedError: If anything that HU or geometry need is missing, contradicts itself or is not axial CT.
+        OSError: If a file cannot be opened.
+    """
+    headers = [header for path in files for header in read_slice_headers(Path(path))]
+    if not headers:
+        raise SeriesRefusedError("no files were given")
+    headers.sort(key=lambda header: (header.instance_number, header.sop_uid, str(header.path), header.frame))
+    _check_consistent(headers)
+    decoder = SliceDecoder()
+    headers, n_duplicates = _without_duplicates(headers, decoder)
+    first = headers[0]
+    stack = stack_slices(
+        np.array([header.position_lps_mm for header in headers]),
+        np.array(first.orientation),
+        np.array(first.pixel_spacing_mm),
+    )
+    ordered = tuple(headers[i] for i in stack.order)
+    volume_hu = np.empty((len(ordered), first.pixels.rows, first.pixels.columns), dtype=np.int16)
+    decoded = [decoder.decode_into(header, out) for header, out in zip(ordered, volume_hu, strict=True)]
+    _check_air(decoded)
+    if has_rows_along_y(np.array(first.orientation)):
+        volume_hu = np.ascontiguousarray(volume_hu.swapaxes(1, 2))
+    thickness = {header.slice_thickness_mm for header in ordered if not math.isnan(header.slice_thickness_mm)}
+    return CtSeries(
+        volume_hu=volume_hu,
+        spacing_mm=stack.spacing_mm,
+        affine_ras=stack.affine_ras,
+        gaps=stack.gaps,
+        slice_offsets_mm=stack.slice_offsets_mm,
+        series_uid=first.series_uid,
+        study_uid=first.study_uid,
+        patient_id=first.patient_id,
+        manufacturer=first.manufacturer,
+        kernel=first.kernel,
+        slice_thickness_mm=thickness.pop() if len(thickness) == 1 else math.nan,
+        transfer_syntax=first.transfer_syntax,
+        is_lossy=any(header.is_lossy for header in ordered),
+        n_padding_voxels=sum(one.n_padding for one in decoded),
+        notes=_notes(ordered, decoded, stack, n_duplicates),
+        slices=ordered,
+    )
+
+
+def _check_consistent(headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices that cannot be one volume."""
+    first = headers[0]
+    for name, values in {
+        "SeriesInstanceUID": {header.series_uid for header in headers},
+        "StudyInstanceUID": {header.study_uid for header in headers},
+        "PatientID": {header.patient_id for header in headers},
+        "FrameOfReferenceUID": {header.frame_of_reference_uid for header in headers},
+    }.items():
+        if len(values) > 1:
+            raise SeriesRefusedError(f"{name} takes {len(values)} values within what should be one series")
+    sizes = sorted({(header.pixels.rows, header.pixels.columns) for header in headers})
+    if len(sizes) > 1:
+        shown = ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
+        raise SeriesRefusedError(f"the matrix changes within the series: {shown}")
+    orientations = np.array([header.orientation for header in headers])
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
+        raise SeriesRefusedError("ImageOrientationPatient changes within the series")
+    spacings = np.array([header.pixel_spacing_mm for header in headers])
+    if np.abs(spacings / first.pixel_spacing_mm - 1).max() > 1e-4:
+        raise SeriesRefusedError(
+            f"PixelSpacing changes within the series, from {spacings.min():g} to {spacings.max():g} mm"
+        )
+
+
+def _without_duplicates(headers: list[SliceHeader], decoder: SliceDecoder) -> tuple[list[SliceHeader], int]:
+    """Keep one of the slices that share a position, if their voxels are identical; else refuse."""
+    along = np.array([header.position_lps_mm for header in headers]) @ slice_normal(
+        np.array(headers[0].orientation)
+    )
+    order = np.argsort(along, kind="stable")
+    kept: list[int] = []
+    for i in order:
+        if not kept or along[i] - along[kept[-1]] > SAME_POSITION_MM:
+            kept.append(int(i))
+        elif not _same_pixels(headers[kept[-1]], headers[i], decoder):
+            raise SeriesRefusedError(
+                f"two slices with different pixels lie at one position ({along[i]:.2f} mm along the slice normal)"
+            )
+    return [headers[i] for i in sorted(kept)], len(headers) - len(kept)
+
+
+def _same_pixels(one: SliceHeader, other: SliceHeader, decoder: SliceDecoder) -> bool:
+    if np.abs(np.subtract(one.position_lps_mm, other.position_lps_mm)).max() > SAME_POSITION_MM:
+        return False
+    pair = np.empty((2, one.pixels.rows, one.pixels.columns), dtype=np.int16)
+    decoder.decode_into(one, pair[0])
+    decoder.decode_into(other, pair[1])
+    return np.array_equal(pair[0], pair[1])
+
+
+def _check_air(decoded: Sequence[Decoded]) -> None:
+    lowest_hu = min(one.lowest_hu for one in decoded)
+    if lowest_hu >= NO_AIR_ABOVE_HU:
+        raise SeriesRefusedError(
+            f"no value lies below {NO_AIR_ABOVE_HU} HU (the lowest is {lowest_hu:.0f}): no chest, or RescaleIntercept "
+            "is not that of the scanner"
+        )
+
+
+def _notes(
+    headers: Sequence[SliceHeader], decoded: Sequence[Decoded], stack: SliceStack, n_duplicates: int
+) -> tuple[str, ...]:
+    """What a reader of the cohort should know about a series that was read."""
+    notes = []
+    if n_duplicates:
+        notes.append(f"{n_duplicates} duplicate slice(s) with identical pixels left out")
+    if stack.gaps:
+        notes.append(f"slices are missing at {len(stack.gaps)} place(s)")
+    if stack.oblique_degrees > 1:
+        notes.append(f"slices are oblique by {stack.oblique_degrees:.1f} degrees")
+    if any(one.is_rounded for one in decoded):
+        notes.append("HU were not integers as stored and are rounded")
+    if any(one.has_unused_bits for one in decoded):
+        notes.append("bits beyond BitsStored were set and are masked off")
+    if min(one.lowest_hu for one in decoded) < PADDING_HU:
+        notes.append("values below -1024 HU that PixelPaddingValue does not declare are kept")
+    if any(header.is_lossy for header in headers):
+        notes.append("lossy compression: HU differ from the scanner's")
+    if any(header.is_monochrome1 for header in headers):
+        # It says how to display what comes after the rescale. Source: PS3.3 C.7.6.3.1.2. ITK turns the values round.
+        notes.append(
+            "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert"
+        )
+    if len({header.slice_thickness_mm for header in headers}) > 1:
+        notes.append("SliceThickness changes or is missing in part")
+    if not headers[0].frame_of_reference_uid:
+        notes.append("no FrameOfReferenceUID")
+    return tuple(notes)

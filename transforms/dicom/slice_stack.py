@@ -1,0 +1,153 @@
+"""From the positions of slices to one stack: order, spacing, gaps, affine; or the reason why there is none."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.refusal import SeriesRefusedError
+
+SAME_POSITION_MM = 0.01
+MAX_SHEAR_DEGREES = 1.0
+MAX_OBLIQUE_DEGREES = 30.0
+MAX_GAP_SHARE = 1 / 3
+"""More gaps than this among the steps, and no spacing can be called the regular one."""
+
+Vectors = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceStack:
+    """Geometry of slices that lie along one line.
+
+    `order` holds the indices of the given slices, from feet to head. `gaps` holds i where slices are missing between
+    slice i and i + 1; `slice_offsets_mm` is then the distance of each slice from the first, else empty.
+    """
+
+    order: NDArray[np.intp]
+    spacing_mm: tuple[float, float, float]
+    affine_ras: Vectors
+    gaps: tuple[int, ...]
+    slice_offsets_mm: tuple[float, ...]
+    oblique_degrees: float
+
+
+def slice_normal(orientation: Vectors) -> Vectors:
+    """Unit normal of the slices, (3,) in LPS, turned so that it points to the head.
+
+    Args:
+        orientation: ImageOrientationPatient, (6,): direction of a row, then of a column. Source: PS3.3 C.7.6.2.1.1.
+
+    Raises:
+        SeriesRefusedError: If the two directions are not orthogonal unit vectors, or the slices are not axial.
+    """
+    row, column = orientation[:3], orientation[3:]
+    lengths = np.linalg.norm([row, column], axis=1)
+    if np.abs(lengths - 1).max() > 1e-3 or abs(row @ column) > 1e-3:
+        raise SeriesRefusedError(
+            "ImageOrientationPatient is not a pair of orthogonal unit vectors, so the slices have no direction"
+        )
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    angle = _oblique_degrees(normal)
+    if angle > MAX_OBLIQUE_DEGREES:
+        raise SeriesRefusedError(
+            f"the slices are not axial: their normal lies {angle:.0f} degrees from the head-foot axis "
+            f"(at most {MAX_OBLIQUE_DEGREES:.0f} is read)"
+        )
+    return np.asarray(normal if normal[2] > 0 else -normal)
+
+
+def has_rows_along_y(orientation: Vectors) -> bool:
+    """Whether rows run between front and back and columns from side to side, so that a slice is (X, Y)."""
+    return bool(abs(orientation[1]) > abs(orientation[0]))
+
+
+def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_mm: Vectors) -> SliceStack:
+    """Order slices along their normal and measure the stack that they make, along (z, y, x).
+
+    Where `has_rows_along_y`, each slice has to be transposed for that.
+
+    Args:
+        positions_lps_mm: ImagePositionPatient of each slice, (Z, 3), all different.
+        orientation: ImageOrientationPatient, (6,).
+        pixel_spacing_mm: PixelSpacing, (2,): between rows (y), then between columns (x).
+
+    Raises:
+        SeriesRefusedError: For one slice alone, uneven spacing, sheared stacks (gantry tilt), or slices that move
+            sideways.
+    """
+    normal = slice_normal(orientation)
+    along = positions_lps_mm @ normal
+    order = np.argsort(along, kind="stable")
+    positions, along = positions_lps_mm[order], along[order]
+    if len(order) < 2:
+        raise SeriesRefusedError(
+            "the series is one slice: spacing along z comes from positions, which needs two"
+        )
+
+    step_lps = _step_between_slices(positions, along, normal)
+    spacing_z, gaps = _regular_spacing(along)
+    affine_lps = np.eye(4)
+    affine_lps[:3, 0] = step_lps * spacing_z
+    down, right = (axis / np.linalg.norm(axis) for axis in (orientation[3:], orientation[:3]))
+    steps_lps = [down * pixel_spacing_mm[0], right * pixel_spacing_mm[1]]
+    spacing_y, spacing_x = (float(spacing) for spacing in pixel_spacing_mm)
+    if has_rows_along_y(orientation):
+        steps_lps.reverse()
+        spacing_y, spacing_x = spacing_x, spacing_y
+    affine_lps[:3, 1:3] = np.stack(steps_lps, axis=1)
+    affine_lps[:3, 3] = positions[0]
+    offsets = tuple(float(v) for v in along - along[0]) if gaps else ()
+    return SliceStack(
+        order=order,
+        spacing_mm=(spacing_z, spacing_y, spacing_x),
+        affine_ras=np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_lps,
+        gaps=gaps,
+        slice_offsets_mm=offsets,
+        oblique_degrees=_oblique_degrees(normal),
+    )
+
+
+def _oblique_degrees(normal: Vectors) -> float:
+    return float(np.degrees(np.arccos(min(1.0, abs(normal[2])))))
+
+
+def _regular_spacing(along: Vectors) -> tuple[float, tuple[int, ...]]:
+    """Regular distance between slices in mm, and the steps that are gaps.
+
+    The median step tells regular steps from gaps (more than half a slice too long); the mean of the regular ones is
+    the spacing, since single positions are often rounded to 0.1 mm.
+    """
+    steps = np.diff(along)
+    is_gap = steps > 1.5 * np.median(steps)
+    spacing = float(steps[~is_gap].mean())
+    # Drift counts: within a run without gaps every slice must lie where the spacing says that it lies.
+    index = np.arange(len(along))
+    run_start = np.maximum.accumulate(np.where(np.concatenate([[True], is_gap]), index, 0))
+    misplaced = np.abs(along - along[run_start] - spacing * (index - run_start)).max()
+    if is_gap.sum() > MAX_GAP_SHARE * len(steps) or misplaced > max(0.1 * spacing, 0.1) + 1e-6:
+        raise SeriesRefusedError(
+            f"the distance between slices varies from {steps.min():.2f} to {steps.max():.2f} mm "
+            f"(median {np.median(steps):.2f} mm over {len(steps)} steps): no one spacing is right"
+        )
+    return spacing, tuple(int(i) for i in np.flatnonzero(is_gap))
+
+
+def _step_between_slices(positions: Vectors, along: Vectors, normal: Vectors) -> Vectors:
+    """Direction in which the slices follow each other, scaled to 1 mm along the normal, (3,) LPS."""
+    span = along[-1] - along[0]
+    step = (positions[-1] - positions[0]) / span
+    shear_mm = float(np.linalg.norm(step - normal))
+    angle = float(np.degrees(np.arctan(shear_mm)))
+    if angle > MAX_SHEAR_DEGREES:
+        raise SeriesRefusedError(
+            f"gantry tilt: each slice is shifted sideways by {shear_mm:.2f} mm per mm of travel ({angle:.1f} degrees), "
+            "so neighbouring slices do not lie above each other; correct the tilt before reading"
+        )
+    sideways = np.linalg.norm(positions - positions[0] - np.outer(along - along[0], step), axis=1).max()
+    if sideways > 0.1:
+        raise SeriesRefusedError(
+            f"slices lie up to {sideways:.2f} mm sideways of a straight line: the field of view moves within the series"
+        )
+    return np.asarray(step)
