@@ -62,7 +62,7 @@ def campaign_file(root: Path, arms: int) -> Path:
     tree = {
         "name": f"noop-{os.getpid()}",
         "question": "What does the orchestrator cost?",
-        "endpoint": {"metric": "loss/total", "goal": "minimise"},
+        "endpoint": {"metric": "loss/total", "goal": "minimize"},
         "stages": {"rehearsal": {"steps": 1}},
         "seeds": list(range(arms)),
         "budget": {"hours": 10.0},

@@ -33,7 +33,7 @@ class ChestCohort:
         return self.index.cohort.volume(volume_id), int(self.index.z[row])
 
     def inner_rows(self) -> NDArray[np.int64]:
-        """Rows whose neighbours both exist."""
+        """Rows whose neighbors both exist."""
         return np.flatnonzero((self.index.z > 0) & (self.index.z < N_SLICES - 1))
 
 

@@ -1,7 +1,7 @@
-"""The entropy wall, regenerated: centre momentum x the tensor that KoLeo sees, on small networks and synthetic slices.
+"""The entropy wall, regenerated: center momentum x the tensor that KoLeo sees, on small networks and synthetic slices.
 
 Run:      python -m benchmarks.entropy_wall            (18 arms of 3000 updates; under 40 minutes on 2 cores)
-Expected: centre momentum 0.9 with KoLeo on logits stays at ln K (wall); 0.999 without KoLeo collapses; 0.9 with KoLeo
+Expected: center momentum 0.9 with KoLeo on logits stays at ln K (wall); 0.999 without KoLeo collapses; 0.9 with KoLeo
           on the class token and 0.999 with KoLeo on logits learn; where one of these cells fails, the command ends
           with 1 (docs/decisions/0003). Evidence of a mechanism on toy data, no more.
 
@@ -24,7 +24,7 @@ from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.stored_runs import search_runs
 
-CELL = ["centre momentum", "KoLeo on"]
+CELL = ["center momentum", "KoLeo on"]
 COLUMNS = ["loss", "G", "prototypes used", "effective rank"]
 LN_K = math.log(512)
 HARD: dict[tuple[float, str], tuple[str, Callable[[float, float], bool]]] = {
@@ -44,7 +44,7 @@ def table_of(records: Sequence[ArmRecord]) -> pd.DataFrame:
         is_without = float(str(arm.overrides.get("objective.koleo_weight", 0.1))) == 0.0
         rows.append(
             {
-                "centre momentum": float(str(arm.overrides["objective.center_momentum"])),
+                "center momentum": float(str(arm.overrides["objective.center_momentum"])),
                 "KoLeo on": "none" if is_without else arm.overrides["objective.koleo_on"],
                 "seed": arm.seed,
                 "loss": metrics["loss/dino"],

@@ -19,7 +19,7 @@ class PngTwoViews(Dataset[torch.Tensor]):
     """Two views (2, 3, S, S) float32 of the triplet around each slice, from PNG files."""
 
     def __init__(self, png_paths: list[Path], rows: list[int], config: ViewConfig) -> None:
-        """Take the files in slice order, the rows whose neighbours exist, and what a view looks like."""
+        """Take the files in slice order, the rows whose neighbors exist, and what a view looks like."""
         self.png_paths, self.rows = png_paths, rows
         self.transform = v2.Compose(
             [
@@ -46,6 +46,6 @@ class PngTwoViews(Dataset[torch.Tensor]):
         slices = [np.asarray(Image.open(self.png_paths[i])) for i in (row - 1, row, row + 1)]
         hu = np.stack([slice_stored.astype(np.float32) - PNG_OFFSET for slice_stored in slices])
         low, high = np.random.uniform(-1400, -950), np.random.uniform(100, 800)  # noqa: NPY002 as peers do
-        grey = np.clip((hu - low) / (high - low), 0, 1)
-        view: torch.Tensor = self.transform(torch.from_numpy(grey))
+        gray = np.clip((hu - low) / (high - low), 0, 1)
+        view: torch.Tensor = self.transform(torch.from_numpy(gray))
         return view

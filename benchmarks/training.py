@@ -53,7 +53,7 @@ def measure() -> Iterator[dict[str, object]]:
     for name, rounds in updates.items():
         log_every = trainings[name].config.log_every
         watching = [(p["watch"] + logging_s / log_every) / p["update"] for p in rounds]
-        rest = [1 - (p["forward"] + p["backward"] + p["optimiser"]) / p["update"] for p in rounds]
+        rest = [1 - (p["forward"] + p["backward"] + p["optimizer"]) / p["update"] for p in rounds]
         yield row(
             f"loop beside the arithmetic, {name}", median(rest), "<= 0.05", "of an update, data included"
         )
@@ -85,7 +85,7 @@ class Training:
         with (
             clocked(self.trainer, "_forward", "forward", seconds),
             clocked(torch.Tensor, "backward", "backward", seconds),
-            clocked(self.trainer.optimizer, "step", "optimiser", seconds),
+            clocked(self.trainer.optimizer, "step", "optimizer", seconds),
             clocked(self.trainer, "_note", "watch", seconds),
         ):
             start = process_time()

@@ -1,4 +1,4 @@
-"""Tokens of a nodule's slices to one vector: at the centre, averaged, or by an attention that knows where it looks."""
+"""Tokens of a nodule's slices to one vector: at the center, averaged, or by an attention that knows where it looks."""
 
 import math
 from typing import Literal
@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-AggregatorName = Literal["centre", "mean", "centre3_mean", "centre3_max", "attention_z", "planes"]
+AggregatorName = Literal["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
 
 
 def build_aggregator(name: AggregatorName, n_features: int) -> nn.Module:
     """Make an aggregator by name.
 
-    Each takes tokens (B, Z, D), position_mm (B, Z) relative to the nodule's centre, and mask (B, Z), true where a
+    Each takes tokens (B, Z, D), position_mm (B, Z) relative to the nodule's center, and mask (B, Z), true where a
     slice is real and not padding; it gives (B, D). Give every nodule the same range in mm: the number of slices that
     a nodule spans tells its size.
 
@@ -20,25 +20,25 @@ def build_aggregator(name: AggregatorName, n_features: int) -> nn.Module:
         ValueError: If the name is unknown.
     """
     match name:
-        case "centre":
-            return Centre()
+        case "center":
+            return Center()
         case "mean":
             return Mean()
-        case "centre3_mean":
-            return CentreThree("mean")
-        case "centre3_max":
-            return CentreThree("max")
+        case "center3_mean":
+            return CenterThree("mean")
+        case "center3_max":
+            return CenterThree("max")
         case "attention_z":
             return AttentionZ(n_features)
         case "planes":
             return Planes(n_features)
     raise ValueError(
-        f"no aggregator is called {name!r}; there are centre, mean, centre3_mean, centre3_max, attention_z and planes"
+        f"no aggregator is called {name!r}; there are center, mean, center3_mean, center3_max, attention_z and planes"
     )
 
 
-class Centre(nn.Module):
-    """The slice nearest to the centre of the nodule; of two equally near, the first."""
+class Center(nn.Module):
+    """The slice nearest to the center of the nodule; of two equally near, the first."""
 
     def forward(self, tokens: Tensor, position_mm: Tensor, mask: Tensor) -> Tensor:
         """(B, Z, D), (B, Z), (B, Z) to (B, D)."""
@@ -54,8 +54,8 @@ class Mean(nn.Module):
         return _masked_mean(tokens, mask)
 
 
-class CentreThree(nn.Module):
-    """Mean or element-wise maximum of the three slices nearest to the centre, or of those there are."""
+class CenterThree(nn.Module):
+    """Mean or element-wise maximum of the three slices nearest to the center, or of those there are."""
 
     def __init__(self, pool: Literal["mean", "max"]) -> None:
         """Choose how the three are pooled."""
@@ -77,9 +77,9 @@ class AttentionZ(nn.Module):
     """Gated attention over slices that know their place along z.
 
     Each slice's token is joined by an embedding of its signed place in mm and refined by a small residual network, so
-    that a sign above the centre differs from the same sign below; a gated attention then weighs the slices.
+    that a sign above the center differs from the same sign below; a gated attention then weighs the slices.
 
-    Source: Ilse et al. 2018, arXiv:1802.04712 (gated attention); Vaswani et al. 2017 (sinusoids), here of millimetres.
+    Source: Ilse et al. 2018, arXiv:1802.04712 (gated attention); Vaswani et al. 2017 (sinusoids), here of millimeters.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class AttentionZ(nn.Module):
 class Planes(nn.Module):
     """Axial, coronal and sagittal triplets through one encoder, fused by gated attention: Z is the plane, 3 of them.
 
-    Places in mm say nothing here: all three planes meet in the centre. Each plane has a learned embedding instead.
+    Places in mm say nothing here: all three planes meet in the center. Each plane has a learned embedding instead.
     """
 
     def __init__(self, n_features: int, n_hidden: int = 64) -> None:

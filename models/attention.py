@@ -15,7 +15,7 @@ def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
 
     Args:
         backbone: In evaluation.
-        images: (B, 3, S, S), normalised.
+        images: (B, 3, S, S), normalized.
 
     Returns:
         (B, heads, N), softmax weights; what is missing to 1 goes to the class token itself and to the registers.

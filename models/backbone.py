@@ -69,7 +69,7 @@ class Backbone(nn.Module):
     """A timm vision transformer that returns its class token and its patch tokens, never its registers.
 
     Attributes:
-        mean, std: Of each channel: what grey values in [0, 1] are normalised with before they are shown to it.
+        mean, std: Of each channel: what gray values in [0, 1] are normalized with before they are shown to it.
             timm's for the name, ImageNet's without one; whoever trains or opens weights that saw others sets them.
     """
 

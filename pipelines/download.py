@@ -1,7 +1,7 @@
 """LIDC-IDRI, or any collection of the NCI Imaging Data Commons, CT series by CT series.
 
 What would be fetched is known offline from the index that comes with the package, and is said first: number, size,
-licence. A series folder that exists is whole: each is fetched into a folder beside the target, counted, and renamed.
+license. A series folder that exists is whole: each is fetched into a folder beside the target, counted, and renamed.
 """
 
 from __future__ import annotations
@@ -124,13 +124,13 @@ def missing_series(selection: pd.DataFrame, target: Path) -> pd.DataFrame:
 
 
 def describe(selection: pd.DataFrame, missing: pd.DataFrame) -> str:
-    """Say what was selected, how large it is, under which licence, and how much of it is still to come."""
-    licences = ", ".join(sorted(selection["license_short_name"].unique()))
+    """Say what was selected, how large it is, under which license, and how much of it is still to come."""
+    licenses = ", ".join(sorted(selection["license_short_name"].unique()))
     sources = ", ".join(sorted(selection["source_DOI"].dropna().unique()))
     return (
         f"{', '.join(selection['collection_id'].unique())}: {len(selection)} CT series of"
         f" {selection['PatientID'].nunique()} patients, {_gigabytes(selection):.1f} GB\n"
-        f"licence: {licences} (give credit: https://doi.org/{sources})\n"
+        f"license: {licenses} (give credit: https://doi.org/{sources})\n"
         f"to fetch: {len(missing)} series, {_gigabytes(missing):.1f} GB; already here: {len(selection) - len(missing)}"
     )
 

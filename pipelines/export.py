@@ -37,10 +37,10 @@ class ExportConfig:
     """Folder to write; an earlier export is replaced."""
     onnx: Literal["auto", "yes", "no"] = "auto"
     """`auto` writes model.onnx where the extra `export` is installed."""
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
     """Of the weights, an identifier of the SPDX list in lower case."""
     training_data: str = ""
-    """What it was trained on, in words, with that data's licence and citation."""
+    """What it was trained on, in words, with that data's license and citation."""
     push_to: str = ""
     """OWNER/NAME of a repository of the Hugging Face Hub to upload the folder to."""
     private: bool = True
@@ -171,7 +171,7 @@ def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
     """Gather what the store knows of a backbone; little, when its run is not in this store."""
     query = f"tags.`dinox.backbone_sha` = '{loaded.sha256}' and tags.`dinox.entry_point` LIKE 'probe%'"
     probes = search_runs(StoredRun, None, f"{query} and attributes.status = 'FINISHED'")
-    facts = CardFacts(probes=probes, training_data=config.training_data, licence=config.licence)
+    facts = CardFacts(probes=probes, training_data=config.training_data, license=config.license)
     if not loaded.run_id:
         return facts
     try:

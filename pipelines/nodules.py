@@ -17,7 +17,7 @@ from pipelines.nodule.baselines import FloorSettings, floor_metrics, measure_flo
 from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
 from pipelines.nodule.lidc_masks import write_missing_masks
 from pipelines.tracking.run import Run
-from probes.labels import Labelled, LabelRule, label_nodules
+from probes.labels import Labeled, LabelRule, label_nodules
 
 LIDC = "cohorts/lidc"
 
@@ -43,10 +43,10 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     counts, sentence = describe(cohort)
     print(sentence)
     settings = FloorSettings(config.folds, config.repeats, config.n_bootstrap, config.seed)
-    labelled = label_under_every_rule(cohort, read_diagnosis(config.diagnosis), config.rule)
-    rules = rules_table(labelled, settings)
+    labeled = label_under_every_rule(cohort, read_diagnosis(config.diagnosis), config.rule)
+    rules = rules_table(labeled, settings)
     print(rules.to_string(index=False, float_format="%.3f"))
-    chosen = labelled[config.rule]
+    chosen = labeled[config.rule]
     floors = measure_floors(cohort, chosen, settings)
     if len(cohort.series):
         # torch and MONAI take longer to import than all the tables take to make.
@@ -67,7 +67,7 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     tables = {"rules.csv": rules, "floors.csv": floors, "annotations.parquet": cohort.annotations}
     tables |= {
         "nodules.parquet": cohort.nodules,
-        "labelled.parquet": chosen.nodules,
+        "labeled.parquet": chosen.nodules,
         "dropped.parquet": chosen.dropped,
     }
     for name, table in tables.items():
@@ -142,23 +142,23 @@ def read_diagnosis(file: str) -> pd.DataFrame | None:
 
 def label_under_every_rule(
     cohort: Cohort, diagnosis: pd.DataFrame | None, needed: LabelRule
-) -> dict[LabelRule, Labelled]:
+) -> dict[LabelRule, Labeled]:
     """Label the nodules under each rule, print its counts, and say why a rule does not apply.
 
     Raises:
         ValueError: If the rule that is needed does not apply.
     """
-    labelled: dict[LabelRule, Labelled] = {}
+    labeled: dict[LabelRule, Labeled] = {}
     for rule in get_args(LabelRule):
         try:
-            labelled[rule] = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
+            labeled[rule] = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
         except ValueError as reason:
             if rule == needed:
                 raise
             print(f"{rule}: not applied: {reason}")
             continue
-        print(labelled[rule].counts)
-    return labelled
+        print(labeled[rule].counts)
+    return labeled
 
 
 if __name__ == "__main__":

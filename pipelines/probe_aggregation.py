@@ -27,7 +27,7 @@ from probes.aggregation import SliceTokens, compare_aggregators
 from probes.labels import LabelRule
 from transforms.nodule import CropSpec, crop_nodule
 
-_NAMES: tuple[AggregatorName, ...] = ("centre", "mean", "centre3_mean", "centre3_max", "attention_z")
+_NAMES: tuple[AggregatorName, ...] = ("center", "mean", "center3_mean", "center3_max", "attention_z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +40,9 @@ class AggregationConfig:
     rule: LabelRule = "consensus"
     size_mm: float = 50.0
     z_range_mm: float = 12.0
-    """Slices up to so far above and below the nodule's centre, the same for every nodule."""
+    """Slices up to so far above and below the nodule's center, the same for every nodule."""
     window: WindowName = "lung"
-    features: Literal["class_token", "mean_patch", "both", "neighbourhood"] = "class_token"
+    features: Literal["class_token", "mean_patch", "both", "neighborhood"] = "class_token"
     folds: int = 5
     repeats: int = 1
     split: Literal["folds", "article"] = "folds"
@@ -52,13 +52,13 @@ class AggregationConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse a range without neighbours."""
+        """Refuse a range without neighbors."""
         if not self.z_range_mm > 0:
             raise ValueError(f"z_range_mm must be above 0, got {self.z_range_mm}")
 
 
 def run_aggregation(config: AggregationConfig, run: Run) -> None:
-    """Encode slices and planes around each nodule, pool them in every way, and test each against the centre slice.
+    """Encode slices and planes around each nodule, pool them in every way, and test each against the center slice.
 
     Raises:
         ValueError: If the cohort holds patches: they are as long as their nodules, and would tell the label.
@@ -113,7 +113,7 @@ def slices_around(
     loaded: LoadedBackbone,
     device: torch.device,
 ) -> SliceTokens:
-    """Encode a triplet at every slice within the range of each nodule's centre, padded to the longest.
+    """Encode a triplet at every slice within the range of each nodule's center, padded to the longest.
 
     Beyond the end of a volume, or a gap, the place is padding: nothing is repeated there. Nodule by nodule, because the
     crops of all slices of all nodules would not fit into memory.
@@ -169,12 +169,12 @@ def planes_through(
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
-    """`aggregation/<name>_auroc` with interval, and its gain over the centre slice with p after Holm."""
+    """`aggregation/<name>_auroc` with interval, and its gain over the center slice with p after Holm."""
     columns = {"auroc": "auroc", "auroc_ci_low": "auroc_ci_low", "auroc_ci_high": "auroc_ci_high"}
     columns |= {
-        "minus_centre": "gain",
-        "minus_centre_ci_low": "gain_ci_low",
-        "minus_centre_ci_high": "gain_ci_high",
+        "minus_center": "gain",
+        "minus_center_ci_low": "gain_ci_low",
+        "minus_center_ci_high": "gain_ci_high",
     }
     columns |= {"p_holm": "gain_p_holm"}
     metrics = {

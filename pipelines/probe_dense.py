@@ -97,7 +97,7 @@ def run_dense(config: DenseConfig, run: Run) -> None:
 def tokens_of(
     config: DenseConfig, loaded: LoadedBackbone, crops: MaskedCrops, spec: CropSpec
 ) -> dict[str, NDArray[np.float32]]:
-    """Return what each row of the table reads, (n, N, D): tokens, tokens of random weights, grey values of patches."""
+    """Return what each row of the table reads, (n, N, D): tokens, tokens of random weights, gray values of patches."""
     device, hu_scale = choose_device(config.device), float(loaded.record.get("hu_scale", 1.0))
     tokens = {
         name: encode(network, crops.crops_hu, spec.mm_per_px, config.window, "patches", device, hu_scale)
@@ -106,9 +106,9 @@ def tokens_of(
             ("random_weights", random_twin(loaded, config.seed)),
         )
     }
-    grey = window_hu(torch.from_numpy(crops.crops_hu), *WINDOWS_HU[config.window])
+    gray = window_hu(torch.from_numpy(crops.crops_hu), *WINDOWS_HU[config.window])
     patch = loaded.backbone.patch_px
-    pixels = torch.nn.functional.unfold(grey, kernel_size=patch, stride=patch).transpose(1, 2)
+    pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
     return tokens | {"pixels": pixels.numpy()}
 
 

@@ -74,9 +74,9 @@ class ProbeConfig:
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
             )
-        if self.input == "whole_slice" and self.features == "neighbourhood":
+        if self.input == "whole_slice" and self.features == "neighborhood":
             raise ValueError(
-                "features=neighbourhood is the middle of the image, where a whole slice has no nodule; use input=crop"
+                "features=neighborhood is the middle of the image, where a whole slice has no nodule; use input=crop"
             )
         if self.folds < 2 or self.repeats < 1 or self.n_bootstrap < 1:
             raise ValueError("folds must be 2 or more, repeats and n_bootstrap 1 or more")
@@ -90,7 +90,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     diagnosis = diagnosis_table(config.diagnosis)
     nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
-    print(nodules.labelled.counts)
+    print(nodules.labeled.counts)
     tell_of_doubtful_places(nodules)
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
@@ -178,8 +178,8 @@ def score(
 
     def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
         # Random weights have no hash of their own: what they are shown follows the backbone that they stand beside.
-        grey = [scale, backbone.mean, backbone.std]
-        key = cache.key(name, nodules.crops_hu, grey=grey, **settings)
+        gray = [scale, backbone.mean, backbone.std]
+        key = cache.key(name, nodules.crops_hu, gray=gray, **settings)
         found = cache.read(key)
         if found is None:
             found = encode(
@@ -228,14 +228,14 @@ def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[
 
 
 def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> pd.DataFrame:
-    """Return the whole table: overall, inside 6-15 mm, by manufacturer, slice spacing and repeated neighbours."""
+    """Return the whole table: overall, inside 6-15 mm, by manufacturer, slice spacing and repeated neighbors."""
     spacing = pd.cut(
         nodules.table["spacing_z_mm"], [0, 1.25, 2.0, 100], labels=["to 1.25", "to 2", "above 2"]
     )
     groups: dict[str, list[str]] = {
         "manufacturer": nodules.table["manufacturer"].astype(str).tolist(),
         "slice spacing mm": spacing.astype(str).tolist(),
-        "neighbours": ["repeated" if repeated else "whole" for repeated in nodules.is_replicated],
+        "neighbors": ["repeated" if repeated else "whole" for repeated in nodules.is_replicated],
     }
     several = {name: values for name, values in groups.items() if len(set(values)) > 1}
     return evaluate_nodules(

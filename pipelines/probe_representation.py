@@ -53,8 +53,8 @@ _MEANING = {
     "cosine": "mean cosine of two nodules",
     "class_separation": "mean cosine within a class less across classes",
     "effective_rank": "RankMe",
-    "centred_effective_rank": "RankMe after the mean is taken away",
-    "centred_cosine": "mean cosine after the mean is taken away",
+    "centered_effective_rank": "RankMe after the mean is taken away",
+    "centered_cosine": "mean cosine after the mean is taken away",
     "uniformity": "log mean exp(-2 squared distance); -4 is even",
     "alignment": "mean squared distance of two views of a slice; 0 .. 4",
     "knn_auroc": "malignant share of the 20 nearest nodules of other patients",
@@ -137,7 +137,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
         spectrum_figure({name: spectrum(as_is) for name, as_is in features.items()}), "figures/spectrum.png"
     )
     for name, as_is in features.items():
-        run.log_figure(map_figure(principal_map(as_is), colourings(nodules)), f"figures/map_{name}.png")
+        run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
 
 
 def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
@@ -149,7 +149,7 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
     chosen = np.isin(nodules.patient_ids, sorted(patients))
     if chosen.sum() < 2:
         raise ValueError(
-            f"{len(patients)} held-out patients have {int(chosen.sum())} labelled nodules; two are needed"
+            f"{len(patients)} held-out patients have {int(chosen.sum())} labeled nodules; two are needed"
         )
     return of_rows(nodules, np.flatnonzero(chosen))
 
@@ -239,8 +239,8 @@ def metrics_of(measured: dict[str, Measures]) -> dict[str, float]:
     return metrics
 
 
-def colourings(nodules: NoduleSet) -> dict[str, NDArray[np.generic]]:
-    """Return what the map is coloured by."""
+def colorings(nodules: NoduleSet) -> dict[str, NDArray[np.generic]]:
+    """Return what the map is colored by."""
     return {
         "patient": nodules.patient_ids,
         "slice spacing, mm": nodules.table["spacing_z_mm"].to_numpy(dtype=np.float64),

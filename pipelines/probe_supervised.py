@@ -75,9 +75,9 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     tell_of_doubtful_places(flat)
     tell_of_unknown_diameters(flat)
     folds = _folds(config, cohort, flat, run)
-    images = {} if config.networks == "3d" else {"supervised_2d": _grey_2d(flat)}
+    images = {} if config.networks == "3d" else {"supervised_2d": _gray_2d(flat)}
     if cubes is not None:
-        images["supervised_3d"] = _grey_3d(cubes)
+        images["supervised_3d"] = _gray_3d(cubes)
     pixels = nodule_set(cohort, config.rule, CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX))
     same = np.isin(pixels.table["nodule_id"], flat.table["nodule_id"])
     rows = {
@@ -188,14 +188,14 @@ def _scores(
     return cross_fit(factory, shown, nodules.labels, nodules.patient_ids, folds)
 
 
-def _grey_2d(nodules: NoduleSet) -> torch.Tensor:
-    """Triplets under the lung window, normalised as ImageNet's networks expect, (n, 3, P, P)."""
-    grey = window_hu(torch.from_numpy(nodules.crops_hu), *WINDOWS_HU["lung"])
-    return (grey - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+def _gray_2d(nodules: NoduleSet) -> torch.Tensor:
+    """Triplets under the lung window, normalized as ImageNet's networks expect, (n, 3, P, P)."""
+    gray = window_hu(torch.from_numpy(nodules.crops_hu), *WINDOWS_HU["lung"])
+    return (gray - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
-def _grey_3d(nodules: NoduleSet) -> torch.Tensor:
-    """Cubes under the lung window, centred on mid-grey, (n, 1, P, P, P)."""
+def _gray_3d(nodules: NoduleSet) -> torch.Tensor:
+    """Cubes under the lung window, centered on mid-gray, (n, 1, P, P, P)."""
     return (window_hu(torch.from_numpy(nodules.crops_hu), *WINDOWS_HU["lung"]) - 0.5) / 0.25
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.aggregators import AggregatorName, build_aggregator
-from probes.heads.fitting import FitSettings, Standardise, fit_network, predict
+from probes.heads.fitting import FitSettings, Standardize, fit_network, predict
 from probes.heads.linear import LinearProbe, cross_fit
 from probes.splits import Fold
 from probes.statistics.checks import Floats, Ints, binary_labels
@@ -29,7 +29,7 @@ class SliceTokens:
 
     Attributes:
         tokens: (N, Z, D).
-        position_mm: Of each slice along z, 0 at the nodule's centre, positive towards the head, (N, Z).
+        position_mm: Of each slice along z, 0 at the nodule's center, positive toward the head, (N, Z).
         mask: True for a real slice, false for padding, (N, Z).
     """
 
@@ -67,7 +67,7 @@ class AggregatorProbe:
     Args:
         aggregator: Its name.
         settings: Of the training of a learned one; None: the defaults of `FitSettings`.
-        seed: Of inner folds, initialisation and batches.
+        seed: Of inner folds, initialization and batches.
         device: Where to train.
     """
 
@@ -121,13 +121,13 @@ class _Classifier(nn.Module):
     def __init__(self, aggregator: AggregatorName, features: SliceTokens) -> None:
         super().__init__()
         n_features = features.tokens.shape[-1]
-        self.standardise = Standardise(features.tokens[features.mask])
+        self.standardize = Standardize(features.tokens[features.mask])
         self.aggregate = build_aggregator(aggregator, n_features)
         self.dropout = nn.Dropout(0.2)
         self.classify = nn.Linear(n_features, 1)
 
     def forward(self, tokens: Tensor, position_mm: Tensor, mask: Tensor) -> Tensor:
-        pooled = self.aggregate(self.standardise(tokens), position_mm, mask)
+        pooled = self.aggregate(self.standardize(tokens), position_mm, mask)
         logits: Tensor = self.classify(self.dropout(pooled))
         return logits.squeeze(-1)
 
@@ -137,34 +137,34 @@ def compare_aggregators(
     labels: npt.ArrayLike,
     patient_ids: npt.ArrayLike,
     folds: Iterable[Fold | tuple[Ints, Ints]],
-    names: Sequence[AggregatorName] = ("centre", "mean", "centre3_mean", "centre3_max", "attention_z"),
+    names: Sequence[AggregatorName] = ("center", "mean", "center3_mean", "center3_max", "attention_z"),
     planes: SliceTokens | None = None,
     settings: FitSettings | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> pd.DataFrame:
-    """Cross-fit every aggregator in the same folds and test each against the centre slice.
+    """Cross-fit every aggregator in the same folds and test each against the center slice.
 
     Args:
         slices: Slices along z of N nodules, the same range in mm for each.
         labels: 0 or 1, (N,).
         patient_ids: Patient of each nodule, (N,).
         folds: Training and test rows.
-        names: Aggregators of `slices`; `centre`, the reference, is added if it is not among them.
+        names: Aggregators of `slices`; `center`, the reference, is added if it is not among them.
         planes: Axial, coronal and sagittal tokens (N, 3, D) of the same nodules: adds the row `planes`.
         settings: Of the training of learned aggregators.
         seed: Of everything drawn.
         device: Where to train.
 
     Returns:
-        One row per aggregator: AUROC with interval over patients; its difference against `centre` with interval, p of
+        One row per aggregator: AUROC with interval over patients; its difference against `center` with interval, p of
         the paired bootstrap and of clustered DeLong, and p after Holm's correction over the rows.
 
     Raises:
         ValueError: As `probes.heads.linear.cross_fit`; if a name is unknown, or planes are of other nodules.
     """
     truth, pairs = binary_labels(labels), list(folds)
-    inputs: dict[AggregatorName, SliceTokens] = {"centre": slices}
+    inputs: dict[AggregatorName, SliceTokens] = {"center": slices}
     inputs.update({name: slices for name in names if name != "planes"})
     unknown = [name for name in names if name not in get_args(AggregatorName)]
     if unknown:
@@ -181,24 +181,24 @@ def compare_aggregators(
 
 
 def _table(scores: Mapping[AggregatorName, Floats], truth: Ints, patients: npt.NDArray[Any]) -> pd.DataFrame:
-    tested = np.isfinite(scores["centre"])
-    y, who, centre = truth[tested], patients[tested], scores["centre"][tested]
+    tested = np.isfinite(scores["center"])
+    y, who, center = truth[tested], patients[tested], scores["center"][tested]
     lines: list[dict[str, str | float]] = []
     for name, score in scores.items():
         area = auroc_with_interval(y, score[tested], who)
         line: dict[str, str | float] = {"aggregator": name, "n_nodules": len(y), "auroc": area.value}
         line |= {"auroc_ci_low": area.ci_low, "auroc_ci_high": area.ci_high}
-        if name != "centre":
-            gap = auroc_difference(y, score[tested], centre, who)
+        if name != "center":
+            gap = auroc_difference(y, score[tested], center, who)
             line |= {
-                "minus_centre": gap.value,
-                "minus_centre_ci_low": gap.ci_low,
-                "minus_centre_ci_high": gap.ci_high,
+                "minus_center": gap.value,
+                "minus_center_ci_low": gap.ci_low,
+                "minus_center_ci_high": gap.ci_high,
             }
-            line |= {"p": gap.p, "delong_p": delong_difference(y, score[tested], centre, who).p}
+            line |= {"p": gap.p, "delong_p": delong_difference(y, score[tested], center, who).p}
         lines.append(line)
     table = pd.DataFrame(lines)
     if len(table) > 1:
-        compared = table["aggregator"] != "centre"
+        compared = table["aggregator"] != "center"
         table.loc[compared, "p_holm"] = holm(table.loc[compared, "p"].tolist())
     return table

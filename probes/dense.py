@@ -155,7 +155,7 @@ def dense_table(
     """Dice of each set of tokens, in the same folds, beside pixels and beside the readers among themselves.
 
     Args:
-        rows: Tokens (N, P, D) by name: `features`, `random_weights`, and `pixels` (the grey values of each patch).
+        rows: Tokens (N, P, D) by name: `features`, `random_weights`, and `pixels` (the gray values of each patch).
         masks: (N, H, W), 0 or 1.
         patient_ids: Patient of each nodule, (N,).
         folds: Training and test rows.

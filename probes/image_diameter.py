@@ -14,7 +14,7 @@ _DARKEST_EDGE_HU = -750.0
 
 
 def image_diameter_mm(slices_hu: npt.NDArray[Any], mm_per_px: float) -> Floats:
-    """Twice the median distance from the centre to the edge, over rays in all directions.
+    """Twice the median distance from the center to the edge, over rays in all directions.
 
     The edge is where HU first fall half-way from the nodule's core to lung. The median over the rays passes over
     vessels and pleura that touch the nodule on less than half of its outline.

@@ -1,7 +1,7 @@
 """Readers' ratings to binary labels, under rules with names.
 
-A rule takes the readers' marks (`annotations`) and pylidc's clusters of them (`nodules`) and gives labelled
-nodules. Rules that only summarise the ratings of a cluster also work on cohorts without marks, such as a CSV with
+A rule takes the readers' marks (`annotations`) and pylidc's clusters of them (`nodules`) and gives labeled
+nodules. Rules that only summarize the ratings of a cluster also work on cohorts without marks, such as a CSV with
 ratings; `article` and `luna_fmcib` regroup or drop marks and need them. `given` reads no rating: its label is the
 one that a table of nodules states.
 """
@@ -38,9 +38,9 @@ class RuleCounts:
     Attributes:
         rule: Name of the rule.
         n_given: Nodules (groups of marks) that the rule looked at.
-        n_malignant: Nodules labelled malignant.
-        n_benign: Nodules labelled benign.
-        n_patients: Patients with a labelled nodule.
+        n_malignant: Nodules labeled malignant.
+        n_benign: Nodules labeled benign.
+        n_patients: Patients with a labeled nodule.
         n_three: Nodules with enough readers whose summary rating is exactly 3, "indeterminate".
         fate_of_three: What the rule makes of a summary rating of exactly 3.
         dropped: Reason -> nodules dropped for it; n_given = n_malignant + n_benign + sum of these.
@@ -56,7 +56,7 @@ class RuleCounts:
     dropped: dict[str, int]
 
     @property
-    def n_labelled(self) -> int:
+    def n_labeled(self) -> int:
         """Nodules with a label."""
         return self.n_malignant + self.n_benign
 
@@ -65,15 +65,15 @@ class RuleCounts:
         dropped = "".join(f"; dropped {n}: {reason}" for reason, n in self.dropped.items())
         three = f"{self.n_three} rated exactly 3, {self.fate_of_three}"
         return (
-            f"{self.rule}: {self.n_labelled} nodules = {self.n_malignant} malignant + {self.n_benign} benign"
+            f"{self.rule}: {self.n_labeled} nodules = {self.n_malignant} malignant + {self.n_benign} benign"
             f" from {self.n_patients} patients; "
             f"{'ratings are not read' if self.fate_of_three == 'not read' else three}{dropped}"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """Labelled nodules, those that the rule dropped, and the counts.
+class Labeled:
+    """Labeled nodules, those that the rule dropped, and the counts.
 
     Attributes:
         nodules: Rows of the nodule table with `malignancy_rating` (the rule's summary; NaN where there is no
@@ -89,7 +89,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class _Rating:
-    """A rule that summarises the ratings of one nodule and cuts the summary.
+    """A rule that summarizes the ratings of one nodule and cuts the summary.
 
     Attributes:
         min_readers: Fewest ratings that a nodule needs.
@@ -145,7 +145,7 @@ def label_nodules(
     annotations: pd.DataFrame,
     nodules: pd.DataFrame,
     diagnosis: pd.DataFrame | None = None,
-) -> Labelled:
+) -> Labeled:
     """Label nodules as malignant or benign under a named rule.
 
     - `consensus`: pylidc's clusters of >= 3 readers, median rating > 3 against <= 3. The default elsewhere.
@@ -166,13 +166,13 @@ def label_nodules(
 
     Args:
         rule: Name of the rule.
-        annotations: Rows of `annotations.parquet`; may be empty for rules that only summarise ratings.
+        annotations: Rows of `annotations.parquet`; may be empty for rules that only summarize ratings.
         nodules: Rows of `nodules.parquet`.
         diagnosis: patient_id and diagnosis (0 unknown, 1 benign, 2 primary, 3 metastatic); `tcia_diagnosis`
             alone reads it.
 
     Returns:
-        Labelled and dropped nodules, one row for each nodule that the rule looked at, and the counts.
+        Labeled and dropped nodules, one row for each nodule that the rule looked at, and the counts.
 
     Raises:
         ValueError: If the rule is unknown, a column is missing, or the rule needs a table that is not there.
@@ -246,7 +246,7 @@ def _without_small_marks(annotations: pd.DataFrame, nodules: pd.DataFrame) -> pd
     return nodules.assign(malignancy_ratings=[ratings.get(key, []) for key in keys])
 
 
-def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labelled:
+def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labeled:
     ratings = [[int(r) for r in given] for given in nodules["malignancy_ratings"]]
     odd = next((r for given in ratings for r in given if not 1 <= r <= 5), None)
     if odd is not None:
@@ -260,11 +260,11 @@ def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labelled
     ]
     verdict = how.is_malignant(3.0)
     fate: Fate = "dropped" if verdict is None else "malignant" if verdict else "benign"
-    labelled = nodules.assign(malignancy_rating=summaries)
-    return _labelled(rule, labelled, labels, reasons, sum(s == 3 for s in summaries), fate)
+    labeled = nodules.assign(malignancy_rating=summaries)
+    return _labeled(rule, labeled, labels, reasons, sum(s == 3 for s in summaries), fate)
 
 
-def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labelled:
+def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labeled:
     if diagnosis is None:
         raise ValueError(
             "label rule 'tcia_diagnosis' needs TCIA's table of diagnoses; "
@@ -294,10 +294,10 @@ def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labe
         else "not the patient's largest nodule"
         for d, unsized in zip(found, is_unsized, strict=True)
     ]
-    return _labelled("tcia_diagnosis", _with_median(nodules), labels, reasons, 0, "not read")
+    return _labeled("tcia_diagnosis", _with_median(nodules), labels, reasons, 0, "not read")
 
 
-def _as_given(nodules: pd.DataFrame) -> Labelled:
+def _as_given(nodules: pd.DataFrame) -> Labeled:
     stated = nodules["label"] if "label" in nodules else pd.Series(np.nan, nodules.index)
     if not stated.notna().any():
         raise ValueError(
@@ -309,7 +309,7 @@ def _as_given(nodules: pd.DataFrame) -> Labelled:
         raise ValueError("a label of the table of nodules is neither 0 benign nor 1 malignant")
     labels = [None if pd.isna(label) else bool(label) for label in stated]
     reasons = ["the table of nodules states no label"] * len(labels)
-    return _labelled("given", _with_median(nodules), labels, reasons, 0, "not read")
+    return _labeled("given", _with_median(nodules), labels, reasons, 0, "not read")
 
 
 def _with_median(nodules: pd.DataFrame) -> pd.DataFrame:
@@ -320,15 +320,15 @@ def _with_median(nodules: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _labelled(
+def _labeled(
     rule: LabelRule,
     nodules: pd.DataFrame,
     labels: list[bool | None],
     reasons: list[str],
     n_three: int,
     fate: Fate,
-) -> Labelled:
-    """Part the nodules into labelled and dropped, and count both."""
+) -> Labeled:
+    """Part the nodules into labeled and dropped, and count both."""
     has_label = np.array([label is not None for label in labels], dtype=bool)
     kept = nodules[has_label].reset_index(drop=True)
     kept["is_malignant"] = np.array([label for label in labels if label is not None], dtype=bool)
@@ -345,7 +345,7 @@ def _labelled(
         fate_of_three=fate,
         dropped={str(reason): int(n) for reason, n in dropped["reason"].value_counts().items()},
     )
-    return Labelled(kept, dropped, counts)
+    return Labeled(kept, dropped, counts)
 
 
 def _require(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
@@ -356,8 +356,8 @@ def _require(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
 
 def _require_ratings(rule: LabelRule, nodules: pd.DataFrame) -> None:
     """Refuse nodules that have labels and no rating at all: every one of them would be dropped."""
-    is_labelled = "label" in nodules and nodules["label"].notna().any()
-    if is_labelled and not nodules["malignancy_ratings"].map(len).any():
+    is_labeled = "label" in nodules and nodules["label"].notna().any()
+    if is_labeled and not nodules["malignancy_ratings"].map(len).any():
         raise ValueError(
             f"label rule {rule!r} reads ratings, and no nodule here has any; its table states labels, which the "
             "rule 'given' reads"

@@ -17,7 +17,7 @@ PIXEL_WINDOW_HU = (-1350.0, 150.0)
 
 
 def pixel_features(crops_hu: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Grey values of crops under the lung window, one row per crop.
+    """Gray values of crops under the lung window, one row per crop.
 
     Args:
         crops_hu: (N, C, P, P) HU.

@@ -1,4 +1,4 @@
-"""What a set of features looks like: spread, rank, neighbours, and what else than the label can be read from it."""
+"""What a set of features looks like: spread, rank, neighbors, and what else than the label can be read from it."""
 
 from dataclasses import dataclass
 
@@ -19,18 +19,18 @@ class Geometry:
         n_features: D.
         active_dims: Dimensions whose standard deviation exceeds 0.01; random weights usually have all D.
         cosine: Mean cosine over all pairs of different samples; near 1 where features share a large mean.
-        centred_cosine: The same after the mean feature is taken away; about 0 for any spread-out set.
-        effective_rank: exp of the entropy of the normalised singular values, 1 .. D (RankMe, as published).
-        centred_effective_rank: The same after the mean feature is taken away, which otherwise counts as the largest.
+        centered_cosine: The same after the mean feature is taken away; about 0 for any spread-out set.
+        effective_rank: exp of the entropy of the normalized singular values, 1 .. D (RankMe, as published).
+        centered_effective_rank: The same after the mean feature is taken away, which otherwise counts as the largest.
         uniformity: log of the mean of exp(-2 squared distance) of unit features; lower is more even, -4 at best.
     """
 
     n_features: int
     active_dims: int
     cosine: float
-    centred_cosine: float
+    centered_cosine: float
     effective_rank: float
-    centred_effective_rank: float
+    centered_effective_rank: float
     uniformity: float
 
 
@@ -58,9 +58,9 @@ def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0)
         n_features=x.shape[1],
         active_dims=int((x.std(axis=0) > 0.01).sum()),
         cosine=_mean_pair_cosine(_unit(x)),
-        centred_cosine=_mean_pair_cosine(_unit(x - x.mean(axis=0))),
+        centered_cosine=_mean_pair_cosine(_unit(x - x.mean(axis=0))),
         effective_rank=effective_rank(x),
-        centred_effective_rank=effective_rank(x - x.mean(axis=0)),
+        centered_effective_rank=effective_rank(x - x.mean(axis=0)),
         uniformity=float(np.log(np.exp(-2 * pairs).mean())),
     )
 
@@ -74,7 +74,7 @@ def spectrum(features: npt.ArrayLike) -> Floats:
 
 
 def effective_rank(features: npt.ArrayLike) -> float:
-    """Exp of the entropy of the normalised singular values, 1 .. min(N, D); 0 for features that are all zero.
+    """Exp of the entropy of the normalized singular values, 1 .. min(N, D); 0 for features that are all zero.
 
     Source: RankMe, Garrido et al. 2023, arXiv:2210.02885.
     """
@@ -152,8 +152,8 @@ def knn_malignancy(
     Args:
         features: (N, D).
         labels: 0 or 1, (N,).
-        patient_ids: Patient of each nodule, (N,): a patient's own nodules are no neighbours.
-        k: Neighbours.
+        patient_ids: Patient of each nodule, (N,): a patient's own nodules are no neighbors.
+        k: Neighbors.
         seed: Of the bootstrap.
 
     Raises:
@@ -180,7 +180,7 @@ def knn_malignancy(
 
 
 def principal_map(features: npt.ArrayLike) -> Floats:
-    """First two principal components of standardised features, (N, 2), to draw; the largest entry is positive."""
+    """First two principal components of standardized features, (N, 2), to draw; the largest entry is positive."""
     x = finite_features(features)
     scale = x.std(axis=0)
     z = (x - x.mean(axis=0)) / np.where(scale > 1e-6 * np.abs(x).max(axis=0), scale, np.inf)

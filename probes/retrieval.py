@@ -22,7 +22,7 @@ class RetrievalResult:
         n: Number of queries and of keys.
         chance: Top-1 of guessing, 1 / n.
         top1: Share of queries whose own key is nearest; interval over patients.
-        top1_wilson: The same share with the interval for independent queries, which neighbouring slices are not.
+        top1_wilson: The same share with the interval for independent queries, which neighboring slices are not.
         top5: Share of queries whose own key is among the nearest five; interval over patients.
         ratio: top1 / chance, that is, the number of hits; it grows with n.
         top1_not_adjacent: As top1, with overlapping slices of the same series taken out of the keys.
@@ -59,7 +59,7 @@ def retrieval(
     keep the keys and draw the queries; with a single patient their bounds are NaN.
 
     Args:
-        query: First view of each slice, (N, D); normalised here.
+        query: First view of each slice, (N, D); normalized here.
         key: Second view of the same slices in the same order, (N, D).
         patient_ids: Patient of each slice, (N,).
         series_ids: Series of each slice, (N,).

@@ -67,7 +67,7 @@ def score_nodules(
         # Log diameter carries no penalty: where the features are silenced, diameter alone remains.
         joined = np.column_stack([finite_features(beside, len(truth)), np.log(diameter)])  # type: ignore[arg-type]
         rows["features_and_diameter"] = cross_fit(
-            lambda: LinearProbe(n_unpenalised=1, seed=seed), joined, truth, patient_ids, pairs, prior
+            lambda: LinearProbe(n_unpenalized=1, seed=seed), joined, truth, patient_ids, pairs, prior
         )
     for name, (baseline_factory, inputs) in (baselines or {}).items():
         rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs, prior)

@@ -82,7 +82,7 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
 
     Args:
         annotations: Rows of `annotations.parquet`.
-        nodules: Labelled nodules with series_uid and cluster_id, or with the annotation_ids of a rule that regroups.
+        nodules: Labeled nodules with series_uid and cluster_id, or with the annotation_ids of a rule that regroups.
 
     Returns:
         (N, 8): six mean ratings, the share of readers who saw soft tissue inside, and the share who saw no

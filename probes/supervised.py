@@ -24,7 +24,7 @@ class SupervisedProbe:
         architecture: `resnet18` takes (N, 3, H, W), `resnet18_3d` takes (N, 1, Z, Y, X).
         weights: State to start from, all but the classifier; None: random weights.
         settings: Of the training; None: lr 3e-4, 40 epochs at most, patience 8, batches of 32.
-        seed: Of initialisation, batches, flips and the patients set aside.
+        seed: Of initialization, batches, flips and the patients set aside.
         device: Where to train.
     """
 

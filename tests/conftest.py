@@ -21,7 +21,7 @@ from pipelines.phantom.source import write_phantom
 class PhantomSphere:
     """A 10 mm sphere in a cylinder of tissue in air; its place and size are known, in mm."""
 
-    volume_hu: np.ndarray  # int16 (Z, Y, X), z towards the head
+    volume_hu: np.ndarray  # int16 (Z, Y, X), z toward the head
     spacing_mm: tuple[float, float, float]
     affine_ras: np.ndarray  # (z, y, x, 1) -> RAS mm
     center_lps_mm: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""Small labelled volumes whose answer is known before any probe is asked: one sign each, and nothing else.
+"""Small labeled volumes whose answer is known before any probe is asked: one sign each, and nothing else.
 
 A probe that finds a sign where there is none leaks; a probe that misses one that is there is blind. Every patient has
 two volumes, one of either class, so patient-grouped folds are balanced and twins never face each other across a split.
@@ -27,10 +27,10 @@ LUNG_HU, NODULE_HU, NOISE_HU = -850.0, 40.0, 15.0
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Labelled volumes around one nodule each."""
+    """Labeled volumes around one nodule each."""
 
     volumes_hu: NDArray[np.int16]
-    """(N, Z, Y, X), z towards the head."""
+    """(N, Z, Y, X), z toward the head."""
     spacing_mm: tuple[float, float, float]
     is_positive: NDArray[np.bool_]
     """(N,); one of the two volumes of every patient."""
@@ -39,7 +39,7 @@ class Question:
     diameter_mm: NDArray[np.float64]
     """(N,), as a reader would measure it."""
     center_index_zyx: NDArray[np.float64]
-    """(N, 3), centre of the nodule in voxels."""
+    """(N, 3), center of the nodule in voxels."""
 
 
 def diameter_question(n: int = 200, seed: int = 0) -> Question:
@@ -68,7 +68,7 @@ def diameter_question(n: int = 200, seed: int = 0) -> Question:
 def margin_question(n: int = 200, seed: int = 0, *, is_blurred: bool = False) -> Question:
     """Ask for the margin at one diameter, 8 mm: positive nodules have spicules, negative ones an even halo.
 
-    Spicules and halo have the same mean over every sphere around the centre, so neither total brightness nor the
+    Spicules and halo have the same mean over every sphere around the center, so neither total brightness nor the
     radial profile differs. With `is_blurred` the spicules are averaged over all directions: both classes are then
     drawn alike, and the answer is gone.
     """

@@ -1,7 +1,7 @@
-"""Voxel index <-> millimetres. DICOM points are LPS, MONAI and NIfTI are RAS: the change is made here alone.
+"""Voxel index <-> millimeters. DICOM points are LPS, MONAI and NIfTI are RAS: the change is made here alone.
 
-Arrays are indexed (z, y, x) with z towards the head. `affine_ras` is the 4 x 4 matrix that takes (z, y, x, 1) to RAS
-millimetres. Where slices are missing the array stays compact, so one matrix cannot describe it: the distance of every
+Arrays are indexed (z, y, x) with z toward the head. `affine_ras` is the 4 x 4 matrix that takes (z, y, x, 1) to RAS
+millimeters. Where slices are missing the array stays compact, so one matrix cannot describe it: the distance of every
 slice from the first, `slice_offsets_mm`, then says where each slice lies. It is empty when nothing is missing.
 """
 
@@ -16,12 +16,12 @@ _LPS_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def lps_to_ras(points_lps_mm: ArrayLike) -> Points:
-    """Turn points (..., 3) from left-posterior-superior to right-anterior-superior millimetres."""
+    """Turn points (..., 3) from left-posterior-superior to right-anterior-superior millimeters."""
     return np.asarray(np.asarray(points_lps_mm, dtype=np.float64) * _LPS_RAS)
 
 
 def ras_to_lps(points_ras_mm: ArrayLike) -> Points:
-    """Turn points (..., 3) from right-anterior-superior to left-posterior-superior millimetres."""
+    """Turn points (..., 3) from right-anterior-superior to left-posterior-superior millimeters."""
     return np.asarray(np.asarray(points_ras_mm, dtype=np.float64) * _LPS_RAS)
 
 
@@ -32,11 +32,11 @@ def index_to_lps(
 
     Args:
         affine_ras: (4, 4), or its 16 numbers row by row, from (z, y, x, 1) to RAS mm.
-        index_zyx: (..., 3), fractions allowed; integers are voxel centres.
+        index_zyx: (..., 3), fractions allowed; integers are voxel centers.
         slice_offsets_mm: (Z,) distance of each slice from the first along z, or empty for an even stack.
 
     Returns:
-        LPS millimetres, (..., 3).
+        LPS millimeters, (..., 3).
     """
     affine = _as_affine(affine_ras)
     index = np.array(index_zyx, dtype=np.float64)
@@ -54,7 +54,7 @@ def lps_to_index(
 
     Args:
         affine_ras: (4, 4), or its 16 numbers row by row, from (z, y, x, 1) to RAS mm.
-        points_lps_mm: LPS millimetres, (..., 3).
+        points_lps_mm: LPS millimeters, (..., 3).
         slice_offsets_mm: (Z,) distance of each slice from the first along z, or empty for an even stack.
 
     Returns:
@@ -74,7 +74,7 @@ def lps_to_index(
 
 
 def spacing_of(affine_ras: ArrayLike) -> tuple[float, float, float]:
-    """Distance in mm between voxel centres along (z, y, x): the lengths of the affine's columns."""
+    """Distance in mm between voxel centers along (z, y, x): the lengths of the affine's columns."""
     z, y, x = np.linalg.norm(_as_affine(affine_ras)[:3, :3], axis=0)
     return float(z), float(y), float(x)
 

@@ -1,4 +1,4 @@
-"""Hounsfield units to grey: the CT window, and how a view's window is drawn.
+"""Hounsfield units to gray: the CT window, and how a view's window is drawn.
 
 A window maps [low_hu, high_hu] to [0, 1] and clips the rest (DICOM PS3.3 C.11.2.1.2, in its edge form). Which
 window a view gets decides what a network can see at all: a window whose lower edge lies above lung (about
@@ -38,7 +38,7 @@ def window_hu(
         high_hu: Upper edge in HU, above `low_hu`.
 
     Returns:
-        Grey values in [0, 1], float32 (float64 stays float64), same kind and shape as `volume_hu`.
+        Gray values in [0, 1], float32 (float64 stays float64), same kind and shape as `volume_hu`.
 
     Raises:
         ValueError: If the window does not rise.
@@ -53,8 +53,8 @@ def window_hu(
     kind = np.float64 if volume_hu.dtype == np.float64 else np.float32
     low_edge: NDArray[Any] = np.asarray(low_hu, kind)
     high_edge: NDArray[Any] = np.asarray(high_hu, kind)
-    grey: NDArray[Any] = np.clip((volume_hu.astype(kind) - low_edge) / (high_edge - low_edge), 0.0, 1.0)
-    return grey
+    gray: NDArray[Any] = np.clip((volume_hu.astype(kind) - low_edge) / (high_edge - low_edge), 0.0, 1.0)
+    return gray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class WindowConfig:
 
     Policies, edges in true HU:
         lung_aware: lower edge uniform in -1400..-950, upper edge uniform in 100..800. Lung is never clipped,
-            and the grey gap between nodule and lung stays well above the jitter of lung between two views.
+            and the gray gap between nodule and lung stays well above the jitter of lung between two views.
         clinical: lung, mediastinal, wide and bone presets in equal parts, level moved by up to 5% of the
             width, width scaled by 0.9..1.1. Half of the views (mediastinal, bone) clip lung.
         article: level uniform in -400..400, width uniform in 800..2000, as its authors state it.
@@ -131,7 +131,7 @@ def draw_window(config: WindowConfig, random_state: np.random.RandomState) -> tu
 
 
 class WindowHU(Transform):
-    """HU to grey in [0, 1] through one fixed window; array form of `WindowHUd`."""
+    """HU to gray in [0, 1] through one fixed window; array form of `WindowHUd`."""
 
     def __init__(self, low_hu: float, high_hu: float) -> None:
         """Take the window's edges in HU; ValueError if they do not rise."""
@@ -143,7 +143,7 @@ class WindowHU(Transform):
 
 
 class WindowHUd(MapTransform):
-    """HU to grey in [0, 1] through one fixed window, for each key of a dictionary."""
+    """HU to gray in [0, 1] through one fixed window, for each key of a dictionary."""
 
     def __init__(
         self, keys: KeysCollection, low_hu: float, high_hu: float, allow_missing_keys: bool = False
@@ -161,7 +161,7 @@ class WindowHUd(MapTransform):
 
 
 class RandWindowHU(Randomizable, Transform):
-    """HU to grey in [0, 1] through a window drawn under a policy; the drawn edges stay in `window`."""
+    """HU to gray in [0, 1] through a window drawn under a policy; the drawn edges stay in `window`."""
 
     def __init__(self, config: WindowConfig | None = None) -> None:
         """Take the policy (default `WindowConfig()`, lung aware)."""

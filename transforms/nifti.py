@@ -33,7 +33,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True, slots=True)
 class NiftiVolume:
-    """A CT volume: (Z, Y, X) int16 HU, z towards the head, y to the back, x to the left, as axial DICOM is stored."""
+    """A CT volume: (Z, Y, X) int16 HU, z toward the head, y to the back, x to the left, as axial DICOM is stored."""
 
     volume_hu: NDArray[np.int16]
     spacing_mm: tuple[float, float, float]
@@ -88,7 +88,7 @@ def _checked_shape(image: Any) -> tuple[int, ...]:
     ):
         raise SeriesRefusedError(f"not one three-dimensional volume: its shape is {shape}")
     if image.get_data_dtype().kind not in "iuf":
-        raise SeriesRefusedError("its voxels are not single numbers (colour or complex values)")
+        raise SeriesRefusedError("its voxels are not single numbers (color or complex values)")
     return spatial
 
 
@@ -96,7 +96,7 @@ def _affine(image: Any) -> NDArray[np.float64]:
     """Index (x, y, z) -> RAS mm, as the file states it. Source: nifti1.h, "3D image orientation"."""
     header = image.header
     if header.get_xyzt_units()[0] in ("meter", "micron"):
-        raise SeriesRefusedError("its lengths are not in millimetres")
+        raise SeriesRefusedError("its lengths are not in millimeters")
     sform, has_sform = header.get_sform(), int(header["sform_code"]) > 0
     has_qform = int(header["qform_code"]) > 0
     qform = header.get_qform() if has_qform else sform

@@ -29,13 +29,13 @@ class CropSpec:
     """What to cut around a nodule.
 
     Attributes:
-        form: `triplet`: the centre slice with its neighbours, (3, P, P). `slices`: a triplet at every slice
-            within `z_range_mm` of the centre slice, (S, 3, P, P). `cube`: (1, P, P, P), cubic voxels.
+        form: `triplet`: the center slice with its neighbors, (3, P, P). `slices`: a triplet at every slice
+            within `z_range_mm` of the center slice, (S, 3, P, P). `cube`: (1, P, P, P), cubic voxels.
             `planes`: triplets across the axial, the coronal and the sagittal plane, (3, 3, P, P), cubic
-            voxels, neighbours one slice spacing away.
+            voxels, neighbors one slice spacing away.
         size_mm: Side of the crop.
         out_px: Side of the crop in pixels, P.
-        z_range_mm: Reach of `slices` below and above the centre slice.
+        z_range_mm: Reach of `slices` below and above the center slice.
         size_in_diameters: Control arm: the side as a multiple of the nodule's own diameter, which hides its
             size.
     """
@@ -74,7 +74,7 @@ class Crop:
 
     Attributes:
         hu: HU, shaped as `CropSpec.form` says.
-        is_replicated: Whether a slice stands in for a neighbour that does not exist (volume edge, gap).
+        is_replicated: Whether a slice stands in for a neighbor that does not exist (volume edge, gap).
     """
 
     hu: NDArray[np.float32]
@@ -90,23 +90,23 @@ def crop_triplet_hu(
     gaps: Collection[int] = (),
     slice_offsets_mm: Sequence[float] = (),
 ) -> NDArray[np.float32]:
-    """The slice nearest to a point with its two neighbours, cropped around the point.
+    """The slice nearest to a point with its two neighbors, cropped around the point.
 
     Args:
         volume_hu: (Z, Y, X) HU; a memory map is read only where the crop lies.
         affine_ras: (4, 4) or 16 numbers, from (z, y, x, 1) to RAS mm.
-        center_lps_mm: Centre of the crop, LPS mm.
+        center_lps_mm: Center of the crop, LPS mm.
         size_mm: Side of the crop.
         out_px: Side of the crop in pixels.
         gaps: i where slices are missing between slice i and i + 1; no triplet reaches across one.
         slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.
 
     Returns:
-        (3, out_px, out_px) HU: the slices below, at and above the centre; rows to the back, columns to the
+        (3, out_px, out_px) HU: the slices below, at and above the center; rows to the back, columns to the
         patient's left.
 
     Raises:
-        ValueError: If the centre lies outside the volume.
+        ValueError: If the center lies outside the volume.
     """
     spec = CropSpec(size_mm=size_mm, out_px=out_px)
     return crop_nodule(volume_hu, affine_ras, center_lps_mm, spec, gaps, slice_offsets_mm).hu
@@ -128,7 +128,7 @@ def crop_nodule(
     Args:
         volume_hu: (Z, Y, X) HU.
         affine_ras: (4, 4) or 16 numbers, from (z, y, x, 1) to RAS mm.
-        center_lps_mm: Centre of the crop, LPS mm.
+        center_lps_mm: Center of the crop, LPS mm.
         spec: Form and size.
         gaps: i where slices are missing between slice i and i + 1.
         slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.
@@ -139,7 +139,7 @@ def crop_nodule(
         The crop.
 
     Raises:
-        ValueError: If the centre lies outside the volume, the crop would reach across a gap or outside a
+        ValueError: If the center lies outside the volume, the crop would reach across a gap or outside a
             patch, or the control arm has no diameter.
     """
     at = place(volume_hu.shape, affine_ras, center_lps_mm, slice_offsets_mm)
@@ -197,7 +197,7 @@ def _triplets(
 def _slices_in_range(
     n_slices: int, at: Placement, z_range_mm: float, gaps: Collection[int]
 ) -> tuple[list[int], bool]:
-    """The slices within a range of the centre slice, and whether the volume's end or a gap cuts it short.
+    """The slices within a range of the center slice, and whether the volume's end or a gap cuts it short.
 
     Their number depends on the range and the slice spacing alone: beyond an end or a gap the last slice is
     repeated.
@@ -225,7 +225,7 @@ def _refuse_gap(at: Placement, gaps: Collection[int], size_mm: float) -> None:
 def _upright_plane(
     volume_hu: Volume, at: Placement, axis: int, size_mm: float, out_px: int
 ) -> NDArray[np.float32]:
-    """The coronal (axis 1) or sagittal (axis 2) plane, head up, its neighbours one slice spacing away: (3, P, P)."""
+    """The coronal (axis 1) or sagittal (axis 2) plane, head up, its neighbors one slice spacing away: (3, P, P)."""
     shape = [out_px, out_px, out_px]
     shape[axis] = 1
     three = []
@@ -242,7 +242,7 @@ class NoduleCrop(Randomizable, Transform):
 
     Args:
         spec: Form and size of the crop.
-        jitter_mm: Largest random shift of the centre in x and in y. Only with `set_random_state`: an unseeded
+        jitter_mm: Largest random shift of the center in x and in y. Only with `set_random_state`: an unseeded
             shift would be a different crop in every run.
     """
 
@@ -265,7 +265,7 @@ class NoduleCrop(Randomizable, Transform):
         return self
 
     def randomize(self, data: Any = None) -> None:
-        """Draw the shift of the centre."""
+        """Draw the shift of the center."""
         if self.jitter_mm == 0:
             return
         if not self.is_seeded:
@@ -279,12 +279,12 @@ class NoduleCrop(Randomizable, Transform):
         diameter_mm: float | None = None,
         randomize: bool = True,
     ) -> torch.Tensor:
-        """Crop; `is_replicated` then says whether a slice stands in for a missing neighbour.
+        """Crop; `is_replicated` then says whether a slice stands in for a missing neighbor.
 
         Args:
             volume_hu: (1, Z, Y, X) with its affine; `meta` may carry gaps, slice_offsets_mm and kind
                 ("patch": the volume was cut to the length of its nodule).
-            center_lps_mm: Centre of the nodule, LPS mm.
+            center_lps_mm: Center of the nodule, LPS mm.
             diameter_mm: Of the nodule; read by the control arm alone.
             randomize: Whether to draw a new shift, or to keep the last one.
 
@@ -330,7 +330,7 @@ class NoduleCropd(Randomizable, MapTransform):
         jitter_mm: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        """Take the keys, what to cut, and the key that holds the centre."""
+        """Take the keys, what to cut, and the key that holds the center."""
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.center_key = center_key
         self.crop = NoduleCrop(spec, jitter_mm)

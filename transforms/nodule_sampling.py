@@ -26,7 +26,7 @@ class Placement:
     Attributes:
         index_zyx: Fractional voxel index of the point, (3,).
         spacing_mm: Voxel spacing (z, y, x).
-        steps_zyx: Index step along each axis towards the head, the back and the patient's left: +1 or -1.
+        steps_zyx: Index step along each axis toward the head, the back and the patient's left: +1 or -1.
     """
 
     index_zyx: NDArray[np.float64]
@@ -58,19 +58,19 @@ def place(
 
     Raises:
         ValueError: If the point lies outside the volume or between its slices where some are missing, or the
-            volume's axes are not (z towards the head, y, x).
+            volume's axes are not (z toward the head, y, x).
     """
     affine = np.asarray(affine_ras, dtype=np.float64).reshape(4, 4)
     axes_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
     if np.abs(axes_lps).argmax(axis=0).tolist() != [2, 1, 0] or axes_lps[2, 0] <= 0:
-        raise ValueError("the volume's axes are not (z towards the head, y, x); reorient it before cropping")
+        raise ValueError("the volume's axes are not (z toward the head, y, x); reorient it before cropping")
     index = lps_to_index(affine, center_lps_mm, slice_offsets_mm)
     if index.shape != (3,) or not np.isfinite(index).all():
-        raise ValueError(f"a nodule's centre is three finite numbers in LPS mm, got {center_lps_mm!r}")
+        raise ValueError(f"a nodule's center is three finite numbers in LPS mm, got {center_lps_mm!r}")
     for name, at, length in zip(("slice", "row", "column"), index, shape, strict=True):
         if not -0.5 <= at < length - 0.5:
             raise ValueError(
-                f"the nodule's centre lies at {name} {at:.1f}, outside the {length} {name}s of its volume"
+                f"the nodule's center lies at {name} {at:.1f}, outside the {length} {name}s of its volume"
             )
     _refuse_missing_slice(affine, float(index[0]), slice_offsets_mm)
     steps = (1, int(np.sign(axes_lps[1, 1])), int(np.sign(axes_lps[0, 2])))
@@ -92,7 +92,7 @@ def _refuse_missing_slice(
         away_mm = abs(float(at_mm) - offsets[nearest])
         if away_mm > 0.6 * spacing_mm:
             raise ValueError(
-                f"the nodule's centre lies {away_mm:.1f} mm from the nearest slice, where slices are missing"
+                f"the nodule's center lies {away_mm:.1f} mm from the nearest slice, where slices are missing"
             )
 
 
@@ -159,7 +159,7 @@ def sample_box(
         out_zyx: Voxels of the result.
 
     Returns:
-        HU, of shape `out_zyx`, axes towards the head, the back and the patient's left.
+        HU, of shape `out_zyx`, axes toward the head, the back and the patient's left.
     """
     (slices, z_weights), (rows, y_weights), (columns, x_weights) = (
         _weights(volume_hu, at, axis, pixel_mm, n_out) for axis, n_out in enumerate(out_zyx)

@@ -37,7 +37,7 @@ def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
     """Slices of one series, in the order given, as (Z, Y, X) int16 HU.
 
     Raises:
-        SeriesRefusedError: If a file is no 16-bit grey PNG, sizes differ, or the values are not HU + 32768.
+        SeriesRefusedError: If a file is no 16-bit gray PNG, sizes differ, or the values are not HU + 32768.
     """
     first = _stored(files[0])
     volume = np.empty((len(files), *first.shape), dtype=np.uint16)
@@ -66,7 +66,7 @@ def _stored(path: Path) -> NDArray[np.uint16]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
                 if image.mode != "I;16":
-                    raise SeriesRefusedError(f"not a 16-bit grey PNG (Pillow calls it mode {image.mode})")
+                    raise SeriesRefusedError(f"not a 16-bit gray PNG (Pillow calls it mode {image.mode})")
                 return np.asarray(image, dtype=np.uint16)
     except SeriesRefusedError:
         raise

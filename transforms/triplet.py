@@ -1,6 +1,6 @@
-"""Three neighbouring slices as the three channels of one image: (z - 1, z, z + 1), or so many mm apart.
+"""Three neighboring slices as the three channels of one image: (z - 1, z, z + 1), or so many mm apart.
 
-Nothing is interpolated. Where a neighbour does not exist (volume edge) or is not one (a gap between slices),
+Nothing is interpolated. Where a neighbor does not exist (volume edge) or is not one (a gap between slices),
 z itself is repeated, and a flag says so.
 """
 
@@ -31,10 +31,10 @@ def triplet_indices(
     Args:
         n_slices: Number of slices of the volume.
         z: Index of the middle slice.
-        spacing_z_mm: Distance between slice centres; needed only with `distance_mm`.
+        spacing_z_mm: Distance between slice centers; needed only with `distance_mm`.
         gaps: Indices i where a gap lies between slice i and slice i + 1; no triplet reaches across one.
-        stride: Distance of the neighbours in slices; used when `distance_mm` is None.
-        distance_mm: Distance of the neighbours in mm; the nearest slices are taken, at least one slice away.
+        stride: Distance of the neighbors in slices; used when `distance_mm` is None.
+        distance_mm: Distance of the neighbors in mm; the nearest slices are taken, at least one slice away.
 
     Returns:
         The indices (below, z, above), and whether one of them is a repetition of z.
@@ -48,7 +48,7 @@ def triplet_indices(
         if spacing_z_mm is None or not spacing_z_mm > 0:
             raise ValueError(
                 f"a triplet at {distance_mm} mm needs the slice spacing in mm, got {spacing_z_mm}; "
-                "give spacing_z_mm, or choose neighbours by stride"
+                "give spacing_z_mm, or choose neighbors by stride"
             )
         if not distance_mm > 0:
             raise ValueError(f"the distance of a triplet's slices must be positive, got {distance_mm} mm")
@@ -67,12 +67,12 @@ class SliceTriplet(Transform):
     """Cut the triplet around one slice out of a volume; array form of `SliceTripletd`.
 
     Args:
-        stride: Distance of the neighbours in slices.
-        distance_mm: Distance of the neighbours in mm instead; the nearest slices are taken.
+        stride: Distance of the neighbors in slices.
+        distance_mm: Distance of the neighbors in mm instead; the nearest slices are taken.
     """
 
     def __init__(self, stride: int = 1, distance_mm: float | None = None) -> None:
-        """Keep how far away the neighbours are; ValueError if that is not a positive distance."""
+        """Keep how far away the neighbors are; ValueError if that is not a positive distance."""
         triplet_indices(1, 0, 1.0, (), stride, distance_mm)
         self.stride = stride
         self.distance_mm = distance_mm
@@ -85,13 +85,13 @@ class SliceTriplet(Transform):
         spacing_z_mm: float | None = None,
         gaps: Collection[int] | None = None,
     ) -> torch.Tensor | NDArray[Any]:
-        """Cut the triplet; `is_replicated` then says whether z had to stand in for a neighbour.
+        """Cut the triplet; `is_replicated` then says whether z had to stand in for a neighbor.
 
         Args:
             volume_hu: (Z, Y, X), or channel first (1, Z, Y, X). A MetaTensor brings its own spacing (affine)
                 and gaps (`meta["gaps"]`).
             z: Index of the middle slice.
-            spacing_z_mm: Distance between slice centres, for a plain array with `distance_mm`.
+            spacing_z_mm: Distance between slice centers, for a plain array with `distance_mm`.
             gaps: Indices i where a gap lies between slice i and i + 1; None takes those of the MetaTensor.
 
         Returns:
@@ -140,7 +140,7 @@ def _plane_affine(affine_ras: NDArray[np.float64], z: int, meta: Mapping[str, An
 class SliceTripletd(MapTransform):
     """Cut the triplet around slice `data[z_key]` out of each key.
 
-    Adds `<key>_is_replicated`: whether z stands in for a neighbour that does not exist.
+    Adds `<key>_is_replicated`: whether z stands in for a neighbor that does not exist.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class SliceTripletd(MapTransform):
         distance_mm: float | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        """Take the keys, the key that holds the slice index, and how far away the neighbours are."""
+        """Take the keys, the key that holds the slice index, and how far away the neighbors are."""
         super().__init__(keys, allow_missing_keys)
         self.z_key = z_key
         self.cut = SliceTriplet(stride, distance_mm)

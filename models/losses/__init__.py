@@ -1,1 +1,1 @@
-"""One objective a file, and the named weighted sum that the trainer minimises."""
+"""One objective a file, and the named weighted sum that the trainer minimizes."""

@@ -10,7 +10,7 @@ from models.losses.precision import wide
 
 
 def teacher_probabilities(logits: Tensor, center: Tensor, teacher_temp: float) -> Tensor:
-    """Centre and sharpen teacher logits (..., K) into target probabilities, in float32.
+    """Center and sharpen teacher logits (..., K) into target probabilities, in float32.
 
     Source: Caron et al. 2021, arXiv:2104.14294, section 3.1.
     """
@@ -50,12 +50,12 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float
 
 
 def sinkhorn_probabilities(logits: Tensor, teacher_temp: float, iterations: int = 3) -> Tensor:
-    """Share the prototypes evenly over a batch by Sinkhorn-Knopp instead of a running centre.
+    """Share the prototypes evenly over a batch by Sinkhorn-Knopp instead of a running center.
 
     Args:
         logits: Teacher logits of one view, (B, K).
         teacher_temp: Temperature before the exponential.
-        iterations: Row and column normalisations.
+        iterations: Row and column normalizations.
 
     Returns:
         Probabilities (B, K), rows sum to one.

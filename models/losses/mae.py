@@ -17,7 +17,7 @@ def patchify(images: Tensor, patch_px: int) -> Tensor:
 
 
 def mae_loss(predicted: Tensor, images: Tensor, mask: Tensor, patch_px: int) -> Tensor:
-    """Mean squared error on hidden patches, each patch normalised by its own mean and deviation.
+    """Mean squared error on hidden patches, each patch normalized by its own mean and deviation.
 
     Args:
         predicted: (B, N, 3 * patch_px ** 2).

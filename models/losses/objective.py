@@ -34,7 +34,7 @@ class ObjectiveConfig:
     koleo_weight: float = 0.1
     koleo_on: Literal["head_logits", "class_token"] = "head_logits"
     """`head_logits` takes both views of the batch together, as the article's code does; `class_token` takes one view
-    at a time, as DINOv2 does. Where two views of a slice share little, the first goes with centre momentum 0.999, the
+    at a time, as DINOv2 does. Where two views of a slice share little, the first goes with center momentum 0.999, the
     second with 0.9, and crossing them fails (docs/decisions/0002-cross-view-share.md)."""
     student_temp: float = 0.1
     center: Literal["ema", "sinkhorn"] = "ema"
@@ -65,7 +65,7 @@ class ObjectiveConfig:
 class Batch(NamedTuple):
     """What one forward pass needs beside the networks."""
 
-    global_views: Tensor  # (2, B, 3, S, S), normalised
+    global_views: Tensor  # (2, B, 3, S, S), normalized
     local_views: Tensor | None  # (V, B, 3, s, s)
     teacher_temp: float
     rng: np.random.Generator  # draws masks; keyed by the step, so that a resumed run draws the same
@@ -81,7 +81,7 @@ class Seen(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """One batch's loss by name; `total` is the weighted sum that is minimised."""
+    """One batch's loss by name; `total` is the weighted sum that is minimized."""
 
     total: Tensor
     named: dict[str, Tensor]
@@ -91,9 +91,9 @@ class Terms(NamedTuple):
 
 
 class Objective(nn.Module):
-    """All that is minimised, with the state (centres) and the parameters (mask token, decoder) it needs.
+    """All that is minimized, with the state (centers) and the parameters (mask token, decoder) it needs.
 
-    `forward` changes no state; `update_centers` does, once an optimiser update.
+    `forward` changes no state; `update_centers` does, once an optimizer update.
     """
 
     def __init__(self, config: ObjectiveConfig, network: Network, prototypes: int) -> None:
@@ -122,7 +122,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def update_centers(self, means: dict[str, Tensor]) -> None:
-        """Move each centre towards the mean teacher logits of an update, over all processes."""
+        """Move each center toward the mean teacher logits of an update, over all processes."""
         for name, mean in means.items():
             self.get_buffer(name).lerp_(mean_over_ranks(mean), 1.0 - self.config.center_momentum)
 

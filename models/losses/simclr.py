@@ -10,7 +10,7 @@ from models.losses.precision import wide
 
 
 def nt_xent_loss(embeddings: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy over two views.
+    """Normalized temperature-scaled cross-entropy over two views.
 
     Args:
         embeddings: (2, B, D) projections of both views; scaled to unit length here.

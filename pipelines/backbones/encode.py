@@ -1,4 +1,4 @@
-"""A door for use: CT in, tokens with their places in millimetres out.
+"""A door for use: CT in, tokens with their places in millimeters out.
 
 from pipelines.backbones.encode import encode
 
@@ -61,7 +61,7 @@ class EncodedSlices:
         center_lps_mm: Middle of each field of view, (B, 3).
         patch_lps_mm: Middle of each patch, (B, N, 3).
         mm_per_px: Side of a pixel that the network saw.
-        is_replicated: A neighbour that does not exist was replaced by the slice itself, (B,).
+        is_replicated: A neighbor that does not exist was replaced by the slice itself, (B,).
     """
 
     z: NDArray[np.int64]
@@ -133,13 +133,13 @@ def encode(
 def encode_slices(
     volume: CtVolume, loaded: LoadedBackbone, settings: EncodeSettings, device: torch.device
 ) -> Iterator[EncodedSlices]:
-    """Encode every slice of a volume with its two neighbours, some slices at a time.
+    """Encode every slice of a volume with its two neighbors, some slices at a time.
 
     Rows of the image run to the patient's back and columns to the left, whichever way the array runs; outside the
     slice lies air.
 
     Raises:
-        ValueError: If the volume's axes are not (z towards the head, y, x).
+        ValueError: If the volume's axes are not (z toward the head, y, x).
     """
     backbone = loaded.backbone.to(device).eval()
     n_slices, height, width = volume.volume_hu.shape

@@ -18,8 +18,8 @@ from transforms.hounsfield import window_hu
 WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
 SliceFeature = Literal["class_token", "mean_patch", "both"]
 """What says something of a whole image."""
-FeatureName = Literal["class_token", "mean_patch", "both", "neighbourhood", "patches"]
-"""`neighbourhood` is the mean of the patches within 10 mm of the nodule's centre; `patches` keeps all of them."""
+FeatureName = Literal["class_token", "mean_patch", "both", "neighborhood", "patches"]
+"""`neighborhood` is the mean of the patches within 10 mm of the nodule's center; `patches` keeps all of them."""
 
 WINDOWS_HU: dict[str, tuple[float, float]] = {
     "lung": (-1250.0, 250.0),
@@ -28,7 +28,7 @@ WINDOWS_HU: dict[str, tuple[float, float]] = {
 }
 """Lower and upper edges of the article's probe windows: level/width -500/1500, 40/400 and 0/1200."""
 
-NEIGHBOURHOOD_MM = 10.0
+NEIGHBORHOOD_MM = 10.0
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def encode(
 
 
 def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
-    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalised as in the backbone's pretraining."""
+    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalized as in the backbone's pretraining."""
     mean, std = (
         torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
@@ -93,7 +93,7 @@ def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
 
 def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:
     match features:
-        case "neighbourhood":
+        case "neighborhood":
             near = _near_center(tokens.patch_tokens.shape[1], backbone.patch_px * mm_per_px)
             return tokens.patch_tokens[:, near].mean(1)
         case "patches":
@@ -106,7 +106,7 @@ def _near_center(patches: int, patch_mm: float) -> torch.Tensor:
     side = round(patches**0.5)
     from_center = (torch.arange(side) - (side - 1) / 2).abs() * patch_mm
     distance = (from_center[:, None].square() + from_center[None].square()).sqrt().flatten()
-    return torch.nonzero(distance <= max(NEIGHBOURHOOD_MM, float(distance.min()) + 1e-6)).flatten()
+    return torch.nonzero(distance <= max(NEIGHBORHOOD_MM, float(distance.min()) + 1e-6)).flatten()
 
 
 class FeatureCache:

@@ -29,14 +29,14 @@ class CardFacts:
         recipe: Its resolved configuration, as YAML; "" when unknown.
         probes: Runs that probed these very weights.
         training_data: In words, by whoever exports; "" when not said.
-        licence: Of the weights, an identifier of the SPDX list.
+        license: Of the weights, an identifier of the SPDX list.
     """
 
     pretraining: StoredRun | None = None
     recipe: str = ""
     probes: Sequence[StoredRun] = ()
     training_data: str = ""
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
 
 
 def model_card(loaded: LoadedBackbone, facts: CardFacts, has_onnx: bool) -> str:
@@ -50,14 +50,14 @@ def model_card(loaded: LoadedBackbone, facts: CardFacts, has_onnx: bool) -> str:
         _results(facts),
         _limits(loaded),
         _not_for(),
-        f"## Licence\n\nWeights: {facts.licence}. The training data have their own licence; see above.",
+        f"## License\n\nWeights: {facts.license}. The training data have their own license; see above.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
     header: dict[str, Any] = {
-        "license": facts.licence,
+        "license": facts.license,
         "library_name": "timm",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["computed-tomography", "chest", "lung", "self-supervised", "vision-transformer"],
@@ -85,14 +85,14 @@ def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
     scales = f"{seen[0]:.2f} to {seen[1]:.2f} mm per pixel" if seen else "an unknown scale"
     scaled = "" if scale == 1.0 else f"hu = hu * {scale}  # what its pretraining multiplied HU by\n"
     onnx = (
-        "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalised as above, and gives `class_token` and"
+        "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalized as above, and gives `class_token` and"
         " `patch_tokens` for any batch size."
         if has_onnx
         else ""
     )
     return f"""## How to use it
 
-The three channels are three neighbouring axial slices (z - 1, z, z + 1) in Hounsfield units, z towards the head. In
+The three channels are three neighboring axial slices (z - 1, z, z + 1) in Hounsfield units, z toward the head. In
 pretraining a pixel measured {scales}.
 
 ```python
@@ -100,9 +100,9 @@ import timm, torch
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
 # hu: float tensor (batch, 3, {size}, {size}), Hounsfield units
-{scaled}grey = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU
+{scaled}gray = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU
 mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
-tokens = model.forward_features((grey - mean) / std)
+tokens = model.forward_features((gray - mean) / std)
 class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 ```{onnx}"""
 
@@ -132,7 +132,7 @@ def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
         return "## Training\n\nNo record of its training came with these weights."
     commit = facts.pretraining.tags.get("dinox.git_commit", "unknown") if facts.pretraining else "unknown"
     text = (
-        f"## Training\n\nRecipe `{record.get('recipe') or 'none'}`, {record.get('steps', 'unknown')} optimiser updates,"
+        f"## Training\n\nRecipe `{record.get('recipe') or 'none'}`, {record.get('steps', 'unknown')} optimizer updates,"
         f" seed {record.get('seed', 'unknown')}, code at commit `{commit}`, MLflow run `{loaded.run_id or 'unknown'}`;"
         f" the {'student' if record.get('network') == 'backbone_student' else 'EMA teacher'} network."
     )
@@ -199,7 +199,7 @@ def _limits(loaded: LoadedBackbone) -> str:
 def _not_for() -> str:
     return """## What it must not be used for
 
-- Diagnosis, triage, screening or any decision about a patient: it is a research artefact, no medical device, and no
+- Diagnosis, triage, screening or any decision about a patient: it is a research artifact, no medical device, and no
   authority has cleared it.
 - Finding out who a patient is, or joining scans of one person across data sets.
 - Any claim about a population, scanner or task on which it was not tested."""

@@ -159,7 +159,8 @@ def design_sha256(spec: CampaignSpec, arms: Sequence[Arm]) -> str:
     tree = {
         "name": spec.name,
         "question": spec.question,
-        "endpoint": asdict(spec.endpoint),
+        # Older campaigns were registered with this spelling, and a design is compared by its hash.
+        "endpoint": {**asdict(spec.endpoint), "goal": spec.endpoint.goal.replace("imize", "imise")},
         "correction": spec.correction,
         "cohort": spec.cohort,
         "recipes": {name: read_yaml(find_recipe(name)) for name in sorted(recipes)},

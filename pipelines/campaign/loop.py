@@ -39,7 +39,7 @@ class CampaignLoop:
         self.research = Research(spec, record)
         self.deaths: Counter[str] = Counter()
         self.given_up: set[str] = set()
-        self.cancelled: set[str] = set()
+        self.canceled: set[str] = set()
         self.is_over_budget = False
         self.table = LiveTable()
         self.steps: dict[str, int] = {}
@@ -85,7 +85,7 @@ class CampaignLoop:
         self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
         if stop.exit_code is not None or self.is_over_budget:
             for record in running:
-                self.cancelled.add(record.run_id)
+                self.canceled.add(record.run_id)
                 self.executor.cancel(record.job)
             is_over = not running
         else:
@@ -124,7 +124,7 @@ class CampaignLoop:
             self.record.end_arm(record, "FINISHED", "finished")
         elif record.tags.get("dinox.pruned") == "yes":
             self.record.end_arm(record, "KILLED", "pruned")
-        elif record.ending == "interrupted" or record.run_id in self.cancelled:
+        elif record.ending == "interrupted" or record.run_id in self.canceled:
             self.record.end_arm(record, "KILLED", "interrupted")
         elif record.ending == "refused":
             self.given_up.add(record.run_id)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from pipelines.command.config import RecipeError, find_recipe, load_recipe, read_yaml
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -22,12 +24,17 @@ class CampaignError(ValueError):
     """A campaign that cannot be: one sentence says what and what would be right."""
 
 
+def _american(goal: object) -> object:
+    """Read the spelling of older campaign files too."""
+    return goal.replace("imise", "imize") if isinstance(goal, str) else goal
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointSpec:
     """The one number that answers the question, fixed before the first arm runs."""
 
     metric: str = ""
-    goal: Literal["maximise", "minimise"] = "maximise"
+    goal: Annotated[Literal["maximize", "minimize"], BeforeValidator(_american)] = "maximize"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

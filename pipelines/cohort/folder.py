@@ -1,7 +1,7 @@
 """A prepared cohort on disk: volumes in HU, memory-mapped, and the tables that say what they are.
 
 cohort.json             schema version
-volumes/<id>.npy        int16 HU, (z, y, x), z towards the head
+volumes/<id>.npy        int16 HU, (z, y, x), z toward the head
 body/<id>.npy           uint8, (z, 32, 32): 0 outside, 1 body, 2 lung
 rows/<id>.json          the row of one volume, written after the volume: what is there can be resumed from
 series.parquet  annotations.parquet  nodules.parquet  refused.parquet
@@ -225,7 +225,7 @@ def write_volume(
     Args:
         root: Folder that a `CohortWriter` has made.
         row: Columns of series.parquet, without shape and sha256.
-        volume_hu: (Z, Y, X) int16 HU, z towards the head.
+        volume_hu: (Z, Y, X) int16 HU, z toward the head.
         n_files: Source files that the volume was read from.
         witness: Another reader whose reading was the same.
 

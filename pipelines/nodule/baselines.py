@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.cohort.folder import Cohort
-from probes.labels import Labelled, LabelRule
+from probes.labels import Labeled, LabelRule
 from probes.size_baseline import (
     STRATA_MM,
     characteristics_scores,
@@ -33,14 +33,14 @@ class FloorSettings:
     seed: int
 
 
-def rules_table(labelled: Mapping[LabelRule, Labelled], settings: FloorSettings) -> pd.DataFrame:
+def rules_table(labeled: Mapping[LabelRule, Labeled], settings: FloorSettings) -> pd.DataFrame:
     """Counts of each rule, what becomes of 3, and the AUROC of the readers' diameter under it."""
     rows = []
-    for rule, one in labelled.items():
+    for rule, one in labeled.items():
         counts = one.counts
         row: dict[str, Any] = {
             "rule": rule,
-            "nodules": counts.n_labelled,
+            "nodules": counts.n_labeled,
             "malignant": counts.n_malignant,
             "benign": counts.n_benign,
             "patients": counts.n_patients,
@@ -55,18 +55,18 @@ def rules_table(labelled: Mapping[LabelRule, Labelled], settings: FloorSettings)
     return pd.DataFrame(rows)
 
 
-def measure_floors(cohort: Cohort, labelled: Labelled, settings: FloorSettings) -> pd.DataFrame:
+def measure_floors(cohort: Cohort, labeled: Labeled, settings: FloorSettings) -> pd.DataFrame:
     """Measure the floors that need no image: diameter, volume, and the readers' characteristics where there are marks.
 
     Args:
         cohort: The cohort; its marks give the characteristics.
-        labelled: Its nodules under one rule.
+        labeled: Its nodules under one rule.
         settings: Folds and draws.
 
     Returns:
         One row per floor and stratum, see `score_by_stratum`. What cannot be measured is printed with its reason.
     """
-    nodules = labelled.nodules
+    nodules = labeled.nodules
     tables = [score_floor(name, nodules, nodules[f"{name}_{unit}"], settings) for name, unit in _SIZES]
     if len(cohort.annotations):
         try:
@@ -128,7 +128,7 @@ def score_floor(
     settings: FloorSettings,
     strata: Sequence[str] = tuple(STRATA_MM),
 ) -> pd.DataFrame:
-    """Score one floor on labelled nodules: rows of `score_by_stratum` under the floor's name."""
+    """Score one floor on labeled nodules: rows of `score_by_stratum` under the floor's name."""
     rows = score_by_stratum(
         labels_of(nodules),
         scores,

@@ -53,7 +53,7 @@ def malignancy_figure(nodules: pd.DataFrame) -> Figure:
             right.text(middle, -0.06, str(inside.sum()), ha="center", fontsize=7, color="gray")
     right.set_ylim(-0.1, 1.02)
     right.set_ylabel("share malignant, 95% interval")
-    right.set_title("grey: number of nodules", fontsize=8)
+    right.set_title("gray: number of nodules", fontsize=8)
     for axis in (left, right):
         axis.set_xscale("log")
         axis.set_xticks([3, 5, 10, 20, 40], ["3", "5", "10", "20", "40"])

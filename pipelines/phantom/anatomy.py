@@ -99,7 +99,7 @@ class Thorax:
         return float(self.lung_depth_mm(z, y, x)[0])
 
     def heart_depth_mm(self, height: Array, y: Array, x: Array) -> Array:
-        """Depth inside the heart, which leans to the patient's left and narrows towards the head."""
+        """Depth inside the heart, which leans to the patient's left and narrows toward the head."""
         size = np.float32(self.heart_mm) * (1 - np.float32(0.2) * (height + 1))
         return _ellipse_depth_mm(y + 13, x - 10, size * np.float32(0.85), size * np.float32(1.15))
 
@@ -198,7 +198,7 @@ def _intersection(*depths_mm: Array) -> Array:
 
 
 def _rib_depth_mm(thorax: Thorax, cavity: Array, z: Array, dy: Array, dx: Array) -> Array:
-    """Depth inside the ribs: bands in the chest wall that fall from the spine towards the front."""
+    """Depth inside the ribs: bands in the chest wall that fall from the spine toward the front."""
     toward_front = (1 - dy / np.hypot(dy, dx).clip(1)) / 2
     phase = (z + 34 * toward_front) / 15 + np.float32(thorax.rib_phase) + np.float32(0.4) * (dx > 0)
     from_middle_mm = np.abs(phase - np.floor(phase) - np.float32(0.5)) * 15
@@ -207,7 +207,7 @@ def _rib_depth_mm(thorax: Thorax, cavity: Array, z: Array, dy: Array, dx: Array)
 
 
 def _lung_texture_hu(grid: Grid, thorax: Thorax, dy: Array, rng: np.random.Generator) -> Array:
-    """Lung tissue: coarse and fine mottling, and denser towards the back where the patient lies."""
+    """Lung tissue: coarse and fine mottling, and denser toward the back where the patient lies."""
     texture = np.full(grid.shape, thorax.lung_hu, dtype=np.float32) + np.float32(0.5) * dy
     for scale_mm, strength_hu in ((1.3, 14.0), (5.0, 18.0)):
         sigma = [scale_mm / spacing for spacing in grid.spacing_mm]
@@ -217,7 +217,7 @@ def _lung_texture_hu(grid: Grid, thorax: Thorax, dy: Array, rng: np.random.Gener
 
 
 def _draw_airways(fill: Fill, thorax_height: Array, dy: Array, dx: Array) -> None:
-    """The main bronchi, which meet in the trachea towards the head."""
+    """The main bronchi, which meet in the trachea toward the head."""
     apart = np.float32(11) * np.clip(np.float32(0.4) - thorax_height, 0, 1)
     for side in (-1, 1):
         radius = np.hypot(dy - 8, dx - side * apart)

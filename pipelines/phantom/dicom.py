@@ -55,7 +55,7 @@ class SeriesHeader:
 def write_series(
     folder: Path, header: SeriesHeader, volume_hu: NDArray[np.int16], rng: np.random.Generator
 ) -> None:
-    """Write one file per slice of `volume_hu` (Z, Y, X; z towards the head) into a new folder."""
+    """Write one file per slice of `volume_hu` (Z, Y, X; z toward the head) into a new folder."""
     folder.mkdir(parents=True)
     stored = _stored_pixels(volume_hu, header)
     dataset = _series_dataset(header, volume_hu.shape[1:])

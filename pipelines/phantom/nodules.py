@@ -39,12 +39,12 @@ class Reading:
     malignancy: int
     diameter_mm: float
     shift_mm: tuple[float, float, float]
-    """The reader's centre minus the true centre, (z, y, x) mm."""
+    """The reader's center minus the true center, (z, y, x) mm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nodule:
-    """The truth about one nodule; `center_mm` is (z, y, x) mm from the centre of voxel (0, 0, 0)."""
+    """The truth about one nodule; `center_mm` is (z, y, x) mm from the center of voxel (0, 0, 0)."""
 
     center_mm: tuple[float, float, float]
     diameter_mm: float

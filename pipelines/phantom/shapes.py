@@ -1,6 +1,6 @@
 """Shapes whose size is known, drawn on a voxel grid with partial volume.
 
-One frame serves every function here: points are (z, y, x) in mm from the centre of voxel (0, 0, 0). A shape is
+One frame serves every function here: points are (z, y, x) in mm from the center of voxel (0, 0, 0). A shape is
 returned as a box of slices and the covered fraction of each voxel in it, so that drawing costs what the shape is
 large and not what the volume is large.
 """
@@ -18,7 +18,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The voxel centres of one volume: `shape` (Z, Y, X), `spacing_mm` (z, y, x)."""
+    """The voxel centers of one volume: `shape` (Z, Y, X), `spacing_mm` (z, y, x)."""
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -52,7 +52,7 @@ def sphere_coverage(
 
     Args:
         grid: Where to draw.
-        center_mm: (z, y, x) mm from the centre of voxel (0, 0, 0); need not lie on a voxel.
+        center_mm: (z, y, x) mm from the center of voxel (0, 0, 0); need not lie on a voxel.
         diameter_mm: Diameter of the sphere, mm.
         samples: Points per axis and voxel; 4 puts the volume of a 10 mm sphere right to about 1%.
 
@@ -103,12 +103,12 @@ def capsule_coverage(
 
 
 def edge_coverage(depth_mm: Array, edge_mm: float) -> Array:
-    """Covered fraction of a voxel whose centre lies `depth_mm` inside a surface (negative: outside)."""
+    """Covered fraction of a voxel whose center lies `depth_mm` inside a surface (negative: outside)."""
     return np.asarray(np.clip(np.float32(0.5) + depth_mm / np.float32(edge_mm), 0, 1), dtype=np.float32)
 
 
 def paint(volume_hu: Array, box: Box, coverage: Array, value_hu: float) -> None:
-    """Move the voxels of a box towards `value_hu` by their covered fraction, in place."""
+    """Move the voxels of a box toward `value_hu` by their covered fraction, in place."""
     view = volume_hu[box]
     view += coverage * (np.float32(value_hu) - view)
 

@@ -92,7 +92,7 @@ def write_phantom(
         seed: Seed of everything drawn.
         n_patients: One study with one series each.
         size_px: Rows and columns of a slice; the field of view stays 164-180 mm.
-        height_mm: Height of the scanned slab. 36 mm leaves 12 mm above and below the centre of every nodule.
+        height_mm: Height of the scanned slab. 36 mm leaves 12 mm above and below the center of every nodule.
         workers: Processes; by default one per core that this process may use.
 
     Raises:

@@ -1,7 +1,7 @@
 """The synthetic slices of the wall study as a cohort, so that `pretrain` and campaigns run on them like on any other.
 
-One volume is a stack of unrelated slices with their neighbours, three by three, and a gap after each three. With
-`slices=inner` a training sees exactly the middle slices, each with its own neighbours.
+One volume is a stack of unrelated slices with their neighbors, three by three, and a gap after each three. With
+`slices=inner` a training sees exactly the middle slices, each with its own neighbors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def make_wall_cohort(
     Args:
         root: Folder of the cohort.
         volumes: How many.
-        slices_each: Unrelated slices in each, every one with its two neighbours.
+        slices_each: Unrelated slices in each, every one with its two neighbors.
         growth: As in `chest_slices`.
 
     Raises:

@@ -1,7 +1,7 @@
 """The synthetic chest slices on which the entropy wall is studied: small, many, and each one different.
 
 Two textured lungs at about -850 HU with vessels, a heart and a spine in a body, 15 HU of noise. The three channels are
-neighbouring slices: vessels wander, body and organs grow or shrink at rates of their own, noise is new. Lengths are
+neighboring slices: vessels wander, body and organs grow or shrink at rates of their own, noise is new. Lengths are
 fractions of half the image. How much they grow decides what a teacher finds in both views of a slice, and can be
 turned (docs/decisions/0003-what-the-wall-study-shows.md).
 """
@@ -16,7 +16,7 @@ from scipy.ndimage import zoom
 
 LUNG_HU, NOISE_HU, N_VESSELS = -850.0, 15.0, 12
 Ellipse = tuple[float, float, float, float]
-"""Centre y, centre x, half height, half width."""
+"""Center y, center x, half height, half width."""
 
 
 class Growth(NamedTuple):
@@ -31,7 +31,7 @@ class Growth(NamedTuple):
 def chest_slices(
     n: int = 2048, size_px: int = 40, seed: int = 0, growth: Growth | None = None
 ) -> NDArray[np.int16]:
-    """Draw `n` chest slices with their neighbours, int16 HU, (n, 3, size_px, size_px).
+    """Draw `n` chest slices with their neighbors, int16 HU, (n, 3, size_px, size_px).
 
     Slice i depends on i and the arguments alone, so that a longer study begins with the shorter one.
 
@@ -55,7 +55,7 @@ def chest_slices(
 
 
 def _chest_slice(rng: np.random.Generator, size_px: int, growth: Growth) -> NDArray[np.int16]:
-    """One slice and its two neighbours, (3, size_px, size_px)."""
+    """One slice and its two neighbors, (3, size_px, size_px)."""
 
     def draw(low: float, high: float) -> float:
         return float(rng.uniform(low, high))

@@ -1,4 +1,4 @@
-"""Figures of a representation: its spectrum, and a map of it under four colourings."""
+"""Figures of a representation: its spectrum, and a map of it under four colorings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 
-_MOST_NAMED = 8  # more names than this are coloured without a legend
+_MOST_NAMED = 8  # more names than this are colored without a legend
 
 
 def spectrum_figure(spectra: Mapping[str, NDArray[np.float64]]) -> Figure:
@@ -29,11 +29,11 @@ def spectrum_figure(spectra: Mapping[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
-def map_figure(places: NDArray[np.float64], colourings: Mapping[str, NDArray[np.generic]]) -> Figure:
-    """Draw the map once for each colouring: numbers on a scale, names in colours."""
+def map_figure(places: NDArray[np.float64], colorings: Mapping[str, NDArray[np.generic]]) -> Figure:
+    """Draw the map once for each coloring: numbers on a scale, names in colors."""
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
-    for axis, (title, values) in zip(axes, colourings.items(), strict=False):
+    for axis, (title, values) in zip(axes, colorings.items(), strict=False):
         if np.issubdtype(values.dtype, np.floating):
             drawn = axis.scatter(places[:, 0], places[:, 1], c=values, s=10, cmap="viridis")
             figure.colorbar(drawn, ax=axis)
@@ -48,7 +48,7 @@ def map_figure(places: NDArray[np.float64], colourings: Mapping[str, NDArray[np.
 def _scatter_names(axis: Axes, places: NDArray[np.float64], names: NDArray[np.str_]) -> None:
     distinct = np.unique(names)
     if len(distinct) > _MOST_NAMED:
-        code = np.searchsorted(distinct, names) * 7 % 20  # neighbours in the alphabet get unlike colours
+        code = np.searchsorted(distinct, names) * 7 % 20  # neighbors in the alphabet get unlike colors
         axis.scatter(places[:, 0], places[:, 1], c=code, s=10, cmap="tab20")
         return
     for name in distinct:

@@ -38,7 +38,7 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
             relation = "miss: another series"
         titles = ("query", f"its own view (rank {int(found.rank[query]) + 1})", relation)
         for axis, image, title in zip(line, (own[0, 0], own[1, 0], other[1, 0]), titles, strict=True):
-            axis.imshow(_grey(image, sample), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(_gray(image, sample), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=8)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -55,7 +55,7 @@ def trajectory(steps: Sequence[int], found: Sequence[RetrievalResult]) -> Figure
     axis.plot(steps, [one.top5.value for one in found], marker=".", label="top-5")
     axis.axhline(found[0].chance, color="gray", linestyle=":", label=f"chance, 1 / {found[0].n}")
     axis.set_yscale("log")
-    axis.set_xlabel("step (optimiser updates)")
+    axis.set_xlabel("step (optimizer updates)")
     axis.set_ylabel("share of slices")
     axis.legend(fontsize=8)
     return figure
@@ -65,6 +65,6 @@ def _evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)] if len(rows) else rows
 
 
-def _grey(image: torch.Tensor, sample: SliceSample) -> NDArray[np.float32]:
-    """The middle slice of a normalised view, back in [0, 1]."""
+def _gray(image: torch.Tensor, sample: SliceSample) -> NDArray[np.float32]:
+    """The middle slice of a normalized view, back in [0, 1]."""
     return np.asarray(image[1].numpy() * sample.views.std[1] + sample.views.mean[1], dtype=np.float32)

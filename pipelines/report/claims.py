@@ -35,7 +35,7 @@ class ClaimSpec:
 
 
 @dataclass(slots=True)
-class Judgement:
+class Judgment:
     """What the runs say of a claim.
 
     Attributes:
@@ -52,7 +52,7 @@ class Judgement:
     is_right_way: bool = False
 
 
-def judge_all(claims: Sequence[tuple[str, ClaimSpec]], evidence: Sequence[Evidence]) -> list[Judgement]:
+def judge_all(claims: Sequence[tuple[str, ClaimSpec]], evidence: Sequence[Evidence]) -> list[Judgment]:
     """Judge every claim, with Holm's correction over all comparisons of the page.
 
     Args:
@@ -64,21 +64,21 @@ def judge_all(claims: Sequence[tuple[str, ClaimSpec]], evidence: Sequence[Eviden
         for entry, claim in claims
         for j in _judge(claim, [e for e in evidence if e.run.entry_point == entry])
     ]
-    compared = [judgement for judgement in judged if judgement.p is not None]
-    adjusted = holm([judgement.p for judgement in compared if judgement.p is not None])
-    for judgement, p in zip(compared, adjusted.tolist(), strict=True):
-        judgement.evidence += f"; p = {judgement.p:.3g}, {p:.3g} after Holm"
-        judgement.verdict = "supported" if p < LEVEL and judgement.is_right_way else "not supported"
+    compared = [judgment for judgment in judged if judgment.p is not None]
+    adjusted = holm([judgment.p for judgment in compared if judgment.p is not None])
+    for judgment, p in zip(compared, adjusted.tolist(), strict=True):
+        judgment.evidence += f"; p = {judgment.p:.3g}, {p:.3g} after Holm"
+        judgment.verdict = "supported" if p < LEVEL and judgment.is_right_way else "not supported"
     return judged
 
 
-def claims_table(judged: Sequence[Judgement]) -> Table:
-    """Lay out judgements."""
+def claims_table(judged: Sequence[Judgment]) -> Table:
+    """Lay out judgments."""
     head = ("claim", "for", "rests on", "evidence", "verdict")
     return Table(head, [(j.claim, j.of, j.rests_on, j.evidence, j.verdict) for j in judged])
 
 
-def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgement]:
+def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgment]:
     groups: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for one in evidence:
         if matches(one.facts, claim.where):
@@ -89,20 +89,20 @@ def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgement]:
         own = [one for one in found if not one.is_leaky]
         if claim.rests_on and cohort not in claim.rests_on:
             sentence = f"{len(found)} runs on {cohort}, which cannot answer"
-            judged.append(Judgement(claim.text, of, cohort, sentence, "not testable here"))
+            judged.append(Judgment(claim.text, of, cohort, sentence, "not testable here"))
         elif not own:
             sentence = f"{len(found)} runs, whose backbones may have seen the patients that are tested"
-            judged.append(Judgement(claim.text, of, cohort, sentence, "not testable here"))
+            judged.append(Judgment(claim.text, of, cohort, sentence, "not testable here"))
         else:
             than = [e for e in evidence if e.cohort == cohort and matches(e.facts, claim.than)]
             judged.append(_judge_group(claim, own, than, of, cohort))
-    return judged or [Judgement(claim.text, "", "-", "no finished run answers it", "not testable here")]
+    return judged or [Judgment(claim.text, "", "-", "no finished run answers it", "not testable here")]
 
 
 def _judge_group(
     claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], of: str, cohort: str
-) -> Judgement:
-    new = Judgement(claim.text, of, cohort, "", "not testable here")
+) -> Judgment:
+    new = Judgment(claim.text, of, cohort, "", "not testable here")
     match claim.kind:
         case "verdict":
             _by_verdict(claim, own, new)
@@ -115,7 +115,7 @@ def _judge_group(
     return new
 
 
-def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
+def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
     counts = Counter(one.facts["status"] for one in own)
     new.evidence = ", ".join(
         f"{count} {status or 'without verdict'}" for status, count in counts.most_common()
@@ -132,7 +132,7 @@ def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> No
 
 
 def _by_comparison(
-    claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], new: Judgement
+    claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], new: Judgment
 ) -> None:
     ours, theirs = _by_seed(own, claim.metric), _by_seed(than, claim.metric)
     if len(ours) < 2 or len(theirs) < 2:
@@ -144,7 +144,7 @@ def _by_comparison(
     new.p = 1.0 if np.isnan(p) else p
 
 
-def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
+def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
     known = [e.run.metrics for e in own if f"{claim.metric}_ci_low" in e.run.metrics]
     if not known:
         new.evidence = f"no run has {claim.metric} with its interval"
@@ -154,7 +154,7 @@ def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> N
     new.verdict = "supported" if np.mean(inside) >= _MOST else "not supported"
 
 
-def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgement) -> None:
+def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
     floors = [_floor(e.run.metrics, claim) for e in own]
     pairs = [
         (e.run.metrics, floor)

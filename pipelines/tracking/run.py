@@ -141,7 +141,7 @@ class Run:
         return sorted({point.step: point.value for point in points}.items())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log named numbers at a step (optimiser updates)."""
+        """Log named numbers at a step (optimizer updates)."""
         now = int(time.time() * 1000)
         entries = [[name, float(value), now, step] for name, value in metrics.items()]
         for start in range(0, len(entries), _METRICS_AT_ONCE):

@@ -92,7 +92,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's per-parameter state as named tensors, e.g. "12.exp_avg"."""
+    """Return the optimizer's per-parameter state as named tensors, e.g. "12.exp_avg"."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)

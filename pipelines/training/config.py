@@ -15,7 +15,7 @@ from transforms.views.config import ViewConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """A pretraining run; a step is an optimiser update, everywhere."""
+    """A pretraining run; a step is an optimizer update, everywhere."""
 
     cohort: str = "cohorts/phantom"
     seed: int = 0
@@ -23,11 +23,11 @@ class PretrainConfig:
     batch_size: int = 64
     """Slices of one forward pass over all processes: what KoLeo, NT-Xent and Sinkhorn see."""
     accumulation: int = 1
-    """Forward passes of one update; gradients and centres are averaged over them."""
+    """Forward passes of one update; gradients and centers are averaged over them."""
     holdout: Literal["half_a", "half_b"] | float = 0.2
     """Patients left out: a fraction by the hash of their id, or one half for cross-fitting."""
     slices: Literal["all", "inner"] = "all"
-    """`inner` leaves out slices whose neighbour is missing, at an edge or a gap: there a channel is a copy."""
+    """`inner` leaves out slices whose neighbor is missing, at an edge or a gap: there a channel is a copy."""
     max_patients: int = 0
     """Train on the first so many patients by the hash of their id; 0 takes all."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -68,7 +68,7 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
         if self.batch_size < 2 and (self.objective.koleo_weight or self.objective.kind == "simclr"):
             raise ValueError(
-                f"KoLeo and SimCLR need a neighbour: batch_size is {self.batch_size}, give 2 or more"
+                f"KoLeo and SimCLR need a neighbor: batch_size is {self.batch_size}, give 2 or more"
             )
         if self.views.size_px != self.backbone.image_px:
             raise ValueError(

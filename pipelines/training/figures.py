@@ -44,9 +44,9 @@ def view_sheet(
         axes[i, 0].imshow(batch.triplets_hu[i, 1, :height, :width].numpy(), cmap="gray", vmin=-1350, vmax=150)
         axes[i, 0].set_title("slice, -1350 .. 150 HU", fontsize=8)
         for view in range(2):
-            grey = (views.global_views[view, i].numpy() * std + mean).clip(0, 1)[1]
+            gray = (views.global_views[view, i].numpy() * std + mean).clip(0, 1)[1]
             low, high = views.window_hu[view, i].tolist()
-            axes[i, 1 + view].imshow(grey, cmap="gray", vmin=0, vmax=1)
+            axes[i, 1 + view].imshow(gray, cmap="gray", vmin=0, vmax=1)
             title = f"{views.mm_per_pixel[view, i]:.2f} mm/px, {low:.0f} .. {high:.0f} HU"
             axes[i, 1 + view].set_title(title, fontsize=8)
     for axis in axes.flat:
@@ -65,7 +65,7 @@ def curves(run: Run) -> Iterator[tuple[Figure, str]]:
         axis = figure.subplots()
         for key, points in drawn.items():
             axis.plot([step for step, _ in points], [value for _, value in points], label=key)
-        axis.set_xlabel("step (optimiser updates)")
+        axis.set_xlabel("step (optimizer updates)")
         axis.set_ylabel(_UNITS[name])
         axis.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)

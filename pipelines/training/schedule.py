@@ -1,4 +1,4 @@
-"""Every number that changes with time, as a pure function of the step (optimiser updates)."""
+"""Every number that changes with time, as a pure function of the step (optimizer updates)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW and its schedules; steps are optimiser updates."""
+    """AdamW and its schedules; steps are optimizer updates."""
 
     lr: float = 2e-4
     min_lr: float = 1e-6
@@ -98,7 +98,7 @@ def build_optimizer(modules: list[nn.Module], config: OptimConfig) -> torch.opti
 
 
 def set_groups(optimizer: torch.optim.Optimizer, now: Moment) -> None:
-    """Write the learning rate and weight decay of a step into the optimiser."""
+    """Write the learning rate and weight decay of a step into the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = now.lr
         if group["is_decayed"]:

@@ -18,7 +18,7 @@ from transforms.views.config import ViewConfig
 matplotlib.use("Agg")
 
 _HEADS_SHOWN = 6
-Grey = NDArray[np.float32]
+Gray = NDArray[np.float32]
 
 
 @torch.no_grad()
@@ -33,8 +33,8 @@ def token_figures(
 
     Args:
         backbone: Looked at as in evaluation; its mode is given back.
-        images: A few normalised views, (B, 3, S, S), on the backbone's device.
-        views: How they were normalised.
+        images: A few normalized views, (B, 3, S, S), on the backbone's device.
+        views: How they were normalized.
         class_tokens: Both views of many slices, (2, n, D); without any the map is left out.
         patient_ids: Patient of each of these slices, (n,).
 
@@ -47,27 +47,27 @@ def token_figures(
     attention = class_attention(backbone, images)
     backbone.train(was_training)
     mean, std = np.array(views.mean)[:, None, None], np.array(views.std)[:, None, None]
-    grey = (images.float().cpu().numpy() * std + mean).clip(0, 1)[:, 1].astype(np.float32)
+    gray = (images.float().cpu().numpy() * std + mean).clip(0, 1)[:, 1].astype(np.float32)
     if attention is not None:
-        yield "tokens/attention", attention_figure(grey, attention.float().cpu())
-    yield "tokens/pca", pca_figure(grey, patch_tokens)
-    yield "tokens/gram", gram_figure(grey, patch_tokens)
+        yield "tokens/attention", attention_figure(gray, attention.float().cpu())
+    yield "tokens/pca", pca_figure(gray, patch_tokens)
+    yield "tokens/gram", gram_figure(gray, patch_tokens)
     if class_tokens.size:
         yield "tokens/class_map", class_map_figure(class_tokens, patient_ids)
 
 
-def attention_figure(grey: Grey, attention: torch.Tensor) -> Figure:
+def attention_figure(gray: Gray, attention: torch.Tensor) -> Figure:
     """Show views beside the attention of their class token: mean over heads, then some heads; attention (B, h, N).
 
-    Each map has its own colours; its range is stated in multiples of looking everywhere alike, 1 / N.
+    Each map has its own colors; its range is stated in multiples of looking everywhere alike, 1 / N.
     """
     n_patches = attention.shape[-1]
     side = round(n_patches**0.5)
     maps = torch.cat([attention.mean(1, keepdim=True), attention[:, :_HEADS_SHOWN]], dim=1) * n_patches
     maps = maps.view(*maps.shape[:2], side, side)
     names = ["mean", *(f"head {head + 1}" for head in range(maps.shape[1] - 1))]
-    figure, axes = _grid(len(grey), 1 + len(names))
-    for row, view in enumerate(grey):
+    figure, axes = _grid(len(gray), 1 + len(names))
+    for row, view in enumerate(gray):
         axes[row, 0].imshow(view, cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_title(f"{float(attention[row].sum(-1).mean()):.0%} on patches", fontsize=7)
         for axis, name, one in zip(axes[row, 1:], names, maps[row], strict=True):
@@ -76,27 +76,27 @@ def attention_figure(grey: Grey, attention: torch.Tensor) -> Figure:
     return figure
 
 
-def pca_figure(grey: Grey, patch_tokens: torch.Tensor) -> Figure:
+def pca_figure(gray: Gray, patch_tokens: torch.Tensor) -> Figure:
     """Show views beside the first three components of all their patch tokens, (B, N, D), as red, green and blue."""
     side = round(patch_tokens.shape[1] ** 0.5)
     scores, shares = principal_components(patch_tokens.flatten(0, 1), 3)
     low, high = torch.quantile(scores, torch.tensor([0.01, 0.99]), dim=0)
     colors = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    colors = colors.view(len(grey), side, side, -1)
-    figure, axes = _grid(len(grey), 2)
-    for row, view in enumerate(grey):
+    colors = colors.view(len(gray), side, side, -1)
+    figure, axes = _grid(len(gray), 2)
+    for row, view in enumerate(gray):
         axes[row, 0].imshow(view, cmap="gray", vmin=0, vmax=1)
         axes[row, 1].imshow(colors[row].numpy())
     axes[0, 1].set_title("PCA, variance " + ", ".join(f"{share:.0%}" for share in shares), fontsize=7)
     return figure
 
 
-def gram_figure(grey: Grey, patch_tokens: torch.Tensor) -> Figure:
+def gram_figure(gray: Gray, patch_tokens: torch.Tensor) -> Figure:
     """Show views beside the cosine Gram matrix of their patch tokens, (B, N, D)."""
     unit = F.normalize(patch_tokens, dim=-1)
     gram = unit @ unit.transpose(1, 2)
-    figure, axes = _grid(len(grey), 2)
-    for row, view in enumerate(grey):
+    figure, axes = _grid(len(gray), 2)
+    for row, view in enumerate(gray):
         axes[row, 0].imshow(view, cmap="gray", vmin=0, vmax=1)
         drawn = axes[row, 1].imshow(gram[row].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
         axes[row, 1].set_title(f"cosine of patches, mean {float(gram[row].mean()):.2f}", fontsize=7)
@@ -107,7 +107,7 @@ def gram_figure(grey: Grey, patch_tokens: torch.Tensor) -> Figure:
 def class_map_figure(class_tokens: NDArray[np.float32], patient_ids: NDArray[np.str_]) -> Figure:
     """Show the class tokens of two views of each slice, (2, n, D), in their first two principal components.
 
-    One colour a patient; a line joins the two views of a slice, so short lines between distant points are what
+    One color a patient; a line joins the two views of a slice, so short lines between distant points are what
     retrieval asks for.
     """
     scores, shares = principal_components(torch.from_numpy(class_tokens).flatten(0, 1), 2)
@@ -132,7 +132,7 @@ def class_map_figure(class_tokens: NDArray[np.float32], patient_ids: NDArray[np.
 def principal_components(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, list[float]]:
     """Project rows (n, D), D >= count, on their first principal components.
 
-    The largest loading of each component is positive, so that colours stay the same from step to step.
+    The largest loading of each component is positive, so that colors stay the same from step to step.
 
     Returns:
         Scores (n, count), and the share of the variance of each component.

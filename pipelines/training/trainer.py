@@ -35,7 +35,7 @@ class NonFiniteLossError(ValueError):
 
 
 class Trainer:
-    """Student, teacher, objective and optimiser of one run, and the only code that moves them."""
+    """Student, teacher, objective and optimizer of one run, and the only code that moves them."""
 
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: Backbone) -> None:
         """Build everything around a backbone at step 0."""
@@ -65,7 +65,7 @@ class Trainer:
         self.clock = time.perf_counter()
 
     def update(self, batches: Iterator[DrawnBatch | Views]) -> None:
-        """Make one optimiser update from the next `accumulation` micro-batches."""
+        """Make one optimizer update from the next `accumulation` micro-batches."""
         now = moment(self.config.optim, self.step, self.config.steps)
         set_groups(self.optimizer, now)
         self.networks.train()
@@ -83,7 +83,7 @@ class Trainer:
                 means[name] = means.get(name, torch.zeros_like(mean)) + mean / self.config.accumulation
             self._note(terms, views)
 
-        # The student moves by gradient, the teacher and the centres after it.
+        # The student moves by gradient, the teacher and the centers after it.
         self._note_sums({"optim/grad_norm": self._settle_gradients()})
         self.optimizer.step()
         self.networks.update_teacher(now.ema_momentum)

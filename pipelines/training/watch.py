@@ -26,9 +26,9 @@ VERDICT_NUMBER: dict[Verdict, float] = {"too early": 0, "wall": 1, "collapsed": 
 ADVICE: dict[Verdict, str] = {
     "too early": "too few updates to judge",
     "learning": "the code of one view predicts that of the other beyond what their mean says",
-    "wall": "the teacher says the same near-uniform thing of every slice: give KoLeo the class token with centre"
+    "wall": "the teacher says the same near-uniform thing of every slice: give KoLeo the class token with center"
     " momentum 0.9, or head logits with 0.999 and more updates, or lower the teacher temperature",
-    "collapsed": "the teacher gives every slice the same few prototypes, so a low loss means nothing: with centre"
+    "collapsed": "the teacher gives every slice the same few prototypes, so a low loss means nothing: with center"
     " momentum 0.999 put KoLeo on head logits, else 0.9 with KoLeo on the class token, or lower the learning rate",
 }
 _BUCKETS = 8
@@ -49,7 +49,7 @@ class WatchConfig:
     wall_share: float = 0.5
     """Without gain: a mean code whose entropy is above this share of ln K is the wall, below it collapse."""
     patience_steps: int = 5000
-    """How long `stop_when: hopeless` bears wall or collapse. Centre momentum 0.999 with KoLeo on logits dips to
+    """How long `stop_when: hopeless` bears wall or collapse. Center momentum 0.999 with KoLeo on logits dips to
     collapse before it learns, so a patience below some 3000 updates would stop a run that is about to."""
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class _Bucket:
 
 
 class Watcher:
-    """Running sums over the last `window_samples` samples, without a device synchronisation until `report`."""
+    """Running sums over the last `window_samples` samples, without a device synchronization until `report`."""
 
     def __init__(self, config: WatchConfig, prototypes: int, student_temp: float) -> None:
         """Start with nothing seen."""

@@ -1,4 +1,4 @@
-"""One learned query that looks at all patch tokens: what a class token or a mean of patches would have to summarise."""
+"""One learned query that looks at all patch tokens: what a class token or a mean of patches would have to summarize."""
 
 from typing import Self
 
@@ -6,19 +6,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from probes.heads.fitting import FitSettings, Standardise, as_tensor, fit_network, predict
+from probes.heads.fitting import FitSettings, Standardize, as_tensor, fit_network, predict
 from probes.statistics.checks import Floats
 
 
 class AttentiveProbe:
-    """Standardised patch tokens, averaged with the attention of one learned query, then a linear classifier.
+    """Standardized patch tokens, averaged with the attention of one learned query, then a linear classifier.
 
     The query starts at zero, so training starts from the plain mean of the patches. Fitted attribute: `network_`.
 
     Args:
         dropout: Share of pooled features silenced in training.
         settings: Of the training; None: the defaults of `FitSettings`.
-        seed: Of initialisation, batches, dropout and the patients set aside.
+        seed: Of initialization, batches, dropout and the patients set aside.
         device: Where to train.
 
     Source: attentive probing, Bardes et al. 2024, arXiv:2404.08471, with one query and no value projection.
@@ -74,21 +74,21 @@ class AttentivePool(nn.Module):
     """Patch tokens (B, N, D) to logits (B,) by one learned query."""
 
     def __init__(self, tokens: Tensor, dropout: float) -> None:
-        """Standardise by the training tokens (B, N, D)."""
+        """Standardize by the training tokens (B, N, D)."""
         super().__init__()
         n_features = tokens.shape[-1]
-        self.standardise = Standardise(tokens)
+        self.standardize = Standardize(tokens)
         self.query = nn.Parameter(torch.zeros(n_features))
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(n_features, 1)
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Softmax of query . token / sqrt(D), (B, N)."""
-        return torch.softmax(self.standardise(tokens) @ self.query / tokens.shape[-1] ** 0.5, dim=1)
+        return torch.softmax(self.standardize(tokens) @ self.query / tokens.shape[-1] ** 0.5, dim=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) in, logits (B,) out."""
-        pooled = torch.einsum("bn,bnd->bd", self.attention(tokens), self.standardise(tokens))
+        pooled = torch.einsum("bn,bnd->bd", self.attention(tokens), self.standardize(tokens))
         logits: Tensor = self.classify(self.dropout(pooled))
         return logits.squeeze(-1)
 

@@ -1,4 +1,4 @@
-"""Training of small networks on labelled nodules: balanced classes, early stopping on patients that are set aside."""
+"""Training of small networks on labeled nodules: balanced classes, early stopping on patients that are set aside."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitSettings:
-    """How a network is trained; `steps` are optimiser updates."""
+    """How a network is trained; `steps` are optimizer updates."""
 
     lr: float = 1e-3
     weight_decay: float = 0.05
@@ -50,8 +50,8 @@ def fit_network(
         inputs: Tensors whose first axis is the N samples; batches reach the device as float32 (bool stays bool).
         labels: 0 or 1, (N,).
         patient_ids: Patient of each sample, (N,).
-        settings: Of the optimiser.
-        seed: Of initialisation, batches, dropout and augmentation.
+        settings: Of the optimizer.
+        seed: Of initialization, batches, dropout and augmentation.
         device: Where to train.
         augment: Applied to each training batch on the device.
 
@@ -107,7 +107,7 @@ def _train(
         network.train()
         for batch in torch.split(rows[torch.randperm(len(rows), generator=order)], settings.batch_size):
             if len(batch) == 1 and len(rows) > 1:
-                continue  # batch normalisation has nothing to normalise one sample by
+                continue  # batch normalization has nothing to normalize one sample by
             moved = _to_device(inputs, batch, device)
             moved = moved if augment is None else augment(moved, noise)
             optimizer.zero_grad(set_to_none=True)
@@ -143,7 +143,7 @@ def predict(
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Features (..., D) less their mean, over their standard deviation; a constant feature becomes zero."""
 
     def __init__(self, features: Tensor) -> None:

@@ -12,7 +12,7 @@ from probes.splits import Fold, patient_folds
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
-_UNPENALISED = 1e-3  # a ridge that no data notice, so that a column which separates the classes stays finite
+_UNPENALIZED = 1e-3  # a ridge that no data notice, so that a column which separates the classes stays finite
 
 
 class Samples(Protocol):
@@ -34,7 +34,7 @@ class Probe(Protocol[S_contra]):
     """A classifier whose `decision_function` is evidence: log odds as if both classes were equally common."""
 
     def fit(self, features: S_contra, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
-        """Learn from labelled samples; patients group the inner folds."""
+        """Learn from labeled samples; patients group the inner folds."""
         ...
 
     def decision_function(self, features: S_contra) -> Floats:
@@ -43,27 +43,27 @@ class Probe(Protocol[S_contra]):
 
 
 class LinearProbe:
-    """Standardised logistic regression with an L2 penalty.
+    """Standardized logistic regression with an L2 penalty.
 
-    Fitted attributes: `coef_` (D,) and `intercept_` on standardised features, `mean_` and `scale_` (D,), `c_` (the C in
+    Fitted attributes: `coef_` (D,) and `intercept_` on standardized features, `mean_` and `scale_` (D,), `c_` (the C in
     use), `inner_log_loss_` (one mean per C of the grid), `prior_` (share of positives in the training data).
 
     Args:
         c: Inverse penalty of scikit-learn's scale (C on the summed loss). Several: the one with the lowest log loss in
             inner patient-grouped folds is used.
         inner_folds: Folds of that choice; as many as the rarer class has patients, if that is fewer.
-        n_unpenalised: The last columns of the features that carry no penalty, such as the log diameter beside the
+        n_unpenalized: The last columns of the features that carry no penalty, such as the log diameter beside the
             features of a backbone: a strong penalty then leaves diameter alone, untouched.
         seed: Of the inner folds.
     """
 
     def __init__(
-        self, c: float | Sequence[float] = C_GRID, inner_folds: int = 5, n_unpenalised: int = 0, seed: int = 0
+        self, c: float | Sequence[float] = C_GRID, inner_folds: int = 5, n_unpenalized: int = 0, seed: int = 0
     ) -> None:
         """Hold the settings; nothing is learned here."""
         self.c = c
         self.inner_folds = inner_folds
-        self.n_unpenalised = n_unpenalised
+        self.n_unpenalized = n_unpenalized
         self.seed = seed
 
     def fit(self, features: npt.ArrayLike, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
@@ -82,8 +82,8 @@ class LinearProbe:
         grid = [float(self.c)] if isinstance(self.c, (int, float)) else sorted(self.c)
         if not grid or grid[0] <= 0:
             raise ValueError(f"C must be above 0, got {grid}")
-        if not 0 <= self.n_unpenalised <= x.shape[1]:
-            raise ValueError(f"{self.n_unpenalised} unpenalised columns of {x.shape[1]} features cannot be")
+        if not 0 <= self.n_unpenalized <= x.shape[1]:
+            raise ValueError(f"{self.n_unpenalized} unpenalized columns of {x.shape[1]} features cannot be")
         best = 0
         if len(grid) > 1:
             self.inner_log_loss_ = self._inner_log_loss(x, truth, np.asarray(patient_ids), grid)
@@ -134,15 +134,15 @@ class LinearProbe:
 
     def _path(self, x: Floats, truth: Ints, grid: list[float], tolerance: float = 1e-8) -> Floats:
         """Coefficients and intercept for each C, ascending, each fit started from the last: (len(grid), D + 1)."""
-        penalised = x.shape[1] - self.n_unpenalised
-        basis = row_space(x[:, :penalised]) if penalised > len(x) else None
-        used = x if basis is None else np.hstack([x[:, :penalised] @ basis, x[:, penalised:]])
+        penalized = x.shape[1] - self.n_unpenalized
+        basis = row_space(x[:, :penalized]) if penalized > len(x) else None
+        used = x if basis is None else np.hstack([x[:, :penalized] @ basis, x[:, penalized:]])
         # From the prior, features that know nothing are already at the minimum: their evidence is exactly 0, and no
         # rounding ranks one fold above another.
         weights, path = np.append(np.zeros(used.shape[1]), logit(truth.mean())), []
         for c in grid:
             penalty = np.full(used.shape[1], 1 / c)
-            penalty[used.shape[1] - self.n_unpenalised :] = _UNPENALISED
+            penalty[used.shape[1] - self.n_unpenalized :] = _UNPENALIZED
             weights = fit_logistic(used, truth.astype(np.float64), penalty, weights, tolerance)
             rotated = 0 if basis is None else basis.shape[1]
             path.append(weights if basis is None else np.append(basis @ weights[:rotated], weights[rotated:]))

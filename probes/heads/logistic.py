@@ -1,4 +1,4 @@
-"""L2-penalised logistic regression by Newton's method: the solver that the linear probe runs thousands of times."""
+"""L2-penalized logistic regression by Newton's method: the solver that the linear probe runs thousands of times."""
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -12,7 +12,7 @@ _MAX_STEPS = 100
 def fit_logistic(
     features: Floats, labels: Floats, penalty: Floats, start: Floats, tolerance: float = 1e-8
 ) -> Floats:
-    """Minimise the summed log loss plus half the penalised squares of the coefficients.
+    """Minimize the summed log loss plus half the penalized squares of the coefficients.
 
     With penalty 1/C this is scikit-learn's `LogisticRegression(C=C)`. The Hessian is summed in float32, which halves
     its cost and only bends the direction of a step; gradients and line search are float64, so the minimum is exact.

@@ -6,12 +6,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from probes.heads.fitting import FitSettings, Standardise, as_tensor, fit_network, predict
+from probes.heads.fitting import FitSettings, Standardize, as_tensor, fit_network, predict
 from probes.statistics.checks import Floats, finite_features
 
 
 class MlpProbe:
-    """Standardised features, one hidden layer with GELU and dropout, balanced classes, early stopping.
+    """Standardized features, one hidden layer with GELU and dropout, balanced classes, early stopping.
 
     Fitted attribute: `network_`.
 
@@ -19,7 +19,7 @@ class MlpProbe:
         n_hidden: Width of the hidden layer.
         dropout: Share of hidden units silenced in training.
         settings: Of the training; None: the defaults of `FitSettings`.
-        seed: Of initialisation, batches, dropout and the patients set aside.
+        seed: Of initialization, batches, dropout and the patients set aside.
         device: Where to train.
     """
 
@@ -65,7 +65,7 @@ class _Mlp(nn.Module):
     def __init__(self, features: Tensor, n_hidden: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            Standardise(features),
+            Standardize(features),
             nn.Linear(features.shape[1], n_hidden),
             nn.GELU(),
             nn.Dropout(dropout),

@@ -3,7 +3,7 @@ import torch
 
 from models.aggregators import build_aggregator
 
-NAMES = ["centre", "mean", "centre3_mean", "centre3_max", "attention_z", "planes"]
+NAMES = ["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -26,16 +26,16 @@ def test_values_known_on_paper():
     tokens = torch.tensor([[[1.0, 0.0], [2.0, 9.0], [4.0, 3.0], [8.0, 1.0], [16.0, 0.0]]])
     position = torch.tensor([[-5.0, -2.5, 0.5, 3.0, 5.5]])
     mask = torch.tensor([[True, True, True, True, True]])
-    assert make("centre", 2)(tokens, position, mask).tolist() == [[4.0, 3.0]]
+    assert make("center", 2)(tokens, position, mask).tolist() == [[4.0, 3.0]]
     assert make("mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([31 / 5, 13 / 5])
-    assert make("centre3_mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([14 / 3, 13 / 3])
-    assert make("centre3_max", 2)(tokens, position, mask).tolist() == [[8.0, 9.0]]
+    assert make("center3_mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([14 / 3, 13 / 3])
+    assert make("center3_max", 2)(tokens, position, mask).tolist() == [[8.0, 9.0]]
     # Without the slice at 0.5 mm the nearest are those at -2.5, 3 and -5 mm.
     mask[0, 2] = False
-    assert make("centre", 2)(tokens, position, mask).tolist() == [[2.0, 9.0]]
-    assert make("centre3_mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([11 / 3, 10 / 3])
+    assert make("center", 2)(tokens, position, mask).tolist() == [[2.0, 9.0]]
+    assert make("center3_mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([11 / 3, 10 / 3])
     mask[0, 1:4] = False
-    assert make("centre3_max", 2)(tokens, position, mask).tolist() == [[16.0, 0.0]]
+    assert make("center3_max", 2)(tokens, position, mask).tolist() == [[16.0, 0.0]]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -69,7 +69,7 @@ def test_attention_tells_a_sign_above_from_the_same_sign_below():
     )
 
 
-def test_attention_measures_millimetres_not_indices():
+def test_attention_measures_millimeters_not_indices():
     aggregator = make("attention_z")
     tokens, position, mask = nodules(n_slices=5)
     assert not torch.allclose(
@@ -97,7 +97,7 @@ def test_every_aggregator_passes_gradients_to_its_tokens(name):
     assert tokens.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["centre", "mean", "centre3_mean", "centre3_max"])
+@pytest.mark.parametrize("name", ["center", "mean", "center3_mean", "center3_max"])
 def test_a_nodule_without_slices_is_refused(name):
     tokens, position, mask = nodules()
     mask[2] = False

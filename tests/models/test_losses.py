@@ -67,7 +67,7 @@ def test_sinkhorn_shares_prototypes_evenly(rng: torch.Generator) -> None:
     assert torch.allclose(probs.sum(0), torch.full((16,), 4.0), atol=1e-2)
 
 
-def test_sinkhorn_equals_the_plain_normalisations_and_loses_no_row(rng: torch.Generator) -> None:
+def test_sinkhorn_equals_the_plain_normalizations_and_loses_no_row(rng: torch.Generator) -> None:
     logits = torch.randn(8, 16, generator=rng)
     logits[3] -= 20  # exp(-20 / 0.04) is no float32
     plan = torch.exp(logits.double() / 0.04)
@@ -103,7 +103,7 @@ def test_koleo_of_opposite_points_is_minus_log_two() -> None:
     assert koleo_loss(torch.tensor([[3.0, 0.0], [-5.0, 0.0]])).item() == pytest.approx(-math.log(2), abs=1e-6)
 
 
-def test_koleo_equals_a_loop_over_neighbours(rng: torch.Generator) -> None:
+def test_koleo_equals_a_loop_over_neighbors(rng: torch.Generator) -> None:
     points = torch.randn(9, 5, generator=rng, dtype=torch.float64)
     unit = [p / p.norm() for p in points]
     nearest = [min((a - b).norm().item() for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]

@@ -143,7 +143,7 @@ def test_koleo_sees_the_tensor_that_the_recipe_names() -> None:
         assert objective(networks, inputs).named["koleo"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_centre_follows_the_mean_logits_and_forward_leaves_it_alone() -> None:
+def test_the_center_follows_the_mean_logits_and_forward_leaves_it_alone() -> None:
     networks, objective = build(ObjectiveConfig(center_momentum=0.9))
     terms = objective(networks, batch())
     assert objective.center.abs().sum() == 0

@@ -101,7 +101,7 @@ def test_what_cannot_be_selected_is_refused(collection: str, patients: str, sent
         select_ct_series(INDEX, collection, patients)
 
 
-def test_size_licence_and_what_is_left_are_said(tmp_path: Path) -> None:
+def test_size_license_and_what_is_left_are_said(tmp_path: Path) -> None:
     selection = select_ct_series(INDEX, "lidc_idri")
     series_folder(tmp_path, selection.iloc[0]).mkdir(parents=True)
     text = describe(selection, missing_series(selection, tmp_path))

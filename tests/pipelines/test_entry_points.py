@@ -177,7 +177,7 @@ def test_a_copy_without_recipes_says_that_a_checkout_is_needed(tmp_path: Path) -
     }
 
 
-def test_a_tracking_store_is_honoured(own_store: Path) -> None:
+def test_a_tracking_store_is_honored(own_store: Path) -> None:
     assert os.environ["MLFLOW_TRACKING_URI"].endswith(f"{own_store}/mlflow.db")
     assert pretrain(own_store, "--stpes", "1") == 2
     assert (own_store / "mlflow.db").is_file()

@@ -91,7 +91,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
         assert words in card
     assert "loss/total" not in card
     assert "model.onnx" not in card
-    for heading in ("Training data", "Results", "Limits", "What it must not be used for", "Licence"):
+    for heading in ("Training data", "Results", "Limits", "What it must not be used for", "License"):
         assert f"\n## {heading}\n" in card
 
 

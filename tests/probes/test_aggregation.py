@@ -11,10 +11,10 @@ QUICK = FitSettings(lr=3e-3, max_epochs=60, patience=12, batch_size=32)
 
 
 def two_signs_in_order(n=200, n_slices=9, n_features=12, seed=0):
-    """Sign A 10 mm above the centre and sign B 10 mm below, or the other way round: the class is their order.
+    """Sign A 10 mm above the center and sign B 10 mm below, or the other way round: the class is their order.
 
     Slices are 2.5 mm apart. A nodule of class 1 is the mirror along z of one of class 0: the same slices in another
-    order, with the same slice in the centre.
+    order, with the same slice in the center.
     """
     rng = np.random.default_rng(seed)
     tokens = np.repeat(rng.normal(0, 1.0, (n, 1, n_features)), n_slices, axis=1)
@@ -30,7 +30,7 @@ def two_signs_in_order(n=200, n_slices=9, n_features=12, seed=0):
 
 
 def extent_along_z(n=200, n_slices=9, seed=0):
-    """The class is how many slices carry the sign; the centre always does."""
+    """The class is how many slices carry the sign; the center always does."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     distance = np.abs(np.arange(n_slices) - n_slices // 2)
@@ -48,21 +48,21 @@ def test_only_an_aggregator_that_knows_places_tells_the_order_of_two_signs(devic
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
     table = compare_aggregators(slices, labels, patients, folds, settings=QUICK, device=device)
     table = table.set_index("aggregator")
-    for blind in ("centre", "mean", "centre3_mean", "centre3_max"):
+    for blind in ("center", "mean", "center3_mean", "center3_max"):
         assert table.loc[blind, "auroc"] < 0.6
     assert table.loc["attention_z", "auroc"] > 0.85
     assert table.loc["attention_z", "p_holm"] < 0.05
-    assert table.loc["attention_z", "minus_centre_ci_low"] > 0
-    assert np.isnan(table.loc["centre", "p"])
+    assert table.loc["attention_z", "minus_center_ci_low"] > 0
+    assert np.isnan(table.loc["center", "p"])
 
 
-def test_the_extent_along_z_is_seen_by_the_mean_and_not_by_the_centre():
+def test_the_extent_along_z_is_seen_by_the_mean_and_not_by_the_center():
     slices, labels, patients = extent_along_z()
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
     table = compare_aggregators(slices, labels, patients, folds, names=["mean"]).set_index("aggregator")
     assert table.loc["mean", "auroc"] > 0.9
-    assert table.loc["centre", "auroc"] < 0.62
-    assert list(table.index) == ["centre", "mean"]
+    assert table.loc["center", "auroc"] < 0.62
+    assert list(table.index) == ["center", "mean"]
 
 
 def test_three_planes_join_the_same_table():
@@ -75,7 +75,7 @@ def test_three_planes_join_the_same_table():
     )
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
     table = compare_aggregators(
-        slices, labels, patients, folds, names=["centre"], planes=triplets, settings=QUICK
+        slices, labels, patients, folds, names=["center"], planes=triplets, settings=QUICK
     )
     assert table.set_index("aggregator").loc["planes", "auroc"] > 0.8
 

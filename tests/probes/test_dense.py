@@ -69,7 +69,7 @@ def test_the_probe_sees_patches_in_their_order():
 
 
 def test_evidence_equals_logistic_regression_on_patches_of_known_share():
-    """With all patches in use, the coefficients solve the penalised problem: its gradient is zero."""
+    """With all patches in use, the coefficients solve the penalized problem: its gradient is zero."""
     tokens, masks, _ = discs(20)
     probe = DenseProbe(c=0.01).fit(tokens, masks)
     standard = (tokens.reshape(-1, 6).astype(float) - probe.mean_) / probe.scale_

@@ -78,7 +78,7 @@ def test_planted_margin_is_found_beyond_diameter_and_shuffled_labels_are_not(tab
     assert lines.loc["pixels", "auroc"] < lines.loc["features", "auroc"]
     assert 0.4 < lines.loc["shuffled_labels", "auroc"] < 0.6
     assert np.isnan(lines.loc["shuffled_labels", "minus_diameter"])  # other labels: nothing to pair
-    assert np.isnan(lines.loc["diameter", "brier"])  # millimetres are no probability
+    assert np.isnan(lines.loc["diameter", "brier"])  # millimeters are no probability
     assert 0.5 < lines.loc["features", "calibration_slope"] < 1.5
 
 

@@ -60,10 +60,10 @@ BY_HAND: dict[LabelRule, list[bool | None]] = {
 
 @pytest.mark.parametrize("rule", BY_HAND)
 def test_a_rule_labels_as_by_hand(rule: LabelRule) -> None:
-    labelled = label_nodules(rule, NO_MARKS, nodules_rated(*RATINGS))
-    found = dict(zip(labelled.nodules["nodule_id"], labelled.nodules["is_malignant"], strict=True))
+    labeled = label_nodules(rule, NO_MARKS, nodules_rated(*RATINGS))
+    found = dict(zip(labeled.nodules["nodule_id"], labeled.nodules["is_malignant"], strict=True))
     assert [found.get(f"nodule-{i}") for i in range(len(RATINGS))] == BY_HAND[rule]
-    assert len(labelled.nodules) + len(labelled.dropped) == len(RATINGS) == labelled.counts.n_given
+    assert len(labeled.nodules) + len(labeled.dropped) == len(RATINGS) == labeled.counts.n_given
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_the_counts_say_what_becomes_of_3(rule: LabelRule, n_three: int, fate: s
     counts = label_nodules(rule, NO_MARKS, nodules_rated(*RATINGS)).counts
     assert (counts.n_three, counts.fate_of_three) == (n_three, fate)
     assert f"{n_three} rated exactly 3, {fate}" in str(counts)
-    assert str(counts).startswith(f"{rule}: {counts.n_labelled} nodules = {counts.n_malignant} malignant + ")
+    assert str(counts).startswith(f"{rule}: {counts.n_labeled} nodules = {counts.n_malignant} malignant + ")
 
 
 def test_a_nodule_without_any_rating_is_dropped_with_its_reason() -> None:
-    labelled = label_nodules("any_reader", NO_MARKS, nodules_rated([], [4]))
-    assert labelled.dropped.to_dict("records") == [{"nodule_id": "nodule-0", "reason": "fewer than 1 reader"}]
+    labeled = label_nodules("any_reader", NO_MARKS, nodules_rated([], [4]))
+    assert labeled.dropped.to_dict("records") == [{"nodule_id": "nodule-0", "reason": "fewer than 1 reader"}]
 
 
 def test_the_article_groups_by_height_alone() -> None:
@@ -92,8 +92,8 @@ def test_the_article_groups_by_height_alone() -> None:
         250.0,
         150.0,
     ]  # x plays no part: 50 mm apart, one group
-    labelled = label_nodules("article", rows, nodules_rated([3]))
-    assert labelled.nodules["is_malignant"].tolist() == [False, True, False, False]
+    labeled = label_nodules("article", rows, nodules_rated([3]))
+    assert labeled.nodules["is_malignant"].tolist() == [False, True, False, False]
 
 
 def test_heights_that_rounding_puts_just_beyond_10_mm_still_belong() -> None:
@@ -107,10 +107,10 @@ def test_luna_drops_small_marks_before_it_counts_readers() -> None:
     rows = rows.assign(
         cluster_id=[0, 0, 0, 1, 1, 1, 1], series_uid="1.2", diameter_mm=[9, 9, 2.9, 9, 9, 9, 2.9]
     )
-    labelled = label_nodules("luna_fmcib", rows, nodules)
-    assert labelled.nodules["nodule_id"].tolist() == ["nodule-1"]
-    assert labelled.nodules["malignancy_rating"].tolist() == [4.0]
-    assert labelled.dropped["reason"].tolist() == ["fewer than 3 readers"]
+    labeled = label_nodules("luna_fmcib", rows, nodules)
+    assert labeled.nodules["nodule_id"].tolist() == ["nodule-1"]
+    assert labeled.nodules["malignancy_rating"].tolist() == [4.0]
+    assert labeled.dropped["reason"].tolist() == ["fewer than 3 readers"]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_luna_drops_small_marks_before_it_counts_readers() -> None:
 )
 def test_luna_rounds_half_to_even(ratings: list[int], label: bool | None) -> None:
     rows = marks(*[("patient-0", 0.0, r) for r in ratings]).assign(cluster_id=0, series_uid="1.2")
-    labelled = label_nodules("luna_fmcib", rows, nodules_rated(ratings))
-    assert labelled.nodules["is_malignant"].tolist() == ([] if label is None else [label])
+    labeled = label_nodules("luna_fmcib", rows, nodules_rated(ratings))
+    assert labeled.nodules["is_malignant"].tolist() == ([] if label is None else [label])
 
 
 def test_a_diagnosis_is_borne_by_the_patients_largest_nodule() -> None:
@@ -127,10 +127,10 @@ def test_a_diagnosis_is_borne_by_the_patients_largest_nodule() -> None:
         [1], [5], [2], [3], [3], patients=["a", "a", "b", "c", "d"], diameters=[5, 9, 7, 7, 7]
     )
     diagnosis = pd.DataFrame({"patient_id": ["a", "b", "c", "e"], "diagnosis": [3, 1, 0, 2]})
-    labelled = label_nodules("tcia_diagnosis", NO_MARKS, nodules, diagnosis)
-    assert labelled.nodules["nodule_id"].tolist() == ["nodule-1", "nodule-2"]
-    assert labelled.nodules["is_malignant"].tolist() == [True, False]
-    assert labelled.counts.dropped == {
+    labeled = label_nodules("tcia_diagnosis", NO_MARKS, nodules, diagnosis)
+    assert labeled.nodules["nodule_id"].tolist() == ["nodule-1", "nodule-2"]
+    assert labeled.nodules["is_malignant"].tolist() == [True, False]
+    assert labeled.counts.dropped == {
         "patient without a diagnosis": 2,
         "not the patient's largest nodule": 1,
     }
@@ -155,20 +155,20 @@ def test_among_nodules_without_a_diameter_none_is_known_to_be_the_largest() -> N
         [1], [5], [2], patients=["a", "a", "b"], diameters=[5.0, float("nan"), float("nan")]
     )
     diagnosis = pd.DataFrame({"patient_id": ["a", "b"], "diagnosis": [3, 2]})
-    labelled = label_nodules("tcia_diagnosis", NO_MARKS, nodules, diagnosis)
-    assert labelled.nodules["nodule_id"].tolist() == ["nodule-2"]  # the only one of its patient
-    assert labelled.dropped["reason"].str.contains("has no diameter").tolist() == [True, True]
+    labeled = label_nodules("tcia_diagnosis", NO_MARKS, nodules, diagnosis)
+    assert labeled.nodules["nodule_id"].tolist() == ["nodule-2"]  # the only one of its patient
+    assert labeled.dropped["reason"].str.contains("has no diameter").tolist() == [True, True]
 
 
 def test_a_given_label_is_taken_as_it_stands_whatever_the_ratings_say() -> None:
     nodules = nodules_rated([5, 5, 5], [], [], [1], patients=["a", "b", "c", "c"]).assign(
         label=[0.0, 1.0, np.nan, 1.0]
     )
-    labelled = label_nodules("given", NO_MARKS, nodules)
-    assert labelled.nodules["nodule_id"].tolist() == ["nodule-0", "nodule-1", "nodule-3"]
-    assert labelled.nodules["is_malignant"].tolist() == [False, True, True]
-    assert labelled.dropped["nodule_id"].tolist() == ["nodule-2"]
-    assert str(labelled.counts) == (
+    labeled = label_nodules("given", NO_MARKS, nodules)
+    assert labeled.nodules["nodule_id"].tolist() == ["nodule-0", "nodule-1", "nodule-3"]
+    assert labeled.nodules["is_malignant"].tolist() == [False, True, True]
+    assert labeled.dropped["nodule_id"].tolist() == ["nodule-2"]
+    assert str(labeled.counts) == (
         "given: 3 nodules = 2 malignant + 1 benign from 3 patients; ratings are not read"
         "; dropped 1: the table of nodules states no label"
     )

@@ -44,7 +44,7 @@ def test_constant_images_score_exactly_one_half(value_hu: float) -> None:
     assert auroc_of(scores, labels, splits) == 0.5
 
 
-def test_features_are_grey_values_of_the_lung_window() -> None:
+def test_features_are_gray_values_of_the_lung_window() -> None:
     crops = np.array([-1350.0, -600.0, 150.0, 3000.0], dtype=np.float32).reshape(1, 1, 2, 2)
     assert pixel_features(crops).tolist() == [[0.0, 0.5, 1.0, 1.0]]
 

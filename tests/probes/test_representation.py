@@ -28,12 +28,14 @@ def some(n=30, n_features=5, seed=0, mean=1.0):
 def test_pairwise_numbers_equal_loops_over_all_pairs():
     features, labels = some(), np.arange(30) % 3 == 0
     labels = labels.astype(int)
-    centred = features - features.mean(axis=0)
+    centered = features - features.mean(axis=0)
     pairs = list(itertools.combinations(range(30), 2))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     found = geometry(features)
     assert found.cosine == pytest.approx(np.mean([cosine(features[i], features[j]) for i, j in pairs]))
-    assert found.centred_cosine == pytest.approx(np.mean([cosine(centred[i], centred[j]) for i, j in pairs]))
+    assert found.centered_cosine == pytest.approx(
+        np.mean([cosine(centered[i], centered[j]) for i, j in pairs])
+    )
     assert found.uniformity == pytest.approx(
         np.log(np.mean([np.exp(-2 * ((unit[i] - unit[j]) ** 2).sum()) for i, j in pairs]))
     )
@@ -55,9 +57,9 @@ def test_effective_rank_is_known_for_known_spectra():
 def test_a_large_common_mean_hides_the_rank_until_it_is_taken_away():
     found = geometry(some(500, 16, mean=50.0))
     assert found.effective_rank < 3
-    assert found.centred_effective_rank > 15
+    assert found.centered_effective_rank > 15
     assert found.cosine > 0.99
-    assert abs(found.centred_cosine) < 0.02
+    assert abs(found.centered_cosine) < 0.02
 
 
 def test_active_dimensions_are_those_that_vary_by_more_than_a_hundredth():
@@ -92,7 +94,7 @@ def test_alignment_and_stability_have_their_known_ends():
     assert stability(features, shifted, patients).value == pytest.approx(1 / 24, rel=0.1)
 
 
-def test_neighbours_of_the_same_patient_do_not_count():
+def test_neighbors_of_the_same_patient_do_not_count():
     """Nodules of one patient are copies with one label; the patients know nothing of one another."""
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(80), 4)

@@ -1,4 +1,4 @@
-"""Voxel index, LPS and RAS millimetres."""
+"""Voxel index, LPS and RAS millimeters."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_lps_and_ras_differ_in_the_first_two_signs() -> None:
 
 
 @given(st.tuples(coordinate, coordinate, coordinate))
-def test_millimetres_to_index_and_back_returns(point: tuple[float, float, float]) -> None:
+def test_millimeters_to_index_and_back_returns(point: tuple[float, float, float]) -> None:
     np.testing.assert_allclose(index_to_lps(AFFINE, lps_to_index(AFFINE, point)), point, atol=1e-9)
     np.testing.assert_allclose(lps_to_index(AFFINE.ravel(), index_to_lps(AFFINE, point)), point, atol=1e-9)
 

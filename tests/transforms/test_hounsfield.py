@@ -24,15 +24,15 @@ def drawn(policy, hu_scale=1.0):
     return windows_from_uniforms(WindowConfig(policy=policy, hu_scale=hu_scale), uniforms)
 
 
-def grey(hu, windows):
+def gray(hu, windows):
     return np.clip((hu - windows[:, 0]) / (windows[:, 1] - windows[:, 0]), 0, 1)
 
 
 def statistics(policy, hu_scale=1.0, nodule_hu=NODULE_HU):
-    """Mean nodule-lung gap in grey, mean change of lung between two views, share of views that clip lung."""
+    """Mean nodule-lung gap in gray, mean change of lung between two views, share of views that clip lung."""
     windows = drawn(policy, hu_scale)
-    lung = grey(LUNG_HU, windows)
-    gap = (grey(nodule_hu, windows) - lung).mean()
+    lung = gray(LUNG_HU, windows)
+    gap = (gray(nodule_hu, windows) - lung).mean()
     jitter = np.abs(lung[: N_DRAWS // 2] - lung[N_DRAWS // 2 :]).mean()
     return gap, jitter, (windows[:, 0] >= LUNG_HU).mean()
 
@@ -48,7 +48,7 @@ def test_window_edges_and_middle_have_the_values_on_paper():
     ids=["array", "tensor", "meta"],
 )
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
-def test_arrays_and_tensors_get_the_same_grey(make, dtype):
+def test_arrays_and_tensors_get_the_same_gray(make, dtype):
     hu = np.linspace(-1500, 1500, 11).astype(dtype)
     windowed = window_hu(make(hu), -1000.0, 400.0)
     assert type(windowed) is type(make(hu))

@@ -71,9 +71,9 @@ def test_slope_and_intercept_are_applied_and_rounding_is_noted(tmp_path: Path) -
         (HU * 100.0, {}, "do not fit 16 bits"),
         (np.stack([HU, HU], axis=-1), {}, "three-dimensional"),
         (HU[0], {}, "three-dimensional"),
-        (HU, {"xyzt_units": 1}, "not in millimetres"),
+        (HU, {"xyzt_units": 1}, "not in millimeters"),
         (HU, {"qform_code": 1, "qoffset_x": 99.0}, "sform and qform disagree"),
-        (HU + 1j, {}, "colour or complex"),
+        (HU + 1j, {}, "color or complex"),
     ],
 )
 def test_is_refused_with_its_reason(

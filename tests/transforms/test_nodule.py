@@ -24,7 +24,7 @@ def affine_of(
 
 
 def sphere(spacing_z_mm: float, diameter_mm: float = 10.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A sphere of soft tissue in lung, 60 mm high; the volume, its affine, and the centre in LPS mm."""
+    """A sphere of soft tissue in lung, 60 mm high; the volume, its affine, and the center in LPS mm."""
     spacing = (spacing_z_mm, 0.7, 0.7)
     n_slices = round(60 / spacing_z_mm)
     index = np.array([n_slices / 2 + 0.3, 44.2, 51.7])
@@ -152,9 +152,9 @@ def test_a_crop_hangs_the_same_way_however_the_volume_is_stored() -> None:
 
 def test_upright_planes_have_the_head_up_and_the_patients_left_on_the_right() -> None:
     volume = np.zeros((30, 30, 30), dtype=np.int16)
-    volume[20:, :, :] += 100  # towards the head
-    volume[:, 20:, :] += 10  # towards the back
-    volume[:, :, 20:] += 1  # towards the patient's left
+    volume[20:, :, :] += 100  # toward the head
+    volume[:, 20:, :] += 10  # toward the back
+    volume[:, :, 20:] += 1  # toward the patient's left
     affine = affine_of((1.0, 1.0, 1.0))
     axial, coronal, sagittal = crop_nodule(
         volume,
@@ -224,13 +224,13 @@ def test_no_form_reaches_across_a_gap() -> None:
         ((5, 8, np.nan), "three finite numbers"),
     ],
 )
-def test_a_centre_outside_the_volume_is_refused_never_shifted(index: tuple[float, ...], message: str) -> None:
+def test_a_center_outside_the_volume_is_refused_never_shifted(index: tuple[float, ...], message: str) -> None:
     volume, affine = numbered(20)
     with pytest.raises(ValueError, match=message):
         crop_triplet_hu(volume, affine, index_to_lps(affine, index), 8.0, 8)
 
 
-def test_a_centre_where_slices_are_missing_is_refused_and_one_beside_them_is_not() -> None:
+def test_a_center_where_slices_are_missing_is_refused_and_one_beside_them_is_not() -> None:
     volume, affine = numbered(20)
     offsets = [2.0 * k + (36.0 if k > 9 else 0.0) for k in range(20)]
     below, above = (index_to_lps(affine, (k, 8, 8), offsets) for k in (9, 10))

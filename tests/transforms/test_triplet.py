@@ -24,7 +24,7 @@ from transforms.triplet import SliceTriplet, SliceTripletd, triplet_indices
         (5, 1, (4, 5), ((5, 5, 5), True)),
     ],
 )
-def test_neighbours_by_index_stop_at_edges_and_gaps(z, stride, gaps, expected):
+def test_neighbors_by_index_stop_at_edges_and_gaps(z, stride, gaps, expected):
     assert triplet_indices(10, z, 2.5, gaps, stride=stride) == expected
 
 
@@ -32,7 +32,7 @@ def test_neighbours_by_index_stop_at_edges_and_gaps(z, stride, gaps, expected):
     ("spacing_mm", "distance_mm", "step"),
     [(1.25, 2.5, 2), (2.5, 2.5, 1), (0.625, 2.5, 4), (1.0, 2.4, 2), (5.0, 2.0, 1), (0.7, 2.5, 4)],
 )
-def test_neighbours_by_mm_are_the_nearest_slices_but_never_z_itself(spacing_mm, distance_mm, step):
+def test_neighbors_by_mm_are_the_nearest_slices_but_never_z_itself(spacing_mm, distance_mm, step):
     assert triplet_indices(50, 20, spacing_mm, (), distance_mm=distance_mm) == (
         (20 - step, 20, 20 + step),
         False,

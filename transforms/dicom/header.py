@@ -227,7 +227,7 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
     if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
         raise SeriesRefusedError(f"a matrix of {rows} x {columns} is no CT slice (1 to {MAX_MATRIX} is read)")
     if header.integer("SamplesPerPixel", 1) != 1:
-        raise SeriesRefusedError("a colour image: CT has one sample per pixel")
+        raise SeriesRefusedError("a color image: CT has one sample per pixel")
     if header.text("PhotometricInterpretation") not in ("", "MONOCHROME1", "MONOCHROME2"):
         raise SeriesRefusedError(
             "PhotometricInterpretation is neither MONOCHROME1 nor MONOCHROME2, so the values are no CT numbers"

@@ -20,7 +20,7 @@ Source = str | Path | Sequence[str | Path]
 
 
 class LoadDicomSeries(Transform):
-    """Load one CT series as a MetaTensor (1, Z, Y, X), int16 HU, z towards the head.
+    """Load one CT series as a MetaTensor (1, Z, Y, X), int16 HU, z toward the head.
 
     Its affine takes the tensor's own order (z, y, x) to RAS mm, so MONAI's Orientationd and Spacingd hold on it.
     `meta` also carries spacing_mm, series_uid, study_uid, patient_id, gaps, n_padding_voxels and notes.

@@ -24,7 +24,7 @@ from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 class CtSeries:
     """One CT series as a volume.
 
-    `volume_hu` is (Z, Y, X) int16: z towards the head, y between front and back, x from side to side, either way.
+    `volume_hu` is (Z, Y, X) int16: z toward the head, y between front and back, x from side to side, either way.
     `affine_ras` takes (z, y, x, 1) to RAS mm and `spacing_mm` is (z, y, x). `gaps` holds i where slices are missing
     between slice i and i + 1; then `slice_offsets_mm` is the distance of each slice from the first, else empty.
     `slice_thickness_mm` (NaN where not stated) is only reported.

@@ -143,7 +143,7 @@ def _step_between_slices(positions: Vectors, along: Vectors, normal: Vectors) ->
     if angle > MAX_SHEAR_DEGREES:
         raise SeriesRefusedError(
             f"gantry tilt: each slice is shifted sideways by {shear_mm:.2f} mm per mm of travel ({angle:.1f} degrees), "
-            "so neighbouring slices do not lie above each other; correct the tilt before reading"
+            "so neighboring slices do not lie above each other; correct the tilt before reading"
         )
     sideways = np.linalg.norm(positions - positions[0] - np.outer(along - along[0], step), axis=1).max()
     if sideways > 0.1:

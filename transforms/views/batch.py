@@ -2,10 +2,10 @@
 
 `draw_views` decides everything at random (crops, mirrors, windows) from a generator keyed by (seed, step,
 sample), so the same step shows the same views for any number of workers, processes or interruptions.
-`render_views` is arithmetic: crop, resize, mirror, window, normalise.
+`render_views` is arithmetic: crop, resize, mirror, window, normalize.
 
-The window comes after the resize. Attenuation averages linearly, grey does not: a pixel that holds half bone and
-half lung has the mean of their HU, and only then a grey. Clipping last also cuts the overshoot of the bicubic
+The window comes after the resize. Attenuation averages linearly, gray does not: a pixel that holds half bone and
+half lung has the mean of their HU, and only then a gray. Clipping last also cuts the overshoot of the bicubic
 kernel, so that views lie in [0, 1] exactly. Both forms (sparse per sample on a CPU, two batched matrix products
 on a GPU) do the same sum, and agree to 1e-5 on [0, 1].
 """
@@ -41,7 +41,7 @@ STREAMS: dict[Stream, int] = {"crop": 0, "window": 1, "intensity": 2}
 
 @dataclass(frozen=True, slots=True)
 class TripletBatch:
-    """B triplets of neighbouring slices in HU with what drawing views needs to know of them.
+    """B triplets of neighboring slices in HU with what drawing views needs to know of them.
 
     Attributes:
         triplets_hu: (B, 3, H, W) int16, channels (below, z, above), padded to the largest slice with -1024 HU at
@@ -50,7 +50,7 @@ class TripletBatch:
         pixel_mm: Pixel spacing (y, x), (B, 2) float.
         body: Grid over each slice, (B, 32, 32) uint8: 0 outside, 1 body, 2 lung.
         sample_keys: What names each sample in the random draws, (B,) int64, not negative.
-        center_yx_px: A point to centre on, as pixel indices, (B, 2) float; NaN where there is none.
+        center_yx_px: A point to center on, as pixel indices, (B, 2) float; NaN where there is none.
     """
 
     triplets_hu: torch.Tensor
@@ -97,7 +97,7 @@ class Views:
     """Rendered views, global first where V counts all.
 
     Attributes:
-        global_views: (2, B, 3, S, S) float32, normalised, on the device of the triplets.
+        global_views: (2, B, 3, S, S) float32, normalized, on the device of the triplets.
         local_views: (n_local, B, 3, s, s) float32, or None.
         mm_per_pixel: Scale of each view (geometric mean of y and x), (V, B) float32, on the CPU.
         outside_body: Less than `OUTSIDE_BODY_SHARE` of the view shows body, (V, B) bool, on the CPU.
@@ -116,7 +116,7 @@ def sample_state(seed: int, step: int, sample_key: int, stream: Stream) -> np.ra
 
     Args:
         seed: Seed of the run.
-        step: Optimiser update.
+        step: Optimizer update.
         sample_key: Names the sample; not negative.
         stream: What is drawn from it.
 
@@ -144,7 +144,7 @@ def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: in
         batch_meta: The samples; pixels are not read.
         config: What views may look like.
         seed: Seed of the run.
-        step: Optimiser update.
+        step: Optimizer update.
 
     Returns:
         Draws of 2 + n_local views.
@@ -191,12 +191,12 @@ def _frames(batch_meta: TripletBatch) -> SliceFrames:
 
 
 def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> Views:
-    """Crop, resize, mirror, window and normalise the drawn views, on the device of the triplets.
+    """Crop, resize, mirror, window and normalize the drawn views, on the device of the triplets.
 
     Args:
         batch: The samples.
         draws: From `draw_views` of the same batch and config.
-        config: Sizes and normalisation.
+        config: Sizes and normalization.
 
     Returns:
         The views.
@@ -219,7 +219,7 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
 
 
 class _Tone:
-    """From resized HU to normalised input: window, intensity arms, mean and standard deviation."""
+    """From resized HU to normalized input: window, intensity arms, mean and standard deviation."""
 
     def __init__(self, draws: ViewDraws, config: ViewConfig, device: torch.device) -> None:
         def constant(values: NDArray[np.float64] | tuple[float, ...]) -> torch.Tensor:
@@ -236,12 +236,12 @@ class _Tone:
     def apply_(self, resized_hu: torch.Tensor, view: int, samples: slice) -> None:
         """Turn resized HU of some samples of one view, (B, 3, S, S), into input, in place."""
         at = (view, samples)
-        grey = resized_hu.sub_(self.low[at]).mul_(self.scale[at]).clamp_(0.0, 1.0)
+        gray = resized_hu.sub_(self.low[at]).mul_(self.scale[at]).clamp_(0.0, 1.0)
         if self.has_jitter:
-            grey.copy_(jitter_brightness_contrast(grey, self.brightness[at], self.contrast[at]))
+            gray.copy_(jitter_brightness_contrast(gray, self.brightness[at], self.contrast[at]))
         if self.has_blur:
-            grey.copy_(gaussian_blur(grey, self.blur_px[at]))
-        grey.sub_(self.mean).mul_(self.inverse_std)
+            gray.copy_(gaussian_blur(gray, self.blur_px[at]))
+        gray.sub_(self.mean).mul_(self.inverse_std)
 
 
 def _render_per_sample(

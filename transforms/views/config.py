@@ -1,4 +1,4 @@
-"""What a view shows: its extent, centre, mirror, window and the intensity arms."""
+"""What a view shows: its extent, center, mirror, window and the intensity arms."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,9 +35,9 @@ class ViewConfig:
     shared_scale: bool = False
     """Whether all views of one sample have the same mm per pixel."""
     center: Literal["body", "uniform", "point"] = "body"
-    """Crop centres: uniform over the body, uniform over the slice, or at the sample's point (else over the body)."""
+    """Crop centers: uniform over the body, uniform over the slice, or at the sample's point (else over the body)."""
     center_jitter_mm: float = 0.0
-    """Half side of the square in which `center="point"` moves the centre."""
+    """Half side of the square in which `center="point"` moves the center."""
     interpolation: Interpolation = "bicubic"
     """Antialiased bicubic of crops on whole pixels, or bilinear of crops anywhere, which aliases where it shrinks."""
     flip: bool = True

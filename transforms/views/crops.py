@@ -81,7 +81,7 @@ def centers_in_cells(
     region_yxhw: Floats,
     margin_px: float = 0.5,
 ) -> Floats:
-    """Draw crop centres uniformly over the marked cells, among the centres whose crop stays in the region.
+    """Draw crop centers uniformly over the marked cells, among the centers whose crop stays in the region.
 
     Drawing first and pushing the crop back onto the slice afterwards would pile large crops up at its corners.
 
@@ -94,7 +94,7 @@ def centers_in_cells(
         margin_px: Room beyond the region. Half a pixel gives each place on whole pixels the same room.
 
     Returns:
-        Centres (y, x), (V, B, 2), in pixel edges (the slice runs from 0 to H and 0 to W).
+        Centers (y, x), (V, B, 2), in pixel edges (the slice runs from 0 to H and 0 to W).
     """
     low = region_yxhw[:, :2] + size / 2 - margin_px
     high = region_yxhw[:, :2] + region_yxhw[:, 2:] - size / 2 + margin_px
@@ -119,7 +119,7 @@ def centers_in_cells(
 
 
 def boxes_around(config: ViewConfig, centers: Floats, size: Floats, region_yxhw: Floats) -> Floats:
-    """Place crops of a size at centres (pixel edges), pushed back into the region: (V, B, 4) top, left, h, w."""
+    """Place crops of a size at centers (pixel edges), pushed back into the region: (V, B, 4) top, left, h, w."""
     corner, room = region_yxhw[:, :2], region_yxhw[:, 2:]
     top_left = corner + np.clip(_snapped(config, centers - size / 2 - corner), 0.0, room - size)
     return np.concatenate([top_left, size], axis=-1)
@@ -133,7 +133,7 @@ class SliceFrames:
         size_hw: Height and width in pixels, (B, 2).
         pixel_mm: Pixel spacing (y, x), (B, 2).
         body: 0 outside, 1 body, 2 lung, (B, 32, 32).
-        point_yx_px: A point to centre on, as pixel indices, (B, 2); NaN where a slice has none.
+        point_yx_px: A point to center on, as pixel indices, (B, 2); NaN where a slice has none.
     """
 
     size_hw: Ints
@@ -146,7 +146,7 @@ def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: Sli
     """Draw the crops of all views: global views first, local views behind them.
 
     Args:
-        config: Extents and centres.
+        config: Extents and centers.
         uniforms: (V, B, UNIFORMS_PER_CROP) in [0, 1).
         n_global: How many of the V views are global.
         frames: The B slices.
@@ -179,7 +179,7 @@ def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: Sli
 
 
 def _place(config: ViewConfig, uniforms: Floats, size: Floats, frames: SliceFrames, region: Floats) -> Floats:
-    """Choose centres for crops of known size and return their boxes, (V, B, 4)."""
+    """Choose centers for crops of known size and return their boxes, (V, B, 4)."""
     is_anywhere = config.center == "uniform"
     cells = np.ones_like(frames.body, dtype=bool) if is_anywhere else frames.body > 0
     pick = uniforms[..., 2 * TRIES : 2 * TRIES + 3]

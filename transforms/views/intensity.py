@@ -1,4 +1,4 @@
-"""Arms of the augmentation study on grey views: brightness and contrast, blur. Off by default."""
+"""Arms of the augmentation study on gray views: brightness and contrast, blur. Off by default."""
 
 import torch
 
@@ -6,15 +6,15 @@ import torch
 def jitter_brightness_contrast(
     views: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor
 ) -> torch.Tensor:
-    """Scale grey values, then stretch them about each view's mean; clip to [0, 1] after each.
+    """Scale gray values, then stretch them about each view's mean; clip to [0, 1] after each.
 
     Args:
-        views: Grey in [0, 1], (B, C, S, S).
+        views: Gray in [0, 1], (B, C, S, S).
         brightness: Factor per view, (B,).
         contrast: Factor per view, (B,).
 
     Returns:
-        Grey in [0, 1], same shape.
+        Gray in [0, 1], same shape.
     """
     views = (views * brightness[:, None, None, None]).clamp(0.0, 1.0)
     mean = views.mean(dim=(1, 2, 3), keepdim=True)
@@ -22,7 +22,7 @@ def jitter_brightness_contrast(
 
 
 def gaussian_blur(views: torch.Tensor, sigma_px: torch.Tensor) -> torch.Tensor:
-    """Blur each view with a Gaussian of its own width, renormalised at the edge.
+    """Blur each view with a Gaussian of its own width, renormalized at the edge.
 
     Args:
         views: (B, C, S, S) float32.

@@ -1,7 +1,7 @@
 """Weights that resize one line of samples: antialiased bicubic of whole samples, or bilinear of any stretch.
 
 The bicubic weights are those of torch's `interpolate(mode="bicubic", antialias=True)` (Keys' cubic, a = -0.5, stretched
-by the scale when shrinking, renormalised at the crop's edge), which are Pillow's.
+by the scale when shrinking, renormalized at the crop's edge), which are Pillow's.
 """
 
 from functools import lru_cache

@@ -1,6 +1,6 @@
 """Random crops of a triplet as MONAI transforms: the geometry of `views.py` for one sample in a `Compose`.
 
-Given the same generators, `SliceTripletd`, `RandViewCropd`, `RandWindowHUd` and a normalisation show exactly the
+Given the same generators, `SliceTripletd`, `RandViewCropd`, `RandWindowHUd` and a normalization show exactly the
 views of the batched path: `set_random_state(state=sample_state(seed, step, key, "crop"))`, and "window".
 """
 
@@ -75,7 +75,7 @@ def cut_view(
 class RandViewCropd(Randomizable, MapTransform):
     """Crop, resize and mirror each key at random: the keys are the global views of one sample.
 
-    Reads of the config what concerns the geometry of global views; window and normalisation are the transforms
+    Reads of the config what concerns the geometry of global views; window and normalization are the transforms
     that follow. Under `shared_scale` all keys get one scale. Adds `<key>_mm_per_pixel` beside each key.
     """
 
@@ -99,7 +99,7 @@ class RandViewCropd(Randomizable, MapTransform):
             allow_missing_keys: As everywhere in MONAI.
 
         Raises:
-            ValueError: If crops are to be centred on something that no key holds.
+            ValueError: If crops are to be centered on something that no key holds.
         """
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.config = config or ViewConfig()
@@ -108,7 +108,7 @@ class RandViewCropd(Randomizable, MapTransform):
         if needed is None:
             center = self.config.center
             raise ValueError(
-                f"crops centred on the {center} need {center}_key; name it, or use center='uniform'"
+                f"crops centered on the {center} need {center}_key; name it, or use center='uniform'"
             )
         self.uniforms = np.zeros((len(self.keys), UNIFORMS_PER_CROP))
 

@@ -45,7 +45,7 @@ class LocalExecutor:
         if resources.gpus:
             self._parallel = min(self._parallel, room)
         self.threads = max(cores // self._parallel, 1)
-        self._cancelled_at: dict[str, float] = {}
+        self._canceled_at: dict[str, float] = {}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -107,10 +107,10 @@ class LocalExecutor:
         pid = self._pid(handle)
         if self.poll(handle) == "ended" or not pid:
             return
-        first = self._cancelled_at.get(handle)
+        first = self._canceled_at.get(handle)
         if first is not None and time.monotonic() - first <= GRACE_S:
             return
-        self._cancelled_at[handle] = time.monotonic()
+        self._canceled_at[handle] = time.monotonic()
         try:
             os.killpg(pid, signal.SIGTERM if first is None else signal.SIGKILL)
         except ProcessLookupError:

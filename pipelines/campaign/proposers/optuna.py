@@ -63,7 +63,7 @@ class OptunaProposer:
 
     @property
     def _direction(self) -> str:
-        return "maximize" if self.spec.endpoint.goal == "maximise" else "minimize"
+        return "maximize" if self.spec.endpoint.goal == "maximize" else "minimize"
 
     def _study(self, outcomes: Sequence[Outcome]) -> Any:
         optuna, seed = self.optuna, self.spec.proposer.seed + len(outcomes)

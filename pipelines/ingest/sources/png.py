@@ -194,7 +194,7 @@ def read_png_job(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[s
 
 
 NOT_PLACED = (
-    "the index says no position: millimetres count from the first voxel, slices run as slice_index does"
+    "the index says no position: millimeters count from the first voxel, slices run as slice_index does"
 )
 
 

@@ -104,7 +104,7 @@ def test_layer_scale_of_timms_own_weights_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("init", ["timm", "xavier"])
-def test_the_random_twin_is_the_initialisation_of_the_recipe(init: str, tmp_path: Path) -> None:
+def test_the_random_twin_is_the_initialization_of_the_recipe(init: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CUSTOM, init=init)
     saved(config, tmp_path)
     loaded, before = open_backbone(str(tmp_path)), torch.get_rng_state()
@@ -116,8 +116,8 @@ def test_the_random_twin_is_the_initialisation_of_the_recipe(init: str, tmp_path
         assert torch.equal(twin.state_dict()[name], tensor), name
 
 
-def test_what_pixels_are_normalised_with_travels_with_the_weights(tmp_path: Path) -> None:
-    """timm's augreg weights want (grey - 0.5) / 0.5, DINOv2's ImageNet's mean; a training has what its views say."""
+def test_what_pixels_are_normalized_with_travels_with_the_weights(tmp_path: Path) -> None:
+    """timm's augreg weights want (gray - 0.5) / 0.5, DINOv2's ImageNet's mean; a training has what its views say."""
     half = (0.5, 0.5, 0.5)
     config = ARCHS["timm"]
     assert timm.get_pretrained_cfg("vit_tiny_patch16_224").mean == half

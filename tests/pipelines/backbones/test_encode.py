@@ -66,7 +66,7 @@ def test_the_brightest_patch_lies_on_the_sphere(
     z, patch = np.unravel_index(encoded.patch_tokens[..., 0].argmax(), encoded.patch_tokens.shape[:2])
     away_mm = np.abs(encoded.patch_lps_mm[z, patch] - phantom_sphere.center_lps_mm)
     assert (away_mm <= [phantom_sphere.diameter_mm / 2] * 2 + [2.5]).all()
-    # Brightness as the weight: the sphere's centre to a fraction of a patch.
+    # Brightness as the weight: the sphere's center to a fraction of a patch.
     weight = np.maximum(encoded.patch_tokens[..., 0] - np.quantile(encoded.patch_tokens, 0.95), 0)
     near = np.linalg.norm(encoded.patch_lps_mm - phantom_sphere.center_lps_mm, axis=-1) < 12
     found = (encoded.patch_lps_mm * (weight * near)[..., None]).sum((0, 1)) / (weight * near).sum()

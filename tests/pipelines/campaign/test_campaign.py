@@ -32,7 +32,7 @@ Call = Callable[..., int]
 TREE: dict[str, Any] = {
     "name": "small",
     "question": "Does it work?",
-    "endpoint": {"metric": "loss/total", "goal": "minimise"},
+    "endpoint": {"metric": "loss/total", "goal": "minimize"},
     "stages": {"rehearsal": {"steps": 2}},
     "price_per_hour": 0.5,
     "budget": {"hours": 1.0},

@@ -27,7 +27,7 @@ def campaign_file(folder: Path, cohort: Cohort) -> Path:
     tree = {
         "name": "killed",
         "question": "Is anything lost or paid twice?",
-        "endpoint": {"metric": "loss/total", "goal": "minimise"},
+        "endpoint": {"metric": "loss/total", "goal": "minimize"},
         "recipe": "demo",
         "cohort": str(cohort.root),
         "stages": {

@@ -24,7 +24,7 @@ ARTICLE_COUNTS = {
 TREE: dict[str, Any] = {
     "name": "small",
     "question": "Does it work?",
-    "endpoint": {"metric": "loss/total", "goal": "minimise"},
+    "endpoint": {"metric": "loss/total", "goal": "minimize"},
     "stages": {"rehearsal": {"steps": 2}},
     "price_per_hour": 0.5,
     "budget": {"hours": 1.0, "cost": 0.4},
@@ -62,7 +62,7 @@ def test_the_article_s_sets_have_its_64_arms() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(ARTICLE_COUNTS) - {"article_clinical"}))
-def test_the_article_s_arms_see_its_views_and_its_optimiser_in_true_hu(name: str) -> None:
+def test_the_article_s_arms_see_its_views_and_its_optimizer_in_true_hu(name: str) -> None:
     spec = load_campaign(name)
     lines = [(arm.name, *stage_words(spec, arm, ["0"])[0]) for arm in expand(spec)]
     size = {"article_vit_l": ("vit_large", 16, True)}.get(name, ("vit_small", 64, False))
@@ -127,7 +127,7 @@ def test_the_design_is_question_endpoint_arms_and_recipe_but_not_money(tmp_path:
     assert design(budget={"hours": 9.0}, price_per_hour=3.0, resources={"cpus": 4}) == first
     for changes in (
         {"question": "Another?"},
-        {"endpoint": {"metric": "loss/total", "goal": "maximise"}},
+        {"endpoint": {"metric": "loss/total", "goal": "maximize"}},
         {"correction": "none"},
         {"recipe": "wall"},
         {"stages": {"rehearsal": {"steps": 3}}},

@@ -160,7 +160,7 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert visible_gpus() == []
 
 
-def test_a_job_whose_lock_is_held_by_anybody_is_running_and_can_be_cancelled(tmp_path: Path) -> None:
+def test_a_job_whose_lock_is_held_by_anybody_is_running_and_can_be_canceled(tmp_path: Path) -> None:
     # What a campaign finds that was killed and called again: no child of its own, only the lock.
     folder = tmp_path / "job-1"
     folder.mkdir()
@@ -260,7 +260,7 @@ def free_port() -> int:
 CAMPAIGN = {
     "name": "queued",
     "question": "Does a queue run arms?",
-    "endpoint": {"metric": "loss/total", "goal": "minimise"},
+    "endpoint": {"metric": "loss/total", "goal": "minimize"},
     "stages": {"rehearsal": {"steps": 2, "seconds": 2}},
     "resources": {"memory_gb": 1.0},
     "price_per_hour": 0.5,

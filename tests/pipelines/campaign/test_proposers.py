@@ -36,7 +36,7 @@ def spec_of(kind: Any, prune_metric: str = "") -> CampaignSpec:
     return CampaignSpec(
         name="search",
         question="Which rate?",
-        endpoint=EndpointSpec(metric="loss/total", goal="minimise"),
+        endpoint=EndpointSpec(metric="loss/total", goal="minimize"),
         stages={"rehearsal": {}},
         budget=BudgetSpec(hours=1.0),
         proposer=ProposerSpec(
@@ -169,7 +169,7 @@ def test_a_model_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
         open_proposer(spec_of("llm"))
 
 
-def test_optuna_stays_in_the_space_and_moves_towards_what_was_better() -> None:
+def test_optuna_stays_in_the_space_and_moves_toward_what_was_better() -> None:
     pytest.importorskip("optuna")
     proposer = open_proposer(spec_of("optuna"))
     outcomes: list[Outcome] = []
@@ -216,7 +216,7 @@ def search(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
         tree = {
             "name": "search",
             "question": "Which rate?",
-            "endpoint": {"metric": "loss/total", "goal": "minimise"},
+            "endpoint": {"metric": "loss/total", "goal": "minimize"},
             "stages": {"rehearsal": {"steps": 2}},
             "price_per_hour": 0.5,
             "budget": {"hours": hours},

@@ -129,7 +129,7 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ([("batch_size", "1")], "need a neighbour: batch_size is 1"),
+        ([("batch_size", "1")], "need a neighbor: batch_size is 1"),
         ([("views.size_px", "84")], "views.size_px 84 and backbone.image_px 70 must be the same"),
         (
             [("backbone.image_px", "71"), ("views.size_px", "71")],

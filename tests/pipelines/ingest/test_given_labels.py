@@ -84,7 +84,7 @@ def cohort_of(scans: tuple[Path, list[dict[str, object]]], tmp_path_factory: Any
 
     def make(columns: tuple[str, ...], rows: list[dict[str, object]] | None = None) -> Cohort:
         folder, every_row = scans
-        root = tmp_path_factory.mktemp("labelled")
+        root = tmp_path_factory.mktemp("labeled")
         table = write_table(root / "t.csv", every_row if rows is None else rows, columns)
         config = PrepareConfig(
             source=str(folder),
@@ -192,7 +192,7 @@ def test_tables_and_figures_of_nodules_need_no_diameter_either(unsized: Cohort, 
     assert "consensus: not applied: label rule 'consensus' reads ratings" in capsys.readouterr().out
 
 
-def test_nodules_without_a_crop_and_centres_without_a_nodule_are_told(
+def test_nodules_without_a_crop_and_centers_without_a_nodule_are_told(
     scans: tuple[Path, list[dict[str, object]]],
     cohort_of: Callable[..., Cohort],
     backbone: str,
@@ -208,9 +208,9 @@ def test_nodules_without_a_crop_and_centres_without_a_nodule_are_told(
     write_parquet(cohort.root / "nodules.parquet", cohort.nodules, NODULES)
     probed(cohort, backbone, tmp_path)
     shown = capsys.readouterr().out
-    assert "23 of 23 nodules show nothing above -700 HU within 2 mm of their centre" in shown
+    assert "23 of 23 nodules show nothing above -700 HU within 2 mm of their center" in shown
     assert (
-        "1 of 24 labelled nodules have no crop and are left out; the first: the nodule's centre lies at"
+        "1 of 24 labeled nodules have no crop and are left out; the first: the nodule's center lies at"
         in shown
     )
 
@@ -222,7 +222,7 @@ def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(
         probed(unsized, backbone, tmp_path, rule="consensus")
 
 
-def test_a_nodule_of_unknown_size_marks_the_slice_of_its_centre_for_the_loader(unsized: Cohort) -> None:
+def test_a_nodule_of_unknown_size_marks_the_slice_of_its_center_for_the_loader(unsized: Cohort) -> None:
     index = SliceIndex(unsized, list(unsized.series["patient_id"]))
     assert sorted(index.points) == [(number, 7) for number in range(N_PATIENTS)]
     assert index.points[3, 7] == pytest.approx((30.0, 34.0))

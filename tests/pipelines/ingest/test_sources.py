@@ -213,7 +213,7 @@ def test_all_740_nodules_of_414_patients_come_in(dinox_data: Path, tmp_path: Pat
 
 
 def assert_inside(cohort: Cohort) -> None:
-    """The centre of each nodule lies between the outermost voxel centres of its own volume, give or take 3 mm."""
+    """The center of each nodule lies between the outermost voxel centers of its own volume, give or take 3 mm."""
     series = cohort.series.set_index("volume_id")
     for nodule in cohort.nodules.itertuples():
         affine, shape = (list(series.loc[nodule.volume_id, name]) for name in ("affine_ras", "shape"))

@@ -272,7 +272,7 @@ def test_a_mask_ends_where_the_slices_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.lidc
-def test_the_crop_of_a_real_nodule_is_centred_inside_the_readers_consensus(
+def test_the_crop_of_a_real_nodule_is_centered_inside_the_readers_consensus(
     dinox_data: Path, tmp_path: Path
 ) -> None:
     series = read_series(sorted((dinox_data / "lidc").rglob("*.dcm")))

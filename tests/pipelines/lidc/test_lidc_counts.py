@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.lidc.contours import read_scans
 from pipelines.lidc.marks import rows_for_series
-from probes.labels import Labelled, LabelRule, label_nodules
+from probes.labels import Labeled, LabelRule, label_nodules
 from probes.statistics.metrics import auroc_with_interval
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
@@ -16,7 +16,7 @@ def tables() -> Tables:
     return rows_for_series()
 
 
-def label(rule: LabelRule, tables: Tables) -> Labelled:
+def label(rule: LabelRule, tables: Tables) -> Labeled:
     annotations, nodules = tables
     return label_nodules(rule, annotations, nodules)
 
@@ -54,15 +54,15 @@ def test_pylidcs_clustering_gives_2651_nodules(tables: Tables) -> None:
 def test_a_rule_reproduces_its_counts(
     rule: LabelRule, n_malignant: int, n_benign: int, n_patients: int, tables: Tables
 ) -> None:
-    labelled = label(rule, tables)
-    counts = labelled.counts
+    labeled = label(rule, tables)
+    counts = labeled.counts
     assert (counts.n_malignant, counts.n_benign, counts.n_patients) == (n_malignant, n_benign, n_patients)
-    assert int(labelled.nodules["is_malignant"].sum()) == n_malignant
-    assert counts.n_given == counts.n_labelled + sum(counts.dropped.values())
-    assert len(labelled.dropped) == sum(counts.dropped.values())
-    assert labelled.nodules["nodule_id"].is_unique
+    assert int(labeled.nodules["is_malignant"].sum()) == n_malignant
+    assert counts.n_given == counts.n_labeled + sum(counts.dropped.values())
+    assert len(labeled.dropped) == sum(counts.dropped.values())
+    assert labeled.nodules["nodule_id"].is_unique
     if rule != "article":
-        assert set(labelled.nodules["nodule_id"]) | set(labelled.dropped["nodule_id"]) == set(
+        assert set(labeled.nodules["nodule_id"]) | set(labeled.dropped["nodule_id"]) == set(
             tables[1]["nodule_id"]
         )
 

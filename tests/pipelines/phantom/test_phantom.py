@@ -150,7 +150,7 @@ def test_tables_hold_four_readers_whose_means_are_the_nodule(small_phantom_sourc
 
 def test_every_rule_that_needs_marks_finds_those_of_the_phantom(small_phantom_source: Path) -> None:
     annotations, nodules = rows_for_series(small_phantom_source)
-    labelled = label_nodules("luna_fmcib", annotations, nodules)
+    labeled = label_nodules("luna_fmcib", annotations, nodules)
     expected = {}
     for row in nodules.itertuples():
         own = annotations[
@@ -160,7 +160,7 @@ def test_every_rule_that_needs_marks_finds_those_of_the_phantom(small_phantom_so
         mean = round(ratings.mean()) if len(ratings) >= 3 else 3
         if mean != 3:
             expected[row.nodule_id] = mean > 3
-    assert dict(zip(labelled.nodules["nodule_id"], labelled.nodules["is_malignant"], strict=True)) == expected
+    assert dict(zip(labeled.nodules["nodule_id"], labeled.nodules["is_malignant"], strict=True)) == expected
     assert len(expected) > 2
     assert mean_characteristics(annotations, nodules).shape == (len(nodules), 8)
 

@@ -6,7 +6,7 @@ import pytest
 from pipelines.phantom.shapes import Grid, capsule_coverage, sphere_coverage, sphere_volume_hu
 
 
-def test_a_ten_millimetre_sphere_measures_ten_millimetres(phantom_sphere) -> None:
+def test_a_ten_millimeter_sphere_measures_ten_millimeters(phantom_sphere) -> None:
     share = (phantom_sphere.volume_hu.astype(float) - phantom_sphere.tissue_hu) / (
         phantom_sphere.sphere_hu - phantom_sphere.tissue_hu
     )

@@ -1,4 +1,4 @@
-"""The synthetic slices as a cohort: a training samples the middle slices alone, each with its own neighbours."""
+"""The synthetic slices as a cohort: a training samples the middle slices alone, each with its own neighbors."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ def small_wall(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return Cohort.open(root)
 
 
-def test_each_sampled_triplet_is_one_slice_with_its_own_neighbours(small_wall: Cohort) -> None:
+def test_each_sampled_triplet_is_one_slice_with_its_own_neighbors(small_wall: Cohort) -> None:
     index = SliceIndex(small_wall, small_wall.series["patient_id"], inner=True)
     read = index.read(range(len(index))).triplets_hu.numpy()
     np.testing.assert_array_equal(read, chest_slices(12))
 
 
-def test_without_inner_copies_stand_in_for_missing_neighbours(small_wall: Cohort) -> None:
+def test_without_inner_copies_stand_in_for_missing_neighbors(small_wall: Cohort) -> None:
     every = SliceIndex(small_wall, small_wall.series["patient_id"])
     assert len(every) == 36
     first = every.read([0]).triplets_hu.numpy()[0]

@@ -29,7 +29,7 @@ def test_noise_is_fifteen_hu_and_new_in_every_channel() -> None:
     assert abs(np.corrcoef(corner[:, 0].ravel(), corner[:, 2].ravel())[0, 1]) < 0.15
 
 
-def test_neighbouring_channels_are_alike_and_slices_are_not() -> None:
+def test_neighboring_channels_are_alike_and_slices_are_not() -> None:
     slices = chest_slices(32).astype(float)
     own = np.abs(slices[:, 0] - slices[:, 1]).mean()
     other = np.abs(slices[:-1, 1] - slices[1:, 1]).mean()
@@ -48,7 +48,7 @@ def widths_px(slices: np.ndarray) -> np.ndarray:
 
 def test_organs_grow_from_slice_to_slice_at_rates_of_their_own() -> None:
     def lung_px(growth: Growth) -> np.ndarray:
-        """How many more pixels of lung the upper neighbour has than the lower one, (n,)."""
+        """How many more pixels of lung the upper neighbor has than the lower one, (n,)."""
         slices = chest_slices(200, growth=growth)
         area = ((slices > -950) & (slices < -700)).sum((-2, -1))
         return area[:, 2] - area[:, 0]

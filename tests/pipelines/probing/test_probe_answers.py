@@ -104,14 +104,14 @@ def test_order_along_z_is_read_by_who_knows_positions_alone(random_vit: Backbone
     labels, folds = answers(question)
     table = compare_aggregators(slice_tokens(question, random_vit), labels, question.patient_ids, folds)
     table = table.set_index("aggregator")
-    for blind in ("centre", "mean", "centre3_mean", "centre3_max"):
+    for blind in ("center", "mean", "center3_mean", "center3_max"):
         assert table.loc[blind, "auroc"] < 0.6
     assert table.loc["attention_z", "auroc"] >= 0.85
     assert table.loc["attention_z", "p_holm"] < 0.05
-    assert table.loc["attention_z", "minus_centre_ci_low"] > 0
+    assert table.loc["attention_z", "minus_center_ci_low"] > 0
 
 
-def test_extent_along_z_is_read_by_the_mean_and_not_by_the_centre(random_vit: Backbone) -> None:
+def test_extent_along_z_is_read_by_the_mean_and_not_by_the_center(random_vit: Backbone) -> None:
     """n = 60."""
     question = extent_question(60)
     labels, folds = answers(question)
@@ -119,7 +119,7 @@ def test_extent_along_z_is_read_by_the_mean_and_not_by_the_centre(random_vit: Ba
     table = compare_aggregators(tokens, labels, question.patient_ids, folds, names=["mean"])
     table = table.set_index("aggregator")
     assert table.loc["mean", "auroc"] > 0.9
-    assert 0.4 < table.loc["centre", "auroc"] < 0.6
+    assert 0.4 < table.loc["center", "auroc"] < 0.6
 
 
 def test_constant_images_score_exactly_one_half(random_vit: Backbone) -> None:

@@ -184,10 +184,10 @@ def test_representation_stands_beside_random_weights(small_cohort, all_seen) -> 
     assert "representation/manufacturer_accuracy" not in run.metrics
 
 
-def test_one_slice_further_is_the_neighbouring_slice(small_cohort) -> None:
+def test_one_slice_further_is_the_neighboring_slice(small_cohort) -> None:
     moved_to = Cohort(small_cohort.root)
     affines = small_cohort.series.set_index("volume_id")["affine_ras"]
-    for above in (2.2, 2.5, 3.5, 3.9):  # rounded to even, a half would be its own neighbour
+    for above in (2.2, 2.5, 3.5, 3.9):  # rounded to even, a half would be its own neighbor
         heights = [index_to_lps(affines[v], [above, 30, 30])[2] for v in moved_to.nodules["volume_id"]]
         moved_to.nodules["z_lps_mm"] = heights
         nodules = nodule_set(moved_to, "consensus", SPEC)
@@ -201,7 +201,7 @@ def test_discs_lie_where_the_nodules_are_and_are_never_just_in_the_middle(small_
     crops = masked_crops(small_cohort, nodules.table, SPEC, jitter_mm=10.0, seed=0)
     assert crops.source == "discs"
     solid = (nodules.table["true_density"] == "solid").to_numpy()[crops.kept]
-    off_centre, contrast_hu = [], []
+    off_center, contrast_hu = [], []
     for hu, mask, readers in zip(
         crops.crops_hu[solid],
         crops.masks[solid],
@@ -211,8 +211,8 @@ def test_discs_lie_where_the_nodules_are_and_are_never_just_in_the_middle(small_
         contrast_hu.append(hu[1][mask].mean() - hu[1][dilated(mask, 5) & ~dilated(mask, 2)].mean())
         assert len(readers) == 4
         rows, columns = np.nonzero(mask)
-        off_centre.append(np.hypot(rows.mean() - 27.5, columns.mean() - 27.5) * SPEC.mm_per_px)
-    assert np.median(off_centre) > 3.0
+        off_center.append(np.hypot(rows.mean() - 27.5, columns.mean() - 27.5) * SPEC.mm_per_px)
+    assert np.median(off_center) > 3.0
     assert np.median(contrast_hu) > 300
     diameter = nodules.table["diameter_mm"].to_numpy()[crops.kept]
     area_mm2 = crops.masks.sum(axis=(1, 2)) * SPEC.mm_per_px**2
@@ -306,14 +306,14 @@ def test_dense_probe_prints_tokens_beside_pixels_random_weights_and_readers(smal
         DenseConfig(jitter_mm=30.0)
 
 
-def test_every_aggregator_is_tested_against_the_centre_on_the_same_nodules(rated_cohort, all_seen) -> None:
+def test_every_aggregator_is_tested_against_the_center_on_the_same_nodules(rated_cohort, all_seen) -> None:
     run = Recorder()
     config = AggregationConfig(
         cohort=str(rated_cohort), backbone=all_seen, size_mm=32.0, z_range_mm=6.0, folds=2, device="cpu"
     )
     run_aggregation(config, run)
     table = run.tables["tables/aggregation.csv"].set_index("aggregator")
-    names = ["centre", "mean", "centre3_mean", "centre3_max", "attention_z", "planes"]
+    names = ["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
     assert table.index.tolist() == names
     assert table["n_nodules"].nunique() == 1
     assert np.isfinite(table.loc[names[1:], "p_holm"]).all()

@@ -134,9 +134,9 @@ def test_features_are_computed_anew_when_places_or_scales_change_and_only_then(
     pd.testing.assert_frame_equal(shown, fresh)
 
 
-def test_a_whole_slice_has_no_neighbourhood_of_its_nodule() -> None:
-    with pytest.raises(ValueError, match="features=neighbourhood is the middle of the image"):
-        ProbeConfig(input="whole_slice", features="neighbourhood")
+def test_a_whole_slice_has_no_neighborhood_of_its_nodule() -> None:
+    with pytest.raises(ValueError, match="features=neighborhood is the middle of the image"):
+        ProbeConfig(input="whole_slice", features="neighborhood")
 
 
 def test_a_whole_slice_through_a_nodule_off_the_grid_is_left_out_of_every_row(tmp_path: Path) -> None:

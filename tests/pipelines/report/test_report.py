@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.claims import ClaimSpec, Judgement, judge_all
+from pipelines.report.claims import ClaimSpec, Judgment, judge_all
 from pipelines.report.facts import Evidence, gather, matches
 from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
 from pipelines.report.primary import primary_table
@@ -28,7 +28,7 @@ def pretrained(seed: int, status: str, kind: str = "real CT", **more: Any) -> St
     return StoredRun(f"run-{seed}-{id(params)}", "FINISHED", tags, more.pop("metrics", {}), params)
 
 
-def judged(claim: ClaimSpec, runs: Sequence[StoredRun]) -> list[Judgement]:
+def judged(claim: ClaimSpec, runs: Sequence[StoredRun]) -> list[Judgment]:
     return judge_all([("pretrain", claim)], gather(runs))
 
 
@@ -46,7 +46,7 @@ def wall_cell(momentum: float, weight: float, on: str, verdicts: Sequence[str]) 
     ]
 
 
-def test_centre_momentum_is_judged_for_each_koleo_tensor() -> None:
+def test_center_momentum_is_judged_for_each_koleo_tensor() -> None:
     runs = wall_cell(0.9, 0.0, "head_logits", ["wall"] * 3)
     runs += wall_cell(0.999, 0.0, "head_logits", ["collapsed"] * 3)
     runs += wall_cell(0.9, 0.1, "head_logits", ["wall"] * 3)
@@ -59,7 +59,7 @@ def test_centre_momentum_is_judged_for_each_koleo_tensor() -> None:
     assert {one.rests_on for one in judged(WALL_CLAIMS[0], runs)} == {"synthetic slices"}
 
 
-def test_a_wall_that_a_blunt_teacher_made_says_nothing_of_centre_momentum() -> None:
+def test_a_wall_that_a_blunt_teacher_made_says_nothing_of_center_momentum() -> None:
     blunt = {"objective.center_momentum": 0.9, "optim.teacher_temp": 0.1}
     runs = [pretrained(seed, "wall", params=blunt) for seed in range(3)]
     assert {one.verdict for one in judged(WALL_CLAIMS[0], runs)} == {"not testable here"}

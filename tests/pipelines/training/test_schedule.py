@@ -1,4 +1,4 @@
-"""Schedules are functions of the step; the optimiser decays matrices alone."""
+"""Schedules are functions of the step; the optimizer decays matrices alone."""
 
 import math
 

@@ -22,7 +22,7 @@ def test_components_are_those_of_an_independent_pca() -> None:
     assert np.allclose(shares, witness.explained_variance_ratio_)
 
 
-def test_colours_do_not_flip_from_step_to_step() -> None:
+def test_colors_do_not_flip_from_step_to_step() -> None:
     rows = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 6)))
     before, _ = principal_components(rows, 3)
     after, _ = principal_components(rows[torch.randperm(40, generator=torch.Generator().manual_seed(0))], 3)

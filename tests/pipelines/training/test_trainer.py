@@ -174,7 +174,7 @@ def test_training_moves_the_student_and_spreads_no_nan(small_cohort: Cohort) -> 
     assert history[-1]["loss/dino"] > 0
 
 
-def test_accumulation_averages_gradients_and_centres(small_cohort: Cohort) -> None:
+def test_accumulation_averages_gradients_and_centers(small_cohort: Cohort) -> None:
     plain = ("objective.koleo_weight", "0"), ("objective.gram_weight", "0"), ("steps", "1")
     large, parts = config_of(*plain, ("batch_size", "8")), config_of(*plain, ("accumulation", "2"))
     one, two = build(large), build(parts)

@@ -18,7 +18,7 @@ def planted(n=300, n_features=20, strength=1.5, seed=0):
 
 @pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0, 100.0])
 @pytest.mark.parametrize(("n", "n_features"), [(300, 20), (40, 90)])
-def test_one_fit_equals_scikit_learn_on_standardised_features(c, n, n_features):
+def test_one_fit_equals_scikit_learn_on_standardized_features(c, n, n_features):
     features, labels, patients = planted(n, n_features)
     probe = LinearProbe(c).fit(features, labels, patients)
     standard = (features - features.mean(0)) / features.std(0)
@@ -54,18 +54,18 @@ def test_c_is_the_one_with_the_lowest_log_loss_in_inner_folds():
     assert probe.c_ == C_GRID[int(np.argmin(losses))]
 
 
-def test_an_unpenalised_column_survives_a_penalty_that_silences_the_rest():
+def test_an_unpenalized_column_survives_a_penalty_that_silences_the_rest():
     features, labels, patients = planted(300, 20)
     signal_last = features[:, ::-1]
-    probe = LinearProbe(1e-6, n_unpenalised=1).fit(signal_last, labels, patients)
+    probe = LinearProbe(1e-6, n_unpenalized=1).fit(signal_last, labels, patients)
     alone = LinearProbe(1e3).fit(signal_last[:, -1:], labels, patients)
     assert np.abs(probe.coef_[:-1]).max() < 1e-3
     assert probe.coef_[-1] == pytest.approx(alone.coef_[0], abs=1e-3)
 
 
-def test_more_features_than_samples_keep_an_unpenalised_column_apart():
+def test_more_features_than_samples_keep_an_unpenalized_column_apart():
     features, labels, patients = planted(40, 90)
-    probe = LinearProbe(0.01, n_unpenalised=1).fit(features, labels, patients)
+    probe = LinearProbe(0.01, n_unpenalized=1).fit(features, labels, patients)
     standard = (features - features.mean(0)) / features.std(0)
     penalty = np.append(np.full(89, 100.0), 1e-3)
     direct = fit_logistic(standard, labels, penalty, np.zeros(91))

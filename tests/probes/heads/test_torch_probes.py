@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from probes.heads.attentive import AttentiveProbe
-from probes.heads.fitting import FitSettings, Standardise
+from probes.heads.fitting import FitSettings, Standardize
 from probes.heads.linear import LinearProbe, cross_fit
 from probes.heads.mlp import MlpProbe
 from probes.splits import patient_folds
@@ -95,9 +95,9 @@ def test_class_weights_put_evidence_about_zero_though_one_class_is_rare():
     assert specificity > 0.75
 
 
-def test_features_are_standardised_by_the_training_samples_and_constants_become_zero():
+def test_features_are_standardized_by_the_training_samples_and_constants_become_zero():
     features = torch.randn(50, 4, 3) * torch.tensor([2.0, 5.0, 0.0]) + torch.tensor([1.0, -3.0, 8.0])
-    out = Standardise(features)(features)
+    out = Standardize(features)(features)
     assert out.mean(dim=(0, 1)) == pytest.approx(np.zeros(3), abs=1e-5)
     assert out.std(dim=(0, 1), correction=0) == pytest.approx(np.array([1.0, 1.0, 0.0]), abs=1e-4)
 

@@ -39,7 +39,7 @@ def test_overconfidence_halves_the_slope_and_a_planted_shift_returns_as_intercep
     )
 
 
-def test_slope_equals_unpenalised_logistic_regression_under_weights():
+def test_slope_equals_unpenalized_logistic_regression_under_weights():
     labels, log_odds = calibrated(500)
     weights = np.random.default_rng(1).integers(0, 4, (3, 500)).astype(float)
     slopes = calibration_slope(labels, probability(log_odds), weights)

@@ -38,7 +38,7 @@ def test_the_order_of_files_does_not_matter(write_ct_series: Writer, tmp_path: P
     np.testing.assert_array_equal(one.affine_ras, other.affine_ras)
 
 
-def test_a_series_stored_head_first_with_flipped_rows_still_runs_towards_the_head(
+def test_a_series_stored_head_first_with_flipped_rows_still_runs_toward_the_head(
     write_ct_series: Writer, tmp_path: Path
 ) -> None:
     def flip(dataset: Dataset, index: int) -> None:

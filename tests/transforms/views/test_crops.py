@@ -134,7 +134,7 @@ def test_shared_scale_gives_every_view_of_a_sample_one_scale():
     assert len(sides) > 10  # samples still differ
 
 
-def test_centres_fall_on_the_body():
+def test_centers_fall_on_the_body():
     body = np.zeros((32, 32), np.uint8)
     body[4:12, 20:30] = 1
     body[6:8, 22:25] = 2
@@ -146,7 +146,7 @@ def test_centres_fall_on_the_body():
 
 
 def test_large_crops_do_not_pile_up_at_the_corners():
-    # Side 448 of 512 leaves 65 places per axis. Drawing centres first and pushing back would put most at the ends.
+    # Side 448 of 512 leaves 65 places per axis. Drawing centers first and pushing back would put most at the ends.
     box = boxes(ViewConfig(fraction=(0.765, 0.767), square=True), n_global=8000)
     n_places = 512 - int(box[0, 2]) + 1
     counts = np.bincount(box[:, 0].astype(int), minlength=n_places)

@@ -110,7 +110,7 @@ def test_a_view_knows_where_it_lies_in_space(volume, seed, interpolation):
     np.testing.assert_allclose(found_ras_mm, np.asarray(volume.affine) @ [3, 52, 64, 1], atol=atol_mm)
 
 
-def test_plain_arrays_need_their_spacing_and_centres_their_key():
+def test_plain_arrays_need_their_spacing_and_centers_their_key():
     with pytest.raises(ValueError, match="need body_key"):
         RandViewCropd("image", ViewConfig())
     with pytest.raises(ValueError, match="need point_key"):

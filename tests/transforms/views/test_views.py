@@ -18,7 +18,7 @@ from transforms.views.batch import (
     sample_state,
 )
 
-GREY_WINDOW = WindowConfig(policy="fixed", low_hu=-1000.0, high_hu=1000.0)
+GRAY_WINDOW = WindowConfig(policy="fixed", low_hu=-1000.0, high_hu=1000.0)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
@@ -56,7 +56,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_both_forms_show_the_same_grey(name):
+def test_both_forms_show_the_same_gray(name):
     config, batch = CONFIGS[name], make_batch()
     draws = draw_views(batch, config, seed=3, step=5)
     tone = _Tone(draws, replace(config, **PLAIN), torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_a_disc_of_known_mm_has_its_size_in_every_view(pixel_mm, shared_scale):
         fov_mm=(30.0, 70.0),
         center="point",
         shared_scale=shared_scale,
-        window=GREY_WINDOW,
+        window=GRAY_WINDOW,
         **PLAIN,
     )
     scales = set()
@@ -213,8 +213,8 @@ def test_views_off_the_body_are_counted():
     outside = render_views(batch, draw_views(batch, config, 0, 0), config).outside_body
     assert outside.shape == (3, 64)
     assert 0.8 < outside.float().mean() < 1.0  # the body is 6% of the slice
-    favoured = replace(config, center="body")
-    assert not render_views(batch, draw_views(batch, favoured, 0, 0), favoured).outside_body.any()
+    favored = replace(config, center="body")
+    assert not render_views(batch, draw_views(batch, favored, 0, 0), favored).outside_body.any()
 
 
 def test_the_report_beside_the_views_counts_global_views_first():
@@ -230,7 +230,7 @@ def test_the_report_beside_the_views_counts_global_views_first():
 
 def test_brightness_contrast_and_blur_do_what_they_say():
     batch = make_batch(size_hw=((64, 64),))
-    config = ViewConfig(size_px=64, fraction=(1.0, 1.0), square=True, flip=False, window=GREY_WINDOW, **PLAIN)
+    config = ViewConfig(size_px=64, fraction=(1.0, 1.0), square=True, flip=False, window=GRAY_WINDOW, **PLAIN)
     draws = draw_views(batch, config, 0, 0)
     plain = render_views(batch, draws, config).global_views[0, 0]
     jittered_config = replace(config, color_jitter=(0.5, 0.5))
