@@ -1,13 +1,30 @@
-"""How files and series are turned away: each with its reason in words."""
+"""What cannot be done as asked, raised on purpose: `Refusal` and how files and series of CT are turned away.
+
+A refusal is the user's to mend and says how, in one sentence. Every other exception is a bug of ours: nothing catches
+it, it ends with its trace. This module imports nothing, so that every package may build its own refusals on it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 NO_AIR_ABOVE_HU = -200
 """CT of a chest holds air and lung: without any value below this it is a mask, no chest, or not in HU."""
 
 
-class SeriesRefusedError(ValueError):
+class Refusal(Exception):
+    """What was asked cannot be; the message is one sentence: what was given, why it cannot be, what would be right.
+
+    It is no ValueError: numpy, torch and pandas raise those for bugs.
+
+    Attributes:
+        exit_code: Of a command that ends with it.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class SeriesRefusedError(Refusal):
     """A series, or a file of it, that cannot be turned into a right HU volume.
 
     The reason is one sentence a radiology engineer can act on. It holds numbers and DICOM names only, never text

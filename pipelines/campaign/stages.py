@@ -17,6 +17,7 @@ import yaml
 from pipelines.command.cli import resolve, run_entry_point
 from pipelines.command.config import RecipeError, flatten
 from pipelines.runtime.paths import PROJECT_ROOT
+from transforms.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def answer_check() -> int:
     lines, cohorts = json.loads(sys.stdin.read())
     try:
         checked = resolve_lines([tuple(line) for line in lines], cohorts)
-    except (ValueError, FileNotFoundError) as error:
+    except (Refusal, ValueError, FileNotFoundError) as error:
         print(" ".join(str(error).split()))
         return 2
     print(json.dumps(checked, default=str))

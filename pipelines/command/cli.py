@@ -20,6 +20,7 @@ from pipelines.runtime.interrupts import watch_deadline
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run, answering
+from transforms.refusal import Refusal
 
 C = TypeVar("C")
 _HELP = {"-h", "--help"}
@@ -114,7 +115,7 @@ def run_entry_point(
         return _end(run, ending.code, str(ending))
     except StoreAwayError as error:
         return _end(run, away_code, str(error))
-    except (ValueError, FileNotFoundError) as error:
+    except (Refusal, ValueError, FileNotFoundError) as error:
         if os.environ.get("DINOX_TRACEBACK"):
             traceback.print_exc()
         return _end(run, 2, str(error))
