@@ -25,7 +25,7 @@ CAMPAIGN = "import sys; sys.argv = ['campaign', '--spec', '{spec}', '--parallel'
     "from pipelines.campaign.run import CampaignConfig, run_campaign\nfrom pipelines.command.cli import main\n"
     "try:\n    main('campaign', CampaignConfig, run_campaign)\nfinally:\n    " + PEAK
 )
-STORE = f"from pipelines.tracking.run import client\nclient().search_runs(['0'])\n{PEAK}"
+STORE = f"from pipelines.tracking.store import client\nclient().search_runs(['0'])\n{PEAK}"
 
 
 def measure(arms: int = 12) -> Iterator[dict[str, object]]:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.timing import row
 from pipelines.phantom.wall_cohort import make_wall_cohort
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.run import STORE_ENV
+from pipelines.tracking.store import STORE_ENV
 
 UPDATES, SETTLED, EVERY = 2000, 500, 100
 """An evaluation and a checkpoint every 100 updates. Up to the fifth evaluation the allocator's pools still fill (some

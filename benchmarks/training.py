@@ -21,7 +21,8 @@ from benchmarks.chest_cohort import chest_cohort
 from benchmarks.timing import ROUNDS, one_thread, row
 from models.backbone import build_backbone
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
-from pipelines.tracking.run import STORE_ENV, Run
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import STORE_ENV
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.trainer import Trainer

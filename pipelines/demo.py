@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking import run as tracking
 from pipelines.tracking.pages import compare_page
+from pipelines.tracking.reading import experiment_of, newest_run, run_metrics, run_tags
 
 LEARNS = ("optim.teacher_temp=0.02",)
 """A teacher sharper than its student (0.1): what one view can predict of the other's code grows."""
@@ -68,7 +68,7 @@ def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) 
     for process, code in zip(started, codes, strict=True):
         if code:
             raise subprocess.CalledProcessError(code, process.args)
-    return [tracking.newest_run(entry_point, name) for name, _ in arms]
+    return [newest_run(entry_point, name) for name, _ in arms]
 
 
 def table(columns: list[dict[str, float]], statuses: list[str]) -> str:
@@ -106,15 +106,12 @@ def main() -> int:
         probed = side_by_side("probe_malignancy", list(zip(names, backbones, strict=True)))
     except subprocess.CalledProcessError as error:
         return error.returncode
-    columns = [
-        tracking.run_metrics(one) | tracking.run_metrics(other)
-        for one, other in zip(trained, probed, strict=True)
-    ]
-    statuses = [tracking.run_tags(run_id)["dinox.status"] for run_id in trained]
+    columns = [run_metrics(one) | run_metrics(other) for one, other in zip(trained, probed, strict=True)]
+    statuses = [run_tags(run_id)["dinox.status"] for run_id in trained]
     print("\n" + table(columns, statuses))
     print("\nA phantom shows that the path works; it says nothing about patients.")
     print("Compare the two runs in the browser:  make ui")
-    print(f"then open  {compare_page(trained, tracking.experiment_of(trained[0]))}")
+    print(f"then open  {compare_page(trained, experiment_of(trained[0]))}")
     return 0
 
 

@@ -19,7 +19,8 @@ from models.backbone import Backbone, BackboneConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.command.cli import main
-from pipelines.tracking.run import Run, fetch_artifact
+from pipelines.tracking.reading import fetch_artifact
+from pipelines.tracking.run import Run
 from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 
 OPSET = 18

@@ -26,8 +26,8 @@ from pipelines.probing.view_tokens import (
     training_views,
 )
 from pipelines.runtime.distributed import choose_device
-from pipelines.tracking import run as tracking
 from pipelines.tracking.run import Run
+from pipelines.tracking.store import client
 from probes.retrieval import RetrievalResult, retrieval
 
 
@@ -192,7 +192,7 @@ def kept_backbones(loaded: LoadedBackbone) -> list[tuple[int, Backbone]]:
     if not loaded.source.startswith("runs:/"):
         raise ValueError(f"checkpoints=all needs a run, runs:/<id>/backbone; '{loaded.source}' has no steps")
     run_id = loaded.source.removeprefix("runs:/").partition("/")[0]
-    paths = [file.path for file in tracking.client().list_artifacts(run_id, "backbones") if file.is_dir]
+    paths = [file.path for file in client().list_artifacts(run_id, "backbones") if file.is_dir]
     if not paths:
         raise ValueError(f"run '{run_id}' kept no backbone on its way; pretrain with -P keep_backbones=true")
     opened = [open_backbone(f"runs:/{run_id}/{path}") for path in paths]

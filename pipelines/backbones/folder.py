@@ -20,7 +20,8 @@ from models.backbone import (
     init_xavier,
     load_weights,
 )
-from pipelines.tracking import run as tracking
+from pipelines.tracking.reading import fetch_artifact, newest_backbone_run
+from pipelines.tracking.store import shown_store
 
 ARTIFACT = "backbone"
 _WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
@@ -136,9 +137,7 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
     if name.startswith("runs:/"):
         run_id, _, path = name.removeprefix("runs:/").partition("/")
         with tempfile.TemporaryDirectory() as folder:
-            return _from_folder(
-                name, tracking.fetch_artifact(run_id, path or ARTIFACT, Path(folder)), image_px
-            )
+            return _from_folder(name, fetch_artifact(run_id, path or ARTIFACT, Path(folder)), image_px)
     if name.startswith("timm:"):
         return _from_timm(name, image_px)
     if not Path(name).is_dir():
@@ -192,10 +191,10 @@ def chosen_backbone(name: str) -> str:
     """
     if name:
         return name
-    newest = tracking.newest_backbone_run()
+    newest = newest_backbone_run()
     if newest is None:
         raise ValueError(
-            f"there is no finished pretrain run in {tracking.shown_store()} to probe; first run"
+            f"there is no finished pretrain run in {shown_store()} to probe; first run"
             " `mlflow run . -e pretrain`, or give -P backbone=timm:<name>"
         )
     return f"runs:/{newest}/backbone"

@@ -88,7 +88,9 @@ def main(text: str) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     watch_deadline()
 
-    from pipelines.tracking.run import Run, client, run_status, run_tags
+    from pipelines.tracking.reading import run_status, run_tags
+    from pipelines.tracking.run import Run
+    from pipelines.tracking.store import client
 
     run = Run(client(), plan.run_id)
     tags, number = run_tags(run.run_id), str(plan.attempt)
@@ -148,7 +150,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run_stages(plan: ArmPlan) -> int:
     from pipelines.campaign.stages import run_stage
-    from pipelines.tracking.run import Run, client, run_tags
+    from pipelines.tracking.reading import run_tags
+    from pipelines.tracking.run import Run
+    from pipelines.tracking.store import client
 
     for number, stage in enumerate(plan.stages):
         run = Run(client(), stage.run_id)
@@ -181,7 +185,8 @@ def _call(command: list[str]) -> int:
 
 def _gathered(plan: ArmPlan) -> dict[str, float]:
     """What later stages measured, to be copied to the arm's own run, so that one page compares the arms."""
-    from pipelines.tracking.run import answering, run_metrics
+    from pipelines.tracking.reading import run_metrics
+    from pipelines.tracking.store import answering
 
     gathered: dict[str, float] = {}
     with answering():

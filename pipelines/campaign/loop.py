@@ -22,7 +22,8 @@ from pipelines.runtime.interrupts import StopWatch
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.pages import compare_page
-from pipelines.tracking.run import answering, run_tags, tracking_uri
+from pipelines.tracking.reading import run_tags
+from pipelines.tracking.store import answering, tracking_uri
 
 _STEPS_EVERY_S = 10.0
 _AWAY_S = 15.0

@@ -16,7 +16,7 @@ from pipelines.campaign.arms import Arm
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
-from pipelines.tracking.run import tracking_uri
+from pipelines.tracking.store import tracking_uri
 from pipelines.tracking.stored_runs import StoredRun, search_runs
 
 SHARED_STORE = ("submitit", "skypilot")

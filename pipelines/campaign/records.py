@@ -18,7 +18,8 @@ from pipelines.campaign.arms import Arm
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.heartbeat import HOURS
-from pipelines.tracking.run import Run, client
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import client
 from pipelines.tracking.stored_runs import read_run, search_runs
 
 

@@ -19,7 +19,8 @@ from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load
 from pipelines.campaign.stages import check_words
 from pipelines.command.config import find_recipe
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.run import Run, tracking_uri
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import tracking_uri
 
 JOBS = PROJECT_ROOT / "runs" / "campaigns"
 

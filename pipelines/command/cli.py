@@ -19,7 +19,8 @@ from pipelines.command.help import describe
 from pipelines.runtime.interrupts import watch_deadline
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.outbox import StoreAwayError
-from pipelines.tracking.run import Run, answering
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import answering
 from transforms.refusal import Refusal
 
 C = TypeVar("C")

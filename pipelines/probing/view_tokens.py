@@ -21,7 +21,7 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe, read_yaml
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.setup import unseen_patients
-from pipelines.tracking import run as tracking
+from pipelines.tracking.store import client
 from pipelines.training.config import PretrainConfig
 from transforms.views.batch import draw_views, render_views
 from transforms.views.config import ViewConfig
@@ -115,7 +115,7 @@ def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
         return views, "default views"
     with tempfile.TemporaryDirectory() as folder:
         run_id = loaded.source.removeprefix("runs:/").partition("/")[0]
-        file = tracking.client().download_artifacts(run_id, "config.yaml", folder)
+        file = client().download_artifacts(run_id, "config.yaml", folder)
         views = load_recipe(PretrainConfig, read_yaml(Path(file))).views
     return dataclasses.replace(views, size_px=loaded.backbone.image_px), "views of its pretraining"
 

@@ -1,4 +1,4 @@
-"""The record of a run: the only file, beside the plugin, that imports MLflow.
+"""Writing the record of a run to MLflow.
 
 A run is written through MLflow's client by its id, so nothing depends on process-wide state, and a run can be
 continued by the process that resumes it.
@@ -6,60 +6,31 @@ continued by the process that resumes it.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from requests.exceptions import RequestException
 
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.outbox import Kind, Letter, Outbox, StoreAwayError
+from pipelines.tracking.outbox import Kind, Letter, Outbox
+from pipelines.tracking.store import STORE_ENV, answering, client, shown_store
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-STORE_ENV = "MLFLOW_TRACKING_URI"
 _PARAMS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-
-
-def tracking_uri() -> str:
-    """Return the store in force: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
-    return os.environ.get(STORE_ENV) or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
-
-
-def shown_store() -> str:
-    """Return the store as it may be printed: without the user and password that a URI can hold."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", tracking_uri())
-
-
-def client() -> MlflowClient:
-    """Open the store in force; processes that find no sqlite file yet make it one after the other.
-
-    MLflow lets two of them create and migrate the tables at once, and all but one end with a database error.
-    """
-    uri = tracking_uri()
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not path.parent.is_dir():
-        return MlflowClient(uri)
-    with Path(f"{path}.lock").open("a", encoding="utf-8") as handle:
-        fcntl.lockf(handle, fcntl.LOCK_EX)
-        return MlflowClient(uri)
 
 
 def git_commit() -> str:
@@ -213,27 +184,6 @@ class Run:
         return self.outbox
 
 
-@contextmanager
-def answering() -> Iterator[None]:
-    """Turn the ways in which a store can be away into a StoreAwayError; a refusal stays what it is."""
-    try:
-        yield
-    except (MlflowException, RequestException, ConnectionError) as error:
-        if _is_refusal(error):
-            raise
-        raise StoreAwayError(
-            f"the tracking store {shown_store()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
-        ) from error
-
-
-def _is_refusal(error: MlflowException | OSError) -> bool:
-    """Whether the store answered and said no, so that trying again would not help."""
-    if isinstance(error, MlflowException):
-        return int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
-    response = error.response if isinstance(error, RequestException) else None
-    return response is not None and response.status_code < 500
-
-
 def _deliver(store: MlflowClient, letter: Letter) -> None:
     with answering():
         _hand_over(store, letter)
@@ -292,79 +242,3 @@ def _experiment_id(store: MlflowClient) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
     found = store.get_experiment_by_name(name)
     return str(found.experiment_id if found else store.create_experiment(name))
-
-
-def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
-    """Return the newest finished pretrain run that holds a backbone, or None.
-
-    The wrapper run that a resumed training leaves behind holds none and carries `dinox.resumes`.
-    """
-    store = client()
-    ids = experiment_ids or [e.experiment_id for e in store.search_experiments()]
-    query = "tags.`dinox.entry_point` = 'pretrain' and attributes.status = 'FINISHED'"
-    for run in store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=200):
-        if "dinox.resumes" not in run.data.tags and run.data.tags.get("dinox.backbone") == "yes":
-            return str(run.info.run_id)
-    return None
-
-
-def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
-    """Copy an artifact of a run into a folder and return where it lies.
-
-    Raises:
-        ValueError: If the run does not exist or holds no such artifact.
-    """
-    store = client()
-    get_run(run_id)
-    if not store.list_artifacts(run_id, path):
-        raise ValueError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
-    return Path(store.download_artifacts(run_id, path, str(into)))
-
-
-def get_run(run_id: str) -> MlflowRun:
-    """Return what the store has of a run.
-
-    Raises:
-        ValueError: If the run does not exist.
-    """
-    try:
-        return client().get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"run '{run_id}' is not in the store {shown_store()}; `mlflow ui` lists the runs that are"
-        ) from error
-
-
-def run_tags(run_id: str) -> dict[str, str]:
-    """Return the tags of a run."""
-    return dict(client().get_run(run_id).data.tags)
-
-
-def run_metrics(run_id: str) -> dict[str, float]:
-    """Return the last value of every metric of a run."""
-    return dict(client().get_run(run_id).data.metrics)
-
-
-def run_status(run_id: str) -> str:
-    """Return SCHEDULED, RUNNING, FINISHED, FAILED or KILLED."""
-    return str(client().get_run(run_id).info.status)
-
-
-def experiment_of(run_id: str) -> str:
-    """Return the experiment that a run belongs to."""
-    return str(client().get_run(run_id).info.experiment_id)
-
-
-def newest_run(entry_point: str, name: str) -> str:
-    """Return the newest run of an entry point that bears a name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    store = client()
-    ids = [experiment.experiment_id for experiment in store.search_experiments()]
-    query = f"tags.`dinox.entry_point` = '{entry_point}' and attributes.run_name = '{name}'"
-    found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
-    if not found:
-        raise ValueError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
-    return str(found[0].info.run_id)

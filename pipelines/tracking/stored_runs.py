@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipelines.tracking.run import client, get_run
+from pipelines.tracking.reading import get_run
+from pipelines.tracking.store import client
 
 _PAGE = 1000
 

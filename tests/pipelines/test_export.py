@@ -19,7 +19,8 @@ from models.backbone import BackboneConfig, build_backbone
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.export import ExportConfig, export_backbone, export_onnx, push, run_export
-from pipelines.tracking.run import Run, client
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import client
 from pipelines.tracking.stored_runs import StoredRun
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)

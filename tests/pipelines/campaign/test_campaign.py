@@ -26,7 +26,8 @@ from pipelines.campaign.stages import check_words, resolve_lines
 from pipelines.command.cli import run_entry_point
 from pipelines.tracking.arms import ArmRecord, read_arms
 from pipelines.tracking.heartbeat import HOURS
-from pipelines.tracking.run import Run, client
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import client
 
 Call = Callable[..., int]
 TREE: dict[str, Any] = {

@@ -16,7 +16,8 @@ from pipelines.campaign.records import find_parent
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord, ledger, read_arms, total
-from pipelines.tracking.run import Run, client
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import client
 
 KILLS = 20
 PARALLEL = 2

@@ -298,7 +298,9 @@ def test_slurm_runs_the_arms_of_a_campaign(loopback_slurm: None, server: str, tm
 def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> None:
     pytest.importorskip("submitit")
     from pipelines.campaign.executors.submitit import SubmititExecutor
-    from pipelines.tracking.run import Run, client, run_status
+    from pipelines.tracking.reading import run_status
+    from pipelines.tracking.run import Run
+    from pipelines.tracking.store import client
 
     run = Run(client(), client().create_run("0").info.run_id)
     run.set_tags({"dinox.attempt": "1"})

@@ -23,7 +23,7 @@ from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, End
 from pipelines.campaign.stages import resolve_lines
 from pipelines.command.cli import run_entry_point
 from pipelines.tracking.arms import read_arms
-from pipelines.tracking.run import client
+from pipelines.tracking.store import client
 
 SPACE: dict[str, dict[str, Any]] = {
     "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},

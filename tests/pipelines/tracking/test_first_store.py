@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.runtime.paths import PROJECT_ROOT
 
-OPENS = "from pipelines.tracking.run import client; print(len(client().search_experiments()))"
+OPENS = "from pipelines.tracking.store import client; print(len(client().search_experiments()))"
 
 
 @pytest.mark.slow  # MLflow takes seconds to import and to migrate a store

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.tracking.run import shown_store
+from pipelines.tracking.store import shown_store
 
 
 @pytest.mark.parametrize(
