@@ -18,7 +18,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.command.cli import main
 from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoduleSet, NoNodulesError, nodule_set, tell_of_doubtful_places
 from pipelines.probing.figures import roc_figure
 from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diameters
 from pipelines.probing.tables import short_table
@@ -121,7 +121,7 @@ def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, Nodu
         cubes = nodule_set(
             cohort, config.rule, CropSpec(form="cube", size_mm=config.size_mm, out_px=config.cube_px)
         )
-    except ValueError as reason:
+    except NoNodulesError as reason:
         if config.networks == "3d":
             raise
         print(f"supervised_3d: not measured: {reason}")

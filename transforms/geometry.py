@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from transforms.refusal import TransformError
+
 Points = NDArray[np.float64]
 
 _LPS_RAS = np.array([-1.0, -1.0, 1.0])
@@ -61,7 +63,7 @@ def lps_to_index(
         Fractional indices (z, y, x), (..., 3), not clipped to the array.
 
     Raises:
-        ValueError: If the affine is not 4 x 4 or cannot be inverted.
+        TransformError: If the affine is not 4 x 4 or cannot be inverted.
     """
     affine = _as_affine(affine_ras)
     inverse = np.linalg.inv(affine)
@@ -82,10 +84,10 @@ def spacing_of(affine_ras: ArrayLike) -> tuple[float, float, float]:
 def _as_affine(affine_ras: ArrayLike) -> Points:
     affine = np.asarray(affine_ras, dtype=np.float64)
     if affine.size != 16:
-        raise ValueError(f"an affine has 4 x 4 numbers, got shape {affine.shape}")
+        raise TransformError(f"an affine has 4 x 4 numbers, got shape {affine.shape}")
     affine = affine.reshape(4, 4)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise ValueError("the affine cannot be inverted: its axes must be finite and independent")
+        raise TransformError("the affine cannot be inverted: its axes must be finite and independent")
     return affine
 
 

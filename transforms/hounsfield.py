@@ -15,6 +15,8 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform, Randomizable, Transform
 from numpy.typing import NDArray
 
+from transforms.refusal import TransformError
+
 WindowPolicy = Literal["lung_aware", "clinical", "article", "fixed"]
 Volume = TypeVar("Volume", torch.Tensor, NDArray[Any])
 
@@ -41,10 +43,9 @@ def window_hu(
         Gray values in [0, 1], float32 (float64 stays float64), same kind and shape as `volume_hu`.
 
     Raises:
-        ValueError: If the window does not rise.
+        TransformError: If the window does not rise.
     """
-    if not bool((torch.as_tensor(low_hu) < torch.as_tensor(high_hu)).all()):
-        raise ValueError(f"a CT window must rise, got {low_hu} .. {high_hu} HU; give low_hu below high_hu")
+    _refuse_falling(low_hu, high_hu)
     if isinstance(volume_hu, torch.Tensor):
         dtype = torch.float64 if volume_hu.dtype == torch.float64 else torch.float32
         low = torch.as_tensor(low_hu, dtype=dtype, device=volume_hu.device)
@@ -55,6 +56,13 @@ def window_hu(
     high_edge: NDArray[Any] = np.asarray(high_hu, kind)
     gray: NDArray[Any] = np.clip((volume_hu.astype(kind) - low_edge) / (high_edge - low_edge), 0.0, 1.0)
     return gray
+
+
+def _refuse_falling(low_hu: Any, high_hu: Any) -> None:
+    if not bool((torch.as_tensor(low_hu) < torch.as_tensor(high_hu)).all()):
+        raise TransformError(
+            f"a CT window must rise, got {low_hu} .. {high_hu} HU; give low_hu below high_hu"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +142,13 @@ class WindowHU(Transform):
     """HU to gray in [0, 1] through one fixed window; array form of `WindowHUd`."""
 
     def __init__(self, low_hu: float, high_hu: float) -> None:
-        """Take the window's edges in HU; ValueError if they do not rise."""
-        self.config = WindowConfig(policy="fixed", low_hu=low_hu, high_hu=high_hu)
+        """Take the window's edges in HU; TransformError if they do not rise."""
+        _refuse_falling(low_hu, high_hu)
+        self.low_hu, self.high_hu = low_hu, high_hu
 
     def __call__(self, volume_hu: Volume) -> Volume:
         """Window an array or tensor of HU, any shape."""
-        return window_hu(volume_hu, self.config.low_hu, self.config.high_hu)
+        return window_hu(volume_hu, self.low_hu, self.high_hu)
 
 
 class WindowHUd(MapTransform):
@@ -176,12 +185,12 @@ class RandWindowHU(Randomizable, Transform):
         """Window an array or tensor of HU; `randomize=False` uses the last drawn window again.
 
         Raises:
-            ValueError: If no window has been drawn yet.
+            TransformError: If no window has been drawn yet.
         """
         if randomize:
             self.randomize()
         if self.window is None:
-            raise ValueError("no window has been drawn yet; call with randomize=True first")
+            raise TransformError("no window has been drawn yet; call with randomize=True first")
         return window_hu(volume_hu, *self.window)
 
 

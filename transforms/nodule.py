@@ -17,6 +17,7 @@ from monai.transforms.transform import MapTransform, Randomizable, Transform
 from numpy.typing import ArrayLike, NDArray
 
 from transforms.nodule_sampling import BORDER_HU, Placement, Volume, place, sample_box, sample_windows
+from transforms.refusal import NoCropError, TransformError
 from transforms.triplet import triplet_indices
 
 __all__ = ["BORDER_HU", "CropForm", "CropSpec", "NoduleCrop", "NoduleCropd", "crop_nodule", "crop_triplet_hu"]
@@ -49,18 +50,18 @@ class CropSpec:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.form not in get_args(CropForm):
-            raise ValueError(
+            raise TransformError(
                 f"crop form {self.form!r} does not exist; choose one of {', '.join(get_args(CropForm))}"
             )
         if not self.size_mm > 0 or self.out_px < 1:
-            raise ValueError(f"a crop needs a positive size, got {self.size_mm} mm at {self.out_px} px")
+            raise TransformError(f"a crop needs a positive size, got {self.size_mm} mm at {self.out_px} px")
         if self.z_range_mm < 0 or (self.z_range_mm > 0) != (self.form == "slices"):
-            raise ValueError(
+            raise TransformError(
                 f"form {self.form!r} with z_range_mm {self.z_range_mm}: "
                 "the form slices needs a positive range, the others none"
             )
         if self.size_in_diameters is not None and not self.size_in_diameters > 0:
-            raise ValueError(f"size_in_diameters must be positive, got {self.size_in_diameters}")
+            raise TransformError(f"size_in_diameters must be positive, got {self.size_in_diameters}")
 
     @property
     def mm_per_px(self) -> float:
@@ -106,7 +107,7 @@ def crop_triplet_hu(
         patient's left.
 
     Raises:
-        ValueError: If the center lies outside the volume.
+        NoCropError: If the center lies outside the volume.
     """
     spec = CropSpec(size_mm=size_mm, out_px=out_px)
     return crop_nodule(volume_hu, affine_ras, center_lps_mm, spec, gaps, slice_offsets_mm).hu
@@ -139,13 +140,13 @@ def crop_nodule(
         The crop.
 
     Raises:
-        ValueError: If the center lies outside the volume, the crop would reach across a gap or outside a
+        NoCropError: If the center lies outside the volume, the crop would reach across a gap or outside a
             patch, or the control arm has no diameter.
     """
     at = place(volume_hu.shape, affine_ras, center_lps_mm, slice_offsets_mm)
     size_mm = _size_mm(spec, diameter_mm)
     if is_patch and spec.form in ("cube", "planes"):
-        raise ValueError(
+        raise NoCropError(
             f"the form {spec.form} reaches outside a patch in z, which is only as long as its nodule: "
             "the border would tell the label; use the form triplet"
         )
@@ -157,7 +158,7 @@ def crop_nodule(
             crops = _triplets(volume_hu, at, middles, size_mm, spec.out_px, gaps)
             is_replicated = is_clipped or any(crop.is_replicated for crop in crops)
             if is_patch and is_replicated:
-                raise ValueError(
+                raise NoCropError(
                     f"slices within {spec.z_range_mm} mm reach outside this patch of {len(volume_hu)} slices, which "
                     "is as long as its nodule: the repeats would tell the label; use the form triplet"
                 )
@@ -176,7 +177,7 @@ def _size_mm(spec: CropSpec, diameter_mm: float | None) -> float:
     if spec.size_in_diameters is None:
         return spec.size_mm
     if diameter_mm is None or not diameter_mm > 0:
-        raise ValueError(f"a crop sized by the nodule needs its diameter in mm, got {diameter_mm}")
+        raise NoCropError(f"a crop sized by the nodule needs its diameter in mm, got {diameter_mm}")
     return spec.size_in_diameters * diameter_mm
 
 
@@ -216,7 +217,7 @@ def _refuse_gap(at: Placement, gaps: Collection[int], size_mm: float) -> None:
     low, high = at.index_zyx[0] - reach, at.index_zyx[0] + reach
     crossed = [gap for gap in gaps if gap + 1 > low and gap < high]
     if crossed:
-        raise ValueError(
+        raise NoCropError(
             f"slices are missing after slice {crossed[0]}, inside the {size_mm:.0f} mm of the crop; "
             "use the form triplet"
         )
@@ -247,9 +248,9 @@ class NoduleCrop(Randomizable, Transform):
     """
 
     def __init__(self, spec: CropSpec, jitter_mm: float = 0.0) -> None:
-        """Keep the specification; ValueError if the jitter is negative."""
+        """Keep the specification; TransformError if the jitter is negative."""
         if jitter_mm < 0:
-            raise ValueError(f"jitter_mm must not be negative, got {jitter_mm}")
+            raise TransformError(f"jitter_mm must not be negative, got {jitter_mm}")
         self.spec = spec
         self.jitter_mm = jitter_mm
         self.is_seeded = False
@@ -269,7 +270,9 @@ class NoduleCrop(Randomizable, Transform):
         if self.jitter_mm == 0:
             return
         if not self.is_seeded:
-            raise ValueError("jitter_mm is not 0 but the transform has no seed; call set_random_state first")
+            raise TransformError(
+                "jitter_mm is not 0 but the transform has no seed; call set_random_state first"
+            )
         self.shift_lps_mm[:2] = self.R.uniform(-self.jitter_mm, self.jitter_mm, 2)
 
     def __call__(  # type: ignore[override]  # where the nodule lies is an argument, not a setting
@@ -292,10 +295,11 @@ class NoduleCrop(Randomizable, Transform):
             HU, float32, shaped as `CropSpec.form` says.
 
         Raises:
-            ValueError: If the volume has no geometry, or the nodule cannot be cropped so (see `crop_nodule`).
+            TransformError: If the volume has no geometry, or its axes are not (z toward the head, y, x).
+            NoCropError: If the nodule cannot be cropped so (see `crop_nodule`).
         """
         if not isinstance(volume_hu, MetaTensor) or volume_hu.ndim != 4 or volume_hu.shape[0] != 1:
-            raise ValueError(
+            raise TransformError(
                 f"a nodule is cropped from a MetaTensor (1, Z, Y, X), which knows its affine; got "
                 f"{type(volume_hu).__name__} of shape {tuple(volume_hu.shape)}"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from transforms.geometry import lps_to_index, spacing_of
+from transforms.refusal import NoCropError, TransformError
 
 BORDER_HU = -1024.0
 """What lies outside the image."""
@@ -57,19 +58,21 @@ def place(
         The place of the point.
 
     Raises:
-        ValueError: If the point lies outside the volume or between its slices where some are missing, or the
-            volume's axes are not (z toward the head, y, x).
+        NoCropError: If the point lies outside the volume or between its slices where some are missing.
+        TransformError: If the volume's axes are not (z toward the head, y, x).
     """
     affine = np.asarray(affine_ras, dtype=np.float64).reshape(4, 4)
     axes_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
     if np.abs(axes_lps).argmax(axis=0).tolist() != [2, 1, 0] or axes_lps[2, 0] <= 0:
-        raise ValueError("the volume's axes are not (z toward the head, y, x); reorient it before cropping")
+        raise TransformError(
+            "the volume's axes are not (z toward the head, y, x); reorient it before cropping"
+        )
     index = lps_to_index(affine, center_lps_mm, slice_offsets_mm)
     if index.shape != (3,) or not np.isfinite(index).all():
-        raise ValueError(f"a nodule's center is three finite numbers in LPS mm, got {center_lps_mm!r}")
+        raise NoCropError(f"a nodule's center is three finite numbers in LPS mm, got {center_lps_mm!r}")
     for name, at, length in zip(("slice", "row", "column"), index, shape, strict=True):
         if not -0.5 <= at < length - 0.5:
-            raise ValueError(
+            raise NoCropError(
                 f"the nodule's center lies at {name} {at:.1f}, outside the {length} {name}s of its volume"
             )
     _refuse_missing_slice(affine, float(index[0]), slice_offsets_mm)
@@ -91,7 +94,7 @@ def _refuse_missing_slice(
         at_mm = np.interp(slice_number, np.arange(len(offsets)), offsets)
         away_mm = abs(float(at_mm) - offsets[nearest])
         if away_mm > 0.6 * spacing_mm:
-            raise ValueError(
+            raise NoCropError(
                 f"the nodule's center lies {away_mm:.1f} mm from the nearest slice, where slices are missing"
             )
 

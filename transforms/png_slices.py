@@ -65,10 +65,9 @@ def _stored(path: Path) -> NDArray[np.uint16]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
-                if image.mode != "I;16":
-                    raise SeriesRefusedError(f"not a 16-bit gray PNG (Pillow calls it mode {image.mode})")
-                return np.asarray(image, dtype=np.uint16)
-    except SeriesRefusedError:
-        raise
+                mode, stored = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise SeriesRefusedError("not a PNG, or one that is missing, cut short or damaged") from None
+    if mode != "I;16":
+        raise SeriesRefusedError(f"not a 16-bit gray PNG (Pillow calls it mode {mode})")
+    return stored.astype(np.uint16, copy=False)

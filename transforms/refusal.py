@@ -42,6 +42,14 @@ class SeriesRefusedError(Refusal):
         return type(self), (self.reason, self.series_uid)
 
 
+class TransformError(Refusal):
+    """A transform is given what it cannot work on (a wrong shape, no affine), or settings that cannot be."""
+
+
+class NoCropError(Refusal):
+    """A nodule has no crop as asked: its center lies outside the volume, the crop would reach across a gap, ..."""
+
+
 @dataclass(frozen=True, slots=True)
 class RefusedFile:
     """A file that belongs to no volume that can be read; `series_uid` is "" where it is not known."""

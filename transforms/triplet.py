@@ -14,6 +14,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 from numpy.typing import NDArray
 
+from transforms.refusal import TransformError
+
 AFFINE_KEYS = ("affine", "original_affine", "spatial_shape")
 """What a MetaTensor's meta says about the whole volume and a slice of it must not repeat."""
 
@@ -40,21 +42,21 @@ def triplet_indices(
         The indices (below, z, above), and whether one of them is a repetition of z.
 
     Raises:
-        ValueError: If z is not a slice of the volume, or a distance is not positive.
+        TransformError: If z is not a slice of the volume, or a distance is not positive.
     """
     if not 0 <= z < n_slices:
-        raise ValueError(f"slice {z} is not in a volume of {n_slices} slices; the last is {n_slices - 1}")
+        raise TransformError(f"slice {z} is not in a volume of {n_slices} slices; the last is {n_slices - 1}")
     if distance_mm is not None:
         if spacing_z_mm is None or not spacing_z_mm > 0:
-            raise ValueError(
+            raise TransformError(
                 f"a triplet at {distance_mm} mm needs the slice spacing in mm, got {spacing_z_mm}; "
                 "give spacing_z_mm, or choose neighbors by stride"
             )
         if not distance_mm > 0:
-            raise ValueError(f"the distance of a triplet's slices must be positive, got {distance_mm} mm")
+            raise TransformError(f"the distance of a triplet's slices must be positive, got {distance_mm} mm")
         stride = max(1, round(distance_mm / spacing_z_mm))
     elif stride < 1:
-        raise ValueError(f"the stride of a triplet must be at least 1 slice, got {stride}")
+        raise TransformError(f"the stride of a triplet must be at least 1 slice, got {stride}")
     below, above = z - stride, z + stride
     if below < 0 or any(below <= gap < z for gap in gaps):
         below = z
@@ -72,7 +74,7 @@ class SliceTriplet(Transform):
     """
 
     def __init__(self, stride: int = 1, distance_mm: float | None = None) -> None:
-        """Keep how far away the neighbors are; ValueError if that is not a positive distance."""
+        """Keep how far away the neighbors are; TransformError if that is not a positive distance."""
         triplet_indices(1, 0, 1.0, (), stride, distance_mm)
         self.stride = stride
         self.distance_mm = distance_mm
@@ -99,14 +101,14 @@ class SliceTriplet(Transform):
             geometry: its affine takes (y, x, 0, 1) to RAS mm on slice z.
 
         Raises:
-            ValueError: If the shape is not that of a volume, or z is not in it.
+            TransformError: If the shape is not that of a volume, or z is not in it.
         """
         if volume_hu.ndim == 4 and volume_hu.shape[0] == 1:
             volume = volume_hu[0]
         elif volume_hu.ndim == 3:
             volume = volume_hu
         else:
-            raise ValueError(
+            raise TransformError(
                 f"a triplet is cut from a volume (Z, Y, X) or (1, Z, Y, X), got shape {tuple(volume_hu.shape)}"
             )
         meta: dict[str, Any] = dict(volume_hu.meta) if isinstance(volume_hu, MetaTensor) else {}

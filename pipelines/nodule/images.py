@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.baselines import FloorSettings, folds_of, labels_of, score_floor
 from pipelines.nodule.figures import MALIGNANT
-from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoNodulesError, nodule_set, tell_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
 from probes.image_diameter import image_diameter_mm
 from probes.labels import Labeled
@@ -64,7 +64,7 @@ def measure_images(cohort: Cohort, labeled: Labeled, settings: FloorSettings) ->
     rule = labeled.counts.rule
     try:
         small = nodule_set(cohort, rule, PIXEL_SPEC)
-    except ValueError as reason:
+    except NoNodulesError as reason:
         print(f"pixels: not measured: {reason}")
         return None
     tell_of_doubtful_places(small)

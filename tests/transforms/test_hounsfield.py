@@ -14,6 +14,7 @@ from transforms.hounsfield import (
     window_hu,
     windows_from_uniforms,
 )
+from transforms.refusal import TransformError
 
 LUNG_HU, NODULE_HU, GROUND_GLASS_HU = -850.0, 30.0, -650.0
 N_DRAWS = 40_000
@@ -69,7 +70,7 @@ def test_the_input_is_left_as_it_was():
 
 @pytest.mark.parametrize(("low", "high"), [(100.0, 100.0), (200.0, 100.0), (float("nan"), 1.0)])
 def test_a_window_that_does_not_rise_is_refused(low, high):
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(TransformError, match="must rise"):
         window_hu(np.zeros(3), low, high)
     with pytest.raises(ValueError, match="must rise"):
         WindowConfig(policy="fixed", low_hu=low, high_hu=high)
@@ -175,6 +176,6 @@ def test_the_dictionary_form_repeats_under_a_seed_and_moves_on_between_samples()
 
 def test_the_array_form_can_repeat_its_last_window_but_not_one_never_drawn():
     transform = RandWindowHU()
-    with pytest.raises(ValueError, match="no window has been drawn"):
+    with pytest.raises(TransformError, match="no window has been drawn"):
         transform(np.zeros(2), randomize=False)
     assert transform(np.zeros(2)).tolist() == transform(np.zeros(2), randomize=False).tolist()

@@ -9,6 +9,7 @@ from monai.data.meta_tensor import MetaTensor
 from pipelines.phantom.shapes import Grid, paint, sphere_coverage
 from transforms.geometry import index_to_lps
 from transforms.nodule import CropForm, CropSpec, NoduleCrop, NoduleCropd, crop_nodule, crop_triplet_hu
+from transforms.refusal import NoCropError, TransformError
 
 PHANTOM_SPACINGS_Z_MM = (2.5, 1.25, 0.7, 2.0, 1.0)
 INDEX = (14.3, 44.2, 51.7)
@@ -99,7 +100,7 @@ def test_a_larger_nodule_stays_larger_except_in_the_control_arm() -> None:
             widths[name, diameter_mm] = width_px(hu[1, 29:31].mean(0))
     assert widths["mm", 12.0] / widths["mm", 6.0] == pytest.approx(2.0, abs=0.15)
     assert widths["own", 12.0] == pytest.approx(widths["own", 6.0], rel=0.07)
-    with pytest.raises(ValueError, match="needs its diameter in mm"):
+    with pytest.raises(NoCropError, match="needs its diameter in mm"):
         crop_nodule(volume, affine, center, CropSpec(size_in_diameters=2.0))
 
 
@@ -210,7 +211,7 @@ def test_no_form_reaches_across_a_gap() -> None:
     assert slices_of(ranged.hu) == [[7, 8, 9], [8, 9, 9], [8, 9, 9]]
     assert ranged.is_replicated
     for form in ("cube", "planes"):
-        with pytest.raises(ValueError, match="slices are missing after slice 9"):
+        with pytest.raises(NoCropError, match="slices are missing after slice 9"):
             crop_nodule(volume, affine, below, CropSpec(form=form, size_mm=8.0, out_px=8), **gap)
 
 
@@ -226,7 +227,7 @@ def test_no_form_reaches_across_a_gap() -> None:
 )
 def test_a_center_outside_the_volume_is_refused_never_shifted(index: tuple[float, ...], message: str) -> None:
     volume, affine = numbered(20)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(NoCropError, match=message):
         crop_triplet_hu(volume, affine, index_to_lps(affine, index), 8.0, 8)
 
 
@@ -245,7 +246,7 @@ def test_a_center_where_slices_are_missing_is_refused_and_one_beside_them_is_not
         if not message:
             assert slices_of(crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)) == [8, 9, 9]
             continue
-        with pytest.raises(ValueError, match=f"{message} the nearest slice, where slices are missing"):
+        with pytest.raises(NoCropError, match=f"{message} the nearest slice, where slices are missing"):
             crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)
 
 
@@ -261,13 +262,13 @@ def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
         assert (slices_of(crop.hu), crop.is_replicated) == (expected, replicated)
         for form in ("cube", "planes"):
             with pytest.raises(
-                ValueError, match=f"{form} reaches outside a patch in z.*would tell the label"
+                NoCropError, match=f"{form} reaches outside a patch in z.*would tell the label"
             ):
                 crop_nodule(volume, affine, center, CropSpec(form=form, size_mm=8.0, out_px=8), is_patch=True)
     long_range = CropSpec(form="slices", size_mm=8.0, out_px=8, z_range_mm=2.0)
     assert crop_nodule(volume, affine, center, long_range, is_patch=True).hu.shape == (3, 3, 8, 8)
     volume, affine = numbered(3)
-    with pytest.raises(ValueError, match="reach outside this patch of 3 slices"):
+    with pytest.raises(NoCropError, match="reach outside this patch of 3 slices"):
         crop_nodule(volume, affine, index_to_lps(affine, (1, 8, 8)), long_range, is_patch=True)
 
 
@@ -283,14 +284,14 @@ def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
     ],
 )
 def test_a_crop_that_cannot_be_is_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"does not exist|positive"):
+    with pytest.raises(TransformError, match=r"does not exist|positive"):
         CropSpec(**settings)
 
 
 def test_a_volume_with_other_axes_is_refused() -> None:
     volume, affine = numbered(16)
     for wrong in (affine[:, [1, 0, 2, 3]], affine * [[-1], [-1], [-1], [1]]):
-        with pytest.raises(ValueError, match="reorient it before cropping"):
+        with pytest.raises(TransformError, match="reorient it before cropping"):
             crop_triplet_hu(volume, wrong, (0, 0, 0), 8.0, 8)
 
 
@@ -314,23 +315,25 @@ def test_the_monai_forms_give_the_crop_of_the_function() -> None:
 def test_the_monai_forms_know_a_patch_and_a_gap_from_the_meta_data() -> None:
     volume, center = meta_volume()
     volume.meta["kind"] = "patch"
-    with pytest.raises(ValueError, match="outside a patch"):
+    with pytest.raises(NoCropError, match="outside a patch"):
         NoduleCrop(CropSpec(form="cube"))(volume, center)
     volume.meta["kind"] = "series"
     volume.meta["gaps"] = (11,)
-    with pytest.raises(ValueError, match="slices are missing after slice 11"):
+    with pytest.raises(NoCropError, match="slices are missing after slice 11"):
         NoduleCrop(CropSpec(form="cube"))(volume, center)
 
 
 def test_a_volume_without_geometry_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"MetaTensor \(1, Z, Y, X\).*got Tensor of shape \(1, 4, 8, 8\)"):
+    with pytest.raises(
+        TransformError, match=r"MetaTensor \(1, Z, Y, X\).*got Tensor of shape \(1, 4, 8, 8\)"
+    ):
         NoduleCrop(CropSpec())(torch.zeros(1, 4, 8, 8), (0, 0, 0))
 
 
 def test_jitter_moves_the_crop_in_the_plane_only_when_seeded_and_the_same_for_the_same_seed() -> None:
     volume, center = meta_volume()
     spec = CropSpec(size_mm=24.0, out_px=48)
-    with pytest.raises(ValueError, match="call set_random_state first"):
+    with pytest.raises(TransformError, match="call set_random_state first"):
         NoduleCrop(spec, jitter_mm=3.0)(volume, center)
     crop = NoduleCrop(spec, jitter_mm=3.0).set_random_state(7)
     one, two = crop(volume, center), crop(volume, center)

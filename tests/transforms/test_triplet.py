@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose
 
+from transforms.refusal import TransformError
 from transforms.triplet import SliceTriplet, SliceTripletd, triplet_indices
 
 
@@ -66,7 +67,7 @@ def test_no_triplet_ever_crosses_a_gap_or_leaves_the_volume(n_slices, place, spa
     ],
 )
 def test_impossible_triplets_are_refused_in_one_sentence(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TransformError, match=message):
         triplet_indices(*arguments)
 
 
@@ -109,13 +110,13 @@ def test_a_slice_beyond_a_gap_lies_where_its_offset_says(ramp):
 
 
 def test_a_plain_array_by_mm_needs_its_spacing(ramp):
-    with pytest.raises(ValueError, match="needs the slice spacing"):
+    with pytest.raises(TransformError, match="needs the slice spacing"):
         SliceTriplet(distance_mm=2.5)(ramp, 5)
     assert SliceTriplet(distance_mm=2.5)(ramp, 5, spacing_z_mm=1.25)[:, 0, 0].tolist() == [3, 5, 7]
 
 
 def test_what_is_not_a_volume_is_refused():
-    with pytest.raises(ValueError, match="got shape"):
+    with pytest.raises(TransformError, match="got shape"):
         SliceTriplet()(np.zeros((4, 5)), 0)
-    with pytest.raises(ValueError, match="stride"):
+    with pytest.raises(TransformError, match="stride"):
         SliceTriplet(stride=0)

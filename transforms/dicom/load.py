@@ -41,8 +41,8 @@ class LoadDicomSeries(Transform):
         """Load from a folder, searched through all levels, or from the files of a series.
 
         Raises:
-            SeriesRefusedError: If there is no series to load, or not a right one.
-            ValueError: If the folder holds several series and none was named.
+            SeriesRefusedError: If there is not one series to load, or not a right one.
+            TransformError: If there is no such folder.
         """
         series = read_series(self._files(source))
         if series.gaps and not self.allow_gaps:

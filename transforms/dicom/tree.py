@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transforms.dicom.header import read_slice_headers
-from transforms.refusal import RefusedFile, SeriesRefusedError
+from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
 
 
 @dataclass(slots=True)
@@ -26,10 +26,10 @@ def walk_files(root: Path) -> Iterator[Path]:
     """Every file below `root` once, in sorted order; links are followed, loops of links are not.
 
     Raises:
-        ValueError: If `root` is no folder.
+        TransformError: If `root` is no folder.
     """
     if not root.is_dir():
-        raise ValueError(f"{root} is not a folder; name a folder that holds the files")
+        raise TransformError(f"{root} is not a folder; name a folder that holds the files")
     seen = {_identity(root)}
     waiting = [root]
     while waiting:

@@ -7,7 +7,7 @@ from transforms.dicom.header import SliceHeader
 from transforms.dicom.pixels import PADDING_HU, outer_fill
 from transforms.dicom.series import CtSeries
 from transforms.dicom.slice_stack import has_rows_along_y
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import SeriesRefusedError, TransformError
 
 LOSSY_TOLERANCE_HU = 2
 """Lossy decoders may round differently; lossless ones may not differ at all."""
@@ -18,7 +18,7 @@ def compare_with_simpleitk(series: CtSeries) -> None:
 
     Raises:
         SeriesRefusedError: If SimpleITK cannot read a file, or reads other values.
-        ValueError: If SimpleITK is not installed.
+        TransformError: If SimpleITK is not installed.
     """
     tolerance = LOSSY_TOLERANCE_HU if series.is_lossy else 0
     frames: NDArray[np.float64] = np.empty(0)
@@ -43,7 +43,7 @@ def _read(header: SliceHeader) -> NDArray[np.float64]:
     try:
         import SimpleITK
     except ImportError:
-        raise ValueError("witness=simpleitk needs SimpleITK; install it or take witness=none") from None
+        raise TransformError("witness=simpleitk needs SimpleITK; install it or take witness=none") from None
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]  # they quote header text
     try:
         image = SimpleITK.ReadImage(str(header.path), imageIO="GDCMImageIO")

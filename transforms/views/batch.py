@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from transforms.hounsfield import UNIFORMS_PER_WINDOW, windows_from_uniforms
+from transforms.refusal import TransformError
 from transforms.views.config import Interpolation, ViewConfig
 from transforms.views.crops import (
     UNIFORMS_PER_CROP,
@@ -124,12 +125,12 @@ def sample_state(seed: int, step: int, sample_key: int, stream: Stream) -> np.ra
         A generator as MONAI's `set_random_state(state=...)` takes it.
 
     Raises:
-        ValueError: If a number is negative.
+        TransformError: If a number is negative.
 
     Source: Philox, Salmon et al. 2011, doi:10.1145/2063384.2063405.
     """
     if min(seed, step, sample_key) < 0:
-        raise ValueError(
+        raise TransformError(
             f"seed, step and sample key must not be negative, got {seed}, {step} and {sample_key}"
         )
     # A counter-based generator is its key: nothing is hashed, so no two samples can meet, and making one is cheap.

@@ -15,6 +15,7 @@ from monai.transforms.transform import MapTransform, Randomizable
 from numpy.typing import NDArray
 
 from transforms.body_grid import GRID
+from transforms.refusal import TransformError
 from transforms.triplet import AFFINE_KEYS
 from transforms.views.config import Interpolation, ViewConfig
 from transforms.views.crops import UNIFORMS_PER_CROP, SliceFrames, crop_flips, place_crops
@@ -25,14 +26,14 @@ def pixel_spacing_mm(triplet_hu: Any, pixel_mm: tuple[float, float] | None) -> t
     """Return the pixel spacing (y, x) that was given, or else that of the MetaTensor's affine.
 
     Raises:
-        ValueError: If there is neither.
+        TransformError: If there is neither.
     """
     if pixel_mm is not None:
         return pixel_mm
     if isinstance(triplet_hu, MetaTensor):
         columns = np.linalg.norm(np.asarray(triplet_hu.affine, dtype=np.float64)[:3, :2], axis=0)
         return float(columns[0]), float(columns[1])
-    raise ValueError(
+    raise TransformError(
         "a view has no scale without the pixel spacing; give pixel_mm, or a MetaTensor with an affine"
     )
 
@@ -99,7 +100,7 @@ class RandViewCropd(Randomizable, MapTransform):
             allow_missing_keys: As everywhere in MONAI.
 
         Raises:
-            ValueError: If crops are to be centered on something that no key holds.
+            TransformError: If crops are to be centered on something that no key holds.
         """
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.config = config or ViewConfig()
@@ -107,7 +108,7 @@ class RandViewCropd(Randomizable, MapTransform):
         needed = {"body": body_key, "point": point_key, "uniform": ""}[self.config.center]
         if needed is None:
             center = self.config.center
-            raise ValueError(
+            raise TransformError(
                 f"crops centered on the {center} need {center}_key; name it, or use center='uniform'"
             )
         self.uniforms = np.zeros((len(self.keys), UNIFORMS_PER_CROP))

@@ -8,9 +8,10 @@ export adds ids, `affine_ras` and `slice_offset_mm`, without which the place in 
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,10 @@ from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
 from pipelines.ingest.sources.found import Found, Job
 from transforms.geometry import spacing_of
 from transforms.png_slices import OFFSET, read_png_slices
-from transforms.refusal import RefusedFile, SeriesRefusedError
+from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
 
 NEEDED = ("png_path", "series_dir", "slice_index", "encoding", "spacing_x", "spacing_y", "spacing_z")
+N = TypeVar("N", int, float)
 _UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
 
 
@@ -89,13 +91,8 @@ def _job(series_dir: str, rows: pd.DataFrame, root: Path, pseudonyms: Pseudonyms
     series_uid = _only(rows, "series_uid") if "series_uid" in rows else name if _UID.fullmatch(name) else ""
     try:
         return _checked_job(series_dir, series_uid, rows, root, pseudonyms)
-    except ValueError as error:
-        reason = (
-            error.reason
-            if isinstance(error, SeriesRefusedError)
-            else "the index holds text where numbers must be"
-        )
-        raise SeriesRefusedError(reason, series_uid) from None
+    except SeriesRefusedError as refusal:
+        raise SeriesRefusedError(refusal.reason, series_uid) from None
 
 
 def _checked_job(
@@ -103,17 +100,17 @@ def _checked_job(
 ) -> PngJob:
     if any(str(OFFSET) not in encoding for encoding in rows["encoding"] if encoding):
         raise SeriesRefusedError(f"the index names another encoding than HU + {OFFSET}")
-    rows = rows.assign(number=rows["slice_index"].astype(int)).sort_values("number", kind="stable")
+    rows = rows.assign(number=_numbers(rows["slice_index"], int)).sort_values("number", kind="stable")
     if rows["number"].duplicated().any():
         raise SeriesRefusedError("slice_index names one slice twice")
-    spacing = tuple(float(_only(rows, f"spacing_{axis}")) for axis in "zyx")
+    spacing = _numbers((_only(rows, f"spacing_{axis}") for axis in "zyx"), float)
     if not all(math.isfinite(value) and value > 0 for value in spacing):
         raise SeriesRefusedError("spacing_x, spacing_y or spacing_z is not a length above zero")
     outside = [path for path in rows["png_path"] if Path(path).is_absolute() or ".." in Path(path).parts]
     if outside:
         raise SeriesRefusedError("png_path leads out of the folder of the index")
-    affine = tuple(float(v) for v in _only(rows, "affine_ras").split())
-    if affine and (len(affine) != 16 or not np.allclose(spacing_of(affine), spacing, rtol=1e-4)):
+    affine = _numbers(_only(rows, "affine_ras").split(), float)
+    if affine and not _has_spacing(affine, spacing):
         raise SeriesRefusedError("affine_ras is not 16 numbers that agree with the spacing")
     kind, is_lossy = _only(rows, "kind") or "series", _only(rows, "is_lossy") or "False"
     if kind not in ("series", "patch") or is_lossy not in ("False", "True"):
@@ -136,12 +133,26 @@ def _checked_job(
         study_uid=lidc_scans()[series_uid][1] if series_uid in lidc_scans() else _only(rows, "study_uid"),
         slice_indices=tuple(rows["number"]),
         affine_ras=affine,
-        slice_offsets_mm=tuple(float(v) for v in rows.get("slice_offset_mm", ()) if v),
+        slice_offsets_mm=_numbers((v for v in rows.get("slice_offset_mm", ()) if v), float),
         kind=kind,
         is_lossy=is_lossy == "True",
         manufacturer=_only(rows, "manufacturer"),
         kernel=_only(rows, "kernel"),
     )
+
+
+def _numbers(texts: Iterable[str], kind: Callable[[str], N]) -> tuple[N, ...]:
+    try:
+        return tuple(kind(text) for text in texts)
+    except (ValueError, OverflowError):
+        raise SeriesRefusedError("the index holds text where numbers must be") from None
+
+
+def _has_spacing(affine: tuple[float, ...], spacing_mm: tuple[float, ...]) -> bool:
+    try:
+        return np.allclose(spacing_of(affine), spacing_mm, rtol=1e-4)
+    except TransformError:
+        return False
 
 
 def _only(rows: pd.DataFrame, column: str) -> str:

@@ -17,6 +17,7 @@ from pipelines.cohort.pseudonyms import Pseudonyms, user_key
 from pipelines.ingest.preparation import NothingReadError, PrepareConfig, prepare_cohort
 from pipelines.phantom.source import PERSONAL_STRINGS
 from transforms.geometry import lps_to_index
+from transforms.refusal import TransformError
 
 Writer = Callable[..., list[Path]]
 
@@ -202,7 +203,7 @@ def test_settings_that_mean_nothing_are_refused(changes: dict[str, object], mess
 
 
 def test_a_source_that_is_no_folder_makes_no_cohort(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(TransformError, match="is not a folder"):
         prepare_cohort(config(tmp_path / "missing", tmp_path / "c"))
     assert not (tmp_path / "c").exists()
 

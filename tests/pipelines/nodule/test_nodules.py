@@ -14,7 +14,7 @@ from pipelines.cohort.tables import ANNOTATIONS, REFUSED, empty_table
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
 from pipelines.nodule.figures import rating_pairs, weighted_kappa
-from pipelines.nodule.labeled import nodule_set
+from pipelines.nodule.labeled import NoNodulesError, nodule_set
 from pipelines.nodules import NodulesConfig, describe, open_cohort, run_nodules
 from pipelines.tracking.run import SilentRun
 from probes.image_diameter import image_diameter_mm
@@ -164,7 +164,7 @@ def test_two_slices_that_repeat_an_edge_tell_nothing_in_noise(tmp_path: Path) ->
 
 @pytest.mark.parametrize("form", ["cube", "planes"])
 def test_forms_that_reach_outside_a_patch_leave_no_nodule(form: str, constant_patches: Cohort) -> None:
-    with pytest.raises(ValueError, match=f"the form {form} reaches outside a patch in z"):
+    with pytest.raises(NoNodulesError, match=f"the form {form} reaches outside a patch in z"):
         nodule_set(constant_patches, "consensus", CropSpec(form=form, size_mm=24.0, out_px=16))
 
 

@@ -5,6 +5,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, CopyItemsd, NormalizeIntensityd
 
 from transforms.hounsfield import RandWindowHUd, WindowConfig
+from transforms.refusal import TransformError
 from transforms.triplet import SliceTripletd
 from transforms.views.batch import TripletBatch, ViewConfig, draw_views, render_views, sample_state
 from transforms.views.view_crop import RandViewCropd
@@ -111,12 +112,12 @@ def test_a_view_knows_where_it_lies_in_space(volume, seed, interpolation):
 
 
 def test_plain_arrays_need_their_spacing_and_centers_their_key():
-    with pytest.raises(ValueError, match="need body_key"):
+    with pytest.raises(TransformError, match="need body_key"):
         RandViewCropd("image", ViewConfig())
-    with pytest.raises(ValueError, match="need point_key"):
+    with pytest.raises(TransformError, match="need point_key"):
         RandViewCropd("image", ViewConfig(center="point"), body_key="body")
     crop = RandViewCropd("image", ViewConfig(size_px=8, center="uniform"))
-    with pytest.raises(ValueError, match="give pixel_mm"):
+    with pytest.raises(TransformError, match="give pixel_mm"):
         crop({"image": np.zeros((3, 20, 20), np.int16)})
     crop = RandViewCropd(
         "image", ViewConfig(size_px=8, center="uniform", extent="mm"), pixel_mm_key="pixel_mm"

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import interpolate
 
 from transforms.hounsfield import WindowConfig
+from transforms.refusal import TransformError
 from transforms.views.batch import (
     TripletBatch,
     ViewConfig,
@@ -260,7 +261,7 @@ def test_streams_of_one_sample_are_independent_and_negative_keys_are_refused():
         sample_state(0, 0, 0, stream).random_sample(4).tolist() for stream in ("crop", "window", "intensity")
     ]
     assert len({tuple(numbers) for numbers in drawn}) == 3
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(TransformError, match="must not be negative"):
         sample_state(0, 0, -1, "crop")
 
 
