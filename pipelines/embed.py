@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.backbones.encode import EncodedSlices, EncodeSettings, PlainWindow, encode_slices
-from pipelines.backbones.features import SliceFeature, image_features
+from pipelines.backbones.feature_names import SliceFeature
+from pipelines.backbones.features import image_features
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.command.cli import EndWith, main
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat

@@ -17,7 +17,8 @@ from pipelines.nodule.baselines import FloorSettings, floor_metrics, measure_flo
 from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
 from pipelines.nodule.lidc_masks import write_missing_masks
 from pipelines.tracking.run import Run
-from probes.labels import Labeled, LabelRule, label_nodules
+from probes.label_rules import LabelRule
+from probes.labels import Labeled, label_nodules
 
 LIDC = "cohorts/lidc"
 

@@ -2,143 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import matplotlib
-import numpy as np
-import pandas as pd
-import torch
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-
-from pipelines.backbones.features import WINDOWS_HU, WindowName, encode
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import main
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
-from pipelines.nodule.masks import MaskedCrops, masked_crops
-from pipelines.probing.setup import fold_plan, tag_probe
-from pipelines.probing.view_tokens import of_rows
-from pipelines.runtime.distributed import choose_device
-from pipelines.tracking.run import Run
-from probes.dense import DenseProbe, dense_table
-from probes.labels import LabelRule
-from transforms.hounsfield import window_hu
-from transforms.nodule import CropSpec
+from pipelines.probing.config import DenseConfig
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DenseConfig:
-    """A linear probe from the patch tokens of one backbone to the masks of nodules."""
-
-    cohort: str = "cohorts/phantom"
-    backbone: str = ""
-    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
-    rule: LabelRule = "consensus"
-    size_mm: float = 50.0
-    """Side of the crop; at the backbone's input and patch size this fixes the mm per patch."""
-    jitter_mm: float = 12.0
-    """The nodule lies up to so far from the middle, along x and along y."""
-    window: WindowName = "lung"
-    folds: int = 5
-    repeats: int = 1
-    split: Literal["folds"] = "folds"
-    leak: Literal["avoid", "allow"] = "avoid"
-    """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse crops that lose their nodule."""
-        if not 0 <= self.jitter_mm < self.size_mm / 2:
-            raise ValueError(
-                f"jitter_mm must be 0 or more and less than half of size_mm, got {self.jitter_mm} of {self.size_mm}"
-            )
-        if self.window == "stacked":
-            raise ValueError("probe_dense shows one window; give window=lung, mediastinal or wide")
+__all__ = ["DenseConfig", "run_dense"]
 
 
 def run_dense(config: DenseConfig, run: Run) -> None:
     """Cross-fit the dense probe on learned tokens, on those of random weights and on pixels, in the same folds."""
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone))
-    spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    everyone = nodule_set(cohort, config.rule, spec)
-    tell_of_doubtful_places(everyone)
-    crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
-    nodules = of_rows(everyone, crops.kept)
-    print(
-        f"backbone {loaded.source}; {len(crops.kept)} of {len(everyone.labels)} nodules have masks: {crops.source}"
-    )
-    plan = fold_plan(config, loaded, nodules)
-    tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
-    run.set_tags({"dinox.masks": crops.source})
-    table = dense_table(
-        tokens_of(config, loaded, crops, spec),
-        crops.masks,
-        nodules.patient_ids,
-        plan.folds,
-        crops.reader_masks,
-        DenseProbe(seed=config.seed),
-    )
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    run.log_metrics(metrics_of(table))
-    run.log_table(table, "tables/dense.csv")
-    run.log_table(plan.table, "tables/splits.parquet")
-    run.log_figure(example_figure(crops), "figures/masks.png")
+    from pipelines.probing import dense  # heavy: not for --help
 
-
-def tokens_of(
-    config: DenseConfig, loaded: LoadedBackbone, crops: MaskedCrops, spec: CropSpec
-) -> dict[str, NDArray[np.float32]]:
-    """Return what each row of the table reads, (n, N, D): tokens, tokens of random weights, gray values of patches."""
-    device, hu_scale = choose_device(config.device), float(loaded.record.get("hu_scale", 1.0))
-    tokens = {
-        name: encode(network, crops.crops_hu, spec.mm_per_px, config.window, "patches", device, hu_scale)
-        for name, network in (
-            ("features", loaded.backbone),
-            ("random_weights", random_twin(loaded, config.seed)),
-        )
-    }
-    gray = window_hu(torch.from_numpy(crops.crops_hu), *WINDOWS_HU[config.window])
-    patch = loaded.backbone.patch_px
-    pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
-    return tokens | {"pixels": pixels.numpy()}
-
-
-def metrics_of(table: pd.DataFrame) -> dict[str, float]:
-    """`dense/dice` of the features and `dense/<row>_dice` of the rest, with intervals."""
-    metrics: dict[str, float] = {}
-    for line in table.to_dict("records"):
-        prefix = "" if line["row"] == "features" else f"{line['row']}_"
-        for end in ("", "_ci_low", "_ci_high"):
-            metrics[f"dense/{prefix}dice{end}"] = float(line[f"dice{end}"])
-        if line["row"] == "features":
-            metrics["dense/n_nodules"] = float(line["n_nodules"])
-            for end in ("", "_ci_low", "_ci_high"):
-                metrics[f"dense/gain_over_pixels{end}"] = float(line[f"minus_pixels{end}"])
-            metrics["dense/gain_over_pixels_p"] = float(line["p"])
-    return metrics
-
-
-def example_figure(crops: MaskedCrops, count: int = 12) -> Figure:
-    """Show crops with the outline of their masks."""
-    shown = np.linspace(0, len(crops.kept) - 1, min(count, len(crops.kept))).astype(np.int64)
-    figure = Figure(figsize=(8, 6.2), layout="constrained")
-    axes = figure.subplots(3, 4, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, number in zip(axes.flat, shown.tolist(), strict=False):
-        axis.imshow(crops.crops_hu[number, 1], cmap="gray", vmin=-1250, vmax=250)
-        axis.contour(crops.masks[number], levels=[0.5], colors="tab:orange", linewidths=1)
-    figure.suptitle(f"masks: {crops.source}", fontsize=9)
-    return figure
+    dense.run_dense(config, run)
 
 
 if __name__ == "__main__":

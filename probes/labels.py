@@ -13,9 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-LabelRule = Literal[
-    "consensus", "article", "consensus_clear", "lora", "any_reader", "luna_fmcib", "tcia_diagnosis", "given"
-]
+from probes.label_rules import LabelRule
+
 Fate = Literal["benign", "malignant", "dropped", "not read"]
 
 _NODULE_NEEDS = ("nodule_id", "volume_id", "series_uid", "patient_id", "malignancy_ratings")

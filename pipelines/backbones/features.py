@@ -5,21 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.backbone import Backbone, Tokens
+from pipelines.backbones.feature_names import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import write_atomically
 from transforms.hounsfield import window_hu
-
-WindowName = Literal["lung", "mediastinal", "wide", "stacked"]
-SliceFeature = Literal["class_token", "mean_patch", "both"]
-"""What says something of a whole image."""
-FeatureName = Literal["class_token", "mean_patch", "both", "neighborhood", "patches"]
-"""`neighborhood` is the mean of the patches within 10 mm of the nodule's center; `patches` keeps all of them."""
 
 WINDOWS_HU: dict[str, tuple[float, float]] = {
     "lung": (-1250.0, 250.0),

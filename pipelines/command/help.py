@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import sys
 import textwrap
 import types
 import typing
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import chain, pairwise
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ def describe(name: str, config: Any, recipe: str = "") -> str:
         config: Its configuration in force: defaults, with a recipe and the rest of the command line over them.
         recipe: Name of that recipe; "" where the entry point takes none.
     """
-    about = inspect.getdoc(sys.modules[type(config).__module__]) or ""
+    about = inspect.getdoc(import_module(f"pipelines.{name}")) or ""
     lines = [
         f"usage: python -m pipelines.{name} [--KEY VALUE ...]",
         f"       mlflow run . -e {name} [-P KEY=VALUE ...]",
@@ -54,7 +54,17 @@ def _options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str
 
 
 def _field_docstrings(schema: type[Any]) -> dict[str, str]:
-    """Read the string literals that stand below the fields of a dataclass: Python itself does not keep them."""
+    """Read the string literals that stand below the fields of a dataclass: Python itself does not keep them.
+
+    A field that a subclass states again without one keeps the meaning that its base gave it.
+    """
+    meanings: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
+        meanings |= _own_docstrings(base)
+    return meanings
+
+
+def _own_docstrings(schema: type[Any]) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     body = definition.body if isinstance(definition, ast.ClassDef) else []
     return {

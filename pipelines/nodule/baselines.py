@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.cohort.folder import Cohort
-from probes.labels import Labeled, LabelRule
+from probes.label_rules import LabelRule
+from probes.labels import Labeled
 from probes.size_baseline import (
     STRATA_MM,
     characteristics_scores,

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
-from probes.labels import Labeled, LabelRule, label_nodules
+from probes.label_rules import LabelRule
+from probes.labels import Labeled, label_nodules
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule import BORDER_HU, Crop, CropSpec, crop_nodule
 from transforms.nodule_sampling import place, sample_windows

@@ -20,7 +20,8 @@ from pipelines.command.cli import run_entry_point
 from pipelines.ingest.preparation import PrepareConfig
 from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.pretrain import run_pretrain
-from pipelines.probe_malignancy import ProbeConfig, pooled, run_probe
+from pipelines.probe_malignancy import ProbeConfig, run_probe
+from pipelines.probing.malignancy import pooled
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
 from probes.scoring import NoduleScores

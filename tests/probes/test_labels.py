@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probes.labels import LabelRule, group_by_z, label_nodules
+from probes.label_rules import LabelRule
+from probes.labels import group_by_z, label_nodules
 
 NO_MARKS = pd.DataFrame()
 

@@ -5,7 +5,8 @@ import pytest
 
 from pipelines.lidc.contours import read_scans
 from pipelines.lidc.marks import rows_for_series
-from probes.labels import Labeled, LabelRule, label_nodules
+from probes.label_rules import LabelRule
+from probes.labels import Labeled, label_nodules
 from probes.statistics.metrics import auroc_with_interval
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]

@@ -21,9 +21,10 @@ from pipelines.nodule.labeled import nodule_set, places_mm
 from pipelines.nodule.masks import disc, marks_of, masked_crops
 from pipelines.probe_aggregation import AggregationConfig, run_aggregation
 from pipelines.probe_dense import DenseConfig, run_dense
-from pipelines.probe_representation import RepresentationConfig, crops_one_slice_further, run_representation
+from pipelines.probe_representation import RepresentationConfig, run_representation
 from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
 from pipelines.probe_supervised import SupervisedConfig, run_supervised
+from pipelines.probing.representation import crops_one_slice_further
 from pipelines.probing.view_tokens import encode_views, of_rows, patients_to_test, render_rows, sample_slices
 from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig

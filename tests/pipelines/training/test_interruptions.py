@@ -19,7 +19,7 @@ from pipelines.backbones.folder import chosen_backbone, open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
 from pipelines.pretrain import run_pretrain
-from pipelines.probe_retrieval import kept_backbones
+from pipelines.probing.retrieval import kept_backbones
 from pipelines.training import run as training_run
 from pipelines.training.config import PretrainConfig
 from pipelines.training.trainer import Trainer

@@ -1,0 +1,181 @@
+"""What the probes of a backbone are configured by; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.backbones.feature_names import FeatureName, NoduleFeature, OneWindow, WindowName
+from probes.label_rules import LabelRule
+
+HeadName = Literal["logistic", "mlp", "attentive"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeBase:
+    """What every probe is asked: which backbone, on which cohort."""
+
+    cohort: str = "cohorts/phantom"
+    backbone: str = ""
+    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoduleProbe(ProbeBase):
+    """A probe of labeled nodules, each seen through a crop."""
+
+    rule: LabelRule = "consensus"
+    size_mm: float = 50.0
+    """Side of the crop; at the backbone's input size this fixes the mm per pixel and per patch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldedProbe(NoduleProbe):
+    """A probe that is fitted on some patients and tested on others, fold by fold."""
+
+    split: Literal["folds", "article"] = "folds"
+    """`article`: one 60/20/20 split by patient; its validation fifth joins the training rows of a probe."""
+    folds: int = 5
+    repeats: int = 1
+    """How often the patients are shuffled again and split into folds."""
+    leak: Literal["avoid", "allow"] = "avoid"
+    """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no folds."""
+        if self.folds < 2 or self.repeats < 1:
+            raise ValueError(
+                f"folds must be 2 or more and repeats 1 or more, got {self.folds} and {self.repeats}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig(FoldedProbe):
+    """A malignancy probe of one backbone, or of several that are cross-fitted, on one cohort."""
+
+    backbone: str = ""
+    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run. Several, separated by
+    commas, are cross-fitted: each scores the patients that it never saw (holdout half_a and half_b), and the
+    out-of-fold scores are pooled."""
+    repeats: int = 5
+    diagnosis: str = ""
+    """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""
+    input: Literal["crop", "whole_slice"] = "crop"
+    """`whole_slice` is the article's: the slice through the nodule, resized to the input, nodule and all."""
+    image_px: int = 0
+    """Input size; 0 takes the backbone's own."""
+    window: WindowName = "lung"
+    features: FeatureName = "class_token"
+    head: HeadName = "logistic"
+    n_bootstrap: int = 2000
+    runs_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot go together."""
+        FoldedProbe.__post_init__(self)
+        if (self.head == "attentive") != (self.features == "patches"):
+            raise ValueError(
+                "head=attentive and features=patches go together: one query attends over all patches"
+            )
+        if self.input == "whole_slice" and self.features == "neighborhood":
+            raise ValueError(
+                "features=neighborhood is the middle of the image, where a whole slice has no nodule; use input=crop"
+            )
+        if self.n_bootstrap < 1:
+            raise ValueError(f"n_bootstrap must be 1 or more, got {self.n_bootstrap}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalConfig(ProbeBase):
+    """View retrieval with the backbones of one run, or any other backbone, on one cohort."""
+
+    slices: int = 4096
+    """Held-out slices, spread evenly; all there are, if fewer."""
+    adjacent_slices: int = 2
+    """Slices of one series this far apart or less are left out of `not_adjacent`: their triplets overlap."""
+    checkpoints: Literal["last", "all"] = "last"
+    """`all` also measures every backbone that the run kept on its way, each at its own step."""
+    leak: Literal["avoid", "allow"] = "avoid"
+    """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be."""
+        if self.slices < 2 or self.adjacent_slices < 0:
+            raise ValueError(
+                f"slices must be 2 or more and adjacent_slices 0 or more, got {self.slices} and {self.adjacent_slices}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepresentationConfig(NoduleProbe):
+    """What the features of one backbone look like on the nodules of one cohort."""
+
+    window: OneWindow = "lung"
+    other_window: OneWindow = "wide"
+    """Window against which the stability is measured."""
+    features: NoduleFeature = "class_token"
+    slices: int = 512
+    """Slices whose two views give the alignment."""
+
+    def __post_init__(self) -> None:
+        """Refuse one window for two."""
+        if self.window == self.other_window:
+            raise ValueError(f"window and other_window are both {self.window}; stability needs two")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseConfig(FoldedProbe):
+    """A linear probe from the patch tokens of one backbone to the masks of nodules."""
+
+    window: OneWindow = "lung"
+    jitter_mm: float = 12.0
+    """The nodule lies up to so far from the middle, along x and along y."""
+
+    def __post_init__(self) -> None:
+        """Refuse crops that lose their nodule."""
+        FoldedProbe.__post_init__(self)
+        if not 0 <= self.jitter_mm < self.size_mm / 2:
+            raise ValueError(
+                f"jitter_mm must be 0 or more and less than half of size_mm, got {self.jitter_mm} of {self.size_mm}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AggregationConfig(FoldedProbe):
+    """Ways of pooling the slices around each nodule, over the frozen features of one backbone."""
+
+    window: WindowName = "lung"
+    features: NoduleFeature = "class_token"
+    z_range_mm: float = 12.0
+    """Slices up to so far above and below the nodule's center, the same for every nodule."""
+
+    def __post_init__(self) -> None:
+        """Refuse a range without neighbors."""
+        FoldedProbe.__post_init__(self)
+        if not self.z_range_mm > 0:
+            raise ValueError(f"z_range_mm must be above 0, got {self.z_range_mm}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisedConfig(FoldedProbe):
+    """ResNet18 on triplet crops and on cubes, trained from random weights inside each fold."""
+
+    backbone: str = ""
+    """A backbone whose folds to take, so that the rows stand beside its probe; "" tests on all patients."""
+    networks: Literal["both", "2d", "3d"] = "both"
+    weights: str = ""
+    """A .safetensors file of timm's resnet18 to start the 2D network from, such as ImageNet's; "" is random."""
+    size_mm: float = 40.0
+    """Side of the crop, and of the cube."""
+    image_px: int = 32
+    cube_px: int = 16
+    """Side of the cube in voxels."""
+    lr: float = 3e-4
+    batch_size: int = 32
+    max_epochs: int = 0
+    """0 takes 40 on a GPU and 6 on a CPU, where an epoch of the 3D network takes minutes."""
+    patience: int = 5
+    """Epochs without a lower loss on the patients set aside after which training stops."""
+    n_bootstrap: int = 2000

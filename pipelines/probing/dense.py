@@ -1,0 +1,107 @@
+"""Do patch tokens say where the nodule is?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipelines.backbones.features import WINDOWS_HU, encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
+from pipelines.nodule.masks import MaskedCrops, masked_crops
+from pipelines.probing.config import DenseConfig
+from pipelines.probing.setup import fold_plan, tag_probe
+from pipelines.probing.view_tokens import of_rows
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
+from probes.dense import DenseProbe, dense_table
+from transforms.hounsfield import window_hu
+from transforms.nodule import CropSpec
+
+matplotlib.use("Agg")
+
+
+def run_dense(config: DenseConfig, run: Run) -> None:
+    """Cross-fit the dense probe on learned tokens, on those of random weights and on pixels, in the same folds."""
+    ensure_cohort(Path(config.cohort))
+    cohort = Cohort.open(Path(config.cohort))
+    loaded = open_backbone(chosen_backbone(config.backbone))
+    spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
+    everyone = nodule_set(cohort, config.rule, spec)
+    tell_of_doubtful_places(everyone)
+    crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
+    nodules = of_rows(everyone, crops.kept)
+    print(
+        f"backbone {loaded.source}; {len(crops.kept)} of {len(everyone.labels)} nodules have masks: {crops.source}"
+    )
+    plan = fold_plan(config, loaded, nodules)
+    tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
+    run.set_tags({"dinox.masks": crops.source})
+    table = dense_table(
+        tokens_of(config, loaded, crops, spec),
+        crops.masks,
+        nodules.patient_ids,
+        plan.folds,
+        crops.reader_masks,
+        DenseProbe(seed=config.seed),
+    )
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    run.log_metrics(metrics_of(table))
+    run.log_table(table, "tables/dense.csv")
+    run.log_table(plan.table, "tables/splits.parquet")
+    run.log_figure(example_figure(crops), "figures/masks.png")
+
+
+def tokens_of(
+    config: DenseConfig, loaded: LoadedBackbone, crops: MaskedCrops, spec: CropSpec
+) -> dict[str, NDArray[np.float32]]:
+    """Return what each row of the table reads, (n, N, D): tokens, tokens of random weights, gray values of patches."""
+    device, hu_scale = choose_device(config.device), float(loaded.record.get("hu_scale", 1.0))
+    tokens = {
+        name: encode(network, crops.crops_hu, spec.mm_per_px, config.window, "patches", device, hu_scale)
+        for name, network in (
+            ("features", loaded.backbone),
+            ("random_weights", random_twin(loaded, config.seed)),
+        )
+    }
+    gray = window_hu(torch.from_numpy(crops.crops_hu), *WINDOWS_HU[config.window])
+    patch = loaded.backbone.patch_px
+    pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
+    return tokens | {"pixels": pixels.numpy()}
+
+
+def metrics_of(table: pd.DataFrame) -> dict[str, float]:
+    """`dense/dice` of the features and `dense/<row>_dice` of the rest, with intervals."""
+    metrics: dict[str, float] = {}
+    for line in table.to_dict("records"):
+        prefix = "" if line["row"] == "features" else f"{line['row']}_"
+        for end in ("", "_ci_low", "_ci_high"):
+            metrics[f"dense/{prefix}dice{end}"] = float(line[f"dice{end}"])
+        if line["row"] == "features":
+            metrics["dense/n_nodules"] = float(line["n_nodules"])
+            for end in ("", "_ci_low", "_ci_high"):
+                metrics[f"dense/gain_over_pixels{end}"] = float(line[f"minus_pixels{end}"])
+            metrics["dense/gain_over_pixels_p"] = float(line["p"])
+    return metrics
+
+
+def example_figure(crops: MaskedCrops, count: int = 12) -> Figure:
+    """Show crops with the outline of their masks."""
+    shown = np.linspace(0, len(crops.kept) - 1, min(count, len(crops.kept))).astype(np.int64)
+    figure = Figure(figsize=(8, 6.2), layout="constrained")
+    axes = figure.subplots(3, 4, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, number in zip(axes.flat, shown.tolist(), strict=False):
+        axis.imshow(crops.crops_hu[number, 1], cmap="gray", vmin=-1250, vmax=250)
+        axis.contour(crops.masks[number], levels=[0.5], colors="tab:orange", linewidths=1)
+    figure.suptitle(f"masks: {crops.source}", fontsize=9)
+    return figure

@@ -1,0 +1,220 @@
+"""What a frozen backbone knows of nodules, beside what needs no backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from models.backbone import Backbone
+from pipelines.backbones.features import FeatureCache, encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.probing.config import HeadName, ProbeConfig
+from pipelines.probing.figures import calibration_figure, decision_figure, roc_figure
+from pipelines.probing.setup import diagnosis_table, fold_plan, tag_probe, tell_of_unknown_diameters
+from pipelines.probing.tables import short_table
+from pipelines.runtime.distributed import choose_device
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.run import Run
+from probes.evaluation import evaluate_nodules, headline
+from probes.heads.attentive import AttentiveProbe
+from probes.heads.linear import LinearProbe, Probe
+from probes.heads.mlp import MlpProbe
+from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
+from probes.scoring import NoduleScores, score_nodules, shuffle_labels
+from transforms.nodule import CropSpec
+
+
+def run_probe(config: ProbeConfig, run: Run) -> None:
+    """Fit a probe on frozen features out of fold, and print it beside its floors."""
+    ensure_cohort(Path(config.cohort))
+    cohort = Cohort.open(Path(config.cohort))
+    backbones = open_together(config)
+    spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
+    diagnosis = diagnosis_table(config.diagnosis)
+    nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
+    print(nodules.labeled.counts)
+    tell_of_doubtful_places(nodules)
+    tell_of_unknown_diameters(nodules)
+    plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
+    tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
+    # What is pooled is ranked together: one prior and one shuffle of the labels for all.
+    prior = float(nodules.labels[tested].mean())
+    every_fold = [fold for plan in plans for fold in plan.folds]
+    shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
+    parts = []
+    for loaded, plan in zip(backbones, plans, strict=True):
+        print(f"backbone {loaded.source}")
+        tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
+        parts.append(score(config, loaded, cohort, nodules, plan.folds, prior, shuffled))
+    run.set_tags(names_of(backbones))
+    scores = pooled(parts)
+    table = evaluate(config, nodules, scores)
+    metrics = headline(table)
+    print(short_table(table))
+    meaning = "labels are as the table of nodules states them"
+    if config.rule not in ("given", "tcia_diagnosis"):
+        meaning = "LIDC ratings are readers' suspicion, not cancer"
+    print(f"{meaning}; intervals are over patients, conditional on training.")
+    run.log_metrics(metrics)
+    write_artifacts(run, nodules, scores, table, pd.concat([plan.table for plan in plans], ignore_index=True))
+
+
+def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
+    """Open the backbones that are named.
+
+    Raises:
+        ValueError: If several are named that take inputs of different sizes.
+    """
+    names = [name.strip() for name in config.backbone.split(",")]
+    backbones = [open_backbone(chosen_backbone(name), config.image_px or None) for name in names]
+    sizes = {loaded.backbone.image_px for loaded in backbones}
+    if len(sizes) > 1:
+        raise ValueError(f"backbones that are cross-fitted must take one input size, got {sorted(sizes)} px")
+    return backbones
+
+
+def names_of(backbones: list[LoadedBackbone]) -> dict[str, str]:
+    """Tags that name every backbone of a probe, with commas between; `report` reads the first."""
+    return {
+        "dinox.probed": ",".join(loaded.source for loaded in backbones),
+        "dinox.probed_run": ",".join(loaded.run_id for loaded in backbones),
+        "dinox.backbone_sha": ",".join(loaded.sha256 for loaded in backbones),
+    }
+
+
+def pooled(parts: list[NoduleScores]) -> NoduleScores:
+    """Join the out-of-fold scores of backbones that each tested patients of their own.
+
+    Raises:
+        ValueError: If two of them tested the same nodule, or shuffled the labels each in its own way.
+    """
+    if any((part.shuffled_labels != parts[0].shuffled_labels).any() for part in parts):
+        raise ValueError("scores that are pooled have shuffled labels of their own; shuffle once for all")
+    tested = np.stack([np.isfinite(part.rows["features"]) for part in parts])
+    if (tested.sum(0) > 1).any():
+        raise ValueError(
+            f"{int((tested.sum(0) > 1).sum())} nodules are tested by several backbones; cross-fit backbones whose"
+            " held-out patients differ, such as holdout=half_a and holdout=half_b"
+        )
+    rows = {
+        name: np.where(tested.any(0), np.nansum([part.rows[name] for part in parts], axis=0), np.nan)
+        for name in parts[0].rows
+    }
+    return NoduleScores(rows, parts[0].shuffled_labels)
+
+
+def score(
+    config: ProbeConfig,
+    loaded: LoadedBackbone,
+    cohort: Cohort,
+    nodules: NoduleSet,
+    folds: list[Any],
+    prior: float,
+    shuffled: NDArray[np.int64],
+) -> NoduleScores:
+    """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
+    device = choose_device(config.device)
+    cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
+    scale, mm_per_px = float(loaded.record.get("hu_scale", 1.0)), float(np.median(nodules.mm_per_px))
+    settings = {"mm_per_px": mm_per_px, "window": config.window, "features": config.features}
+
+    def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
+        # Random weights have no hash of their own: what they are shown follows the backbone that they stand beside.
+        gray = [scale, backbone.mean, backbone.std]
+        key = cache.key(name, nodules.crops_hu, gray=gray, **settings)
+        found = cache.read(key)
+        if found is None:
+            found = encode(
+                backbone, nodules.crops_hu, mm_per_px, config.window, config.features, device, scale
+            )
+            cache.write(key, found)
+        return found
+
+    factory = probe_factory(config.head, config.seed, config.device)
+    random = features(random_twin(loaded, config.seed), f"random {config.seed} {loaded.config}")
+    pixels = nodule_set(
+        cohort,
+        config.rule,
+        CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX),
+        diagnosis=diagnosis_table(config.diagnosis),
+    )
+    # A patch has a crop and no whole slice.
+    same = pixels.table["nodule_id"].isin(nodules.table["nodule_id"]).to_numpy()
+    return score_nodules(
+        factory,
+        features(loaded.backbone, loaded.sha256),
+        nodules.labels,
+        nodules.diameter_mm,
+        nodules.patient_ids,
+        folds,
+        baselines={
+            "random_weights": (factory, random),
+            "pixels": (lambda: PixelProbe(seed=config.seed), pixel_features(pixels.crops_hu[same])),
+        },
+        seed=config.seed,
+        prior=prior,
+        shuffled=shuffled,
+    )
+
+
+def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[Any]]:
+    """Return what makes a fresh head for each fold."""
+    chosen = choose_device(device)
+    match head:
+        case "logistic":
+            return lambda: LinearProbe(seed=seed)
+        case "mlp":
+            return lambda: MlpProbe(seed=seed, device=chosen)
+        case "attentive":
+            return lambda: AttentiveProbe(seed=seed, device=chosen)
+
+
+def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> pd.DataFrame:
+    """Return the whole table: overall, inside 6-15 mm, by manufacturer, slice spacing and repeated neighbors."""
+    spacing = pd.cut(
+        nodules.table["spacing_z_mm"], [0, 1.25, 2.0, 100], labels=["to 1.25", "to 2", "above 2"]
+    )
+    groups: dict[str, list[str]] = {
+        "manufacturer": nodules.table["manufacturer"].astype(str).tolist(),
+        "slice spacing mm": spacing.astype(str).tolist(),
+        "neighbors": ["repeated" if repeated else "whole" for repeated in nodules.is_replicated],
+    }
+    several = {name: values for name, values in groups.items() if len(set(values)) > 1}
+    return evaluate_nodules(
+        nodules.labels,
+        scores,
+        nodules.diameter_mm,
+        nodules.patient_ids,
+        several,
+        config.n_bootstrap,
+        config.seed,
+    )
+
+
+def write_artifacts(
+    run: Run, nodules: NoduleSet, scores: NoduleScores, table: pd.DataFrame, splits: pd.DataFrame
+) -> None:
+    """Write tables and figures of a probe into its run."""
+    tested = np.isfinite(scores.rows["features"])
+    columns = ["nodule_id", "patient_id", "diameter_mm", "is_malignant"]
+    predictions = nodules.table[columns].assign(**scores.rows)[tested]
+    run.log_table(table, "tables/probe.csv")
+    run.log_table(predictions, "tables/predictions.parquet")
+    run.log_table(nodules.dropped, "tables/dropped.parquet")
+    run.log_table(splits, "tables/splits.parquet")
+    rows = {name: values[tested] for name, values in scores.rows.items() if name != "shuffled_labels"}
+    if nodules.has_diameters:
+        rows["diameter"] = nodules.diameter_mm[tested]
+    labels = nodules.labels[tested]
+    run.log_figure(roc_figure(labels, rows), "figures/roc.png")
+    run.log_figure(calibration_figure(labels, rows["features"]), "figures/calibration.png")
+    probabilities = {name: values for name, values in rows.items() if name != "diameter"}
+    run.log_figure(decision_figure(labels, probabilities), "figures/decision_curve.png")

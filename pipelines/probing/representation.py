@@ -1,0 +1,246 @@
+"""What the features look like, beside those of random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from models.backbone import Backbone
+from pipelines.backbones.feature_names import WindowName
+from pipelines.backbones.features import encode
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.probing.config import RepresentationConfig
+from pipelines.probing.representation_figures import map_figure, spectrum_figure
+from pipelines.probing.setup import tag_probe
+from pipelines.probing.view_tokens import (
+    encode_views,
+    of_rows,
+    patients_to_test,
+    sample_slices,
+    training_views,
+)
+from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.run import Run
+from probes.identifiability import identifiability
+from probes.representation import (
+    alignment,
+    class_separation,
+    geometry,
+    knn_malignancy,
+    principal_map,
+    spectrum,
+    stability,
+)
+from probes.statistics.estimate import Estimate
+from transforms.geometry import index_to_lps, lps_to_index
+from transforms.nodule import CropSpec, crop_nodule
+
+Features = NDArray[np.float32]
+Measures = dict[str, float | Estimate]
+
+_MEANING = {
+    "active_dims": "dimensions with standard deviation above 0.01",
+    "cosine": "mean cosine of two nodules",
+    "class_separation": "mean cosine within a class less across classes",
+    "effective_rank": "RankMe",
+    "centered_effective_rank": "RankMe after the mean is taken away",
+    "centered_cosine": "mean cosine after the mean is taken away",
+    "uniformity": "log mean exp(-2 squared distance); -4 is even",
+    "alignment": "mean squared distance of two views of a slice; 0 .. 4",
+    "knn_auroc": "malignant share of the 20 nearest nodules of other patients",
+    "manufacturer_accuracy": "balanced accuracy of a linear probe for the manufacturer",
+    "kernel_accuracy": "balanced accuracy of a linear probe for the kernel",
+    "moved_by_window": "squared distance under another window, over that of two nodules",
+    "moved_by_one_slice": "squared distance one slice further, over that of two nodules",
+}
+
+
+def run_representation(config: RepresentationConfig, run: Run) -> None:
+    """Measure the backbone and random weights of its architecture on the same nodules and slices."""
+    ensure_cohort(Path(config.cohort))
+    cohort = Cohort.open(Path(config.cohort))
+    loaded = open_backbone(chosen_backbone(config.backbone))
+    patients, leak = patients_to_test(loaded, cohort, "avoid")
+    spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
+    everyone = nodule_set(cohort, config.rule, spec)
+    tell_of_doubtful_places(everyone)
+    nodules = of_patients(everyone, patients)
+    n_patients = len(np.unique(nodules.patient_ids))
+    print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
+    tag_probe(run, loaded, cohort, leak, nodules.mm_per_px)
+
+    networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
+    device = choose_device(config.device)
+    next_slice, can_move = crops_one_slice_further(cohort, nodules, spec)
+    views, _ = training_views(loaded)
+    sample = sample_slices(cohort, patients, views, config.slices)
+    view_tokens = encode_views(sample, networks, device)
+    measured: dict[str, Measures] = {}
+    features: dict[str, Features] = {}
+    for name, network in networks.items():
+        own = {
+            part: _encode(config, loaded, network, crops, window, nodules, device)
+            for part, crops, window in (
+                ("as_is", nodules.crops_hu, config.window),
+                ("window", nodules.crops_hu, config.other_window),
+                ("slice", next_slice, config.window),
+            )
+        }
+        features[name] = own["as_is"]
+        measured[name] = measures(own, nodules, cohort, can_move, config.seed)
+        pair = view_tokens[name]["class_token"]
+        measured[name]["alignment"] = alignment(pair[0], pair[1], sample.patient_ids)
+    table = results_table(measured)
+    print(table.to_string(index=False))
+    run.log_metrics(metrics_of(measured) | {"representation/n_nodules": float(len(nodules.labels))})
+    run.log_table(table, "tables/representation.csv")
+    run.log_figure(
+        spectrum_figure({name: spectrum(as_is) for name, as_is in features.items()}), "figures/spectrum.png"
+    )
+    for name, as_is in features.items():
+        run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
+
+
+def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
+    """Return the nodules of some patients.
+
+    Raises:
+        ValueError: If they have fewer than two.
+    """
+    chosen = np.isin(nodules.patient_ids, sorted(patients))
+    if chosen.sum() < 2:
+        raise ValueError(
+            f"{len(patients)} held-out patients have {int(chosen.sum())} labeled nodules; two are needed"
+        )
+    return of_rows(nodules, np.flatnonzero(chosen))
+
+
+def crops_one_slice_further(
+    cohort: Cohort, nodules: NoduleSet, spec: CropSpec
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Crop each nodule one slice nearer to the head, or to the feet where the volume or a gap ends there.
+
+    Returns:
+        Crops like those of `nodules`, and whether there was a slice to move to; where not, the crop is the old one.
+    """
+    series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
+    crops, can_move = nodules.crops_hu.copy(), np.zeros(len(nodules.labels), dtype=bool)
+    for number, nodule in enumerate(nodules.table.to_dict("records")):
+        row = series[str(nodule["volume_id"])]
+        affine, offsets, gaps = (
+            list(row["affine_ras"]),
+            list(row["slice_offsets_mm"]),
+            {int(g) for g in row["gaps"]},
+        )
+        z, y, x = lps_to_index(affine, [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"], offsets)
+        middle = int(np.floor(z + 0.5))  # the slice that the crop shows, of two as near the upper one
+        beside = [middle + 1] if middle + 1 < int(row["shape"][0]) and middle not in gaps else []
+        beside += [middle - 1] if middle > 0 and middle - 1 not in gaps else []
+        if not beside:
+            continue
+        center = index_to_lps(affine, [float(beside[0]), float(y), float(x)], offsets)
+        volume = cohort.volume(str(nodule["volume_id"]))
+        crops[number] = crop_nodule(volume, affine, center, spec, sorted(gaps), offsets).hu
+        can_move[number] = True
+    return crops, can_move
+
+
+def measures(
+    features: dict[str, Features], nodules: NoduleSet, cohort: Cohort, can_move: NDArray[np.bool_], seed: int
+) -> Measures:
+    """Measure one network; what a cohort cannot answer, such as the kernel of a single scanner, is left out."""
+    own, labels, patients = features["as_is"], nodules.labels, nodules.patient_ids
+    found: Measures = {
+        key: float(value) for key, value in dataclasses.asdict(geometry(own, seed=seed)).items()
+    }
+    if 0 < labels.sum() < len(labels):
+        found["class_separation"] = class_separation(own, labels)
+    kernels = cohort.series.set_index("volume_id")["kernel"]
+    tellers = {
+        "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
+        "kernel": nodules.table["volume_id"].map(kernels).to_numpy(dtype=np.str_),
+    }
+    questions: dict[str, Callable[[], Estimate]] = {
+        "knn_auroc": lambda: knn_malignancy(own, labels, patients, seed=seed),
+        "manufacturer_accuracy": lambda: _accuracy(own, tellers["manufacturer"], patients, seed),
+        "kernel_accuracy": lambda: _accuracy(own, tellers["kernel"], patients, seed),
+        "moved_by_window": lambda: stability(own, features["window"], patients),
+        "moved_by_one_slice": lambda: stability(
+            own[can_move], features["slice"][can_move], patients[can_move]
+        ),
+    }
+    for name, ask in questions.items():
+        try:
+            found[name] = ask()
+        except ValueError as reason:
+            print(f"{name}: not measured: {reason}")
+    return found
+
+
+def results_table(measured: dict[str, Measures]) -> pd.DataFrame:
+    """One line per measure, one column per network, and what the number means."""
+    names = [name for name in _MEANING if any(name in own for own in measured.values())]
+    columns: dict[str, list[str]] = {"measure": names}
+    for network, own in measured.items():
+        columns[network] = [_text(own.get(name)) for name in names]
+    return pd.DataFrame(columns | {"meaning": [_MEANING[name] for name in names]})
+
+
+def metrics_of(measured: dict[str, Measures]) -> dict[str, float]:
+    """`representation/<measure>` of the backbone and `representation/random_<measure>`, with intervals."""
+    metrics: dict[str, float] = {}
+    for network, own in measured.items():
+        prefix = "" if network == "backbone" else f"{network}_"
+        for name, value in own.items():
+            key = f"representation/{prefix}{name}"
+            if isinstance(value, Estimate):
+                metrics |= {key: value.value, f"{key}_ci_low": value.ci_low, f"{key}_ci_high": value.ci_high}
+            else:
+                metrics[key] = value
+    return metrics
+
+
+def colorings(nodules: NoduleSet) -> dict[str, NDArray[np.generic]]:
+    """Return what the map is colored by."""
+    return {
+        "patient": nodules.patient_ids,
+        "slice spacing, mm": nodules.table["spacing_z_mm"].to_numpy(dtype=np.float64),
+        "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
+        "rated malignant": np.where(nodules.labels == 1, "malignant", "benign"),
+    }
+
+
+def _encode(
+    config: RepresentationConfig,
+    loaded: LoadedBackbone,
+    network: Backbone,
+    crops_hu: NDArray[np.float32],
+    window: WindowName,
+    nodules: NoduleSet,
+    device: torch.device,
+) -> Features:
+    mm_per_px, hu_scale = float(np.median(nodules.mm_per_px)), float(loaded.record.get("hu_scale", 1.0))
+    return encode(network, crops_hu, mm_per_px, window, config.features, device, hu_scale)
+
+
+def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_], seed: int) -> Estimate:
+    is_known = values != ""
+    if not is_known.any():
+        raise ValueError("the cohort does not know it")
+    found = identifiability(own[is_known], values[is_known], patients[is_known], seed=seed)
+    if found.left_out:
+        print(f"too few patients to tell apart: {', '.join(found.left_out)}")
+    return found.balanced_accuracy
+
+
+def _text(value: float | Estimate | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, Estimate) else f"{value:.4g}"
