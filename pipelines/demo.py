@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.names import Tag
 from pipelines.tracking.pages import compare_page
 from pipelines.tracking.reading import experiment_of, newest_run, run_metrics, run_tags
 
@@ -107,7 +108,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode
     columns = [run_metrics(one) | run_metrics(other) for one, other in zip(trained, probed, strict=True)]
-    statuses = [run_tags(run_id)["dinox.status"] for run_id in trained]
+    statuses = [run_tags(run_id)[Tag.STATUS] for run_id in trained]
     print("\n" + table(columns, statuses))
     print("\nA phantom shows that the path works; it says nothing about patients.")
     print("Compare the two runs in the browser:  make ui")

@@ -22,6 +22,7 @@ from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.probing.setup import tag_scale
 from pipelines.runtime.atomic import write_atomically
 from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 
 
@@ -58,7 +59,7 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     table = _Table(config, loaded)
     write_atomically(out, lambda file: table.write(source, file))
     reasons = Counter(one.reason for one in source.refused)
-    run.set_tags({"dinox.embedded_with": loaded.source, "dinox.backbone_sha": loaded.sha256})
+    run.set_tags({Tag.EMBEDDED_WITH: loaded.source, Tag.BACKBONE_SHA: loaded.sha256})
     counts = {"volumes": table.n_volumes, "slices": table.n_slices, "refused_files": reasons.total()}
     run.log_metrics({f"embed/{name}": float(count) for name, count in counts.items()})
     tag_scale(run, loaded, np.array(table.mm_per_px))

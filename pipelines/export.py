@@ -19,6 +19,7 @@ from models.backbone import Backbone, BackboneConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.command.cli import main
+from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import fetch_artifact
 from pipelines.tracking.run import Run
 from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
@@ -61,7 +62,7 @@ def run_export(config: ExportConfig, run: Run) -> None:
         (out / "model.onnx").unlink(missing_ok=True)
     card = model_card(loaded, card_facts(loaded, config), with_onnx)
     (out / "README.md").write_text(card, encoding="utf-8")
-    run.set_tags({"dinox.exported": loaded.source, "dinox.backbone_sha": loaded.sha256})
+    run.set_tags({Tag.EXPORTED: loaded.source, Tag.BACKBONE_SHA: loaded.sha256})
     run.log_text(card, "README.md")
     print(
         f'{out}: timm.create_model("local-dir:{out}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
@@ -170,7 +171,7 @@ def _refuse_difference(reader: str, difference: float, tolerance: float) -> None
 
 def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
     """Gather what the store knows of a backbone; little, when its run is not in this store."""
-    query = f"tags.`dinox.backbone_sha` = '{loaded.sha256}' and tags.`dinox.entry_point` LIKE 'probe%'"
+    query = f"tags.`{Tag.BACKBONE_SHA}` = '{loaded.sha256}' and tags.`{Tag.ENTRY_POINT}` LIKE 'probe%'"
     probes = search_runs(StoredRun, None, f"{query} and attributes.status = 'FINISHED'")
     facts = CardFacts(probes=probes, training_data=config.training_data, license=config.license)
     if not loaded.run_id:

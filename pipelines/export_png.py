@@ -11,6 +11,7 @@ import pandas as pd
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.atomic import write_atomically
 from pipelines.runtime.progress import progress
+from pipelines.tracking.names import Tag
 from transforms.png_slices import ENCODING, encode_png, holds_slice
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def run_export_png(config: ExportPngConfig, run: "Run") -> None:
     """Export, and say what was written."""
     cohort, out = Cohort.open(Path(config.cohort)), Path(config.out)
     n_slices = export_png(cohort, out)
-    run.set_tags({"dinox.cohort_sha": cohort.sha256})
+    run.set_tags({Tag.COHORT_SHA: cohort.sha256})
     run.log_metrics({"export/slices": n_slices})
     print(
         f"{out}: {n_slices} slices of {len(cohort.series)} volumes; read them with prepare -P from=png -P source={out}"

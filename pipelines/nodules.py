@@ -16,6 +16,7 @@ from pipelines.lidc.marks import rows_for_series
 from pipelines.nodule.baselines import FloorSettings, floor_metrics, measure_floors, rules_table
 from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
 from pipelines.nodule.lidc_masks import write_missing_masks
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, label_nodules
@@ -63,7 +64,7 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     shown = floors[floors["auroc"].notna() | (floors["stratum"] == "all")].drop(columns="n_patients")
     print(shown.to_string(index=False, float_format="%.3f"))
 
-    run.set_tags({"dinox.cohort_sha": cohort.sha256, "dinox.rule": config.rule})
+    run.set_tags({Tag.COHORT_SHA: cohort.sha256, Tag.RULE: config.rule})
     run.log_metrics({f"nodules/{name}": value for name, value in counts.items()} | floor_metrics(floors))
     tables = {"rules.csv": rules, "floors.csv": floors, "annotations.parquet": cohort.annotations}
     tables |= {

@@ -2,6 +2,7 @@
 
 from pipelines.command.cli import EndWith, main
 from pipelines.ingest.preparation import NothingReadError, PrepareConfig, prepare_cohort
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 
 
@@ -12,7 +13,7 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
     except NothingReadError as error:
         raise EndWith(3, str(error)) from None
     cohort = prepared.cohort
-    run.set_tags({"dinox.cohort_sha": cohort.sha256})
+    run.set_tags({Tag.COHORT_SHA: cohort.sha256})
     run.log_metrics(
         {
             "prepare/volumes": len(cohort.series),

@@ -10,6 +10,7 @@ import yaml
 
 from pipelines.backbones.features import WINDOWS_HU
 from pipelines.backbones.folder import LoadedBackbone
+from pipelines.tracking.names import Tag
 from pipelines.tracking.stored_runs import StoredRun
 
 LEAKS = {
@@ -130,7 +131,7 @@ def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
     record = loaded.record
     if not record:
         return "## Training\n\nNo record of its training came with these weights."
-    commit = facts.pretraining.tags.get("dinox.git_commit", "unknown") if facts.pretraining else "unknown"
+    commit = facts.pretraining.tags.get(Tag.GIT_COMMIT, "unknown") if facts.pretraining else "unknown"
     text = (
         f"## Training\n\nRecipe `{record.get('recipe') or 'none'}`, {record.get('steps', 'unknown')} optimizer updates,"
         f" seed {record.get('seed', 'unknown')}, code at commit `{commit}`, MLflow run `{loaded.run_id or 'unknown'}`;"
@@ -149,8 +150,8 @@ def _results(facts: CardFacts) -> str:
     for run in runs:
         lines = _with_intervals(run.metrics)
         if lines:
-            leak = LEAKS.get(run.tags.get("dinox.leak", ""), run.tags.get("dinox.leak", ""))
-            name = run.tags.get("dinox.entry_point", "run")
+            leak = LEAKS.get(run.tags.get(Tag.LEAK, ""), run.tags.get(Tag.LEAK, ""))
+            name = run.tags.get(Tag.ENTRY_POINT, "run")
             heading = f"### `{name}`, run `{run.run_id}`" + (f"\n\nLeak: {leak}." if leak else "")
             parts.append(
                 f"{heading}\n\n| figure | value | 95% interval |\n|---|---|---|\n" + "\n".join(lines)
@@ -159,8 +160,8 @@ def _results(facts: CardFacts) -> str:
         return (
             "## Results\n\nNo test of these weights is on record: nothing is known of what they are good for."
         )
-    if facts.pretraining is not None and "dinox.status" in facts.pretraining.tags:
-        parts.append(f"Verdict of the pretraining on itself: {facts.pretraining.tags['dinox.status']}.")
+    if facts.pretraining is not None and Tag.STATUS in facts.pretraining.tags:
+        parts.append(f"Verdict of the pretraining on itself: {facts.pretraining.tags[Tag.STATUS]}.")
     return "\n\n".join(parts)
 
 

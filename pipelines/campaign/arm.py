@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.runtime.interrupts import DEADLINE_ENV, watch_deadline
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
+from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 PLAN_ENV = "DINOX_PLAN"
 _AWAY_S = 15.0
 ENDINGS = {0: "finished", 2: "refused", 3: "refused", 130: "interrupted", 143: "interrupted"}
-"""Exit code of a stage -> tag dinox.arm_end; every other code is a crash."""
+"""Exit code of a stage -> Tag.ARM_END; every other code is a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +95,14 @@ def main(text: str) -> int:
 
     run = Run(client(), plan.run_id)
     tags, number = run_tags(run.run_id), str(plan.attempt)
-    is_stale = tags.get("dinox.attempt") != number or run_status(run.run_id) == "FINISHED"
-    if is_stale or tags.get("dinox.begun") == number:
+    is_stale = tags.get(Tag.ATTEMPT) != number or run_status(run.run_id) == "FINISHED"
+    if is_stale or tags.get(Tag.BEGUN) == number:
         # An engine may start a job again by itself; its lease is not renewed by that.
         print(
             f"attempt {number} at arm {plan.arm} is superfluous: it was begun before, superseded, or is done"
         )
         return 0
-    run.set_tags({"dinox.begun": number, "dinox.begun_at": repr(started)})
+    run.set_tags({Tag.BEGUN: number, Tag.BEGUN_AT: repr(started)})
     done = threading.Event()
 
     def say_alive() -> None:
@@ -130,7 +131,7 @@ def _write_end(run: Run, plan: ArmPlan, code: int) -> None:
     if code == 0:
         run.log_metrics(_gathered(plan))
     # Last: with it the attempt is over, whatever is killed now.
-    run.set_tags({"dinox.arm_end": ENDINGS.get(code, "crashed")})
+    run.set_tags({Tag.ARM_END: ENDINGS.get(code, "crashed")})
     run.finish({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED"))
 
 
@@ -156,10 +157,10 @@ def _run_stages(plan: ArmPlan) -> int:
 
     for number, stage in enumerate(plan.stages):
         run = Run(client(), stage.run_id)
-        if run_tags(run.run_id).get("dinox.done") == "yes":
+        if run_tags(run.run_id).get(Tag.DONE) == "yes":
             continue
         run.reopen()
-        run.set_tags({"dinox.error": ""})  # What an earlier attempt ended with.
+        run.set_tags({Tag.ERROR: ""})  # What an earlier attempt ended with.
         os.environ["MLFLOW_RUN_ID"] = stage.run_id
         if stage.processes > 1:
             code = _call([sys.executable, "-m", f"pipelines.{stage.entry_point}", *stage.words])
@@ -167,7 +168,7 @@ def _run_stages(plan: ArmPlan) -> int:
             code = run_stage(stage.entry_point, stage.words)
         if code:
             return code
-        run.set_tags({"dinox.done": "yes"})
+        run.set_tags({Tag.DONE: "yes"})
         if number:
             run.finish("FINISHED")
     return 0

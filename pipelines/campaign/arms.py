@@ -13,6 +13,7 @@ from pipelines.campaign.spec import ArmSpec, CampaignError, CampaignSpec
 from pipelines.campaign.stages import STAGES, words_of
 from pipelines.command.config import find_recipe, read_yaml
 from pipelines.tracking.arms import NAME, ArmRecord
+from pipelines.tracking.names import Tag
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,11 +176,11 @@ def arm_of(record: ArmRecord) -> Arm:
     """Return the arm that a run on record belongs to."""
     tags = record.tags
     return Arm(
-        name=tags["dinox.arm"],
-        seed=int(tags["dinox.seed"]),
-        overrides=json.loads(tags["dinox.overrides"]),
-        stages=json.loads(tags["dinox.entry_points"]),
-        on_record={"true": True, "false": False}.get(tags.get("dinox.on_record", "")),
-        note=tags.get("dinox.note", ""),
-        hypothesis=tags.get("dinox.hypothesis", ""),
+        name=tags[Tag.ARM],
+        seed=int(tags[Tag.SEED]),
+        overrides=json.loads(tags[Tag.OVERRIDES]),
+        stages=json.loads(tags[Tag.ENTRY_POINTS]),
+        on_record={"true": True, "false": False}.get(tags.get(Tag.ON_RECORD, "")),
+        note=tags.get(Tag.NOTE, ""),
+        hypothesis=tags.get(Tag.HYPOTHESIS, ""),
     )

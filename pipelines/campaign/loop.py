@@ -20,6 +20,7 @@ from pipelines.campaign.table import LiveTable, lines, render, saved_hours
 from pipelines.command.cli import EndWith
 from pipelines.runtime.interrupts import StopWatch
 from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.pages import compare_page
 from pipelines.tracking.reading import run_tags
@@ -56,7 +57,7 @@ class CampaignLoop:
         stop, is_over = StopWatch(), False
         try:
             self.record.run.reopen()
-            self.record.run.set_tags({"dinox.error": ""})  # What an earlier call ended with.
+            self.record.run.set_tags({Tag.ERROR: ""})  # What an earlier call ended with.
             while not (is_over := self._is_over(stop)):
                 time.sleep(self.executor.poll_s)
         finally:
@@ -111,11 +112,11 @@ class CampaignLoop:
             self.record.close_attempt(record, time.time(), was_submitted=bool(handle))
             self._judge(record)
             return self.record.arm(record.run_id)
-        news = {"dinox.job": handle, "dinox.pending": "yes" if state == "pending" else "no"}
+        news = {Tag.JOB: handle, Tag.PENDING: "yes" if state == "pending" else "no"}
         if news.items() <= record.tags.items():
             return record
         if state == "running" and record.is_pending:
-            news["dinox.attempt_started"] = repr(time.time())
+            news[Tag.ATTEMPT_STARTED] = repr(time.time())
         self.record.tag(record.run_id, news)
         return self.record.arm(record.run_id)
 
@@ -123,7 +124,7 @@ class CampaignLoop:
         """Write down what the end of an attempt means for its arm."""
         if record.ending == "finished" or record.status == "FINISHED":
             self.record.end_arm(record, "FINISHED", "finished")
-        elif record.tags.get("dinox.pruned") == "yes":
+        elif record.tags.get(Tag.PRUNED) == "yes":
             self.record.end_arm(record, "KILLED", "pruned")
         elif record.ending == "interrupted" or record.run_id in self.canceled:
             self.record.end_arm(record, "KILLED", "interrupted")
@@ -179,13 +180,13 @@ class CampaignLoop:
         number = self.record.open_attempt(
             record,
             {
-                "dinox.executor": self.executor_name,
-                "dinox.host": platform.node() if self.executor_name == "local" else "",
-                "dinox.price_per_hour": repr(spec.price),
-                "dinox.currency": spec.currency,
-                "dinox.gpus": str(spec.resources.gpus),
-                "dinox.lease_hours": repr(hours),
-                "dinox.arm_status": "",
+                Tag.EXECUTOR: self.executor_name,
+                Tag.HOST: platform.node() if self.executor_name == "local" else "",
+                Tag.PRICE_PER_HOUR: repr(spec.price),
+                Tag.CURRENCY: spec.currency,
+                Tag.GPUS: str(spec.resources.gpus),
+                Tag.LEASE_HOURS: repr(hours),
+                Tag.ARM_STATUS: "",
             },
         )
         lines_ = zip(stage_words(spec, arm, record.stage_run_ids), record.stage_run_ids, strict=True)
@@ -198,7 +199,7 @@ class CampaignLoop:
             "MLFLOW_EXPERIMENT_ID": self.record.experiment_id,
         }
         plan = ArmPlan(spec.name, arm.name, record.run_id, number, hours * 3600.0, stages, environment)
-        self.record.tag(record.run_id, {"dinox.job": self.executor.submit(Job(plan, spec.resources))})
+        self.record.tag(record.run_id, {Tag.JOB: self.executor.submit(Job(plan, spec.resources))})
 
     # Showing
 
@@ -222,7 +223,7 @@ class CampaignLoop:
     def _total(self, records: Sequence[ArmRecord]) -> str:
         used, now = spent(self._usages(records)), time.time()
         saved = sum(saved_hours(record, self.steps.get(record.run_id), now) for record in records)
-        counts = Counter(record.tags.get("dinox.arm_status") or record.status.lower() for record in records)
+        counts = Counter(record.tags.get(Tag.ARM_STATUS) or record.status.lower() for record in records)
         return (
             f"{', '.join(f'{count} {status}' for status, count in counts.items())}; spent {used.hours:.3f} h,"
             f" {used.cost:.4f} {self.spec.currency} of {budget_text(self.spec)}"
@@ -240,7 +241,7 @@ class CampaignLoop:
         if code is not None:
             status = "interrupted"
         parent = self.record.run
-        parent.set_tags({"dinox.status": status})
+        parent.set_tags({Tag.STATUS: status})
         page = compare_page(
             [record.run_id for record in records if record.attempt], self.record.experiment_id
         )
@@ -261,11 +262,11 @@ class CampaignLoop:
                 " raise that, then the same command continues it"
             )  # fmt: skip
         first = missing[0]
-        if first.tags.get("dinox.arm_status") == "died":
+        if first.tags.get(Tag.ARM_STATUS) == "died":
             print(f"\nThe end of what {first.name} printed:\n{self.executor.logs(first.job)}")
         raise EndWith(
-            2, f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get('dinox.arm_status')}:"
-            f" {run_tags(first.run_id).get('dinox.error') or 'it was killed'}"
+            2, f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get(Tag.ARM_STATUS)}:"
+            f" {run_tags(first.run_id).get(Tag.ERROR) or 'it was killed'}"
         )  # fmt: skip
 
 

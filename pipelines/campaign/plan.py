@@ -16,6 +16,7 @@ from pipelines.campaign.arms import Arm
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.names import Tag
 from pipelines.tracking.store import tracking_uri
 from pipelines.tracking.stored_runs import StoredRun, search_runs
 
@@ -82,7 +83,7 @@ def _cost(spec: CampaignSpec, hours: float | None) -> str:
 
 def finished_trainings() -> list[StoredRun]:
     """Return the finished pretrainings of the store whose speed is known."""
-    query = "tags.`dinox.entry_point` = 'pretrain' and attributes.status = 'FINISHED'"
+    query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
     return [run for run in search_runs(StoredRun, None, query) if run.metrics.get(_SPEED, 0.0) > 0]
 
 
@@ -100,7 +101,7 @@ def training_speed(
     alike = [
         run.metrics[_SPEED]
         for run in runs
-        if run.tags.get("dinox.recipe") == recipe
+        if run.tags.get(Tag.RECIPE) == recipe
         and all(run.params.get(f"cfg.{key}") == str(configuration[key]) for key in _SETS_SPEED)
     ]
     if alike:
@@ -156,7 +157,7 @@ def _finished_backbones(campaign: str) -> dict[str, str]:
     parent = find_parent(campaign)
     if parent is None:
         return {}
-    query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.`dinox.backbone` = 'yes'"
+    query = f"tags.`{Tag.PARENT}` = '{parent.run_id}' and tags.`{Tag.BACKBONE}` = 'yes'"
     return {run.name: run.run_id for run in search_runs(ArmRecord, None, query)}
 
 
@@ -169,7 +170,7 @@ def refuse_arms_elsewhere(records: Sequence[ArmRecord], executor: str, now: floa
     for record in records:
         if not record.is_open or record.ending:
             continue
-        own, host = record.tags.get("dinox.executor", executor), record.tags.get("dinox.host", "")
+        own, host = record.tags.get(Tag.EXECUTOR, executor), record.tags.get(Tag.HOST, "")
         if own != executor:
             raise CampaignError(
                 f"arm {record.name} was started by executor {own}, which alone can say whether it still runs; call the"

@@ -2,10 +2,8 @@
 
 MLflow is the only state: whatever was killed, the next call reads from here what is done, what runs and what it cost.
 
-Tags of an arm's run: dinox.campaign, dinox.arm, dinox.seed, dinox.overrides, dinox.entry_points, dinox.stages (run ids
-of the later ones), dinox.executor, dinox.host, dinox.price_per_hour, dinox.attempt (number of the newest),
-dinox.attempts_closed, dinox.hours_closed, dinox.cost_closed, dinox.job, dinox.lease_hours, dinox.arm_end. Its metric
-campaign/hours is the age of the newest attempt, written by the arm itself.
+Tags of an arm's run are listed in `pipelines.tracking.names`. Its metric campaign/hours is the age of
+the newest attempt, written by the arm itself.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from pipelines.campaign.arms import Arm
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.heartbeat import HOURS
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from pipelines.tracking.stored_runs import read_run, search_runs
@@ -44,31 +43,31 @@ class CampaignRecord:
             wrapper.log_text(spec_text, "campaign.yaml")
             wrapper.set_tags(
                 {
-                    "dinox.campaign": spec.name,
-                    "dinox.question": spec.question,
-                    "dinox.endpoint": f"{spec.endpoint.goal} {spec.endpoint.metric}",
-                    "dinox.correction": spec.correction,
-                    "mlflow.runName": spec.name,
+                    Tag.CAMPAIGN: spec.name,
+                    Tag.QUESTION: spec.question,
+                    Tag.ENDPOINT: f"{spec.endpoint.goal} {spec.endpoint.metric}",
+                    Tag.CORRECTION: spec.correction,
+                    Tag.RUN_NAME: spec.name,
                     # Last: with the design a campaign is registered.
-                    "dinox.design": design,
+                    Tag.DESIGN: design,
                 }
             )
             return cls(wrapper, spec.name)
-        if found.tags["dinox.design"] != design:
+        if found.tags[Tag.DESIGN] != design:
             raise CampaignError(
                 f"campaign {spec.name} was registered in run {found.run_id} with another question, endpoint, recipe or"
                 " arms; restore those, or give the changed campaign a name of its own"
             )
         if found.run_id != wrapper.run_id:
-            wrapper.set_tags({"dinox.resumes": found.run_id})
+            wrapper.set_tags({Tag.RESUMES: found.run_id})
         parent = wrapper.other(found.run_id) if found.run_id != wrapper.run_id else wrapper
         return cls(parent, spec.name)
 
     def arms(self) -> list[ArmRecord]:
         """Read every arm, in the order in which they were added."""
-        query = f"tags.`mlflow.parentRunId` = '{self.run.run_id}'"
+        query = f"tags.`{Tag.PARENT}` = '{self.run.run_id}'"
         found = search_runs(ArmRecord, [self.experiment_id], query)
-        return sorted(found, key=lambda record: int(record.tags.get("dinox.number", "0")))
+        return sorted(found, key=lambda record: int(record.tags.get(Tag.NUMBER, "0")))
 
     def arm(self, run_id: str) -> ArmRecord:
         """Read one arm anew."""
@@ -82,35 +81,37 @@ class CampaignRecord:
             run_id = record.run_id if record else self._new_arm(arm, len(there))
             if record is None:
                 there[arm.name] = ArmRecord(run_id, "SCHEDULED", {}, {}, {})
-            if len(arm.stages) > 1 and (record is None or "dinox.stages" not in record.tags):
+            if len(arm.stages) > 1 and (record is None or Tag.STAGES not in record.tags):
                 ids = [self._new_stage(arm, stage, run_id) for stage in list(arm.stages)[1:]]
-                self.tag(run_id, {"dinox.stages": ",".join(ids)})
+                self.tag(run_id, {Tag.STAGES: ",".join(ids)})
 
     def _new_arm(self, arm: Arm, number: int) -> str:
         tags = {
-            "mlflow.parentRunId": self.run.run_id,
-            "dinox.campaign": self.name,
-            "dinox.arm": arm.name,
-            "dinox.number": str(number),
-            "dinox.seed": str(arm.seed),
-            "dinox.overrides": json.dumps(arm.overrides),
-            "dinox.entry_points": json.dumps(arm.stages),
-            "dinox.on_record": "" if arm.on_record is None else str(arm.on_record).lower(),
-            "dinox.note": arm.note,
-            "dinox.hypothesis": arm.hypothesis,
+            Tag.PARENT: self.run.run_id,
+            Tag.CAMPAIGN: self.name,
+            Tag.ARM: arm.name,
+            Tag.NUMBER: str(number),
+            Tag.SEED: str(arm.seed),
+            Tag.OVERRIDES: json.dumps(arm.overrides),
+            Tag.ENTRY_POINTS: json.dumps(arm.stages),
+            Tag.ON_RECORD: "" if arm.on_record is None else str(arm.on_record).lower(),
+            Tag.NOTE: arm.note,
+            Tag.HYPOTHESIS: arm.hypothesis,
         }
         return self._new_run(arm.name, tags)
 
     def _new_stage(self, arm: Arm, stage: str, run_id: str) -> str:
-        tags = {"mlflow.parentRunId": run_id, "dinox.campaign": self.name, "dinox.stage": stage}
-        return self._new_run(f"{arm.name}-{stage}", tags | {"dinox.arm_of": arm.name})
+        tags = {Tag.PARENT: run_id, Tag.CAMPAIGN: self.name, Tag.STAGE: stage}
+        return self._new_run(f"{arm.name}-{stage}", tags | {Tag.ARM_OF: arm.name})
 
-    def _new_run(self, name: str, tags: dict[str, str]) -> str:
-        run_id = self.store.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+    def _new_run(self, name: str, tags: dict[Tag, str]) -> str:
+        run_id = self.store.create_run(
+            self.experiment_id, run_name=name, tags={tag.value: text for tag, text in tags.items()}
+        ).info.run_id
         self.store.update_run(run_id, status="SCHEDULED")
         return str(run_id)
 
-    def tag(self, run_id: str, tags: dict[str, str]) -> None:
+    def tag(self, run_id: str, tags: dict[Tag, str]) -> None:
         """Set tags of an arm at once."""
         Run(self.store, run_id).set_tags(tags)
 
@@ -118,7 +119,7 @@ class CampaignRecord:
         """Return the (step, value) pairs of a metric of an arm."""
         return Run(self.store, record.run_id).history(metric)
 
-    def open_attempt(self, record: ArmRecord, tags: dict[str, str]) -> int:
+    def open_attempt(self, record: ArmRecord, tags: dict[Tag, str]) -> int:
         """Write down that an arm is about to be started: from here on it costs, whoever dies."""
         number, now = record.attempt + 1, time.time()
         self.store.log_metric(record.run_id, HOURS, 0.0, step=number)
@@ -126,11 +127,11 @@ class CampaignRecord:
             record.run_id,
             tags
             | {
-                "dinox.attempt": str(number),
-                "dinox.attempt_started": repr(now),
-                "dinox.arm_end": "",
-                "dinox.job": "",
-                "dinox.pending": "no",
+                Tag.ATTEMPT: str(number),
+                Tag.ATTEMPT_STARTED: repr(now),
+                Tag.ARM_END: "",
+                Tag.JOB: "",
+                Tag.PENDING: "no",
             },
         )
         self.store.update_run(record.run_id, status="RUNNING")
@@ -145,19 +146,19 @@ class CampaignRecord:
         if not record.is_open:
             return
         used = record.hours_of_ended_attempt(now) if was_submitted or record.has_begun else 0.0
-        closed = float(record.tags.get("dinox.hours_closed", "0")) + used
+        closed = float(record.tags.get(Tag.HOURS_CLOSED, "0")) + used
         self.tag(
             record.run_id,
             {
-                "dinox.hours_closed": repr(closed),
-                "dinox.cost_closed": repr(record.cost_before + used * record.price_per_hour),
-                "dinox.attempts_closed": str(record.attempt),
+                Tag.HOURS_CLOSED: repr(closed),
+                Tag.COST_CLOSED: repr(record.cost_before + used * record.price_per_hour),
+                Tag.ATTEMPTS_CLOSED: str(record.attempt),
             },
         )
 
     def end_arm(self, record: ArmRecord, status: str, why: str) -> None:
         """Close an arm's run, and whatever of its stages an ended process left open."""
-        self.tag(record.run_id, {"dinox.arm_status": why})
+        self.tag(record.run_id, {Tag.ARM_STATUS: why})
         for run_id in record.stage_run_ids:
             if self.store.get_run(run_id).info.status == "RUNNING":
                 self.store.set_terminated(run_id, status=status)
@@ -165,6 +166,6 @@ class CampaignRecord:
 
 def find_parent(name: str) -> ArmRecord | None:
     """Return the parent run of a campaign, wherever in the store it lies."""
-    query = f"tags.`dinox.campaign` = '{name}' and tags.`dinox.entry_point` = 'campaign'"
-    parents = [found for found in search_runs(ArmRecord, None, query) if "dinox.design" in found.tags]
+    query = f"tags.`{Tag.CAMPAIGN}` = '{name}' and tags.`{Tag.ENTRY_POINT}` = 'campaign'"
+    parents = [found for found in search_runs(ArmRecord, None, query) if Tag.DESIGN in found.tags]
     return parents[-1] if parents else None

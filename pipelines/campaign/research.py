@@ -21,6 +21,7 @@ from pipelines.campaign.spec import CampaignSpec
 from pipelines.campaign.stages import check_words
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.names import Tag
 
 MOST_REFUSALS = 5
 """In a row: then the proposer is not asked again in this call."""
@@ -126,13 +127,13 @@ class Research:
         names = set(self.proposer.to_prune([self._outcome(record) for record in proposed]))
         for record in proposed:
             if record.name in names and record.is_open:
-                self.record.tag(record.run_id, {"dinox.pruned": "yes"})
+                self.record.tag(record.run_id, {Tag.PRUNED: "yes"})
                 executor.cancel(record.job)
 
     def _outcome(self, record: ArmRecord) -> Outcome:
         state = "running"
         if record.is_done:
-            state = "pruned" if record.tags.get("dinox.arm_status") == "pruned" else "finished"
+            state = "pruned" if record.tags.get(Tag.ARM_STATUS) == "pruned" else "finished"
         elif not record.is_open and record.attempt:
             state = "failed"
         curve = self._curve(record) if self.spec.proposer.prune_metric in record.metrics else []
@@ -157,7 +158,7 @@ class Research:
             lines.append(f"  - outcome: {outcome.state}, {self.spec.endpoint.metric} {value}")
         lines += ["", "Refused:", *(f"- {reason}" for reason in self.refusals or ["none"])]
         self.record.run.log_text("\n".join(lines) + "\n", LOG)
-        self.record.run.set_tags({"dinox.refused_proposals": str(len(self.refusals))})
+        self.record.run.set_tags({Tag.REFUSED_PROPOSALS: str(len(self.refusals))})
 
 
 def _proposed(records: Sequence[ArmRecord]) -> list[ArmRecord]:

@@ -19,6 +19,7 @@ from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load
 from pipelines.campaign.stages import check_words
 from pipelines.command.config import find_recipe
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import tracking_uri
 
@@ -68,7 +69,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
 def _is_under_way(spec: CampaignSpec, design: str) -> bool:
     """Whether this very design was checked and registered by an earlier call."""
     parent = find_parent(spec.name)
-    return parent is not None and parent.tags["dinox.design"] == design
+    return parent is not None and parent.tags[Tag.DESIGN] == design
 
 
 def check_arms(spec: CampaignSpec, arms: Sequence[Arm], cohorts: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.names import Tag
 
 COLUMNS = ("arm", "status", "verdict", "step", "loss", "G", "top-1", "hours", "cost", "tries", "saved h")
 _QUIET_S = 30.0
@@ -31,8 +32,8 @@ def _line(record: ArmRecord, step: int | None, now: float) -> Line:
     return Line(
         (
             record.name,
-            record.tags.get("dinox.arm_status") or record.status.lower(),
-            record.tags.get("dinox.status", ""),
+            record.tags.get(Tag.ARM_STATUS) or record.status.lower(),
+            record.tags.get(Tag.STATUS, ""),
             "" if step is None else str(step),
             _number(metrics, "loss/total"),
             _number(metrics, "teacher/gain"),

@@ -18,6 +18,7 @@ from pipelines.command.config import RecipeError, find_recipe, flatten, load_rec
 from pipelines.command.help import describe
 from pipelines.runtime.interrupts import watch_deadline
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import answering
@@ -110,7 +111,7 @@ def run_entry_point(
         run.log_params({f"cfg.{key}": value for key, value in flat.items()})
         run.log_text(yaml.safe_dump(unflatten(flat), sort_keys=False), "config.yaml")
         if recipe_name:
-            run.set_tags({"dinox.recipe": recipe_name})
+            run.set_tags({Tag.RECIPE: recipe_name})
         body(config, run)
     except EndWith as ending:
         return _end(run, ending.code, str(ending))
@@ -121,7 +122,7 @@ def run_entry_point(
             traceback.print_exc()
         return _end(run, 2, str(error))
     except BaseException as error:
-        run.set_tags({"dinox.error": type(error).__name__})
+        run.set_tags({Tag.ERROR: type(error).__name__})
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if isinstance(error, KeyboardInterrupt):
             return 130
@@ -145,6 +146,6 @@ def _end(run: Run, code: int, sentence: str) -> int:
     one_line = " ".join(sentence.split())
     print(one_line, file=sys.stderr)
     with contextlib.suppress(StoreAwayError):  # Why may be that the store is away.
-        run.set_tags({"dinox.error": one_line})
+        run.set_tags({Tag.ERROR: one_line})
         run.finish("KILLED" if code in (130, 143) else "FAILED")
     return code

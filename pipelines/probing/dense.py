@@ -21,6 +21,7 @@ from pipelines.probing.config import DenseConfig
 from pipelines.probing.setup import fold_plan, tag_probe
 from pipelines.probing.view_tokens import of_rows
 from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
 from transforms.hounsfield import window_hu
@@ -44,7 +45,7 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     )
     plan = fold_plan(config, loaded, nodules)
     tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
-    run.set_tags({"dinox.masks": crops.source})
+    run.set_tags({Tag.MASKS: crops.source})
     table = dense_table(
         tokens_of(config, loaded, crops, spec),
         crops.masks,

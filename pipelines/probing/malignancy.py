@@ -22,6 +22,7 @@ from pipelines.probing.setup import diagnosis_table, fold_plan, tag_probe, tell_
 from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
 from probes.heads.attentive import AttentiveProbe
@@ -84,9 +85,9 @@ def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
 def names_of(backbones: list[LoadedBackbone]) -> dict[str, str]:
     """Tags that name every backbone of a probe, with commas between; `report` reads the first."""
     return {
-        "dinox.probed": ",".join(loaded.source for loaded in backbones),
-        "dinox.probed_run": ",".join(loaded.run_id for loaded in backbones),
-        "dinox.backbone_sha": ",".join(loaded.sha256 for loaded in backbones),
+        Tag.PROBED: ",".join(loaded.source for loaded in backbones),
+        Tag.PROBED_RUN: ",".join(loaded.run_id for loaded in backbones),
+        Tag.BACKBONE_SHA: ",".join(loaded.sha256 for loaded in backbones),
     }
 
 

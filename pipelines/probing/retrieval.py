@@ -25,6 +25,7 @@ from pipelines.probing.view_tokens import (
     training_views,
 )
 from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from probes.retrieval import RetrievalResult, retrieval
@@ -174,13 +175,13 @@ def kept_backbones(loaded: LoadedBackbone) -> list[tuple[int, Backbone]]:
 
 def _tag(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str) -> None:
     tags = {
-        "dinox.cohort_sha": cohort.sha256,
-        "dinox.cohort_kind": cohort_kind(cohort),
-        "dinox.probed": loaded.source,
-        "dinox.probed_run": loaded.run_id,
-        "dinox.backbone_sha": loaded.sha256,
+        Tag.COHORT_SHA: cohort.sha256,
+        Tag.COHORT_KIND: cohort_kind(cohort),
+        Tag.PROBED: loaded.source,
+        Tag.PROBED_RUN: loaded.run_id,
+        Tag.BACKBONE_SHA: loaded.sha256,
     }
     if leak:
-        tags["dinox.leak"] = leak
+        tags[Tag.LEAK] = leak
         print(f"leak ({leak}): the backbone may have seen patients that are tested here")
     run.set_tags(tags)

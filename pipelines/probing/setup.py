@@ -14,6 +14,7 @@ from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.nodule.labeled import NoduleSet
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.splits import is_held_out, patient_folds, split_60_20_20
 
@@ -99,15 +100,15 @@ def fold_plan(config: FoldChoice, loaded: LoadedBackbone, nodules: NoduleSet) ->
 def tag_probe(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str, mm_per_px: NDArray[Any]) -> None:
     """Tag the run with what its figures rest on, and warn of a leak or of a scale that was never seen."""
     tags = {
-        "dinox.cohort_sha": cohort.sha256,
-        "dinox.cohort_kind": cohort_kind(cohort),
-        "dinox.probed": loaded.source,
-        "dinox.probed_run": loaded.run_id,
-        "dinox.backbone_sha": loaded.sha256,
-        "dinox.probed_recipe": str(loaded.record.get("recipe", "")),
+        Tag.COHORT_SHA: cohort.sha256,
+        Tag.COHORT_KIND: cohort_kind(cohort),
+        Tag.PROBED: loaded.source,
+        Tag.PROBED_RUN: loaded.run_id,
+        Tag.BACKBONE_SHA: loaded.sha256,
+        Tag.PROBED_RECIPE: str(loaded.record.get("recipe", "")),
     }
     if leak:
-        tags["dinox.leak"] = leak
+        tags[Tag.LEAK] = leak
         print(f"leak ({leak}): the backbone may have seen patients that are tested here")
     run.set_tags(tags)
     tag_scale(run, loaded, mm_per_px)
@@ -118,7 +119,7 @@ def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None
     seen = loaded.record.get("mm_per_pixel")
     low, high = float(np.min(mm_per_px)), float(np.max(mm_per_px))
     if seen and (low < seen[0] or high > seen[1]):
-        run.set_tags({"dinox.scale": "out of distribution"})
+        run.set_tags({Tag.SCALE: "out of distribution"})
         print(
             f"scale: the network is shown {low:.2f} .. {high:.2f} mm per pixel, outside the {seen[0]:.2f} .."
             f" {seen[1]:.2f} of its pretraining"

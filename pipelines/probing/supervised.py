@@ -23,6 +23,7 @@ from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diamet
 from pipelines.probing.tables import short_table
 from pipelines.probing.view_tokens import of_rows
 from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
 from probes.heads.fitting import FitSettings
@@ -119,7 +120,7 @@ def _folds(config: SupervisedConfig, cohort: Cohort, flat: NoduleSet, run: Run) 
         n_repeats=config.repeats,
         seed=config.seed,
     )
-    run.set_tags({"dinox.cohort_sha": cohort.sha256, "dinox.cohort_kind": cohort_kind(cohort)})
+    run.set_tags({Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort_kind(cohort)})
     run.log_table(splits.table(), "tables/splits.parquet")
     return list(splits.folds)
 

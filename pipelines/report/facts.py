@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.tracking.names import Tag
 from pipelines.tracking.stored_runs import StoredRun
 
 REAL, PHANTOM, SYNTHETIC, UNKNOWN = "real CT", "phantom", "synthetic slices", "unknown cohort"
@@ -43,7 +44,7 @@ class Evidence:
     @property
     def is_leaky(self) -> bool:
         """Whether the backbone may have seen patients that the figures of this run are measured on."""
-        return self.run.entry_point != "pretrain" and bool(self.run.tags.get("dinox.leak"))
+        return self.run.entry_point != "pretrain" and bool(self.run.tags.get(Tag.LEAK))
 
 
 def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
@@ -53,21 +54,21 @@ def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
     """
     by_id = {run.run_id: run for run in runs}
     kinds = cohort_kinds(runs)
-    finished = [run for run in runs if run.status == "FINISHED" and "dinox.resumes" not in run.tags]
+    finished = [run for run in runs if run.status == "FINISHED" and Tag.RESUMES not in run.tags]
     return [Evidence(run, _facts(run, by_id, kinds)) for run in finished]
 
 
 def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, str]) -> dict[str, str]:
     # Cross-fitted backbones are of one recipe; the first stands for both.
-    probed = run.tags.get("dinox.probed_run", "").split(",")[0]
+    probed = run.tags.get(Tag.PROBED_RUN, "").split(",")[0]
     pretraining = run if run.entry_point == "pretrain" else by_id.get(probed)
     facts = {} if pretraining is None else _configuration(pretraining, "pretrain")
     if run is not pretraining:
         facts |= _configuration(run, "probe")
-    facts["cohort"] = kinds.get(run.tags.get("dinox.cohort_sha", ""), UNKNOWN)
-    facts["status"] = run.tags.get("dinox.status", "")
-    facts["campaign"] = run.tags.get("dinox.campaign", "")
-    facts["arm"] = run.tags.get("dinox.arm") or run.tags.get("dinox.arm_of", "")
+    facts["cohort"] = kinds.get(run.tags.get(Tag.COHORT_SHA, ""), UNKNOWN)
+    facts["status"] = run.tags.get(Tag.STATUS, "")
+    facts["campaign"] = run.tags.get(Tag.CAMPAIGN, "")
+    facts["arm"] = run.tags.get(Tag.ARM) or run.tags.get(Tag.ARM_OF, "")
     if "pretrain.objective.koleo_weight" in facts:
         is_off = float(facts["pretrain.objective.koleo_weight"]) == 0
         facts["koleo"] = "none" if is_off else facts["pretrain.objective.koleo_on"]
@@ -82,14 +83,14 @@ def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
     """Say of each cohort, by its hash, what it is made of: as its runs were tagged, else by opening its folder."""
     kinds: dict[str, str] = {}
     for run in runs:
-        sha = run.tags.get("dinox.cohort_sha", "")
+        sha = run.tags.get(Tag.COHORT_SHA, "")
         if not sha or sha in kinds:
             continue
         tagged = next(
             (
-                other.tags["dinox.cohort_kind"]
+                other.tags[Tag.COHORT_KIND]
                 for other in runs
-                if other.tags.get("dinox.cohort_sha") == sha and "dinox.cohort_kind" in other.tags
+                if other.tags.get(Tag.COHORT_SHA) == sha and Tag.COHORT_KIND in other.tags
             ),
             "",
         )

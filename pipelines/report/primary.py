@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipelines.report.claims import LEVEL, with_interval
 from pipelines.report.facts import Evidence
 from pipelines.report.page import Table
+from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
 GAIN = "probe/gain_over_diameter"
@@ -32,7 +33,7 @@ def primary_table(evidence: Sequence[Evidence]) -> Table:
     probes = [e for e in evidence if e.run.entry_point == "probe_malignancy" and GAIN in e.run.metrics]
     families: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for one in probes:
-        families[one.run.tags.get("dinox.cohort_sha", ""), one.facts.get("probe.rule", "")].append(one)
+        families[one.run.tags.get(Tag.COHORT_SHA, ""), one.facts.get("probe.rule", "")].append(one)
     adjusted: dict[str, float] = {}
     for family in families.values():
         raw = [one.run.metrics.get(f"{GAIN}_p", 1.0) for one in family]
@@ -44,9 +45,7 @@ def primary_table(evidence: Sequence[Evidence]) -> Table:
 
 def _row(one: Evidence, holm_p: float) -> tuple[str, ...]:
     metrics, facts = one.run.metrics, one.facts
-    source = (
-        facts.get("arm") or one.run.tags.get("dinox.probed_recipe") or one.run.tags.get("dinox.probed", "")
-    )
+    source = facts.get("arm") or one.run.tags.get(Tag.PROBED_RECIPE) or one.run.tags.get(Tag.PROBED, "")
     settings = [facts.get(f"probe.{key}", "") for key in ("features", "window", "input", "rule")]
     rated = f"{metrics.get('probe/n_nodules', 0):.0f}, {metrics.get('probe/n_patients', 0):.0f}"
     raw = metrics.get(f"{GAIN}_p")

@@ -23,6 +23,7 @@ from pipelines.report.tables import (
 )
 from pipelines.runtime.atomic import write_atomically
 from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
+from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 
@@ -80,12 +81,12 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
         ids = [name.strip() for name in config.runs.split(",") if name.strip()]
         return _with_probed([read_run(StoredRun, run_id) for run_id in ids]), []
     query = (
-        f"tags.`dinox.campaign` = '{config.campaign}'"
+        f"tags.`{Tag.CAMPAIGN}` = '{config.campaign}'"
         if config.campaign
-        else "tags.`dinox.entry_point` != ''"
+        else f"tags.`{Tag.ENTRY_POINT}` != ''"
     )
     runs = search_runs(StoredRun, None, query)
-    arms = [arm for arm in read_arms() if config.campaign in ("", arm.tags["dinox.campaign"])]
+    arms = [arm for arm in read_arms() if config.campaign in ("", arm.tags[Tag.CAMPAIGN])]
     if not runs:
         what = f"campaign {config.campaign} has no run" if config.campaign else "there is no run"
         raise ValueError(f"{what} in the store; run something first, such as `mlflow run . -e campaign`")
@@ -95,7 +96,7 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
 def _with_probed(runs: list[StoredRun]) -> list[StoredRun]:
     """Add the pretrainings of probes: a probe alone does not say what it probes."""
     there = {run.run_id for run in runs}
-    probed = {run.tags.get("dinox.probed_run", "").split(",")[0] for run in runs} - {"", *there}
+    probed = {run.tags.get(Tag.PROBED_RUN, "").split(",")[0] for run in runs} - {"", *there}
     return runs + [found for run_id in sorted(probed) if (found := _if_there(run_id)) is not None]
 
 
@@ -141,27 +142,25 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
 
 
 def _campaigns(runs: Sequence[StoredRun], arms: Sequence[ArmRecord]) -> list[Block]:
-    parents = [run for run in runs if run.entry_point == "campaign" and "dinox.design" in run.tags]
+    parents = [run for run in runs if run.entry_point == "campaign" and Tag.DESIGN in run.tags]
     blocks: list[Block] = [Heading(2, "Campaigns")] if parents else []
     for parent in parents:
-        name, endpoint = parent.tags["dinox.campaign"], parent.tags["dinox.endpoint"].split()[-1]
-        own = sorted(
-            (a for a in arms if a.tags["dinox.campaign"] == name), key=lambda a: int(a.tags["dinox.number"])
-        )
+        name, endpoint = parent.tags[Tag.CAMPAIGN], parent.tags[Tag.ENDPOINT].split()[-1]
+        own = sorted((a for a in arms if a.tags[Tag.CAMPAIGN] == name), key=lambda a: int(a.tags[Tag.NUMBER]))
         blocks += [
             Heading(3, name),
-            Sentence(parent.tags["dinox.question"]),
+            Sentence(parent.tags[Tag.QUESTION]),
             Sentence(
-                f"Registered endpoint: {parent.tags['dinox.endpoint']}."
-                f" Command: `mlflow run . -e campaign -P spec={name}`; {parent.tags.get('dinox.status', 'under way')}."
+                f"Registered endpoint: {parent.tags[Tag.ENDPOINT]}."
+                f" Command: `mlflow run . -e campaign -P spec={name}`; {parent.tags.get(Tag.STATUS, 'under way')}."
             ),
-            campaign_table(own, endpoint, parent.tags.get("dinox.correction", "holm")),
+            campaign_table(own, endpoint, parent.tags.get(Tag.CORRECTION, "holm")),
         ]
     return blocks
 
 
 def _basis(article: Article, evidence: Sequence[Evidence]) -> list[Block]:
-    counts = Counter((e.cohort, e.run.entry_point) for e in evidence if e.run.tags.get("dinox.cohort_sha"))
+    counts = Counter((e.cohort, e.run.entry_point) for e in evidence if e.run.tags.get(Tag.COHORT_SHA))
     rows = [(cohort, entry_point, str(count)) for (cohort, entry_point), count in sorted(counts.items())]
     on_patients = [one for one in evidence if one.cohort == REAL]
     unmeasured = [
@@ -185,15 +184,15 @@ def _runs_table(evidence: Sequence[Evidence]) -> Table:
             one.run.run_id[:12],
             one.run.entry_point,
             "/".join(part for part in (one.facts["campaign"], one.facts["arm"]) if part)
-            or one.run.tags.get("dinox.recipe", ""),
+            or one.run.tags.get(Tag.RECIPE, ""),
             one.cohort,
             one.seed,
-            one.run.tags.get("dinox.leak", ""),
-            one.run.tags.get("dinox.git_commit", "")[:18],
+            one.run.tags.get(Tag.LEAK, ""),
+            one.run.tags.get(Tag.GIT_COMMIT, "")[:18],
             f"{datetime.fromtimestamp(one.run.started, UTC):%Y-%m-%d %H:%M}",
         )
         for one in evidence
-        if one.run.tags.get("dinox.cohort_sha")
+        if one.run.tags.get(Tag.COHORT_SHA)
     ]
     return Table(
         ("run", "entry point", "arm or recipe", "cohort", "seed", "leak", "commit", "started, UTC"), rows

@@ -18,6 +18,7 @@ from pipelines.report.facts import Evidence, matches
 from pipelines.report.page import Table
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord, LedgerRow, total
+from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
 ARTICLE = PROJECT_ROOT / "mlflow_projects" / "article.yaml"
@@ -152,9 +153,7 @@ def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> T
     states: dict[str, Counter[str]] = defaultdict(Counter)
     for arm in arms:
         name = _SEED.sub("", arm.name)
-        states[name][
-            arm.tags.get("dinox.status") or arm.tags.get("dinox.arm_status") or arm.status.lower()
-        ] += 1
+        states[name][arm.tags.get(Tag.STATUS) or arm.tags.get(Tag.ARM_STATUS) or arm.status.lower()] += 1
         if arm.status == "FINISHED" and metric in arm.metrics:
             groups[name].append(arm.metrics[metric])
     names = list(states)

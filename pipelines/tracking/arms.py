@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
+from pipelines.tracking.names import Tag
 from pipelines.tracking.stored_runs import StoredRun, search_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
@@ -21,51 +22,51 @@ class ArmRecord(StoredRun):
     @property
     def name(self) -> str:
         """Name of the arm."""
-        return self.tags["dinox.arm"]
+        return self.tags[Tag.ARM]
 
     @property
     def stage_run_ids(self) -> list[str]:
         """Run of each stage; the first is the arm's own."""
-        return [self.run_id, *(id_ for id_ in self.tags.get("dinox.stages", "").split(",") if id_)]
+        return [self.run_id, *(id_ for id_ in self.tags.get(Tag.STAGES, "").split(",") if id_)]
 
     @property
     def attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        return int(self.tags.get("dinox.attempt", "0"))
+        return int(self.tags.get(Tag.ATTEMPT, "0"))
 
     @property
     def is_open(self) -> bool:
         """Whether the newest attempt was started and not yet accounted for."""
-        return self.attempt > int(self.tags.get("dinox.attempts_closed", "0"))
+        return self.attempt > int(self.tags.get(Tag.ATTEMPTS_CLOSED, "0"))
 
     @property
     def job(self) -> str:
         """The executor's handle of the newest attempt; "" when the campaign died before it knew."""
-        return self.tags.get("dinox.job", "")
+        return self.tags.get(Tag.JOB, "")
 
     @property
     def ending(self) -> str:
         """How the newest attempt says it ended: finished, refused, interrupted, crashed; "" while it has not."""
-        return self.tags.get("dinox.arm_end", "")
+        return self.tags.get(Tag.ARM_END, "")
 
     @property
     def price_per_hour(self) -> float:
         """Price of an hour of this arm."""
-        return float(self.tags.get("dinox.price_per_hour", "0"))
+        return float(self.tags.get(Tag.PRICE_PER_HOUR, "0"))
 
     @property
     def is_pending(self) -> bool:
         """Whether the newest attempt still waits for its machine, at no cost."""
-        return self.is_open and self.tags.get("dinox.pending") == "yes"
+        return self.is_open and self.tags.get(Tag.PENDING) == "yes"
 
     @property
     def is_done(self) -> bool:
         """Whether nothing of the arm is left to do."""
-        return self.status == "FINISHED" or self.tags.get("dinox.arm_status") == "pruned"
+        return self.status == "FINISHED" or self.tags.get(Tag.ARM_STATUS) == "pruned"
 
     def hours(self, now: float) -> float:
         """Wall hours of all attempts, the running one included."""
-        closed = float(self.tags.get("dinox.hours_closed", "0"))
+        closed = float(self.tags.get(Tag.HOURS_CLOSED, "0"))
         return closed + self._age(now) if self.is_open else closed
 
     def cost(self, now: float) -> float:
@@ -75,31 +76,31 @@ class ArmRecord(StoredRun):
     @property
     def cost_before(self) -> float:
         """Cost of the attempts that are accounted for."""
-        hours = float(self.tags.get("dinox.hours_closed", "0"))
-        return float(self.tags.get("dinox.cost_closed", hours * self.price_per_hour))
+        hours = float(self.tags.get(Tag.HOURS_CLOSED, "0"))
+        return float(self.tags.get(Tag.COST_CLOSED, hours * self.price_per_hour))
 
     @property
     def has_begun(self) -> bool:
         """Whether the newest attempt came so far that it wrote to its run."""
-        return self.tags.get("dinox.begun") == str(self.attempt)
+        return self.tags.get(Tag.BEGUN) == str(self.attempt)
 
     def is_alive(self, now: float) -> bool:
         """Whether the newest attempt gave a sign of life a short while ago."""
-        last = float(self.tags.get("dinox.attempt_started", "0"))
+        last = float(self.tags.get(Tag.ATTEMPT_STARTED, "0"))
         if self.has_begun:
-            last = float(self.tags["dinox.begun_at"]) + 3600.0 * self.metrics.get(HOURS, 0.0)
+            last = float(self.tags[Tag.BEGUN_AT]) + 3600.0 * self.metrics.get(HOURS, 0.0)
         return self.is_open and not self.ending and now - last < _SILENCE_S
 
     def leased_hours(self, now: float) -> float:
         """Hours that the running attempt may go on before it ends itself."""
         if not self.is_open:
             return 0.0
-        return max(float(self.tags.get("dinox.lease_hours", "0")) - self._age(now), 0.0)
+        return max(float(self.tags.get(Tag.LEASE_HOURS, "0")) - self._age(now), 0.0)
 
     def _age(self, now: float) -> float:
         if self.is_pending:
             return 0.0
-        started = float(self.tags.get("dinox.attempt_started", str(now)))
+        started = float(self.tags.get(Tag.ATTEMPT_STARTED, str(now)))
         return max((now - started) / 3600.0, self.metrics.get(HOURS, 0.0))
 
     def hours_of_ended_attempt(self, now: float) -> float:
@@ -111,7 +112,7 @@ class ArmRecord(StoredRun):
         said, age = self.metrics.get(HOURS, 0.0), self._age(now)
         if not self.has_begun:
             return age
-        before = (float(self.tags["dinox.begun_at"]) - float(self.tags["dinox.attempt_started"])) / 3600.0
+        before = (float(self.tags[Tag.BEGUN_AT]) - float(self.tags[Tag.ATTEMPT_STARTED])) / 3600.0
         said += 0.0 if self.is_pending else max(before, 0.0)
         return said if self.ending else min(said + HEARTBEAT_S / 3600.0, age)
 
@@ -138,7 +139,7 @@ class LedgerRow:
 def ledger(arms: Sequence[ArmRecord], now: float) -> list[LedgerRow]:
     """Sum the arms by campaign and currency; arms that never started are in no row."""
     started = [arm for arm in arms if arm.attempt]
-    keys = sorted({(arm.tags["dinox.campaign"], arm.tags.get("dinox.currency", "")) for arm in started})
+    keys = sorted({(arm.tags[Tag.CAMPAIGN], arm.tags.get(Tag.CURRENCY, "")) for arm in started})
     return [
         _row(
             campaign,
@@ -146,7 +147,7 @@ def ledger(arms: Sequence[ArmRecord], now: float) -> list[LedgerRow]:
             [
                 arm
                 for arm in started
-                if (arm.tags["dinox.campaign"], arm.tags.get("dinox.currency", "")) == (campaign, currency)
+                if (arm.tags[Tag.CAMPAIGN], arm.tags.get(Tag.CURRENCY, "")) == (campaign, currency)
             ],
             now,
         )
@@ -161,7 +162,7 @@ def _row(campaign: str, currency: str, arms: Sequence[ArmRecord], now: float) ->
         arms=len(arms),
         finished=sum(arm.is_done for arm in arms),
         hours=sum(hours),
-        gpu_hours=sum(h * int(arm.tags.get("dinox.gpus", "0")) for h, arm in zip(hours, arms, strict=True)),
+        gpu_hours=sum(h * int(arm.tags.get(Tag.GPUS, "0")) for h, arm in zip(hours, arms, strict=True)),
         cost=sum(arm.cost(now) for arm in arms),
         currency=currency,
     )
@@ -183,5 +184,5 @@ def total(rows: Sequence[LedgerRow], currency: str) -> LedgerRow:
 
 def read_arms() -> list[ArmRecord]:
     """Read the arms of every campaign in the store."""
-    found = search_runs(ArmRecord, None, "tags.`dinox.number` != ''")
-    return [arm for arm in found if "dinox.arm" in arm.tags]
+    found = search_runs(ArmRecord, None, f"tags.`{Tag.NUMBER}` != ''")
+    return [arm for arm in found if Tag.ARM in arm.tags]

@@ -7,19 +7,20 @@ from pathlib import Path
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
+from pipelines.tracking.names import Tag
 from pipelines.tracking.store import client, shown_store
 
 
 def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
     """Return the newest finished pretrain run that holds a backbone, or None.
 
-    The wrapper run that a resumed training leaves behind holds none and carries `dinox.resumes`.
+    The wrapper run that a resumed training leaves behind holds none and carries `Tag.RESUMES`.
     """
     store = client()
     ids = experiment_ids or [e.experiment_id for e in store.search_experiments()]
-    query = "tags.`dinox.entry_point` = 'pretrain' and attributes.status = 'FINISHED'"
+    query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
     for run in store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=200):
-        if "dinox.resumes" not in run.data.tags and run.data.tags.get("dinox.backbone") == "yes":
+        if Tag.RESUMES not in run.data.tags and run.data.tags.get(Tag.BACKBONE) == "yes":
             return str(run.info.run_id)
     return None
 
@@ -79,7 +80,7 @@ def newest_run(entry_point: str, name: str) -> str:
     """
     store = client()
     ids = [experiment.experiment_id for experiment in store.search_experiments()]
-    query = f"tags.`dinox.entry_point` = '{entry_point}' and attributes.run_name = '{name}'"
+    query = f"tags.`{Tag.ENTRY_POINT}` = '{entry_point}' and attributes.run_name = '{name}'"
     found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
     if not found:
         raise ValueError(f"there is no run '{name}' of {entry_point} in {shown_store()}")

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import Kind, Letter, Outbox
 from pipelines.tracking.store import STORE_ENV, answering, client, shown_store
 
@@ -67,7 +68,7 @@ class Run:
         if run_id is None:
             run_id = store.create_run(_experiment_id(store), run_name=entry_point).info.run_id
         run = cls(store, run_id)
-        run.set_tags({"dinox.entry_point": entry_point, "dinox.git_commit": git_commit()})
+        run.set_tags({Tag.ENTRY_POINT: entry_point, Tag.GIT_COMMIT: git_commit()})
         return run
 
     @property
@@ -103,7 +104,7 @@ class Run:
     @property
     def recipe(self) -> str:
         """Name of the recipe that the run follows; "" without one."""
-        return str(self.store.get_run(self.run_id).data.tags.get("dinox.recipe", ""))
+        return str(self.store.get_run(self.run_id).data.tags.get(Tag.RECIPE, ""))
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of a metric, one a step, in order."""
@@ -124,9 +125,9 @@ class Run:
         for start in range(0, len(entries), _PARAMS_AT_ONCE):
             self._post("batch", {"params": entries[start : start + _PARAMS_AT_ONCE]})
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[Tag, str]) -> None:
         """Set tags; a later value replaces an earlier one."""
-        self._post("batch", {"tags": [[name, str(value)] for name, value in tags.items()]})
+        self._post("batch", {"tags": [[Tag(name).value, str(value)] for name, value in tags.items()]})
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import get_run
 from pipelines.tracking.store import client
 
@@ -33,7 +34,7 @@ class StoredRun:
     @property
     def entry_point(self) -> str:
         """The entry point that wrote it; "" when none of ours did."""
-        return self.tags.get("dinox.entry_point", "")
+        return self.tags.get(Tag.ENTRY_POINT, "")
 
 
 def read_run(kind: type[R], run_id: str) -> R:

@@ -30,6 +30,7 @@ from pipelines.runtime.distributed import (
 from pipelines.runtime.interrupts import StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.runtime.progress import progress
+from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
 from pipelines.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -147,7 +148,7 @@ class TrainingRun:
             folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
         try:
             if folder.run_id != run.run_id:
-                run.set_tags({"dinox.resumes": folder.run_id})
+                run.set_tags({Tag.RESUMES: folder.run_id})
                 run = run.other(folder.run_id)
         except ValueError:
             folder.release()
@@ -183,14 +184,14 @@ class TrainingRun:
             self.run.finish(status)
 
     def _describe(self) -> None:
-        cohort_tags = {"dinox.cohort_sha": self.cohort.sha256, "dinox.cohort_kind": cohort_kind(self.cohort)}
+        cohort_tags = {Tag.COHORT_SHA: self.cohort.sha256, Tag.COHORT_KIND: cohort_kind(self.cohort)}
         if self.trainer.step == 0:
-            cohort_tags["dinox.status"] = "too early"
+            cohort_tags[Tag.STATUS] = "too early"
         if self.folder is not None and self.folder.is_resumed:
             self.run.reopen()
-            cohort_tags["dinox.error"] = ""
+            cohort_tags[Tag.ERROR] = ""
         if self.patients.leak:
-            cohort_tags["dinox.leak"] = self.patients.leak
+            cohort_tags[Tag.LEAK] = self.patients.leak
         self.run.set_tags(cohort_tags)
         counts = {
             "data/train_patients": len(self.patients.train),
@@ -230,7 +231,7 @@ class TrainingRun:
                 if step == 1 or step % config.log_every == 0 or is_last:
                     metrics, verdict = trainer.report()
                     self.run.log_metrics(metrics, step)
-                    self.run.set_tags({"dinox.status": verdict})
+                    self.run.set_tags({Tag.STATUS: verdict})
                     bar.set_postfix_str(_progress(metrics, verdict), refresh=False)
                 if step % eval_every == 0 or is_last:
                     self._evaluate()
@@ -287,12 +288,12 @@ class TrainingRun:
             return
         print(f"verdict: {verdict} ({ADVICE[verdict]})")
         self._deliver_all()
-        self.run.set_tags({"dinox.status": verdict, "dinox.advice": ADVICE[verdict]})
+        self.run.set_tags({Tag.STATUS: verdict, Tag.ADVICE: ADVICE[verdict]})
         for figure, name in curves(self.run):
             self.run.log_figure(figure, f"figures/{name}.png")
         networks = self.trainer.networks
         self._export({"backbone": networks.teacher.backbone, "backbone_student": networks.student.backbone})
-        self.run.set_tags({"dinox.backbone": "yes"})
+        self.run.set_tags({Tag.BACKBONE: "yes"})
         self.run.log_file(self.folder.checkpoints, "checkpoint")
         self._close("FINISHED")
         self._deliver_all()
