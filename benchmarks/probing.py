@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from benchmarks.timing import median_cpu_seconds, one_thread, row
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.features import encode, network_input
 
 CROPS, BATCH, SIZE_PX = 8, 4, 224

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -14,47 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Arch = Literal["vit_small", "vit_large", "custom", "timm"]
+from models.config import BackboneConfig
 
 # The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
 _ARTICLE = {"vit_small": "vit_small_patch14_reg4_dinov2", "vit_large": "vit_large_patch14_reg4_dinov2"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig:
-    """Which vision transformer, and where its first weights come from."""
-
-    arch: Arch = "vit_small"
-    """`vit_small` and `vit_large` are the article's ViT-S/14 and ViT-L/14; `custom` reads the five fields below;
-    `timm` takes `timm_name`."""
-    timm_name: str = ""
-    depth: int = 4
-    embed_dim: int = 96
-    heads: int = 4
-    patch_px: int = 14
-    registers: int = 4
-    image_px: int = 224
-    init: Literal["timm", "xavier"] = "timm"
-    """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
-    weights: str = ""
-    """Warm start: "timm" for timm's pretrained weights, or a backbone's name, folder or .safetensors file."""
-    grad_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse shapes that cannot be."""
-        if self.arch in ("vit_small", "vit_large", "custom") and self.image_px % self.effective_patch_px:
-            raise ValueError(
-                f"image_px {self.image_px} is not a multiple of the patch of {self.effective_patch_px} px"
-            )
-        if self.arch == "custom" and self.embed_dim % self.heads:
-            raise ValueError(f"embed_dim {self.embed_dim} cannot be shared by {self.heads} heads")
-        if (self.arch == "timm") != bool(self.timm_name):
-            raise ValueError("timm_name goes with arch 'timm': give both or neither")
-
-    @property
-    def effective_patch_px(self) -> int:
-        """The patch size: the article's backbones fix it at 14 px."""
-        return self.patch_px if self.arch == "custom" else 14
 
 
 class Tokens(NamedTuple):

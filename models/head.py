@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from models.config import HeadConfig
 from models.losses.precision import wide
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
-    """Size of the projection head; ln(prototypes) is the loss of a network that says nothing."""
-
-    prototypes: int = 8192
-
-    def __post_init__(self) -> None:
-        """Refuse a head that cannot tell anything apart."""
-        if self.prototypes < 2:
-            raise ValueError(f"prototypes must be at least 2, got {self.prototypes}")
 
 
 class ProjectionHead(nn.Module):

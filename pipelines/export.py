@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.backbone import Backbone, BackboneConfig
+from models.backbone import Backbone
+from models.config import BackboneConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.command.cli import main

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.config import ObjectiveConfig
 from models.head import ProjectionHead
 from models.losses.dino import dino_loss, sinkhorn_probabilities, teacher_probabilities
 from models.losses.gather import gather, mean_over_ranks, own_share
@@ -21,45 +21,6 @@ from models.losses.precision import wide
 from models.losses.simclr import nt_xent_loss
 from models.losses.upload import upload
 from models.student_teacher import Network, Output, StudentTeacher
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectiveConfig:
-    """Which terms, at which weights and temperatures."""
-
-    kind: Literal["dino", "simclr", "mae"] = "dino"
-    gram_weight: float = 1.0
-    gram_registers: bool = False
-    """Count register tokens as patches: the reference's error, kept as an arm."""
-    koleo_weight: float = 0.1
-    koleo_on: Literal["head_logits", "class_token"] = "head_logits"
-    """`head_logits` takes both views of the batch together, as the article's code does; `class_token` takes one view
-    at a time, as DINOv2 does. Where two views of a slice share little, the first goes with center momentum 0.999, the
-    second with 0.9, and crossing them fails (docs/decisions/0002-cross-view-share.md)."""
-    student_temp: float = 0.1
-    center: Literal["ema", "sinkhorn"] = "ema"
-    center_momentum: float = 0.999
-    simclr_temp: float = 0.1
-    ibot_weight: float = 0.0
-    ibot_mask: tuple[float, float] = (0.1, 0.5)
-    mae_mask: float = 0.7
-
-    def __post_init__(self) -> None:
-        """Refuse weights, temperatures and momenta that cannot be."""
-        if min(self.gram_weight, self.koleo_weight, self.ibot_weight) < 0:
-            raise ValueError("weights of losses cannot be negative; 0 leaves a term out")
-        if min(self.student_temp, self.simclr_temp) <= 0:
-            raise ValueError("temperatures must be above 0")
-        if not 0 <= self.center_momentum < 1:
-            raise ValueError(f"center_momentum must lie in [0, 1), got {self.center_momentum}")
-        if not 0 < self.mae_mask < 1:
-            raise ValueError(f"mae_mask is the hidden share of patches, between 0 and 1, got {self.mae_mask}")
-        if self.kind != "dino" and self.ibot_weight:
-            raise ValueError(f"ibot_weight goes with kind 'dino'; kind is '{self.kind}'")
-        if self.kind == "mae" and (self.gram_weight or self.koleo_weight):
-            raise ValueError(
-                "kind 'mae' has no views to align or spread: set gram_weight and koleo_weight to 0"
-            )
 
 
 class Batch(NamedTuple):

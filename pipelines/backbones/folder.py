@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save
 
 from models.backbone import (
     Backbone,
-    BackboneConfig,
     build_backbone,
     build_timm_architecture,
     init_xavier,
     load_weights,
 )
+from models.config import BackboneConfig
 from pipelines.tracking.reading import fetch_artifact, newest_backbone_run
 from pipelines.tracking.store import shown_store
 

@@ -1,16 +1,70 @@
-"""What a pretraining run is configured by."""
+"""What a pretraining run is configured by: recipes set these keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.backbone import BackboneConfig
-from models.head import HeadConfig
-from models.losses.objective import ObjectiveConfig
-from pipelines.training.schedule import OptimConfig
-from pipelines.training.watch import WatchConfig
+from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
 from transforms.views.config import ViewConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedules; steps are optimizer updates."""
+
+    lr: float = 2e-4
+    min_lr: float = 1e-6
+    warmup_steps: int = 2500
+    """Linear warm-up, then cosine to `min_lr` at the last step; at most half of the run."""
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.04
+    decay_everything: bool = False
+    """Decay biases, norms, tokens and positions too, as plain AdamW over all parameters does."""
+    ema_momentum: float = 0.996
+    ema_momentum_end: float = 0.996
+    teacher_temp: float = 0.04
+    teacher_temp_start: float = 0.04
+    teacher_temp_warmup_steps: int = 0
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 leaves gradients as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates and momenta that cannot be."""
+        if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
+            raise ValueError(
+                f"lr must be above 0 and min_lr between 0 and lr, got {self.lr} and {self.min_lr}"
+            )
+        if min(self.teacher_temp, self.teacher_temp_start) <= 0:
+            raise ValueError("teacher temperatures must be above 0")
+        if not (0 <= self.ema_momentum <= 1 and 0 <= self.ema_momentum_end <= 1):
+            raise ValueError(
+                f"ema_momentum must lie in [0, 1], got {self.ema_momentum} .. {self.ema_momentum_end}"
+            )
+        if min(self.warmup_steps, self.teacher_temp_warmup_steps, self.clip_norm) < 0:
+            raise ValueError("warm-up steps and clip_norm cannot be negative; 0 leaves them out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchConfig:
+    """Thresholds of the verdict, all in one place."""
+
+    window_samples: int = 4096
+    """Samples over which mean codes are taken; fewer make a mean look peaked."""
+    min_steps: int = 300
+    """No verdict before this many updates."""
+    learning_gain: float = 0.1
+    """Gain above which a run learns, in nats; it must also have risen by as much since step 0."""
+    wall_share: float = 0.5
+    """Without gain: a mean code whose entropy is above this share of ln K is the wall, below it collapse."""
+    patience_steps: int = 5000
+    """How long `stop_when: hopeless` bears wall or collapse. Center momentum 0.999 with KoLeo on logits dips to
+    collapse before it learns, so a patience below some 3000 updates would stop a run that is about to."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows that hold nothing."""
+        if self.window_samples < 1 or self.min_steps < 0 or self.patience_steps < 0:
+            raise ValueError("window_samples must be 1 or more; min_steps and patience_steps 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

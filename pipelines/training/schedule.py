@@ -3,47 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """AdamW and its schedules; steps are optimizer updates."""
-
-    lr: float = 2e-4
-    min_lr: float = 1e-6
-    warmup_steps: int = 2500
-    """Linear warm-up, then cosine to `min_lr` at the last step; at most half of the run."""
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.04
-    decay_everything: bool = False
-    """Decay biases, norms, tokens and positions too, as plain AdamW over all parameters does."""
-    ema_momentum: float = 0.996
-    ema_momentum_end: float = 0.996
-    teacher_temp: float = 0.04
-    teacher_temp_start: float = 0.04
-    teacher_temp_warmup_steps: int = 0
-    clip_norm: float = 0.0
-    """Largest gradient norm; 0 leaves gradients as they are."""
-
-    def __post_init__(self) -> None:
-        """Refuse rates and momenta that cannot be."""
-        if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
-            raise ValueError(
-                f"lr must be above 0 and min_lr between 0 and lr, got {self.lr} and {self.min_lr}"
-            )
-        if min(self.teacher_temp, self.teacher_temp_start) <= 0:
-            raise ValueError("teacher temperatures must be above 0")
-        if not (0 <= self.ema_momentum <= 1 and 0 <= self.ema_momentum_end <= 1):
-            raise ValueError(
-                f"ema_momentum must lie in [0, 1], got {self.ema_momentum} .. {self.ema_momentum_end}"
-            )
-        if min(self.warmup_steps, self.teacher_temp_warmup_steps, self.clip_norm) < 0:
-            raise ValueError("warm-up steps and clip_norm cannot be negative; 0 leaves them out")
+from pipelines.training.config import OptimConfig
 
 
 class Moment(NamedTuple):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.losses.gather import mean_over_ranks
 from models.losses.objective import Seen
+from pipelines.training.config import WatchConfig
 from probes.representation import effective_rank
 
 Verdict = Literal["too early", "wall", "collapsed", "learning"]
@@ -34,28 +35,6 @@ ADVICE: dict[Verdict, str] = {
 _BUCKETS = 8
 _TOKENS_KEPT = 64
 """Class tokens kept of each bucket: 8 x 64 give the rank and the cosine."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WatchConfig:
-    """Thresholds of the verdict, all in one place."""
-
-    window_samples: int = 4096
-    """Samples over which mean codes are taken; fewer make a mean look peaked."""
-    min_steps: int = 300
-    """No verdict before this many updates."""
-    learning_gain: float = 0.1
-    """Gain above which a run learns, in nats; it must also have risen by as much since step 0."""
-    wall_share: float = 0.5
-    """Without gain: a mean code whose entropy is above this share of ln K is the wall, below it collapse."""
-    patience_steps: int = 5000
-    """How long `stop_when: hopeless` bears wall or collapse. Center momentum 0.999 with KoLeo on logits dips to
-    collapse before it learns, so a patience below some 3000 updates would stop a run that is about to."""
-
-    def __post_init__(self) -> None:
-        """Refuse windows that hold nothing."""
-        if self.window_samples < 1 or self.min_steps < 0 or self.patience_steps < 0:
-            raise ValueError("window_samples must be 1 or more; min_steps and patience_steps 0 or more")
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from models.attention import class_attention
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 
 
 @pytest.mark.parametrize(

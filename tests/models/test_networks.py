@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 
-from models.backbone import BackboneConfig, build_backbone, load_weights
-from models.head import HeadConfig, ProjectionHead
+from models.backbone import build_backbone, load_weights
+from models.config import BackboneConfig, HeadConfig
+from models.head import ProjectionHead
 from models.student_teacher import Network, StudentTeacher
 
 TINY = BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, patch_px=14, registers=4, image_px=28)

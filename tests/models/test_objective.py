@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.backbone import BackboneConfig, build_backbone
-from models.head import HeadConfig, ProjectionHead
+from models.backbone import build_backbone
+from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
+from models.head import ProjectionHead
 from models.losses.ibot import draw_mask
 from models.losses.koleo import koleo_loss
-from models.losses.objective import Batch, Objective, ObjectiveConfig
+from models.losses.objective import Batch, Objective
 from models.student_teacher import Network, StudentTeacher
 
 

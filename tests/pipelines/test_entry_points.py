@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines import prepare
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort

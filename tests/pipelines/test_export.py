@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.export import ExportConfig, export_backbone, export_onnx, push, run_export

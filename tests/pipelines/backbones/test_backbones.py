@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
 from pipelines.probing.view_tokens import training_views

@@ -10,7 +10,8 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
-from models.backbone import BackboneConfig, Tokens, build_backbone
+from models.backbone import Tokens, build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.encode import EncodeSettings, encode
 from pipelines.backbones.folder import LoadedBackbone, save_backbone
 from pipelines.cohort.folder import Cohort

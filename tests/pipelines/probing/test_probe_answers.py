@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import zoom
 
-from models.backbone import Backbone, BackboneConfig, build_backbone
+from models.backbone import Backbone, build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.features import encode
 from probes.aggregation import SliceTokens, compare_aggregators
 from probes.heads.linear import LinearProbe, cross_fit

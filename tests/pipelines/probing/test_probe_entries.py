@@ -12,7 +12,8 @@ import torch
 import yaml
 from scipy.ndimage import binary_dilation
 
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import NODULES, write_table

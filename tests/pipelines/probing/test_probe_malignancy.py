@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones.folder import save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import NODULES, SERIES, write_table

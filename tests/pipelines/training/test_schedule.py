@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from models.backbone import BackboneConfig, build_backbone
-from pipelines.training.schedule import OptimConfig, build_optimizer, moment, set_groups
+from models.backbone import build_backbone
+from models.config import BackboneConfig
+from pipelines.training.config import OptimConfig
+from pipelines.training.schedule import build_optimizer, moment, set_groups
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine() -> None:

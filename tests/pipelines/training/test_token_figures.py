@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 
-from models.backbone import BackboneConfig, build_backbone
+from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.training.token_figures import (
     attention_figure,
     gram_figure,

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.losses.objective import Seen
-from pipelines.training.watch import Verdict, WatchConfig, Watcher
+from pipelines.training.config import WatchConfig
+from pipelines.training.watch import Verdict, Watcher
 
 K, TEMP = 64, 0.1
 CONFIG = WatchConfig(window_samples=512, min_steps=10, patience_steps=50)

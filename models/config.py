@@ -1,0 +1,96 @@
+"""What networks and their objective are configured by; nothing heavy is imported, so that recipes are read at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Arch = Literal["vit_small", "vit_large", "custom", "timm"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """Which vision transformer, and where its first weights come from."""
+
+    arch: Arch = "vit_small"
+    """`vit_small` and `vit_large` are the article's ViT-S/14 and ViT-L/14; `custom` reads the five fields below;
+    `timm` takes `timm_name`."""
+    timm_name: str = ""
+    depth: int = 4
+    embed_dim: int = 96
+    heads: int = 4
+    patch_px: int = 14
+    registers: int = 4
+    image_px: int = 224
+    init: Literal["timm", "xavier"] = "timm"
+    """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
+    weights: str = ""
+    """Warm start: "timm" for timm's pretrained weights, or a backbone's name, folder or .safetensors file."""
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be."""
+        if self.arch in ("vit_small", "vit_large", "custom") and self.image_px % self.effective_patch_px:
+            raise ValueError(
+                f"image_px {self.image_px} is not a multiple of the patch of {self.effective_patch_px} px"
+            )
+        if self.arch == "custom" and self.embed_dim % self.heads:
+            raise ValueError(f"embed_dim {self.embed_dim} cannot be shared by {self.heads} heads")
+        if (self.arch == "timm") != bool(self.timm_name):
+            raise ValueError("timm_name goes with arch 'timm': give both or neither")
+
+    @property
+    def effective_patch_px(self) -> int:
+        """The patch size: the article's backbones fix it at 14 px."""
+        return self.patch_px if self.arch == "custom" else 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """Size of the projection head; ln(prototypes) is the loss of a network that says nothing."""
+
+    prototypes: int = 8192
+
+    def __post_init__(self) -> None:
+        """Refuse a head that cannot tell anything apart."""
+        if self.prototypes < 2:
+            raise ValueError(f"prototypes must be at least 2, got {self.prototypes}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """Which terms, at which weights and temperatures."""
+
+    kind: Literal["dino", "simclr", "mae"] = "dino"
+    gram_weight: float = 1.0
+    gram_registers: bool = False
+    """Count register tokens as patches: the reference's error, kept as an arm."""
+    koleo_weight: float = 0.1
+    koleo_on: Literal["head_logits", "class_token"] = "head_logits"
+    """`head_logits` takes both views of the batch together, as the article's code does; `class_token` takes one view
+    at a time, as DINOv2 does. Where two views of a slice share little, the first goes with center momentum 0.999, the
+    second with 0.9, and crossing them fails (docs/decisions/0002-cross-view-share.md)."""
+    student_temp: float = 0.1
+    center: Literal["ema", "sinkhorn"] = "ema"
+    center_momentum: float = 0.999
+    simclr_temp: float = 0.1
+    ibot_weight: float = 0.0
+    ibot_mask: tuple[float, float] = (0.1, 0.5)
+    mae_mask: float = 0.7
+
+    def __post_init__(self) -> None:
+        """Refuse weights, temperatures and momenta that cannot be."""
+        if min(self.gram_weight, self.koleo_weight, self.ibot_weight) < 0:
+            raise ValueError("weights of losses cannot be negative; 0 leaves a term out")
+        if min(self.student_temp, self.simclr_temp) <= 0:
+            raise ValueError("temperatures must be above 0")
+        if not 0 <= self.center_momentum < 1:
+            raise ValueError(f"center_momentum must lie in [0, 1), got {self.center_momentum}")
+        if not 0 < self.mae_mask < 1:
+            raise ValueError(f"mae_mask is the hidden share of patches, between 0 and 1, got {self.mae_mask}")
+        if self.kind != "dino" and self.ibot_weight:
+            raise ValueError(f"ibot_weight goes with kind 'dino'; kind is '{self.kind}'")
+        if self.kind == "mae" and (self.gram_weight or self.koleo_weight):
+            raise ValueError(
+                "kind 'mae' has no views to align or spread: set gram_weight and koleo_weight to 0"
+            )
