@@ -82,7 +82,7 @@ def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
     return backbones
 
 
-def names_of(backbones: list[LoadedBackbone]) -> dict[str, str]:
+def names_of(backbones: list[LoadedBackbone]) -> dict[Tag, str]:
     """Tags that name every backbone of a probe, with commas between; `report` reads the first."""
     return {
         Tag.PROBED: ",".join(loaded.source for loaded in backbones),
