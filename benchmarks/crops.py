@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import median_cpu_seconds, row
 from transforms.geometry import index_to_lps
-from transforms.nodule import CropSpec, crop_nodule
+from transforms.nodule_crop import CropSpec, crop_nodule
 
 SHAPE, SPACING_MM = (200, 512, 512), (1.25, 0.7, 0.7)
 N_CROPS = 60

@@ -1,1 +1,69 @@
-"""MONAI transforms: a DICOM folder, a NIfTI file or an HU volume in; HU volumes and model inputs out."""
+"""MONAI transforms: a DICOM folder, a NIfTI file or an HU volume in; HU volumes and model inputs out.
+
+`from transforms import LoadDicomSeriesd` imports what is asked for and no more: the modules beneath are loaded when a
+name of theirs is first used, so that processes that need no MONAI (900 MB) do not pay for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transforms.dicom.load import LoadDicomSeries as LoadDicomSeries
+    from transforms.dicom.load import LoadDicomSeriesd as LoadDicomSeriesd
+    from transforms.dicom.series import CtSeries as CtSeries
+    from transforms.dicom.series import read_series as read_series
+    from transforms.hounsfield import RandWindowHU as RandWindowHU
+    from transforms.hounsfield import RandWindowHUd as RandWindowHUd
+    from transforms.hounsfield import WindowHU as WindowHU
+    from transforms.hounsfield import WindowHUd as WindowHUd
+    from transforms.nodule import NoduleCrop as NoduleCrop
+    from transforms.nodule import NoduleCropd as NoduleCropd
+    from transforms.nodule_crop import CropSpec as CropSpec
+    from transforms.refusal import NoCropError as NoCropError
+    from transforms.refusal import Refusal as Refusal
+    from transforms.refusal import SeriesRefusedError as SeriesRefusedError
+    from transforms.refusal import TransformError as TransformError
+    from transforms.triplet import SliceTriplet as SliceTriplet
+    from transforms.triplet import SliceTripletd as SliceTripletd
+    from transforms.views.config import ViewConfig as ViewConfig
+    from transforms.views.view_crop import RandViewCropd as RandViewCropd
+    from transforms.window_policy import WindowConfig as WindowConfig
+
+_MODULES = {
+    "CropSpec": "nodule_crop",
+    "CtSeries": "dicom.series",
+    "LoadDicomSeries": "dicom.load",
+    "LoadDicomSeriesd": "dicom.load",
+    "NoCropError": "refusal",
+    "NoduleCrop": "nodule",
+    "NoduleCropd": "nodule",
+    "RandViewCropd": "views.view_crop",
+    "RandWindowHU": "hounsfield",
+    "RandWindowHUd": "hounsfield",
+    "Refusal": "refusal",
+    "SeriesRefusedError": "refusal",
+    "SliceTriplet": "triplet",
+    "SliceTripletd": "triplet",
+    "TransformError": "refusal",
+    "ViewConfig": "views.config",
+    "WindowConfig": "window_policy",
+    "WindowHU": "hounsfield",
+    "WindowHUd": "hounsfield",
+    "read_series": "dicom.series",
+}
+
+__all__ = sorted(_MODULES)  # one list of names, above
+
+
+def __getattr__(name: str) -> Any:
+    """Load the module that a public name is from, at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name what can be imported, loaded or not."""
+    return sorted({*globals(), *_MODULES})

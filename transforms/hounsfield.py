@@ -1,13 +1,10 @@
-"""Hounsfield units to gray: the CT window, and how a view's window is drawn.
+"""Hounsfield units to gray through a CT window, fixed or drawn, as MONAI transforms.
 
-A window maps [low_hu, high_hu] to [0, 1] and clips the rest (DICOM PS3.3 C.11.2.1.2, in its edge form). Which
-window a view gets decides what a network can see at all: a window whose lower edge lies above lung (about
--850 HU) paints the whole lung black.
+A window maps [low_hu, high_hu] to [0, 1] and clips the rest (DICOM PS3.3 C.11.2.1.2, in its edge form).
 """
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +13,9 @@ from monai.transforms.transform import MapTransform, Randomizable, Transform
 from numpy.typing import NDArray
 
 from transforms.refusal import TransformError
+from transforms.window_policy import WindowConfig, draw_window
 
-WindowPolicy = Literal["lung_aware", "clinical", "article", "fixed"]
 Volume = TypeVar("Volume", torch.Tensor, NDArray[Any])
-
-UNIFORMS_PER_WINDOW = 3
-"""How many uniform numbers one drawn window uses, under every policy."""
-
-CLINICAL_LEVEL_WIDTH_HU = np.array([(-600.0, 1500.0), (40.0, 400.0), (-200.0, 2000.0), (400.0, 1800.0)])
-"""Level and width of the four presets of policy `clinical`: lung, mediastinal, wide, bone."""
 
 
 def window_hu(
@@ -63,79 +54,6 @@ def _refuse_falling(low_hu: Any, high_hu: Any) -> None:
         raise TransformError(
             f"a CT window must rise, got {low_hu} .. {high_hu} HU; give low_hu below high_hu"
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowConfig:
-    """Which CT window a view is shown in.
-
-    Policies, edges in true HU:
-        lung_aware: lower edge uniform in -1400..-950, upper edge uniform in 100..800. Lung is never clipped,
-            and the gray gap between nodule and lung stays well above the jitter of lung between two views.
-        clinical: lung, mediastinal, wide and bone presets in equal parts, level moved by up to 5% of the
-            width, width scaled by 0.9..1.1. Half of the views (mediastinal, bone) clip lung.
-        article: level uniform in -400..400, width uniform in 800..2000, as its authors state it.
-            It clips lung in 68% of the views: an arm of a study, not advice.
-        fixed: `low_hu` .. `high_hu` for every view.
-    """
-
-    policy: WindowPolicy = "lung_aware"
-    per: Literal["view", "sample"] = "view"
-    """Whether each view of a sample draws its own window, or all views of a sample share one."""
-    low_hu: float = -1350.0
-    """Lower edge of policy `fixed`, HU."""
-    high_hu: float = 150.0
-    """Upper edge of policy `fixed`, HU (default: lung, level -600, width 1500)."""
-    hu_scale: float = 1.0
-    """Factor on HU before windowing; 0.1 repeats an encoding error of the published runs, as an arm."""
-
-    def __post_init__(self) -> None:
-        """Refuse a window that cannot be."""
-        if self.policy not in get_args(WindowPolicy):
-            raise ValueError(f"window policy {self.policy!r} is unknown; use one of {get_args(WindowPolicy)}")
-        if self.per not in ("view", "sample"):
-            raise ValueError(f"window per={self.per!r} is unknown; use 'view' or 'sample'")
-        if not self.low_hu < self.high_hu:
-            raise ValueError(f"a fixed window must rise, got low_hu {self.low_hu} and high_hu {self.high_hu}")
-        if not (np.isfinite(self.hu_scale) and self.hu_scale > 0):
-            raise ValueError(f"hu_scale must be a positive number, got {self.hu_scale}; true HU have 1.0")
-
-
-def windows_from_uniforms(config: WindowConfig, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn uniform numbers into windows under a policy.
-
-    A factor `hu_scale` on the image equals its inverse on the window, so it is applied to the edges: the
-    integer HU stay as they are, and the edges that are returned (and logged) are in true HU.
-
-    Args:
-        config: The policy.
-        uniforms: Numbers in [0, 1), (..., 3).
-
-    Returns:
-        Lower and upper edges in true HU, (..., 2).
-    """
-    u, v, choice = np.moveaxis(uniforms, -1, 0)
-    match config.policy:
-        case "lung_aware":
-            low, high = -1400.0 + 450.0 * u, 100.0 + 700.0 * v
-        case "clinical":
-            preset = CLINICAL_LEVEL_WIDTH_HU[(choice * len(CLINICAL_LEVEL_WIDTH_HU)).astype(int)]
-            width = preset[..., 1] * (0.9 + 0.2 * v)
-            level = preset[..., 0] + preset[..., 1] * 0.05 * (2.0 * u - 1.0)
-            low, high = level - width / 2, level + width / 2
-        case "article":
-            level, width = -400.0 + 800.0 * u, 800.0 + 1200.0 * v
-            low, high = level - width / 2, level + width / 2
-        case "fixed":
-            low, high = np.full_like(u, config.low_hu), np.full_like(u, config.high_hu)
-    edges: NDArray[np.float64] = np.stack([low, high], axis=-1) / config.hu_scale
-    return edges
-
-
-def draw_window(config: WindowConfig, random_state: np.random.RandomState) -> tuple[float, float]:
-    """Draw one window: (low_hu, high_hu) in true HU, from three uniform numbers of `random_state`."""
-    low, high = windows_from_uniforms(config, random_state.random_sample(UNIFORMS_PER_WINDOW))
-    return float(low), float(high)
 
 
 class WindowHU(Transform):

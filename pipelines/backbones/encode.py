@@ -27,8 +27,8 @@ from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat
 from pipelines.runtime.distributed import choose_device
 from transforms.dicom.series import CtSeries
 from transforms.geometry import index_to_lps, spacing_of
+from transforms.neighbors import triplet_indices
 from transforms.nodule_sampling import place, sample_windows
-from transforms.triplet import triplet_indices
 
 PlainWindow = Literal["lung", "mediastinal", "wide"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
 from transforms.geometry import lps_to_index
-from transforms.triplet import triplet_indices
+from transforms.neighbors import triplet_indices
 from transforms.views.batch import TripletBatch
 
 PADDING_HU = -1024

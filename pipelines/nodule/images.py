@@ -21,7 +21,7 @@ from probes.image_diameter import image_diameter_mm
 from probes.labels import Labeled
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
 from probes.splits import Splits
-from transforms.nodule import CropSpec
+from transforms.nodule_crop import CropSpec
 from transforms.nodule_sampling import place
 
 PIXEL_SPEC = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)

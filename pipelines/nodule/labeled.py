@@ -14,7 +14,7 @@ from pipelines.cohort.folder import Cohort
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, label_nodules
 from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule import BORDER_HU, Crop, CropSpec, crop_nodule
+from transforms.nodule_crop import BORDER_HU, Crop, CropSpec, crop_nodule
 from transforms.nodule_sampling import place, sample_windows
 from transforms.refusal import NoCropError, Refusal
 

@@ -14,7 +14,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.lidc.marks import VolumeGrid
 from pipelines.nodule.labeled import NoNodulesError
 from pipelines.nodule.lidc_masks import NoduleMask, consensus_mask, read_mask
-from transforms.nodule import CropSpec, crop_nodule
+from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.refusal import NoCropError
 
 Row = Mapping[Hashable, Any]

@@ -23,7 +23,7 @@ from pipelines.probing.view_tokens import of_rows
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.aggregation import SliceTokens, compare_aggregators
-from transforms.nodule import CropSpec, crop_nodule
+from transforms.nodule_crop import CropSpec, crop_nodule
 
 _NAMES: tuple[AggregatorName, ...] = ("center", "mean", "center3_mean", "center3_max", "attention_z")
 

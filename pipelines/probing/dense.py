@@ -25,7 +25,7 @@ from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
 from transforms.hounsfield import window_hu
-from transforms.nodule import CropSpec
+from transforms.nodule_crop import CropSpec
 
 matplotlib.use("Agg")
 

@@ -30,7 +30,7 @@ from probes.heads.linear import LinearProbe, Probe
 from probes.heads.mlp import MlpProbe
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
 from probes.scoring import NoduleScores, score_nodules, shuffle_labels
-from transforms.nodule import CropSpec
+from transforms.nodule_crop import CropSpec
 
 
 def run_probe(config: ProbeConfig, run: Run) -> None:

@@ -42,7 +42,7 @@ from probes.representation import (
 )
 from probes.statistics.estimate import Estimate
 from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule import CropSpec, crop_nodule
+from transforms.nodule_crop import CropSpec, crop_nodule
 
 Features = NDArray[np.float32]
 Measures = dict[str, float | Estimate]

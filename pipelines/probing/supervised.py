@@ -32,7 +32,7 @@ from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_feature
 from probes.splits import patient_folds
 from probes.supervised import SupervisedProbe
 from transforms.hounsfield import window_hu
-from transforms.nodule import CropSpec
+from transforms.nodule_crop import CropSpec
 from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -4,17 +4,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, CopyItemsd
 
-from transforms.hounsfield import (
-    RandWindowHU,
-    RandWindowHUd,
-    WindowConfig,
-    WindowHU,
-    WindowHUd,
-    draw_window,
-    window_hu,
-    windows_from_uniforms,
-)
+from transforms.hounsfield import RandWindowHU, RandWindowHUd, WindowHU, WindowHUd, window_hu
 from transforms.refusal import TransformError
+from transforms.window_policy import WindowConfig, draw_window, windows_from_uniforms
 
 LUNG_HU, NODULE_HU, GROUND_GLASS_HU = -850.0, 30.0, -650.0
 N_DRAWS = 40_000

@@ -8,7 +8,8 @@ from monai.data.meta_tensor import MetaTensor
 
 from pipelines.phantom.shapes import Grid, paint, sphere_coverage
 from transforms.geometry import index_to_lps
-from transforms.nodule import CropForm, CropSpec, NoduleCrop, NoduleCropd, crop_nodule, crop_triplet_hu
+from transforms.nodule import NoduleCrop, NoduleCropd
+from transforms.nodule_crop import CropForm, CropSpec, crop_nodule, crop_triplet_hu
 from transforms.refusal import NoCropError, TransformError
 
 PHANTOM_SPACINGS_Z_MM = (2.5, 1.25, 0.7, 2.0, 1.0)

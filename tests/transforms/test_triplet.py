@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose
 
+from transforms.neighbors import triplet_indices
 from transforms.refusal import TransformError
-from transforms.triplet import SliceTriplet, SliceTripletd, triplet_indices
+from transforms.triplet import SliceTriplet, SliceTripletd
 
 
 @pytest.mark.parametrize(

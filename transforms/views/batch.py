@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transforms.hounsfield import UNIFORMS_PER_WINDOW, windows_from_uniforms
 from transforms.refusal import TransformError
 from transforms.views.config import Interpolation, ViewConfig
 from transforms.views.crops import (
@@ -30,6 +29,7 @@ from transforms.views.crops import (
 )
 from transforms.views.intensity import gaussian_blur, jitter_brightness_contrast
 from transforms.views.resample import resize_batch, resize_crop, upload
+from transforms.window_policy import UNIFORMS_PER_WINDOW, windows_from_uniforms
 
 __all__ = ["TripletBatch", "ViewConfig", "ViewDraws", "Views", "draw_views", "render_views", "sample_state"]
 

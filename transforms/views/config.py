@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transforms.hounsfield import WindowConfig
+from transforms.window_policy import WindowConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -17,7 +17,7 @@ from pipelines.lidc.pylidc_compat import load_pylidc
 from pipelines.nodule.lidc_masks import consensus_mask, read_mask, write_masks
 from transforms.dicom.load import read_series
 from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule import crop_triplet_hu
+from transforms.nodule_crop import crop_triplet_hu
 
 ROOT = Path(__file__).parents[3]
 SERIES_0001 = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"

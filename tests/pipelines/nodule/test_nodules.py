@@ -21,7 +21,7 @@ from probes.image_diameter import image_diameter_mm
 from probes.pixels import pixel_scores
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
-from transforms.nodule import CropSpec
+from transforms.nodule_crop import CropSpec
 
 # MLflow's own tables use a loader strategy that SQLAlchemy 2.1 wants to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:sqlalchemy.exc.SADeprecationWarning")

@@ -31,7 +31,7 @@ from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out
 from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule import CropSpec, crop_nodule
+from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.views.config import ViewConfig
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=28)

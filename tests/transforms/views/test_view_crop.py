@@ -4,11 +4,12 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, CopyItemsd, NormalizeIntensityd
 
-from transforms.hounsfield import RandWindowHUd, WindowConfig
+from transforms.hounsfield import RandWindowHUd
 from transforms.refusal import TransformError
 from transforms.triplet import SliceTripletd
 from transforms.views.batch import TripletBatch, ViewConfig, draw_views, render_views, sample_state
 from transforms.views.view_crop import RandViewCropd
+from transforms.window_policy import WindowConfig
 
 VIEWS = ("first", "second")
 SPACING_MM = (2.5, 0.7, 0.9)

@@ -6,7 +6,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import interpolate
 
-from transforms.hounsfield import WindowConfig
 from transforms.refusal import TransformError
 from transforms.views.batch import (
     TripletBatch,
@@ -18,6 +17,7 @@ from transforms.views.batch import (
     render_views,
     sample_state,
 )
+from transforms.window_policy import WindowConfig
 
 GRAY_WINDOW = WindowConfig(policy="fixed", low_hu=-1000.0, high_hu=1000.0)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -1,0 +1,59 @@
+"""`from transforms import ...`: every public name is there, and nothing is imported that was not asked for."""
+
+import subprocess
+import sys
+
+import pytest
+from monai.transforms import MapTransform, Transform
+
+import transforms
+
+HEAVY = ("torch", "monai", "mlflow", "SimpleITK", "nibabel")
+PUBLIC = (
+    "LoadDicomSeries LoadDicomSeriesd WindowHU WindowHUd RandWindowHU RandWindowHUd SliceTriplet SliceTripletd "
+    "NoduleCrop NoduleCropd RandViewCropd WindowConfig CropSpec ViewConfig CtSeries read_series Refusal "
+    "SeriesRefusedError"
+).split()
+
+
+def heavy_after(statement: str) -> list[str]:
+    """Which of the heavy packages a fresh process has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLIC, *transforms.__all__}))
+def test_every_public_name_can_be_imported_and_is_listed(name: str) -> None:
+    assert getattr(transforms, name).__name__ == name
+    assert name in transforms.__all__
+    assert name in dir(transforms)
+
+
+def test_array_and_dictionary_forms_come_in_pairs_of_monai_transforms() -> None:
+    for name in ("LoadDicomSeries", "WindowHU", "RandWindowHU", "SliceTriplet", "NoduleCrop"):
+        assert issubclass(getattr(transforms, name), Transform)
+        assert issubclass(getattr(transforms, f"{name}d"), MapTransform)
+
+
+def test_the_package_alone_imports_neither_torch_nor_monai() -> None:
+    assert heavy_after("import transforms, transforms.dicom") == []
+    assert heavy_after("from transforms import WindowConfig, CropSpec, read_series") == []
+
+
+def test_a_transform_brings_what_it_needs() -> None:
+    assert {"torch", "monai"} <= set(heavy_after("from transforms import WindowHU; WindowHU(-1350, 150)"))
+    assert "monai" in heavy_after("from transforms.dicom import LoadDicomSeriesd")
+
+
+@pytest.mark.parametrize("package", ["transforms", "transforms.dicom"])
+def test_a_name_that_is_not_there_is_an_error_as_for_any_module(package: str) -> None:
+    with pytest.raises(ImportError, match="cannot import name 'LoadDicomSerie'"):
+        exec(f"from {package} import LoadDicomSerie")
+    assert not hasattr(sys.modules[package], "LoadDicomSerie")
+
+
+@pytest.mark.parametrize("module", ["pipelines.ingest.preparation", "pipelines.training.loader"])
+def test_what_a_worker_imports_brings_no_monai(module: str) -> None:
+    """Loader processes and those of `prepare` are many and start anew: MONAI would cost each of them 900 MB."""
+    assert "monai" not in heavy_after(f"import {module}")
