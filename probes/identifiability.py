@@ -8,6 +8,7 @@ from scipy.special import logit
 from sklearn.model_selection import StratifiedGroupKFold
 
 from probes.heads.linear import LinearProbe, cross_fit
+from probes.refusals import TooFewError
 from probes.statistics.bootstrap import patient_weights
 from probes.statistics.checks import Floats, Ints, finite_features, patient_index
 from probes.statistics.estimate import Estimate
@@ -56,7 +57,7 @@ def identifiability(
         seed: Of folds and bootstrap.
 
     Raises:
-        ValueError: If fewer than two classes have enough patients.
+        TooFewError: If fewer than two classes have enough patients.
     """
     names, patients = np.asarray(values).astype(str), np.asarray(patient_ids)
     x = finite_features(features, len(names))
@@ -65,7 +66,7 @@ def identifiability(
     classes = tuple(name for name, count in n_patients.items() if count >= max(min_patients, n_folds))
     if len(classes) < 2:
         counts = ", ".join(f"{name!r} {count}" for name, count in n_patients.items())
-        raise ValueError(
+        raise TooFewError(
             f"two classes with {min_patients} patients each are needed to tell them apart, got {counts}"
         )
     used = np.isin(names, classes)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from probes.label_rules import LabelRule
+from transforms.refusal import Refusal
 
 Fate = Literal["benign", "malignant", "dropped", "not read"]
 
@@ -28,6 +29,10 @@ _MARK_NEEDS = (
 )
 _ARTICLE_REACH_MM = 10.0
 _LUNA_SMALLEST_MM = 3.0
+
+
+class LabelError(Refusal):
+    """A rule that does not apply to these nodules, or a table of labels that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +179,11 @@ def label_nodules(
         Labeled and dropped nodules, one row for each nodule that the rule looked at, and the counts.
 
     Raises:
-        ValueError: If the rule is unknown, a column is missing, or the rule needs a table that is not there.
+        LabelError: If the rule is unknown, a column is missing, or the rule needs a table that is not there.
     """
     if rule not in get_args(LabelRule):
         known = ", ".join(get_args(LabelRule))
-        raise ValueError(f"label rule {rule!r} does not exist; choose one of {known}")
+        raise LabelError(f"label rule {rule!r} does not exist; choose one of {known}")
     _require("nodules", nodules, _NODULE_NEEDS)
     if rule == "tcia_diagnosis":
         return _by_diagnosis(nodules, diagnosis)
@@ -187,7 +192,7 @@ def label_nodules(
     _require_ratings(rule, nodules)
     if rule in ("article", "luna_fmcib"):
         if annotations.empty:
-            raise ValueError(
+            raise LabelError(
                 f"label rule {rule!r} needs the readers' marks one by one, and this cohort has none; choose "
                 "consensus, consensus_clear, lora or any_reader, which need only the ratings of each nodule"
             )
@@ -249,7 +254,7 @@ def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labeled:
     ratings = [[int(r) for r in given] for given in nodules["malignancy_ratings"]]
     odd = next((r for given in ratings for r in given if not 1 <= r <= 5), None)
     if odd is not None:
-        raise ValueError(f"malignancy rating {odd} is not one of LIDC's 1 to 5")
+        raise LabelError(f"malignancy rating {odd} is not one of LIDC's 1 to 5")
     summaries = [how.summary(given) if len(given) >= how.min_readers else np.nan for given in ratings]
     labels = [None if np.isnan(summary) else how.is_malignant(summary) for summary in summaries]
     too_few = f"fewer than {how.min_readers} reader{'s' if how.min_readers > 1 else ''}"
@@ -265,16 +270,16 @@ def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labeled:
 
 def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labeled:
     if diagnosis is None:
-        raise ValueError(
+        raise LabelError(
             "label rule 'tcia_diagnosis' needs TCIA's table of diagnoses; "
             "give a CSV with patient_id and diagnosis"
         )
     _require("diagnosis", diagnosis, ("patient_id", "diagnosis"))
     if not diagnosis["patient_id"].is_unique:
         twice = diagnosis["patient_id"][diagnosis["patient_id"].duplicated()].iloc[0]
-        raise ValueError(f"patient {twice} has two rows in the table of diagnoses; one is right")
+        raise LabelError(f"patient {twice} has two rows in the table of diagnoses; one is right")
     if not diagnosis["diagnosis"].isin([0, 1, 2, 3]).all():
-        raise ValueError("a diagnosis is none of 0 unknown, 1 benign, 2 primary, 3 metastatic")
+        raise LabelError("a diagnosis is none of 0 unknown, 1 benign, 2 primary, 3 metastatic")
     _require("nodules", nodules, ("diameter_mm",))
     by_size = nodules.sort_values("diameter_mm", ascending=False, kind="stable")
     bearer = set(by_size.drop_duplicates("patient_id")["nodule_id"])
@@ -299,13 +304,13 @@ def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labe
 def _as_given(nodules: pd.DataFrame) -> Labeled:
     stated = nodules["label"] if "label" in nodules else pd.Series(np.nan, nodules.index)
     if not stated.notna().any():
-        raise ValueError(
+        raise LabelError(
             "label rule 'given' needs nodules with a label, and this cohort has none; prepare it with "
             "-P annotations=FILE.csv whose column label holds 0 benign or 1 malignant, or choose a rule that "
             "reads ratings, such as consensus"
         )
     if not stated.dropna().isin([0, 1]).all():
-        raise ValueError("a label of the table of nodules is neither 0 benign nor 1 malignant")
+        raise LabelError("a label of the table of nodules is neither 0 benign nor 1 malignant")
     labels = [None if pd.isna(label) else bool(label) for label in stated]
     reasons = ["the table of nodules states no label"] * len(labels)
     return _labeled("given", _with_median(nodules), labels, reasons, 0, "not read")
@@ -350,14 +355,14 @@ def _labeled(
 def _require(table: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
-        raise ValueError(f"the table of {table} has no column {', '.join(missing)}")
+        raise LabelError(f"the table of {table} has no column {', '.join(missing)}")
 
 
 def _require_ratings(rule: LabelRule, nodules: pd.DataFrame) -> None:
     """Refuse nodules that have labels and no rating at all: every one of them would be dropped."""
     is_labeled = "label" in nodules and nodules["label"].notna().any()
     if is_labeled and not nodules["malignancy_ratings"].map(len).any():
-        raise ValueError(
+        raise LabelError(
             f"label rule {rule!r} reads ratings, and no nodule here has any; its table states labels, which the "
             "rule 'given' reads"
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.statistics.bootstrap import mean_with_interval
 from probes.statistics.checks import Floats, binary_labels, finite_features, patient_index
 from probes.statistics.estimate import Estimate
@@ -43,13 +44,13 @@ def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0)
         seed: Of that draw.
 
     Raises:
-        ValueError: If there are fewer than two samples, or features are not finite.
+        UnmeasurableError: If there are fewer than two samples, or features are not finite.
 
     Source: uniformity: Wang and Isola 2020, arXiv:2005.10242.
     """
     x = finite_features(features)
     if len(x) < 2:
-        raise ValueError(f"the geometry of features needs at least 2 samples, got {len(x)}")
+        raise TooFewError(f"the geometry of features needs at least 2 samples, got {len(x)}")
     drawn = np.random.default_rng(seed).permutation(len(x))[:max_pairs_from]
     unit = _unit(x)[drawn]
     squared = np.clip(2 - 2 * unit @ unit.T, 0, 4)
@@ -94,7 +95,7 @@ def class_separation(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         labels: 0 or 1, (N,), at least two of one of them.
 
     Raises:
-        ValueError: If a class is absent or no class has a pair.
+        TooFewError: If a class is absent or no class has a pair.
     """
     truth = binary_labels(labels)
     unit = _unit(finite_features(features, len(truth)))
@@ -102,7 +103,7 @@ def class_separation(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     counts = [int((truth == label).sum()) for label in (0, 1)]
     same_pairs = sum(count * (count - 1) for count in counts)
     if same_pairs == 0:
-        raise ValueError("class separation needs two samples of at least one class")
+        raise TooFewError("class separation needs two samples of at least one class")
     # Sums over pairs from sums over samples: |sum|^2 counts each pair twice and each sample with itself once.
     same = sum(float(total @ total) - count for total, count in zip(sums, counts, strict=True)) / same_pairs
     return same - float(sums[0] @ sums[1]) / (counts[0] * counts[1])
@@ -131,13 +132,18 @@ def stability(features: npt.ArrayLike, changed: npt.ArrayLike, patient_ids: npt.
         samples, with interval over patients.
 
     Raises:
-        ValueError: If the shapes differ, or all features are equal, so that there is no unit.
+        UnmeasurableError: If there is one sample, or all features are equal: there is no unit then.
+        ValueError: If the shapes differ.
     """
     x, moved = finite_features(features), finite_features(changed)
     _refuse_other_shape(x, moved)
+    if len(x) < 2:
+        raise TooFewError(f"how far features lie apart needs at least 2 samples, got {len(x)}")
     apart = 2 * x.var(axis=0, ddof=1).sum()  # mean squared distance over all pairs of different samples
     if apart <= 1e-12 * (x**2).sum(axis=1).mean():
-        raise ValueError(f"all {len(x)} features are equal; there is no distance to measure a change by")
+        raise UnmeasurableError(
+            f"all {len(x)} features are equal; there is no distance to measure a change by"
+        )
     return mean_with_interval(((moved - x) ** 2).sum(axis=1) / apart, patient_ids)
 
 
@@ -157,7 +163,7 @@ def knn_malignancy(
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: If a class is absent, there is only one patient, or a nodule has no more than k of other patients:
+        TooFewError: If a class is absent, there is only one patient, or a nodule has no more than k of other patients:
             if all of them count, the share says how many are left and nothing of the features.
     """
     truth = binary_labels(labels)
@@ -165,7 +171,7 @@ def knn_malignancy(
     patient = patient_index(patient_ids, len(truth))
     n_others = len(truth) - int(np.bincount(patient).max())
     if n_others <= k:
-        raise ValueError(
+        raise TooFewError(
             f"the {k} nearest nodules of other patients need more than {k} to choose from, got {n_others}"
         )
     scores = np.empty(len(truth))

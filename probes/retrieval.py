@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.statistics.bootstrap import mean_with_interval
 from probes.statistics.checks import Floats, Ints, finite_features
 from probes.statistics.estimate import Estimate, wilson_interval
@@ -69,16 +70,19 @@ def retrieval(
         device: Where to multiply.
 
     Raises:
-        ValueError: If there are fewer than two slices, the arrays do not match, or features are not finite.
+        UnmeasurableError: If there are fewer than two slices, or features are not finite or all zero.
+        ValueError: If the arrays do not match.
     """
     queries, keys = _unit(query), _unit(key)
     n = len(queries)
     patients, series, place = np.asarray(patient_ids), np.asarray(series_ids), np.asarray(slice_index)
-    if n < 2 or keys.shape != queries.shape or not n == len(patients) == len(series) == len(place):
+    if n < 2:
+        raise TooFewError(f"retrieval needs at least 2 slices, got {n}")
+    if keys.shape != queries.shape or not n == len(patients) == len(series) == len(place):
         raise ValueError(
-            f"retrieval needs at least 2 slices with two views, a patient, a series and a place each, got views of "
-            f"shapes {tuple(queries.shape)} and {tuple(keys.shape)}, {len(patients)} patients, {len(series)} series "
-            f"and {len(place)} places"
+            f"retrieval needs two views, a patient, a series and a place of each slice, got views of shapes "
+            f"{tuple(queries.shape)} and {tuple(keys.shape)}, {len(patients)} patients, {len(series)} series and "
+            f"{len(place)} places"
         )
     ranks, ranks_apart, found = _rank(queries, keys, series, place, adjacent_slices, torch.device(device))
     n_hits = int((ranks == 0).sum())
@@ -128,7 +132,7 @@ def _unit(features: npt.ArrayLike) -> Tensor:
     rows: Floats = finite_features(features)
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     if (norm == 0).any():
-        raise ValueError(
+        raise UnmeasurableError(
             f"{int((norm == 0).sum())} of {len(rows)} features are all zero and have no direction"
         )
     return torch.from_numpy((rows / norm).astype(np.float32))

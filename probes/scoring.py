@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probes.heads.linear import LinearProbe, Probe, Samples, cross_fit
+from probes.refusals import TooFewError
 from probes.splits import Fold
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
 
@@ -57,7 +58,8 @@ def score_nodules(
         known), `shuffled_labels` and the baselines.
 
     Raises:
-        ValueError: As `probes.heads.linear.cross_fit` and `shuffle_labels`, or if a known diameter is not above 0.
+        TooFewError: As `probes.heads.linear.cross_fit` and `shuffle_labels`.
+        ValueError: If a known diameter is not above 0.
     """
     truth, pairs = binary_labels(labels), list(folds)
     diameter = checked_diameter(diameter_mm, len(truth))
@@ -91,7 +93,7 @@ def shuffle_labels(
         seed: Of the shuffles.
 
     Raises:
-        ValueError: If no shuffle leaves two patients of each class (or one, as the labels do) in every training fold.
+        TooFewError: If no shuffle leaves two patients of each class (or one, as the labels do) in every training fold.
     """
     trained = [fold.train if isinstance(fold, Fold) else fold[0] for fold in folds]
 
@@ -106,7 +108,7 @@ def shuffle_labels(
         shuffled: Ints = generator.permutation(labels)
         if rarest(shuffled) >= needed:
             return shuffled
-    raise ValueError(
+    raise TooFewError(
         f"no shuffle of {int(labels.sum())} positives among {len(labels)} nodules leaves what a probe needs of"
         " each class in every training fold; give more nodules or other folds"
     )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from probes.heads.linear import LinearProbe, cross_fit
+from probes.refusals import UnmeasurableError
 from probes.splits import Splits
 from probes.statistics.checks import Floats, Ints
 from probes.statistics.metrics import auroc_with_interval
@@ -71,7 +72,7 @@ def score_by_stratum(
         try:
             found = auroc_with_interval(truth[inside], score[inside], patients[inside], n_bootstrap, seed)
             row |= {"auroc": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high, "note": ""}
-        except ValueError as too_few:
+        except UnmeasurableError as too_few:
             row |= {"auroc": np.nan, "ci_low": np.nan, "ci_high": np.nan, "note": str(too_few)}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -89,10 +90,12 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
         calcification; those two are categories, whose numbers have no order.
 
     Raises:
-        ValueError: If a nodule has no mark, or nothing says which marks are a nodule's.
+        UnmeasurableError: If a nodule has no mark, or nothing says which marks are a nodule's.
     """
     if "annotation_ids" not in nodules and "cluster_id" not in nodules:
-        raise ValueError("the nodules carry no cluster_id, so nothing says which readers' marks are theirs")
+        raise UnmeasurableError(
+            "the nodules carry no cluster_id, so nothing says which readers' marks are theirs"
+        )
     ratings = annotations[list(_ORDINAL)].astype(np.float64)
     ratings["soft_tissue"] = annotations["internalStructure"] == _SOFT_TISSUE
     ratings["not_calcified"] = annotations["calcification"] == _NOT_CALCIFIED
@@ -108,7 +111,7 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
         by_cluster = ratings.groupby([annotations[key] for key in keys]).mean()
         means = by_cluster.reindex(pd.MultiIndex.from_frame(nodules[keys]))
     if means.isna().any(axis=None):
-        raise ValueError(
+        raise UnmeasurableError(
             f"{int(means.isna().any(axis=1).sum())} nodules have no reader's mark to take ratings from"
         )
     return means.to_numpy(dtype=np.float64)

@@ -10,6 +10,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from probes.refusals import TooFewError
+from transforms.refusal import Refusal
+
+
+class HoldoutError(Refusal):
+    """A share of the patients to hold out that is none."""
+
+
 Holdout = float | Literal["half_a", "half_b"]
 
 
@@ -27,14 +35,14 @@ def is_held_out(patient_id: str, holdout: Holdout) -> bool:
             one half) or "half_b" (the others), for cross-fitting.
 
     Raises:
-        ValueError: If `holdout` is neither a half nor a fraction in [0, 1].
+        HoldoutError: If `holdout` is neither a half nor a fraction in [0, 1].
     """
     if holdout == "half_a":
         return patient_hash(patient_id) < 0.5
     if holdout == "half_b":
         return patient_hash(patient_id) >= 0.5
     if isinstance(holdout, str) or not 0.0 <= holdout <= 1.0:
-        raise ValueError(f"holdout is {holdout!r}; it must be half_a, half_b or a fraction from 0 to 1")
+        raise HoldoutError(f"holdout is {holdout!r}; it must be half_a, half_b or a fraction from 0 to 1")
     return patient_hash(patient_id) < holdout
 
 
@@ -102,7 +110,7 @@ def patient_folds(
         patient: then, and only then, test folds draw on all patients.
 
     Raises:
-        ValueError: If a class has fewer testable patients than there are folds.
+        TooFewError: If a class has fewer testable patients than there are folds.
     """
     patients, truth = _checked(patient_ids, labels)
     leak, testable = "", np.arange(len(patients))
@@ -136,7 +144,7 @@ def split_60_20_20(patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0)
     """Stratified split of the patients into 60% training, 20% validation and 20% test.
 
     Raises:
-        ValueError: If a class has fewer than five patients.
+        TooFewError: If a class has fewer than five patients.
 
     Source: the DINO-X article's probe protocol.
     """
@@ -158,7 +166,7 @@ def _enough_patients(patients: NDArray[np.str_], truth: NDArray[np.int64], n_fol
     for value, name in ((1, "malignant"), (0, "benign")):
         n_patients = len(np.unique(patients[truth == value]))
         if n_patients < n_folds:
-            raise ValueError(
+            raise TooFewError(
                 f"{n_patients} patients to test on have a {name} nodule, too few for {n_folds} folds; "
                 "use fewer folds, a larger cohort or a larger holdout"
             )

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from probes.heads.fitting import FitSettings, as_tensor, fit_network, predict
 from probes.statistics.checks import Floats
+from transforms.refusal import Refusal
 
 Architecture = Literal["resnet18", "resnet18_3d"]
+
+
+class WeightsError(Refusal):
+    """Weights that are not of the network that they were given for."""
 
 
 class SupervisedProbe:
@@ -49,8 +54,9 @@ class SupervisedProbe:
         """Train on images with labels 0 or 1, (N,); classes weigh the same.
 
         Raises:
-            ValueError: If images have the wrong shape or are not finite, a class is absent or has one patient, or the
-                weights are of another network.
+            UnmeasurableError: If images are not finite, or a class is absent or has one patient.
+            WeightsError: If the weights are of another network.
+            ValueError: If images have the wrong shape.
         """
         images = self._images(features)
         self.network_ = fit_network(
@@ -81,7 +87,7 @@ class SupervisedProbe:
                 if name not in own or name not in given or own[name].shape != given[name].shape
             )
             if wrong:
-                raise ValueError(
+                raise WeightsError(
                     f"the weights are not of {self.architecture}: {len(wrong)} tensors differ, first '{wrong[0]}'"
                 )
             network.resnet.load_state_dict(own | given)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipelines.cohort.folder import Cohort
 from probes.label_rules import LabelRule
 from probes.labels import Labeled
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.size_baseline import (
     STRATA_MM,
     characteristics_scores,
@@ -72,7 +73,7 @@ def measure_floors(cohort: Cohort, labeled: Labeled, settings: FloorSettings) ->
     if len(cohort.annotations):
         try:
             ratings = mean_characteristics(cohort.annotations, nodules)
-        except ValueError as reason:
+        except UnmeasurableError as reason:
             print(f"characteristics: not measured: {reason}")
         else:
             tables += _characteristics(ratings, nodules, settings)
@@ -112,7 +113,7 @@ def folds_of(floor: str, nodules: pd.DataFrame, settings: FloorSettings) -> Spli
             n_repeats=settings.repeats,
             seed=settings.seed,
         )
-    except ValueError as reason:
+    except TooFewError as reason:
         print(f"{floor}: not measured: {reason}")
         return None
 

@@ -31,6 +31,7 @@ from pipelines.probing.view_tokens import (
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.identifiability import identifiability
+from probes.refusals import UnmeasurableError
 from probes.representation import (
     alignment,
     class_separation,
@@ -181,7 +182,7 @@ def measures(
     for name, ask in questions.items():
         try:
             found[name] = ask()
-        except ValueError as reason:
+        except UnmeasurableError as reason:
             print(f"{name}: not measured: {reason}")
     return found
 

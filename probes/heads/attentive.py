@@ -43,7 +43,8 @@ class AttentiveProbe:
         """Train on patch tokens (B, N, D) of B nodules with labels 0 or 1, (B,).
 
         Raises:
-            ValueError: If tokens are not finite (B, N, D), or a class is absent or has one patient.
+            UnmeasurableError: If tokens are not finite, or a class is absent or has one patient.
+            ValueError: If tokens are not (B, N, D).
         """
         tokens = _tokens(features)
         self.network_ = fit_network(

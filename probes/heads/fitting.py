@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
 from probes.statistics.checks import Floats, binary_labels
 
@@ -56,7 +57,7 @@ def fit_network(
         augment: Applied to each training batch on the device.
 
     Raises:
-        ValueError: If an input is not finite, a class is absent, or a class has one patient only.
+        UnmeasurableError: If an input is not finite, a class is absent, or a class has one patient only.
     """
     truth = binary_labels(labels)
     for values in inputs:
@@ -65,17 +66,17 @@ def fit_network(
         if values.is_floating_point() and not all(
             bool(torch.isfinite(part).all()) for part in torch.split(values, 64)
         ):
-            raise ValueError("features hold NaN or infinity")
+            raise UnmeasurableError("features hold NaN or infinity")
     patients = np.asarray(patient_ids).astype(str)
     rarer = min(np.unique(patients[truth == label]).size for label in (0, 1))
     if rarer < 2:
-        raise ValueError(
+        raise TooFewError(
             f"early stopping needs two patients of each class to train on, got {rarer} of the rarer"
         )
     folds = patient_folds(patients.tolist(), truth, n_folds=min(settings.inner_folds, rarer), seed=seed)
     usable = [fold for fold in folds if np.unique(truth[fold.train]).size == 2]
     if not usable:
-        raise ValueError(
+        raise TooFewError(
             f"{rarer} patients of the rarer class cannot be parted for early stopping; more are needed"
         )
     fold = usable[0]

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from probes.heads.logistic import fit_logistic, log_loss, row_space
+from probes.refusals import TooFewError
 from probes.splits import Fold, patient_folds
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
 
@@ -75,7 +76,7 @@ class LinearProbe:
             patient_ids: Patient of each sample, (N,).
 
         Raises:
-            ValueError: If a class is absent, features are not finite, or one patient of a class is to choose C.
+            UnmeasurableError: If a class is absent, features are not finite, or one patient of a class is to choose C.
         """
         truth = binary_labels(labels)
         x = finite_features(features, len(truth))
@@ -111,7 +112,7 @@ class LinearProbe:
     ) -> Floats:
         rarer = min(np.unique(patients[truth == label]).size for label in (0, 1))
         if rarer < 2:
-            raise ValueError(
+            raise TooFewError(
                 f"choosing C needs two patients of each class to train on, got {rarer} of the rarer"
             )
         folds = patient_folds(
@@ -127,7 +128,7 @@ class LinearProbe:
             total += [log_loss(truth[fold.test].astype(np.float64), margin) for margin in margins.T]
             n_tested += len(fold.test)
         if n_tested == 0:
-            raise ValueError(
+            raise TooFewError(
                 f"{rarer} patients of the rarer class all fall into one inner fold; give c as one number"
             )
         return total / n_tested
@@ -176,7 +177,8 @@ def cross_fit(
         Mean over the repeats, (N,); NaN for a sample that no fold tests.
 
     Raises:
-        ValueError: If a fold tests a patient that it trains on, or trains on one class only, or if nothing is tested.
+        UnmeasurableError: If a fold trains or tests on one class only, or a probe cannot be fitted to it.
+        ValueError: If a fold tests a patient that it trains on, or if nothing is tested.
     """
     truth = binary_labels(labels)
     patients = np.asarray(patient_ids)

@@ -42,7 +42,8 @@ class MlpProbe:
         """Train on features (N, D) with labels 0 or 1, (N,).
 
         Raises:
-            ValueError: If a class is absent or has one patient, or features are not finite (N, D).
+            UnmeasurableError: If a class is absent or has one patient, or features are not finite.
+            ValueError: If features are not (N, D).
         """
         x = as_tensor(finite_features(features)).float()
         self.network_ = fit_network(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from probes.refusals import TooFewError
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_scores, patient_index
 from probes.statistics.estimate import Difference, Estimate
 
@@ -12,7 +13,7 @@ Metric = Callable[[Ints, Floats, Floats], Floats]
 """(labels (N,), scores (N,), weights (B, N)) -> values (B,); NaN where a draw holds too little to tell."""
 
 
-class TooFewDrawsError(ValueError):
+class TooFewDrawsError(TooFewError):
     """Over a tenth of the bootstrap draws could not carry the metric, so that it has no interval."""
 
 
@@ -61,7 +62,7 @@ def with_interval(
         seed: Of the draws.
 
     Raises:
-        ValueError: If labels, scores or patients cannot carry the metric.
+        UnmeasurableError: If labels, scores or patients cannot carry the metric.
         TooFewDrawsError: If over a tenth of the draws hold one class only.
     """
     truth = binary_labels(labels)
@@ -97,7 +98,7 @@ def paired_difference(
         seed: Of the draws.
 
     Raises:
-        ValueError: As `with_interval`.
+        UnmeasurableError: As `with_interval`.
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 13 and 15.
     """
     truth = binary_labels(labels)
@@ -126,7 +127,7 @@ def mean_with_interval(
         seed: Of the draws.
 
     Raises:
-        ValueError: If a value is not finite or all samples come from one patient.
+        UnmeasurableError: If a value is not finite or all samples come from one patient.
     """
     value, draws = _mean_draws(values, patient_ids, n_bootstrap, seed)
     low, high = _percentiles(draws)
@@ -143,7 +144,7 @@ def mean_difference(
     """Mean of a - b over samples with interval and two-sided p, by the bootstrap of `paired_difference`.
 
     Raises:
-        ValueError: As `mean_with_interval`.
+        UnmeasurableError: As `mean_with_interval`.
     """
     gap = np.asarray(values_a, dtype=np.float64) - np.asarray(values_b, dtype=np.float64)
     value, draws = _mean_draws(gap, patient_ids, n_bootstrap, seed)

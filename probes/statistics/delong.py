@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from probes.refusals import TooFewError
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_scores, patient_index
 from probes.statistics.estimate import Z_95, Difference, Estimate
 
@@ -22,7 +23,7 @@ def delong_interval(
             sample its own patient.
 
     Raises:
-        ValueError: If a class is absent, or fewer than two patients hold it.
+        TooFewError: If a class is absent, or fewer than two patients hold it.
     Source: DeLong et al. 1988, Biometrics 44:837; Obuchowski 1997, Biometrics 53:567.
     """
     truth = binary_labels(labels)
@@ -51,7 +52,7 @@ def delong_difference(
         The difference; p is 1 where the two scores rank alike, so that no variance is left.
 
     Raises:
-        ValueError: As `delong_interval`.
+        TooFewError: As `delong_interval`.
     Source: DeLong et al. 1988; Obuchowski 1997.
     """
     truth = binary_labels(labels)
@@ -80,7 +81,7 @@ def delong_covariance(
         Areas (K,) and covariance (K, K).
 
     Raises:
-        ValueError: If fewer than two patients hold a class.
+        TooFewError: If fewer than two patients hold a class.
     """
     is_positive = labels == 1
     n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
@@ -100,7 +101,7 @@ def delong_covariance(
     with_positive = np.unique(patient[is_positive]).size
     with_negative = np.unique(patient[~is_positive]).size
     if min(with_positive, with_negative) < 2:
-        raise ValueError(
+        raise TooFewError(
             f"DeLong's variance needs two patients of each class, got {with_positive} with positives "
             f"and {with_negative} with negatives"
         )

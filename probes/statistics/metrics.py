@@ -47,7 +47,7 @@ def auroc_with_interval(
         seed: Of the draws.
 
     Raises:
-        ValueError: If one class or one patient is all there is, or a score is not finite.
+        UnmeasurableError: If one class or one patient is all there is, or a score is not finite.
     """
     return with_interval(auroc, labels, scores, patient_ids, n_bootstrap, seed)
 
@@ -71,7 +71,7 @@ def auroc_difference(
         seed: Of the draws.
 
     Raises:
-        ValueError: As `auroc_with_interval`.
+        UnmeasurableError: As `auroc_with_interval`.
     """
     return paired_difference(auroc, labels, scores_a, scores_b, patient_ids, n_bootstrap, seed)
 

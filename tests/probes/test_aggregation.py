@@ -4,6 +4,7 @@ import torch
 
 from probes.aggregation import AggregatorProbe, SliceTokens, compare_aggregators
 from probes.heads.fitting import FitSettings
+from probes.refusals import TooFewError
 from probes.splits import patient_folds
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -88,5 +89,5 @@ def test_shapes_and_names_that_do_not_fit_are_refused_in_words():
         SliceTokens(slices.tokens, slices.position_mm, slices.mask & (torch.arange(40) != 7)[:, None])
     with pytest.raises(ValueError, match="no aggregator is called 'median'"):
         compare_aggregators(slices, labels, patients, [], names=["median"])
-    with pytest.raises(ValueError, match="labels are positive"):
+    with pytest.raises(TooFewError, match="labels are positive"):
         AggregatorProbe("mean").fit(slices, np.ones(40), patients)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from probes.dense import DenseProbe, cross_fit_dice, dense_table, dice, inter_reader_dice
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
 
 
@@ -90,17 +91,17 @@ def test_tested_nodules_are_out_of_fold_and_others_are_nan():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "words", "kind"),
     [
-        (lambda t, m: (t[:, :63], m), "63 patches do not form a square"),
-        (lambda t, m: (t, m & False), "none of the 60 masks"),
-        (lambda t, m: (t * np.nan, m), "NaN or infinity"),
-        (lambda t, m: (t[:5], m), "are needed"),
+        (lambda t, m: (t[:, :63], m), "63 patches do not form a square", ValueError),
+        (lambda t, m: (t, m & False), "none of the 60 masks", TooFewError),
+        (lambda t, m: (t * np.nan, m), "NaN or infinity", UnmeasurableError),
+        (lambda t, m: (t[:5], m), "are needed", ValueError),
     ],
 )
-def test_what_cannot_be_learned_from_is_refused_in_words(spoil, words):
+def test_what_cannot_be_learned_from_is_refused_in_words(spoil, words, kind):
     tokens, masks, _ = discs()
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(kind, match=words):
         DenseProbe().fit(*spoil(tokens, masks))
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from probes.evaluation import evaluate_nodules, headline
 from probes.heads.linear import LinearProbe
+from probes.refusals import TooFewError
 from probes.scoring import NoduleScores, score_nodules, shuffle_labels
 from probes.splits import patient_folds
 from probes.statistics.delong import delong_interval
@@ -95,7 +96,7 @@ def test_few_positives_are_shuffled_until_every_training_fold_has_both_classes()
     np.testing.assert_array_equal(
         shuffle_labels(plenty, patients, folds, 7), np.random.default_rng(7).permutation(plenty)
     )
-    with pytest.raises(ValueError, match="no shuffle of 0 positives"):
+    with pytest.raises(TooFewError, match="no shuffle of 0 positives"):
         shuffle_labels(labels * 0, patients, [(np.arange(15), np.arange(15, 30))], 0)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from probes.label_rules import LabelRule
-from probes.labels import group_by_z, label_nodules
+from probes.labels import LabelError, group_by_z, label_nodules
 
 NO_MARKS = pd.DataFrame()
 
@@ -147,7 +147,7 @@ def test_a_diagnosis_is_borne_by_the_patients_largest_nodule() -> None:
     ],
 )
 def test_a_table_of_diagnoses_that_cannot_be_is_refused(diagnosis: pd.DataFrame | None, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(LabelError, match=reason):
         label_nodules("tcia_diagnosis", NO_MARKS, nodules_rated([3]), diagnosis)
 
 
@@ -176,13 +176,13 @@ def test_a_given_label_is_taken_as_it_stands_whatever_the_ratings_say() -> None:
 
 
 def test_a_cohort_without_labels_and_one_without_ratings_say_which_rule_would_do() -> None:
-    with pytest.raises(ValueError, match=r"'given' needs nodules with a label.*column label holds 0 benign"):
+    with pytest.raises(LabelError, match=r"'given' needs nodules with a label.*column label holds 0 benign"):
         label_nodules("given", NO_MARKS, nodules_rated([3]))
-    with pytest.raises(ValueError, match="'given' needs nodules with a label"):
+    with pytest.raises(LabelError, match="'given' needs nodules with a label"):
         label_nodules("given", NO_MARKS, nodules_rated([3]).assign(label=np.nan))
-    with pytest.raises(ValueError, match="neither 0 benign nor 1 malignant"):
+    with pytest.raises(LabelError, match="neither 0 benign nor 1 malignant"):
         label_nodules("given", NO_MARKS, nodules_rated([3]).assign(label=2))
-    with pytest.raises(ValueError, match=r"'consensus' reads ratings, and no nodule.*rule 'given'"):
+    with pytest.raises(LabelError, match=r"'consensus' reads ratings, and no nodule.*rule 'given'"):
         label_nodules("consensus", NO_MARKS, nodules_rated([], []).assign(label=[1, np.nan]))
     some = label_nodules("any_reader", NO_MARKS, nodules_rated([], [4]).assign(label=[1, np.nan]))
     assert some.nodules["nodule_id"].tolist() == ["nodule-1"]
@@ -190,16 +190,16 @@ def test_a_cohort_without_labels_and_one_without_ratings_say_which_rule_would_do
 
 @pytest.mark.parametrize("rule", ["article", "luna_fmcib"])
 def test_rules_that_need_marks_say_so_where_a_cohort_has_none(rule: LabelRule) -> None:
-    with pytest.raises(ValueError, match=f"'{rule}' needs the readers' marks one by one.*choose consensus"):
+    with pytest.raises(LabelError, match=f"'{rule}' needs the readers' marks one by one.*choose consensus"):
         label_nodules(rule, NO_MARKS, nodules_rated([3, 3, 3]))
 
 
 def test_unknown_rules_ratings_and_missing_columns_are_refused() -> None:
-    with pytest.raises(ValueError, match="'majority' does not exist; choose one of consensus, article"):
+    with pytest.raises(LabelError, match="'majority' does not exist; choose one of consensus, article"):
         label_nodules("majority", NO_MARKS, nodules_rated([3]))
-    with pytest.raises(ValueError, match="malignancy rating 6 is not one of LIDC's 1 to 5"):
+    with pytest.raises(LabelError, match="malignancy rating 6 is not one of LIDC's 1 to 5"):
         label_nodules("consensus", NO_MARKS, nodules_rated([3, 6, 3]))
-    with pytest.raises(ValueError, match="table of nodules has no column patient_id"):
+    with pytest.raises(LabelError, match="table of nodules has no column patient_id"):
         label_nodules("consensus", NO_MARKS, nodules_rated([3]).drop(columns="patient_id"))
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from probes.heads.linear import LinearProbe
 from probes.identifiability import identifiability
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.representation import (
     alignment,
     class_separation,
@@ -160,22 +161,27 @@ def test_identifiability_of_two_classes_agrees_with_one_linear_probe():
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "words", "kind"),
     [
-        (lambda x, p: geometry(x[:1]), "at least 2 samples"),
-        (lambda x, p: geometry(np.where(x > 2, np.nan, x)), "NaN or infinity"),
-        (lambda x, p: class_separation(x, np.zeros(30)), "labels are negative"),
-        (lambda x, p: class_separation(x[:2], [0, 1]), "at least one class"),
-        (lambda x, p: alignment(x, x[:, :2], p), "one shape"),
-        (lambda x, p: stability(np.ones((30, 2)), np.ones((30, 2)), p), "features are equal"),
-        (lambda x, p: knn_malignancy(x, np.arange(30) % 2, np.zeros(30)), "one patient"),
+        (lambda x, p: geometry(x[:1]), "at least 2 samples", TooFewError),
+        (lambda x, p: geometry(np.where(x > 2, np.nan, x)), "NaN or infinity", UnmeasurableError),
+        (lambda x, p: class_separation(x, np.zeros(30)), "labels are negative", TooFewError),
+        (lambda x, p: class_separation(x[:2], [0, 1]), "at least one class", TooFewError),
+        (lambda x, p: alignment(x, x[:, :2], p), "one shape", ValueError),
+        (
+            lambda x, p: stability(np.ones((30, 2)), np.ones((30, 2)), p),
+            "features are equal",
+            UnmeasurableError,
+        ),
+        (lambda x, p: knn_malignancy(x, np.arange(30) % 2, np.zeros(30)), "one patient", TooFewError),
         (
             lambda x, p: knn_malignancy(x, np.arange(30) % 2, p, k=28),
             "need more than 28 to choose from, got 28",
+            TooFewError,
         ),
-        (lambda x, p: identifiability(x, ["a"] * 30, p), "two classes with 10 patients"),
+        (lambda x, p: identifiability(x, ["a"] * 30, p), "two classes with 10 patients", TooFewError),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_words(call, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_measured_is_refused_in_words(call, words, kind):
+    with pytest.raises(kind, match=words):
         call(some(), np.arange(30) // 2)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.retrieval import retrieval
 from probes.statistics.metrics import wilson_interval
 
@@ -104,14 +105,14 @@ def test_one_patient_gives_a_value_without_an_interval():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "words", "kind"),
     [
-        (lambda q, k, *ids: (q[:1], k[:1], *(i[:1] for i in ids)), "at least 2 slices"),
-        (lambda q, k, *ids: (q, k[:-1], *ids), "at least 2 slices with two views"),
-        (lambda q, k, *ids: (q * 0, k, *ids), "no direction"),
-        (lambda q, k, *ids: (q * np.nan, k, *ids), "NaN or infinity"),
+        (lambda q, k, *ids: (q[:1], k[:1], *(i[:1] for i in ids)), "at least 2 slices", TooFewError),
+        (lambda q, k, *ids: (q, k[:-1], *ids), "retrieval needs two views", ValueError),
+        (lambda q, k, *ids: (q * 0, k, *ids), "no direction", UnmeasurableError),
+        (lambda q, k, *ids: (q * np.nan, k, *ids), "NaN or infinity", UnmeasurableError),
     ],
 )
-def test_views_that_cannot_be_ranked_are_refused_in_words(spoil, words):
-    with pytest.raises(ValueError, match=words):
+def test_views_that_cannot_be_ranked_are_refused_in_words(spoil, words, kind):
+    with pytest.raises(kind, match=words):
         retrieval(*spoil(*slices_of()))

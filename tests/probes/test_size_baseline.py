@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from probes.refusals import UnmeasurableError
 from probes.size_baseline import STRATA_MM, characteristics_scores, mean_characteristics, score_by_stratum
 from probes.splits import patient_folds
 
@@ -98,7 +99,7 @@ def test_characteristics_follow_the_marks_of_a_rule_that_regroups() -> None:
 
 def test_a_nodule_without_a_mark_is_refused() -> None:
     annotations, nodules = marks_of(2, np.array([0, 1]))
-    with pytest.raises(ValueError, match="1 nodules have no reader's mark"):
+    with pytest.raises(UnmeasurableError, match="1 nodules have no reader's mark"):
         mean_characteristics(
             annotations, pd.concat([nodules, pd.DataFrame({"series_uid": ["x"], "cluster_id": [0]})])
         )

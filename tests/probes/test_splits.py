@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.splits import is_held_out, patient_folds, patient_hash, split_60_20_20
+from probes.refusals import TooFewError
+from probes.splits import HoldoutError, is_held_out, patient_folds, patient_hash, split_60_20_20
 
 
 def cohort(n_patients: int = 60, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -39,7 +40,7 @@ def test_the_share_held_out_is_the_fraction_asked_for() -> None:
 
 @pytest.mark.parametrize("holdout", [1.5, -0.1, "half_c"])
 def test_a_holdout_that_cannot_be_is_refused(holdout: object) -> None:
-    with pytest.raises(ValueError, match="half_a, half_b or a fraction from 0 to 1"):
+    with pytest.raises(HoldoutError, match="half_a, half_b or a fraction from 0 to 1"):
         is_held_out("patient", holdout)
 
 
@@ -116,7 +117,7 @@ def test_the_table_names_each_tested_patient_once_a_repeat() -> None:
 
 def test_too_few_patients_of_a_class_are_refused_with_their_number() -> None:
     with pytest.raises(
-        ValueError, match="2 patients to test on have a malignant nodule, too few for 5 folds"
+        TooFewError, match="2 patients to test on have a malignant nodule, too few for 5 folds"
     ):
         patient_folds(list("abcdefg"), [1, 1, 0, 0, 0, 0, 0])
     with pytest.raises(ValueError, match="each row needs one of both"):

@@ -6,7 +6,7 @@ from probes.heads.fitting import FitSettings
 from probes.heads.linear import cross_fit
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
-from probes.supervised import SupervisedProbe, _flip
+from probes.supervised import SupervisedProbe, WeightsError, _flip
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPE = {"resnet18": (3, 32, 32), "resnet18_3d": (1, 16, 16, 16)}
@@ -71,7 +71,7 @@ def test_given_weights_are_where_training_starts_and_the_classifier_is_new(archi
         assert torch.equal(built[name], source[name])
     assert not torch.equal(built["fc.weight"], source["fc.weight"])
     assert not torch.equal(built["conv1.weight"], target["conv1.weight"])
-    with pytest.raises(ValueError, match="tensors differ"):
+    with pytest.raises(WeightsError, match="tensors differ"):
         SupervisedProbe(architecture, weights={"conv1.weight": source["conv1.weight"]})._build()
 
 

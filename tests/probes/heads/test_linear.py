@@ -5,6 +5,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probes.heads.linear import C_GRID, LinearProbe, cross_fit
 from probes.heads.logistic import fit_logistic
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
 
@@ -137,21 +138,22 @@ def test_200_label_shuffles_of_the_whole_probe_average_one_half_and_their_interv
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "words", "kind"),
     [
         (
             lambda f, y, p: (np.where(np.arange(f.size).reshape(f.shape) == 5, np.nan, f), y, p),
             "NaN or infinity",
+            UnmeasurableError,
         ),
-        (lambda f, y, p: (f, np.zeros_like(y), p), "labels are negative"),
-        (lambda f, y, p: (f, y, np.zeros_like(p)), "two patients of each class"),
-        (lambda f, y, p: (f[:-1], y, p), "rows of features"),
-        (lambda f, y, p: (f[:, 0], y, p), "must be an array"),
+        (lambda f, y, p: (f, np.zeros_like(y), p), "labels are negative", TooFewError),
+        (lambda f, y, p: (f, y, np.zeros_like(p)), "two patients of each class", TooFewError),
+        (lambda f, y, p: (f[:-1], y, p), "rows of features", ValueError),
+        (lambda f, y, p: (f[:, 0], y, p), "must be an array", ValueError),
     ],
 )
-def test_what_cannot_be_fitted_is_refused_in_words(spoil, words):
+def test_what_cannot_be_fitted_is_refused_in_words(spoil, words, kind):
     features, labels, patients = spoil(*planted(40, 4))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(kind, match=words):
         LinearProbe().fit(features, labels, patients)
 
 

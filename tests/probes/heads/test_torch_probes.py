@@ -6,6 +6,7 @@ from probes.heads.attentive import AttentiveProbe
 from probes.heads.fitting import FitSettings, Standardize
 from probes.heads.linear import LinearProbe, cross_fit
 from probes.heads.mlp import MlpProbe
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
 
@@ -108,11 +109,11 @@ def test_what_a_network_cannot_be_trained_on_is_refused_in_words(make):
     features = tokens if make is AttentiveProbe else tokens[:, 0]
     spoiled = features.copy()
     spoiled.flat[3] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(UnmeasurableError, match="NaN or infinity"):
         make().fit(spoiled, labels, patients)
-    with pytest.raises(ValueError, match="labels are positive"):
+    with pytest.raises(TooFewError, match="labels are positive"):
         make().fit(features, np.ones(40), patients)
-    with pytest.raises(ValueError, match="early stopping needs two patients of each class"):
+    with pytest.raises(TooFewError, match="early stopping needs two patients of each class"):
         make().fit(features, labels, np.where(labels == 1, 0, np.arange(40)))
     with pytest.raises(ValueError, match="got shape"):
         make().fit(features[..., 0], labels, patients)

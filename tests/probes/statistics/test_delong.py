@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from probes.refusals import TooFewError
 from probes.statistics.delong import delong_covariance, delong_difference, delong_interval
 from probes.statistics.metrics import auroc_with_interval
 
@@ -107,5 +108,5 @@ def test_scores_that_rank_alike_differ_by_nothing():
 
 
 def test_one_patient_with_all_positives_is_refused():
-    with pytest.raises(ValueError, match="two patients of each class"):
+    with pytest.raises(TooFewError, match="two patients of each class"):
         delong_interval([1, 1, 0, 0], [4.0, 3.0, 2.0, 1.0], ["a", "a", "b", "c"])

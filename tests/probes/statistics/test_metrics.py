@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_curve
 
-from probes.statistics.bootstrap import mean_with_interval, patient_weights
+from probes.refusals import TooFewError, UnmeasurableError
+from probes.statistics.bootstrap import TooFewDrawsError, mean_with_interval, patient_weights
 from probes.statistics.delong import delong_difference
 from probes.statistics.metrics import (
     auroc,
@@ -162,23 +163,23 @@ def test_holm_equals_the_worked_example():
 
 
 @pytest.mark.parametrize(
-    ("labels", "scores", "patients", "words"),
+    ("labels", "scores", "patients", "words", "kind"),
     [
-        ([1, 1, 1], [0.1, 0.2, 0.3], [1, 2, 3], "all 3 labels are positive"),
-        ([0, 1, 2], [0.1, 0.2, 0.3], [1, 2, 3], "labels must be 0 or 1"),
-        ([0, 1, 1], [0.1, np.nan, 0.3], [1, 2, 3], "not finite"),
-        ([0, 1, 1], [0.1, 0.3], [1, 2, 3], "3 labels need 3 scores"),
-        ([0, 1, 1], [0.1, 0.2, 0.3], ["a", "a", "a"], "one patient"),
-        ([0, 1, 1], [0.1, 0.2, 0.3], [1, 2], "3 samples need 3 patient ids"),
-        ([], [], [], "non-empty"),
+        ([1, 1, 1], [0.1, 0.2, 0.3], [1, 2, 3], "all 3 labels are positive", TooFewError),
+        ([0, 1, 2], [0.1, 0.2, 0.3], [1, 2, 3], "labels must be 0 or 1", ValueError),
+        ([0, 1, 1], [0.1, np.nan, 0.3], [1, 2, 3], "not finite", UnmeasurableError),
+        ([0, 1, 1], [0.1, 0.3], [1, 2, 3], "3 labels need 3 scores", ValueError),
+        ([0, 1, 1], [0.1, 0.2, 0.3], ["a", "a", "a"], "one patient", TooFewError),
+        ([0, 1, 1], [0.1, 0.2, 0.3], [1, 2], "3 samples need 3 patient ids", ValueError),
+        ([], [], [], "there is no sample", TooFewError),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_words(labels, scores, patients, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_measured_is_refused_in_words(labels, scores, patients, words, kind):
+    with pytest.raises(kind, match=words):
         auroc_with_interval(labels, scores, patients)
 
 
 def test_an_interval_from_draws_that_mostly_hold_one_class_is_refused():
     labels = np.array([1, *[0] * 9])  # a draw of 10 patients misses the only positive one in 0.9 ** 10 = 35%
-    with pytest.raises(ValueError, match="more patients of the rarer class"):
+    with pytest.raises(TooFewDrawsError, match="more patients of the rarer class"):
         with_interval(auroc, labels, np.arange(10.0), np.arange(10), n_bootstrap=400)
