@@ -236,7 +236,7 @@ def _encode(
 def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_], seed: int) -> Estimate:
     is_known = values != ""
     if not is_known.any():
-        raise ValueError("the cohort does not know it")
+        raise UnmeasurableError("the cohort does not know it")
     found = identifiability(own[is_known], values[is_known], patients[is_known], seed=seed)
     if found.left_out:
         print(f"too few patients to tell apart: {', '.join(found.left_out)}")
