@@ -15,10 +15,11 @@ from pipelines.backbones.features import FeatureCache, encode
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
 from pipelines.cohort.folder import Cohort
 from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.figures import calibration_figure, decision_figure, roc_figure
-from pipelines.probing.setup import diagnosis_table, fold_plan, tag_probe, tell_of_unknown_diameters
+from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diameters
 from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -39,7 +40,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     cohort = Cohort.open(Path(config.cohort))
     backbones = open_together(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
-    diagnosis = diagnosis_table(config.diagnosis)
+    diagnosis = read_diagnoses(config.diagnosis)
     nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
     print(nodules.labeled.counts)
     tell_of_doubtful_places(nodules)
@@ -145,7 +146,7 @@ def score(
         cohort,
         config.rule,
         CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX),
-        diagnosis=diagnosis_table(config.diagnosis),
+        diagnosis=read_diagnoses(config.diagnosis),
     )
     # A patch has a crop and no whole slice.
     same = pixels.table["nodule_id"].isin(nodules.table["nodule_id"]).to_numpy()

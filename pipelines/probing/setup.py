@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,16 +132,3 @@ def tell_of_unknown_diameters(nodules: NoduleSet) -> None:
             f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: no row of"
             " diameter and no stratum inside 6-15 mm; entry point nodules measures one from the image"
         )
-
-
-def diagnosis_table(path: str) -> pd.DataFrame | None:
-    """Read TCIA's table of patient diagnoses, or None without a path.
-
-    Raises:
-        ValueError: If the file does not exist.
-    """
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise ValueError(f"there is no table of diagnoses at {path}; give the CSV that TCIA publishes")
-    return pd.read_csv(path)

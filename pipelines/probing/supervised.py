@@ -16,7 +16,8 @@ from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import NoduleSet, NoNodulesError, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.refusals import NoNodulesError
 from pipelines.probing.config import SupervisedConfig
 from pipelines.probing.figures import roc_figure
 from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diameters
