@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.runtime.interrupts import DEADLINE_ENV, watch_deadline
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
-from pipelines.tracking.names import Tag
+from pipelines.tracking.names import METRICS, Tag
 from pipelines.tracking.outbox import StoreAwayError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _gathered(plan: ArmPlan) -> dict[str, float]:
         for stage in plan.stages[1:]:
             gathered |= run_metrics(stage.run_id)
         own = run_metrics(plan.run_id)
-    return {name: value for name, value in gathered.items() if name not in own}
+    return {name: value for name, value in gathered.items() if name in METRICS and name not in own}
 
 
 if __name__ == "__main__":

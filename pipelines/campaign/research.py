@@ -22,6 +22,7 @@ from pipelines.campaign.stages import check_words
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
+from pipelines.tracking.old_names import current_metric
 
 MOST_REFUSALS = 5
 """In a row: then the proposer is not asked again in this call."""
@@ -137,7 +138,8 @@ class Research:
         elif not record.is_open and record.attempt:
             state = "failed"
         curve = self._curve(record) if self.spec.proposer.prune_metric in record.metrics else []
-        value = record.metrics.get(self.spec.endpoint.metric) if state in ("finished", "pruned") else None
+        endpoint = current_metric(self.spec.endpoint.metric)
+        value = record.metrics.get(endpoint) if state in ("finished", "pruned") else None
         return Outcome(record.name, arm_of(record).overrides, arm_of(record).hypothesis, state, value, curve)
 
     def _curve(self, record: ArmRecord) -> list[tuple[int, float]]:

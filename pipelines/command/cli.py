@@ -108,7 +108,7 @@ def run_entry_point(
     try:
         config, recipe_name = resolve(schema, words, recipe)
         flat = flatten(config)
-        run.log_params({f"cfg.{key}": value for key, value in flat.items()})
+        run.log_params(flat)
         run.log_text(yaml.safe_dump(unflatten(flat), sort_keys=False), "config.yaml")
         if recipe_name:
             run.set_tags({Tag.RECIPE: recipe_name})

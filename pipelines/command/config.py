@@ -17,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.old_names import current_keys
 
 RECIPES = PROJECT_ROOT / "mlflow_projects" / "recipes"
 
@@ -97,8 +98,9 @@ def load_recipe(schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tu
         RecipeError: For an unknown key, a value of the wrong type, or a combination that a section refuses.
     """
     kinds = dict(_leaves(schema))
-    merged = _checked(schema, dict(tree), kinds, prefix="")
-    for key, text in overrides:
+    merged = _checked(schema, current_keys(tree), kinds, prefix="")
+    for given, value in overrides:
+        ((key, text),) = current_keys({given: value}).items()
         if key not in kinds:
             raise RecipeError(f"unknown recipe key '{key}'{_near(key, list(kinds))}")
         _put(merged, key, text if _is_text(kinds[key]) else _from_text(key, text))

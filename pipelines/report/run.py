@@ -24,6 +24,7 @@ from pipelines.report.tables import (
 from pipelines.runtime.atomic import write_atomically
 from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
 from pipelines.tracking.names import Tag
+from pipelines.tracking.old_names import current_metric
 from pipelines.tracking.run import Run
 from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 
@@ -145,7 +146,7 @@ def _campaigns(runs: Sequence[StoredRun], arms: Sequence[ArmRecord]) -> list[Blo
     parents = [run for run in runs if run.entry_point == "campaign" and Tag.DESIGN in run.tags]
     blocks: list[Block] = [Heading(2, "Campaigns")] if parents else []
     for parent in parents:
-        name, endpoint = parent.tags[Tag.CAMPAIGN], parent.tags[Tag.ENDPOINT].split()[-1]
+        name, endpoint = parent.tags[Tag.CAMPAIGN], current_metric(parent.tags[Tag.ENDPOINT].split()[-1])
         own = sorted((a for a in arms if a.tags[Tag.CAMPAIGN] == name), key=lambda a: int(a.tags[Tag.NUMBER]))
         blocks += [
             Heading(3, name),

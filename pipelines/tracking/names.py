@@ -1,11 +1,245 @@
-"""Every name under which a run logs: tags here as constants, each with what it means.
+"""Every name under which a run logs: metrics and images by pattern, tags as constants, each with what it means.
 
-A tag that is not listed cannot be written: add it here first. `docs/names.md` is made from this list.
+A name that is not listed cannot be logged: `Run` refuses it, and a test searches the code for it. `docs/names.md` is
+made from this list by `python -m pipelines.tracking.names_page`. Parameters are `cfg.<key>`, with the keys that
+`--help` of the entry point explains.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+
+PARAMETER = "cfg."
+"""What the name of every parameter begins with; the key of the configuration follows."""
+
+
+class UnlistedNameError(RuntimeError):
+    """Our own code logs a name that is not in this list: a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric, or a family of metrics.
+
+    Attributes:
+        pattern: The name; of a family, alternatives stand in braces with commas between, as in a shell.
+        unit: Of the value.
+        meaning: One line.
+    """
+
+    pattern: str
+    unit: str
+    meaning: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the family."""
+        parts = [part.split(",") for part in re.split(r"[{}]", self.pattern)]
+        return tuple("".join(chosen) for chosen in itertools.product(*parts))
+
+
+CI = "{,_ci_low,_ci_high}"
+"""The value and its 95% interval, over patients unless said otherwise."""
+_STRATUM = "{,_6_15mm}"
+"""All nodules, or those of 6 to 15 mm."""
+_COUNT, _SHARE, _AUROC, _NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
+
+_TRAINING = (
+    Metric("data/train_patients", _COUNT, "patients that are trained on"),
+    Metric("data/held_out_patients", _COUNT, "patients held out for retrieval and probes"),
+    Metric("data/train_slices", _COUNT, "slices that are drawn from"),
+    Metric("loss/total", "nats for DINO", "weighted sum of the terms, which is minimized"),
+    Metric(
+        "loss/{dino,ibot}", _NATS, "cross-entropy of student and teacher over views, and over hidden patches"
+    ),
+    Metric("loss/simclr", _NATS, "cross-entropy of finding the other view of a slice in the batch (NT-Xent)"),
+    Metric("loss/mae", "variance of a patch", "squared error of hidden patches, each normalized"),
+    Metric(
+        "loss/gram", "squared cosine", "difference of the Gram matrices of patch tokens, student and teacher"
+    ),
+    Metric("loss/koleo", _NATS, "negative log distance to the nearest neighbor in the batch"),
+    Metric("teacher/entropy", _NATS, "mean entropy of the teacher's code of one view"),
+    Metric(
+        "teacher/gain",
+        _NATS,
+        "information gain between two views, G; for MAE the explained share of variance",
+    ),
+    Metric("teacher/prototypes_used", _COUNT, "exp of the entropy of the mean code: prototypes in use"),
+    Metric("teacher/effective_rank", _COUNT, "effective rank of the teacher's class tokens (RankMe)"),
+    Metric("teacher/cosine", "-1 .. 1", "mean cosine of the class tokens of two slices"),
+    Metric("teacher/center_norm", "logits", "norm of the center that is taken from the teacher's logits"),
+    Metric("teacher/verdict", "0, 1, 2, 3", "too early, wall, collapsed, learning"),
+    Metric("student/entropy", _NATS, "mean entropy of the student's code of one view"),
+    Metric("optim/lr", "none", "learning rate"),
+    Metric("optim/weight_decay", "none", "weight decay"),
+    Metric("optim/grad_norm", "none", "norm of the gradient before it is clipped"),
+    Metric("perf/slices_per_s", "1/s", "slices trained on per second, since the last report"),
+    Metric("perf/data_wait", _SHARE, "share of the time that training waited for data"),
+    Metric("views/outside_body", _SHARE, "share of views that show hardly any body"),
+)
+_RETRIEVAL = (
+    Metric(
+        "retrieval/{,student_,random_}{,mean_patch_}top1" + CI, _SHARE, "slices whose other view is nearest"
+    ),
+    Metric(
+        "retrieval/{,student_,random_}{,mean_patch_}top5" + CI,
+        _SHARE,
+        "slices whose other view is among five",
+    ),
+    Metric(
+        "retrieval/{,student_,random_}{,mean_patch_}ratio", _COUNT, "hits: top-1 over chance; grows with n"
+    ),
+    Metric(
+        "retrieval/{,student_,random_}{,mean_patch_}top1_not_adjacent" + CI,
+        _SHARE,
+        "top-1 without the overlapping slices of the same series",
+    ),
+    Metric(
+        "retrieval/{,student_,random_}{,mean_patch_}same_series_top1" + CI,
+        _SHARE,
+        "slices whose nearest view is of their own series",
+    ),
+    Metric("retrieval/top1_wilson{_low,_high}", _SHARE, "95% interval of top-1 if slices were independent"),
+    Metric("retrieval/chance", _SHARE, "top-1 of guessing, 1 / n"),
+    Metric("retrieval/n", _COUNT, "slices among which is searched"),
+    Metric("retrieval/n_patients", _COUNT, "patients of these slices"),
+    Metric(
+        "retrieval/trajectory_{top1,ratio}",
+        "as top1, ratio",
+        "the same of each backbone kept on the way, by step",
+    ),
+)
+_PROBES = (
+    Metric(
+        "probe/{,diameter_,with_diameter_,pixels_,random_,shuffled_,supervised_2d_,supervised_3d_}auroc"
+        + CI
+        + _STRATUM,
+        _AUROC,
+        "of the features, diameter alone, features and diameter, pixels, random weights, shuffled labels, ResNet18",
+    ),
+    Metric("probe/gain_over_diameter" + CI + _STRATUM, "AUROC", "features and diameter, less diameter alone"),
+    Metric("probe/gain_over_diameter_p" + _STRATUM, "p", "two-sided p of this gain"),
+    Metric(
+        "probe/{n_nodules,n_positive,n_patients}" + _STRATUM,
+        _COUNT,
+        "tested nodules, malignant ones, patients",
+    ),
+    Metric("probe/max_epochs", _COUNT, "most epochs of a supervised network"),
+    Metric(
+        "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,
+        _AUROC,
+        "of one way to make one vector of the slices of a nodule",
+    ),
+    Metric(
+        "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain" + CI,
+        "AUROC",
+        "this way, less the center slice alone",
+    ),
+    Metric(
+        "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain_p_holm",
+        "p",
+        "p of this gain after Holm's correction",
+    ),
+    Metric("aggregation/n_nodules", _COUNT, "tested nodules"),
+    Metric(
+        "dense/{,random_weights_,pixels_,inter_reader_}dice" + CI,
+        "Dice, 0 .. 1",
+        "of predicted masks; of readers",
+    ),
+    Metric("dense/gain_over_pixels" + CI, "Dice", "features, less gray values"),
+    Metric("dense/gain_over_pixels_p", "p", "two-sided p of this gain"),
+    Metric("dense/n_nodules", _COUNT, "tested nodules"),
+)
+_REPRESENTATION = (
+    Metric("representation/{,random_}n_features", _COUNT, "numbers of a feature"),
+    Metric("representation/{,random_}active_dims", _COUNT, "dimensions with a standard deviation above 0.01"),
+    Metric(
+        "representation/{,random_}{,centered_}cosine",
+        "-1 .. 1",
+        "mean cosine of two nodules; without the mean",
+    ),
+    Metric(
+        "representation/{,random_}{,centered_}effective_rank",
+        _COUNT,
+        "effective rank (RankMe); without the mean",
+    ),
+    Metric("representation/{,random_}uniformity", "log", "log mean exp(-2 squared distance); -4 is even"),
+    Metric("representation/{,random_}class_separation", "cosine", "mean within a class, less across classes"),
+    Metric(
+        "representation/{,random_}alignment" + CI, "0 .. 4", "mean squared distance of two views of a slice"
+    ),
+    Metric(
+        "representation/{,random_}knn_auroc" + CI,
+        _AUROC,
+        "malignant share of the 20 nearest nodules of others",
+    ),
+    Metric(
+        "representation/{,random_}{manufacturer,kernel}_accuracy" + CI,
+        "balanced, 0 .. 1",
+        "how well a linear probe reads the manufacturer, the kernel",
+    ),
+    Metric(
+        "representation/{,random_}moved_by_{window,one_slice}" + CI,
+        "none",
+        "squared distance under another window, one slice further, over that of two nodules",
+    ),
+    Metric("representation/n_nodules", _COUNT, "nodules that were encoded"),
+)
+_COHORTS = (
+    Metric("prepare/{volumes,patients,nodules}", _COUNT, "of the cohort, after this run"),
+    Metric("prepare/new_volumes", _COUNT, "volumes that this run wrote"),
+    Metric(
+        "prepare/{refused_files,refused_rows}", _COUNT, "files, and rows of annotations, that were refused"
+    ),
+    Metric("nodules/{scans,patients,volumes,annotations,nodules}", _COUNT, "of the cohort"),
+    Metric("nodules/flagged", _COUNT, "nodules with a doubt noted in the column flag"),
+    Metric("nodules/nodules_of_{1,2,3,4,more}_readers", _COUNT, "nodules marked by so many readers"),
+    Metric(
+        "nodules/{diameter,diameter_where_imaged,volume,characteristics,image_diameter,pixels,pixels_without_repeats}"
+        "_auroc" + CI + "{,_6_15mm,_3_6mm,_6_10mm,_10_15mm,_15_40mm}",
+        _AUROC,
+        "of a baseline that needs no network, on all nodules and by diameter",
+    ),
+    Metric(
+        "download/{n_series,n_patients,n_missing}",
+        _COUNT,
+        "series chosen, their patients, series not here yet",
+    ),
+    Metric("download/size_gb", "GB", "size of all chosen series"),
+    Metric("export/slices", _COUNT, "slices written as PNG"),
+    Metric("embed/{volumes,slices,refused_files}", _COUNT, "that were embedded; files that were refused"),
+)
+_CAMPAIGNS = (Metric("campaign/hours", "h", "age of the attempt whose number is the step"),)
+
+LISTED = (*_TRAINING, *_RETRIEVAL, *_PROBES, *_REPRESENTATION, *_COHORTS, *_CAMPAIGNS)
+METRICS: dict[str, Metric] = {name: metric for metric in LISTED for name in metric.names}
+"""Every metric by its whole name."""
+
+IMAGES: dict[str, str] = {
+    "views": "slices beside the two views that the network sees of them",
+    "tokens/attention": "attention of the class token of the teacher, head by head",
+    "tokens/pca": "first three principal components of the patch tokens",
+    "tokens/gram": "cosine of all patches with some patches",
+    "tokens/class_map": "first two principal components of the class tokens, by patient",
+}
+"""Images of a pretraining by key, one a step."""
+
+
+def refuse_unlisted(names: Iterable[str], listed: Container[str]) -> None:
+    """Refuse to log what nobody could look up.
+
+    Raises:
+        UnlistedNameError: Naming what is not listed.
+    """
+    unknown = [name for name in names if name not in listed]
+    if unknown:
+        raise UnlistedNameError(
+            f"{', '.join(unknown)}: not in pipelines/tracking/names.py; list it there first"
+        )
 
 
 class Tag(StrEnum):
@@ -89,3 +323,6 @@ class Tag(StrEnum):
     HOST = "dinox.host", "machine of a local attempt"
     JOB = "dinox.job", "the executor's handle of the newest attempt"
     PENDING = "dinox.pending", "yes: the newest attempt waits for its machine, at no cost"
+
+
+TAGS = frozenset(Tag)

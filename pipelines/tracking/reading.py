@@ -8,6 +8,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.names import Tag
+from pipelines.tracking.old_names import current_metrics
 from pipelines.tracking.store import client, shown_store
 
 
@@ -58,8 +59,8 @@ def run_tags(run_id: str) -> dict[str, str]:
 
 
 def run_metrics(run_id: str) -> dict[str, float]:
-    """Return the last value of every metric of a run."""
-    return dict(client().get_run(run_id).data.metrics)
+    """Return the last value of every metric of a run, under its name of today."""
+    return current_metrics(client().get_run(run_id).data.metrics)
 
 
 def run_status(run_id: str) -> str:

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.names import Tag
+from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Letter, Outbox
 from pipelines.tracking.store import STORE_ENV, answering, client, shown_store
 
@@ -113,28 +113,43 @@ class Run:
         return sorted({point.step: point.value for point in points}.items())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log named numbers at a step (optimizer updates)."""
+        """Log named numbers at a step (optimizer updates).
+
+        Raises:
+            UnlistedNameError: If a name is not in `pipelines.tracking.names`.
+        """
+        refuse_unlisted(metrics, METRICS)
         now = int(time.time() * 1000)
         entries = [[name, float(value), now, step] for name, value in metrics.items()]
         for start in range(0, len(entries), _METRICS_AT_ONCE):
             self._post("batch", {"metrics": entries[start : start + _METRICS_AT_ONCE]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters once; the resolved configuration goes under `cfg.`."""
-        entries = [[name, str(value)] for name, value in params.items()]
+        """Log the resolved configuration once, each dotted key under `cfg.`."""
+        entries = [[f"{PARAMETER}{key}", str(value)] for key, value in params.items()]
         for start in range(0, len(entries), _PARAMS_AT_ONCE):
             self._post("batch", {"params": entries[start : start + _PARAMS_AT_ONCE]})
 
     def set_tags(self, tags: Mapping[Tag, str]) -> None:
-        """Set tags; a later value replaces an earlier one."""
-        self._post("batch", {"tags": [[Tag(name).value, str(value)] for name, value in tags.items()]})
+        """Set tags; a later value replaces an earlier one.
+
+        Raises:
+            UnlistedNameError: If a tag is not in `pipelines.tracking.names`.
+        """
+        refuse_unlisted(tags, TAGS)
+        self._post("batch", {"tags": [[str(name), str(value)] for name, value in tags.items()]})
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""
         self._log_written(path, figure.savefig)
 
     def log_image(self, figure: Figure, key: str, step: int) -> None:
-        """Write a matplotlib figure as the image of a step: MLflow shows all steps of a key behind a slider."""
+        """Write a matplotlib figure as the image of a step: MLflow shows all steps of a key behind a slider.
+
+        Raises:
+            UnlistedNameError: If the key is not in `pipelines.tracking.names`.
+        """
+        refuse_unlisted([key], IMAGES)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "image.png"
             figure.savefig(file)

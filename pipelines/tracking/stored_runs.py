@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipelines.tracking.names import Tag
+from pipelines.tracking.old_names import current_metrics, current_params
 from pipelines.tracking.reading import get_run
 from pipelines.tracking.store import client
 
@@ -20,7 +21,8 @@ class StoredRun:
 
     Attributes:
         status: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
-        metrics: The last value of each.
+        metrics: The last value of each, under its name of today.
+        params: With the keys and values of today.
         started: Seconds since the epoch.
     """
 
@@ -63,4 +65,5 @@ def search_runs(kind: type[R], experiment_ids: list[str] | None, query: str) -> 
 def _of(kind: type[R], run: Any) -> R:
     info, data = run.info, run.data
     started = float(info.start_time or 0) / 1000.0
-    return kind(info.run_id, info.status, dict(data.tags), dict(data.metrics), dict(data.params), started)
+    metrics, params = current_metrics(data.metrics), current_params(data.params)
+    return kind(info.run_id, info.status, dict(data.tags), metrics, params, started)

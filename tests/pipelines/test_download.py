@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ from pipelines.download import (
     select_ct_series,
     series_folder,
 )
+from pipelines.tracking.run import SilentRun
 
 
 def row(
@@ -141,13 +143,15 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(
     assert not server.asked
 
 
-class NoRun:
+class Recorder(SilentRun):
     """Takes the metrics of a run."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.metrics: dict[str, float] = {}
 
-    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        super().log_metrics(metrics, step)
         self.metrics |= metrics
 
 
@@ -155,7 +159,7 @@ def test_a_dry_run_fetches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(download, "read_index", lambda: INDEX)
-    run = NoRun()
+    run = Recorder()
     run_download(DownloadConfig(target=str(tmp_path / "lidc"), patients="1-2", dry_run=True), run)
     assert "3 CT series of 2 patients, 4.5 GB" in capsys.readouterr().out
     assert run.metrics["download/n_missing"] == 3

@@ -41,6 +41,7 @@ class Recorder(SilentRun):
         self.figures: list[str] = []
 
     def log_metrics(self, metrics: Any, step: int = 0) -> None:
+        super().log_metrics(metrics, step)
         self.metrics |= metrics
 
     def log_table(self, table: pd.DataFrame, path: str) -> None:

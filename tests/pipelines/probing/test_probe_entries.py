@@ -49,9 +49,11 @@ class Recorder(SilentRun):
         self.figures: list[str] = []
 
     def log_metrics(self, metrics: Any, step: int = 0) -> None:
+        super().log_metrics(metrics, step)
         self.metrics |= {name if step == 0 else f"{name}@{step}": value for name, value in metrics.items()}
 
     def set_tags(self, tags: Any) -> None:
+        super().set_tags(tags)
         self.tags |= tags
 
     def log_table(self, table: pd.DataFrame, path: str) -> None:

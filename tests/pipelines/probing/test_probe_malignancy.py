@@ -36,9 +36,11 @@ class Recorder(SilentRun):
         self.tags: dict[str, str] = {}
 
     def set_tags(self, tags: Any) -> None:
+        super().set_tags(tags)
         self.tags |= tags
 
     def log_metrics(self, metrics: Any, step: int = 0) -> None:
+        super().log_metrics(metrics, step)
         self.metrics |= metrics
 
     def log_table(self, table: pd.DataFrame, path: str) -> None:

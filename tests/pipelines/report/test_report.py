@@ -265,7 +265,7 @@ def test_a_campaign_of_probes_alone_says_what_it_probed(own_store: Path) -> None
     store = Run.start("report").store
     training, probing = (store.create_run("0").info.run_id for _ in range(2))
     Run(store, training).set_tags({"dinox.entry_point": "pretrain", "dinox.campaign": "scaling"})
-    Run(store, training).log_params({"cfg.backbone.arch": "vit_small"})
+    Run(store, training).log_params({"backbone.arch": "vit_small"})
     tags = {"dinox.entry_point": "probe_malignancy", "dinox.campaign": "clinical"}
     Run(store, probing).set_tags(tags | {"dinox.probed_run": training})
     for run_id in (training, probing):

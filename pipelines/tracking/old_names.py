@@ -1,0 +1,51 @@
+"""What earlier versions wrote otherwise: metrics of older runs, keys and values of older recipes and command lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.tracking.names import PARAMETER
+
+METRICS = {
+    "aggregation/centre": "aggregation/center",
+    "representation/centred_": "representation/centered_",
+    "representation/random_centred_": "representation/random_centered_",
+}
+"""Beginning of a metric's old name -> beginning of its name."""
+KEYS = {"licence": "license"}
+VALUES = {"features": {"neighbourhood": "neighborhood"}}
+"""Key -> old value -> value."""
+
+
+def current_metric(name: str) -> str:
+    """Return the name under which a metric is logged today."""
+    for old, new in METRICS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def current_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what a run logged, under the names of today."""
+    return {current_metric(name): value for name, value in metrics.items()}
+
+
+def current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the top level of a configuration with the keys and values of today."""
+    return {KEYS.get(key, key): current_value(key, value) for key, value in tree.items()}
+
+
+def current_value(key: str, value: Any) -> Any:
+    """Return what a value of a configuration's key is called today."""
+    return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def current_params(params: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters of a run with the keys and values of today."""
+    flat = {
+        name.removeprefix(PARAMETER): value for name, value in params.items() if name.startswith(PARAMETER)
+    }
+    return {name: value for name, value in params.items() if not name.startswith(PARAMETER)} | {
+        f"{PARAMETER}{key}": value for key, value in current_keys(flat).items()
+    }
