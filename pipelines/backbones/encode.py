@@ -157,8 +157,7 @@ def encode_slices(
         flat = [k for indices, _ in triplets for k in indices]
         hu = sample_windows(volume.volume_hu, at, flat, size_mm, size_px)
         images = torch.from_numpy(hu.reshape(len(z), 3, size_px, size_px)).to(device)
-        hu_scale = float(loaded.record.get("hu_scale", 1.0))
-        tokens = backbone(network_input(images, backbone, settings.window, hu_scale))
+        tokens = backbone(network_input(images, backbone, settings.window, loaded.hu_scale))
         yield EncodedSlices(
             z,
             Tokens(*(token.float().cpu() for token in tokens)),

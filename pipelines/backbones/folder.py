@@ -51,6 +51,17 @@ class LoadedBackbone:
         """The run that made it; "" when unknown."""
         return str(self.record.get("run_id", ""))
 
+    @property
+    def named_run(self) -> str:
+        """The run that it was opened from by `runs:/<id>`; "" for a folder or a timm name."""
+        is_run = self.source.startswith("runs:/")
+        return self.source.removeprefix("runs:/").partition("/")[0] if is_run else ""
+
+    @property
+    def hu_scale(self) -> float:
+        """What its pretraining multiplied HU by."""
+        return float(self.record.get("hu_scale", 1.0))
+
 
 def save_backbone(
     folder: Path,

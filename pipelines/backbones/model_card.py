@@ -81,7 +81,7 @@ def _summary(loaded: LoadedBackbone) -> str:
 def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
     low, high = WINDOWS_HU["lung"]
     mean, std = list(loaded.backbone.mean), list(loaded.backbone.std)
-    size, scale = loaded.backbone.image_px, loaded.record.get("hu_scale", 1.0)
+    size, scale = loaded.backbone.image_px, loaded.hu_scale
     seen = loaded.record.get("mm_per_pixel")
     scales = f"{seen[0]:.2f} to {seen[1]:.2f} mm per pixel" if seen else "an unknown scale"
     scaled = "" if scale == 1.0 else f"hu = hu * {scale}  # what its pretraining multiplied HU by\n"

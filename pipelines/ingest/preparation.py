@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ from pipelines.ingest.sources.hub import fetch_from_hub
 from pipelines.phantom.source import public_patient_ids, write_phantom
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 from pipelines.runtime.progress import progress
-from transforms.refusal import Refusal, RefusedFile, SeriesRefusedError
+from transforms.refusal import RefusedFile, SeriesRefusedError
 
 PHANTOM_SOURCE = Path("phantom_source")
 PHANTOM_COHORT = "cohorts/phantom"
@@ -76,14 +76,8 @@ class Prepared:
     n_refused_rows: int
 
 
-class PrepareError(Refusal):
-    """A cohort that cannot be written, or is not what was written."""
-
-
-class NothingReadError(Refusal):
+class NothingReadError(ValueError):
     """The source holds no volume that can be read."""
-
-    exit_code: ClassVar[int] = 3
 
 
 def prepare_cohort(config: PrepareConfig) -> Prepared:
@@ -93,8 +87,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
 
     Raises:
         NothingReadError: If the source holds nothing that can be read.
-        PrepareError: If the cohort cannot be written, or is damaged.
-        Refusal: If the source, the table of nodules or the cohort folder is something else.
+        ValueError: If the source is no folder, or the cohort folder is something else or cannot be written.
     """
     table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
     source = _source_folder(config)
@@ -115,7 +108,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             present = [job for job in found.jobs if writer.row_of(job.volume_id)]
             refused = _write_tables(writer, present, refused, source, table, pseudonyms)
     except OSError as error:
-        raise PrepareError(
+        raise ValueError(
             f"cohort {root} cannot be written ({error.strerror}); mend that and run the same command again: what is "
             "done stays done"
         ) from error
@@ -123,7 +116,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         raise NothingReadError(_nothing_read(source, refused))
     cohort = Cohort.open(root)
     if config.verify and (damaged := cohort.verify()):
-        raise PrepareError(
+        raise ValueError(
             f"{len(damaged)} volume(s) of {root} are not what was prepared (first: {damaged[0]}); "
             "delete them from volumes/ and run prepare again"
         )

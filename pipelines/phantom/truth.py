@@ -13,12 +13,6 @@ import pandas as pd
 from pipelines.phantom.dicom import SeriesHeader
 from pipelines.phantom.nodules import Nodule
 from pipelines.phantom.shapes import Grid
-from transforms.refusal import Refusal
-
-
-class PhantomError(Refusal):
-    """A phantom that cannot be drawn or read as asked."""
-
 
 TRUTH_FILE = "phantom_truth.json"
 FORMAT = "dinox-phantom-1"
@@ -110,14 +104,9 @@ def read_truth(source_root: Path) -> dict[str, Any] | None:
     path = source_root / TRUTH_FILE
     if not path.is_file():
         return None
-    try:
-        truth: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise PhantomError(
-            f"{path} is damaged: it is no JSON; delete {source_root}, and the phantom is written again"
-        ) from None
+    truth: dict[str, Any] = json.loads(path.read_text())
     if truth.get("format") != FORMAT:
-        raise PhantomError(
+        raise ValueError(
             f"{path} is of format {truth.get('format')!r}, not {FORMAT!r}; write the phantom again"
         )
     return truth

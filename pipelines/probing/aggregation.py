@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,11 @@ from tqdm import tqdm
 
 from models.aggregators import AggregatorName
 from pipelines.backbones.features import encode
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
+from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm
 from pipelines.probing.config import AggregationConfig
-from pipelines.probing.setup import fold_plan, tag_probe
-from pipelines.probing.view_tokens import of_rows
+from pipelines.probing.setup import in_both, labeled_nodules, open_both, settled_folds
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.aggregation import SliceTokens, compare_aggregators
@@ -34,47 +31,30 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     Raises:
         ValueError: If the cohort holds patches: they are as long as their nodules, and would tell the label.
     """
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone))
-    spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    everyone = nodule_set(cohort, config.rule, spec)
-    tell_of_doubtful_places(everyone)
-    nodules = with_planes(cohort, config, everyone, loaded.backbone.image_px)
+    cohort, loaded = open_both(config)
+    size_px, device = loaded.backbone.image_px, choose_device(config.device)
+    everyone = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
+    planes_spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=size_px)
+    # Every row has the same nodules: those that all three planes can be cut through.
+    nodules, planes = in_both(everyone, nodule_set(cohort, config.rule, planes_spec))
+    if len(nodules.labels) < len(everyone.labels):
+        n_without = len(everyone.labels) - len(nodules.labels)
+        print(f"{n_without} nodules have no coronal and sagittal plane and are left out")
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules")
-    plan = fold_plan(config, loaded, nodules)
-    tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
-
-    device = choose_device(config.device)
+    folds = settled_folds(config, run, cohort, loaded, nodules)
     table = compare_aggregators(
         slices_around(config, cohort, nodules, loaded, device),
         nodules.labels,
         nodules.patient_ids,
-        plan.folds,
+        folds,
         _NAMES,
-        planes_through(config, cohort, nodules, loaded, device),
+        encoded_planes(config, planes, loaded, device),
         seed=config.seed,
         device=device,
     )
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     run.log_metrics(metrics_of(table))
     run.log_table(table, "tables/aggregation.csv")
-    run.log_table(plan.table, "tables/splits.parquet")
-
-
-def with_planes(cohort: Cohort, config: AggregationConfig, nodules: NoduleSet, out_px: int) -> NoduleSet:
-    """Return the nodules that all three planes can be cut through, so that every row has the same ones.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    cut = nodule_set(cohort, config.rule, CropSpec(form="planes", size_mm=config.size_mm, out_px=out_px))
-    kept = np.flatnonzero(nodules.table["nodule_id"].isin(cut.table["nodule_id"]))
-    if len(kept) < len(nodules.labels):
-        print(
-            f"{len(nodules.labels) - len(kept)} nodules have no coronal and sagittal plane and are left out"
-        )
-    return of_rows(nodules, kept)
 
 
 def slices_around(
@@ -116,27 +96,12 @@ def slices_around(
     return SliceTokens(all_tokens, positions, mask)
 
 
-def planes_through(
-    config: AggregationConfig,
-    cohort: Cohort,
-    nodules: NoduleSet,
-    loaded: LoadedBackbone,
-    device: torch.device,
+def encoded_planes(
+    config: AggregationConfig, planes: NoduleSet, loaded: LoadedBackbone, device: torch.device
 ) -> SliceTokens:
     """Encode the axial, the coronal and the sagittal triplet through each nodule."""
-    series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
-    spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    tokens = []
-    for nodule in tqdm(
-        nodules.table.to_dict("records"), desc="planes", unit="nodule", disable=None, leave=False
-    ):
-        center = [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
-        crops = _crop(cohort, series[str(nodule["volume_id"])], center, spec)
-        tokens.append(_encode(config, loaded, crops, device))
-    stacked = torch.from_numpy(np.stack(tokens))
-    return SliceTokens(
-        stacked, torch.zeros(stacked.shape[:2]), torch.ones(stacked.shape[:2], dtype=torch.bool)
-    )
+    tokens = torch.from_numpy(np.stack([_encode(config, loaded, own, device) for own in planes.crops_hu]))
+    return SliceTokens(tokens, torch.zeros(tokens.shape[:2]), torch.ones(tokens.shape[:2], dtype=torch.bool))
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
@@ -175,5 +140,7 @@ def _encode(
     crops_hu: NDArray[np.float32],
     device: torch.device,
 ) -> NDArray[np.float32]:
-    hu_scale, mm_per_px = float(loaded.record.get("hu_scale", 1.0)), config.size_mm / loaded.backbone.image_px
-    return encode(loaded.backbone, crops_hu, mm_per_px, config.window, config.features, device, hu_scale)
+    mm_per_px = config.size_mm / loaded.backbone.image_px
+    return encode(
+        loaded.backbone, crops_hu, mm_per_px, config.window, config.features, device, loaded.hu_scale
+    )

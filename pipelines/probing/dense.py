@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -12,14 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipelines.backbones.features import WINDOWS_HU, encode
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cohort.folder import Cohort
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
+from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.nodule.masks import MaskedCrops, masked_crops
 from pipelines.probing.config import DenseConfig
-from pipelines.probing.setup import fold_plan, tag_probe
-from pipelines.probing.view_tokens import of_rows
+from pipelines.probing.setup import labeled_nodules, of_rows, open_both, settled_folds
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -32,32 +26,27 @@ matplotlib.use("Agg")
 
 def run_dense(config: DenseConfig, run: Run) -> None:
     """Cross-fit the dense probe on learned tokens, on those of random weights and on pixels, in the same folds."""
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone))
+    cohort, loaded = open_both(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    everyone = nodule_set(cohort, config.rule, spec)
-    tell_of_doubtful_places(everyone)
+    everyone = labeled_nodules(config, cohort, spec)
     crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
     nodules = of_rows(everyone, crops.kept)
     print(
         f"backbone {loaded.source}; {len(crops.kept)} of {len(everyone.labels)} nodules have masks: {crops.source}"
     )
-    plan = fold_plan(config, loaded, nodules)
-    tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
+    folds = settled_folds(config, run, cohort, loaded, nodules)
     run.set_tags({Tag.MASKS: crops.source})
     table = dense_table(
         tokens_of(config, loaded, crops, spec),
         crops.masks,
         nodules.patient_ids,
-        plan.folds,
+        folds,
         crops.reader_masks,
         DenseProbe(seed=config.seed),
     )
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     run.log_metrics(metrics_of(table))
     run.log_table(table, "tables/dense.csv")
-    run.log_table(plan.table, "tables/splits.parquet")
     run.log_figure(example_figure(crops), "figures/masks.png")
 
 
@@ -65,9 +54,11 @@ def tokens_of(
     config: DenseConfig, loaded: LoadedBackbone, crops: MaskedCrops, spec: CropSpec
 ) -> dict[str, NDArray[np.float32]]:
     """Return what each row of the table reads, (n, N, D): tokens, tokens of random weights, gray values of patches."""
-    device, hu_scale = choose_device(config.device), float(loaded.record.get("hu_scale", 1.0))
+    device = choose_device(config.device)
     tokens = {
-        name: encode(network, crops.crops_hu, spec.mm_per_px, config.window, "patches", device, hu_scale)
+        name: encode(
+            network, crops.crops_hu, spec.mm_per_px, config.window, "patches", device, loaded.hu_scale
+        )
         for name, network in (
             ("features", loaded.backbone),
             ("random_weights", random_twin(loaded, config.seed)),

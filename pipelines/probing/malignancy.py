@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from models.backbone import Backbone
 from pipelines.backbones.features import FeatureCache, encode
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cohort.folder import Cohort
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.diagnoses import read_diagnoses
-from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.figures import calibration_figure, decision_figure, roc_figure
-from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diameters
+from pipelines.probing.folds import Fold, fold_plan
+from pipelines.probing.setup import (
+    ProbeError,
+    labeled_nodules,
+    open_cohort,
+    pixels_of,
+    tag_probe,
+    tell_of_unknown_diameters,
+)
 from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -29,21 +34,18 @@ from probes.evaluation import evaluate_nodules, headline
 from probes.heads.attentive import AttentiveProbe
 from probes.heads.linear import LinearProbe, Probe
 from probes.heads.mlp import MlpProbe
-from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
+from probes.pixels import PixelProbe
 from probes.scoring import NoduleScores, score_nodules, shuffle_labels
 from transforms.nodule_crop import CropSpec
 
 
 def run_probe(config: ProbeConfig, run: Run) -> None:
     """Fit a probe on frozen features out of fold, and print it beside its floors."""
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
+    cohort = open_cohort(config)
     backbones = open_together(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
-    diagnosis = read_diagnoses(config.diagnosis)
-    nodules = nodule_set(cohort, config.rule, spec, config.input == "whole_slice", diagnosis)
-    print(nodules.labeled.counts)
-    tell_of_doubtful_places(nodules)
+    diagnosis = diagnosis_table(config.diagnosis)
+    nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
@@ -51,11 +53,12 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     prior = float(nodules.labels[tested].mean())
     every_fold = [fold for plan in plans for fold in plan.folds]
     shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
+    pixels = pixels_of(config, cohort, nodules, diagnosis)
     parts = []
     for loaded, plan in zip(backbones, plans, strict=True):
         print(f"backbone {loaded.source}")
-        tag_probe(run, loaded, cohort, plan.leak, nodules.mm_per_px)
-        parts.append(score(config, loaded, cohort, nodules, plan.folds, prior, shuffled))
+        tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
+        parts.append(score(config, loaded, nodules, pixels, plan.folds, prior, shuffled))
     run.set_tags(names_of(backbones))
     scores = pooled(parts)
     table = evaluate(config, nodules, scores)
@@ -73,13 +76,13 @@ def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
     """Open the backbones that are named.
 
     Raises:
-        ValueError: If several are named that take inputs of different sizes.
+        ProbeError: If several are named that take inputs of different sizes.
     """
     names = [name.strip() for name in config.backbone.split(",")]
     backbones = [open_backbone(chosen_backbone(name), config.image_px or None) for name in names]
     sizes = {loaded.backbone.image_px for loaded in backbones}
     if len(sizes) > 1:
-        raise ValueError(f"backbones that are cross-fitted must take one input size, got {sorted(sizes)} px")
+        raise ProbeError(f"backbones that are cross-fitted must take one input size, got {sorted(sizes)} px")
     return backbones
 
 
@@ -96,13 +99,14 @@ def pooled(parts: list[NoduleScores]) -> NoduleScores:
     """Join the out-of-fold scores of backbones that each tested patients of their own.
 
     Raises:
-        ValueError: If two of them tested the same nodule, or shuffled the labels each in its own way.
+        ProbeError: If two of them tested the same nodule.
+        ValueError: If they shuffled the labels each in its own way.
     """
     if any((part.shuffled_labels != parts[0].shuffled_labels).any() for part in parts):
         raise ValueError("scores that are pooled have shuffled labels of their own; shuffle once for all")
     tested = np.stack([np.isfinite(part.rows["features"]) for part in parts])
     if (tested.sum(0) > 1).any():
-        raise ValueError(
+        raise ProbeError(
             f"{int((tested.sum(0) > 1).sum())} nodules are tested by several backbones; cross-fit backbones whose"
             " held-out patients differ, such as holdout=half_a and holdout=half_b"
         )
@@ -116,16 +120,16 @@ def pooled(parts: list[NoduleScores]) -> NoduleScores:
 def score(
     config: ProbeConfig,
     loaded: LoadedBackbone,
-    cohort: Cohort,
     nodules: NoduleSet,
-    folds: list[Any],
+    pixels: NDArray[np.float32],
+    folds: list[Fold],
     prior: float,
     shuffled: NDArray[np.int64],
 ) -> NoduleScores:
     """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
     device = choose_device(config.device)
     cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
-    scale, mm_per_px = float(loaded.record.get("hu_scale", 1.0)), float(np.median(nodules.mm_per_px))
+    scale, mm_per_px = loaded.hu_scale, float(np.median(nodules.mm_per_px))
     settings = {"mm_per_px": mm_per_px, "window": config.window, "features": config.features}
 
     def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
@@ -142,14 +146,6 @@ def score(
 
     factory = probe_factory(config.head, config.seed, config.device)
     random = features(random_twin(loaded, config.seed), f"random {config.seed} {loaded.config}")
-    pixels = nodule_set(
-        cohort,
-        config.rule,
-        CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX),
-        diagnosis=read_diagnoses(config.diagnosis),
-    )
-    # A patch has a crop and no whole slice.
-    same = pixels.table["nodule_id"].isin(nodules.table["nodule_id"]).to_numpy()
     return score_nodules(
         factory,
         features(loaded.backbone, loaded.sha256),
@@ -159,7 +155,7 @@ def score(
         folds,
         baselines={
             "random_weights": (factory, random),
-            "pixels": (lambda: PixelProbe(seed=config.seed), pixel_features(pixels.crops_hu[same])),
+            "pixels": (lambda: PixelProbe(seed=config.seed), pixels),
         },
         seed=config.seed,
         prior=prior,
@@ -177,6 +173,19 @@ def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[
             return lambda: MlpProbe(seed=seed, device=chosen)
         case "attentive":
             return lambda: AttentiveProbe(seed=seed, device=chosen)
+
+
+def diagnosis_table(path: str) -> pd.DataFrame | None:
+    """Read TCIA's table of patient diagnoses, or None without a path.
+
+    Raises:
+        ProbeError: If the file does not exist.
+    """
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise ProbeError(f"there is no table of diagnoses at {path}; give the CSV that TCIA publishes")
+    return pd.read_csv(path)
 
 
 def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> pd.DataFrame:

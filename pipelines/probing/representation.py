@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,24 +13,19 @@ from numpy.typing import NDArray
 from models.backbone import Backbone
 from pipelines.backbones.feature_names import WindowName
 from pipelines.backbones.features import encode
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.backbones.folder import LoadedBackbone, random_twin
+from pipelines.backbones.view_retrieval import encode_views
 from pipelines.cohort.folder import Cohort
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import RepresentationConfig
+from pipelines.probing.folds import patients_to_test
 from pipelines.probing.representation_figures import map_figure, spectrum_figure
-from pipelines.probing.setup import tag_probe
-from pipelines.probing.view_tokens import (
-    encode_views,
-    of_rows,
-    patients_to_test,
-    sample_slices,
-    training_views,
-)
+from pipelines.probing.setup import labeled_nodules, of_rows, open_both, tag_probe
+from pipelines.probing.view_slices import slices_of
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.identifiability import identifiability
-from probes.refusals import UnmeasurableError
+from probes.refusals import TooFewError, UnmeasurableError
 from probes.representation import (
     alignment,
     class_separation,
@@ -67,23 +61,18 @@ _MEANING = {
 
 def run_representation(config: RepresentationConfig, run: Run) -> None:
     """Measure the backbone and random weights of its architecture on the same nodules and slices."""
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone))
+    cohort, loaded = open_both(config)
     patients, leak = patients_to_test(loaded, cohort, "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    everyone = nodule_set(cohort, config.rule, spec)
-    tell_of_doubtful_places(everyone)
-    nodules = of_patients(everyone, patients)
+    nodules = of_patients(labeled_nodules(config, cohort, spec), patients)
     n_patients = len(np.unique(nodules.patient_ids))
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
-    tag_probe(run, loaded, cohort, leak, nodules.mm_per_px)
+    tag_probe(run, cohort, loaded, leak, nodules.mm_per_px)
 
     networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
     device = choose_device(config.device)
     next_slice, can_move = crops_one_slice_further(cohort, nodules, spec)
-    views, _ = training_views(loaded)
-    sample = sample_slices(cohort, patients, views, config.slices)
+    sample, _ = slices_of(loaded, cohort, patients, config.slices)
     view_tokens = encode_views(sample, networks, device)
     measured: dict[str, Measures] = {}
     features: dict[str, Features] = {}
@@ -115,11 +104,11 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
     """Return the nodules of some patients.
 
     Raises:
-        ValueError: If they have fewer than two.
+        TooFewError: If they have fewer than two.
     """
     chosen = np.isin(nodules.patient_ids, sorted(patients))
     if chosen.sum() < 2:
-        raise ValueError(
+        raise TooFewError(
             f"{len(patients)} held-out patients have {int(chosen.sum())} labeled nodules; two are needed"
         )
     return of_rows(nodules, np.flatnonzero(chosen))
@@ -229,8 +218,8 @@ def _encode(
     nodules: NoduleSet,
     device: torch.device,
 ) -> Features:
-    mm_per_px, hu_scale = float(np.median(nodules.mm_per_px)), float(loaded.record.get("hu_scale", 1.0))
-    return encode(network, crops_hu, mm_per_px, window, config.features, device, hu_scale)
+    mm_per_px = float(np.median(nodules.mm_per_px))
+    return encode(network, crops_hu, mm_per_px, window, config.features, device, loaded.hu_scale)
 
 
 def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_], seed: int) -> Estimate:

@@ -2,87 +2,69 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from models.backbone import Backbone
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
-from pipelines.cohort.folder import Cohort
-from pipelines.cohort.kind import cohort_kind
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.probing.config import RetrievalConfig
-from pipelines.probing.retrieval_figures import contact_sheet, trajectory
-from pipelines.probing.view_tokens import (
+from pipelines.backbones.folder import LoadedBackbone, open_backbone, random_twin
+from pipelines.backbones.view_retrieval import (
+    Found,
+    NetworkName,
     SliceSample,
-    Tokens,
     encode_views,
-    patients_to_test,
-    sample_slices,
-    training_views,
+    retrieval_metrics,
+    retrieve,
 )
+from pipelines.probing.config import RetrievalConfig
+from pipelines.probing.folds import patients_to_test
+from pipelines.probing.retrieval_figures import contact_sheet, trajectory
+from pipelines.probing.setup import ProbeError, open_both, tag_probe
+from pipelines.probing.view_slices import slices_of
 from pipelines.runtime.distributed import choose_device
-from pipelines.tracking.names import Tag
+from pipelines.tracking.reading import artifacts
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import client
-from probes.retrieval import RetrievalResult, retrieval
+from probes.retrieval import RetrievalResult
 
 
 def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     """Measure retrieval of teacher, student and random weights, by class token and mean patch token."""
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
-    loaded = open_backbone(chosen_backbone(config.backbone))
+    cohort, loaded = open_both(config)
     patients, leak = patients_to_test(loaded, cohort, config.leak)
-    views, origin = training_views(loaded)
-    sample = sample_slices(cohort, patients, views, config.slices)
+    sample, origin = slices_of(loaded, cohort, patients, config.slices)
     n_patients = len(np.unique(sample.patient_ids))
     print(f"backbone {loaded.source}, {origin}; {len(sample.rows)} slices of {n_patients} patients")
-    _tag(run, loaded, cohort, leak)
-
-    device = choose_device(config.device)
-    tokens = encode_views(sample, networks_of(loaded, config.seed), device)
-    found = {
-        (network, token): retrieve(config, sample, pair)
-        for network, by_token in tokens.items()
-        for token, pair in by_token.items()
-    }
+    tag_probe(run, cohort, loaded, leak)
+    found = found_by(config, sample, networks_of(loaded, config.seed))
     table = results_table(found)
     print(short_table(table))
-    run.log_metrics(metrics_of(found) | {"retrieval/n_patients": float(n_patients)})
+    run.log_metrics(retrieval_metrics(found) | {"retrieval/n_patients": float(n_patients)})
     run.log_table(table, "tables/retrieval.csv")
     run.log_figure(contact_sheet(sample, found["backbone", "class_token"]), "figures/contact_sheet.png")
     if config.checkpoints == "all":
-        follow_checkpoints(config, loaded, sample, device, run)
+        follow_checkpoints(config, loaded, sample, run)
 
 
-def networks_of(loaded: LoadedBackbone, seed: int) -> dict[str, Backbone]:
+def networks_of(loaded: LoadedBackbone, seed: int) -> dict[NetworkName, Backbone]:
     """Return the backbone, the student of its run where there is one, and random weights of the same architecture."""
     networks = {"backbone": loaded.backbone}
-    if loaded.source.startswith("runs:/") and loaded.record.get("network") != "backbone_student":
-        run_id = loaded.source.removeprefix("runs:/").partition("/")[0]
-        networks["student"] = open_backbone(f"runs:/{run_id}/backbone_student").backbone
+    if loaded.named_run and loaded.record.get("network") != "backbone_student":
+        networks["student"] = open_backbone(f"runs:/{loaded.named_run}/backbone_student").backbone
     return networks | {"random": random_twin(loaded, seed)}
 
 
-def retrieve(config: RetrievalConfig, sample: SliceSample, pair: Any) -> RetrievalResult:
-    """Rank the second views, pair[1], by the first, pair[0]."""
-    return retrieval(
-        pair[0],
-        pair[1],
-        sample.patient_ids,
-        sample.series_ids,
-        sample.slice_index,
-        config.adjacent_slices,
-        config.seed,
-        choose_device(config.device),
-    )
+def found_by(config: RetrievalConfig, sample: SliceSample, networks: dict[NetworkName, Backbone]) -> Found:
+    """Encode the slices with every network, and retrieve by each of its tokens."""
+    device = choose_device(config.device)
+    return {
+        (network, token): retrieve(sample, pair, config.adjacent_slices, config.seed, device)
+        for network, by_token in encode_views(sample, networks, device).items()
+        for token, pair in by_token.items()
+    }
 
 
-def results_table(found: dict[tuple[str, Any], RetrievalResult]) -> pd.DataFrame:
+def results_table(found: Found) -> pd.DataFrame:
     """One line per network and token, each share with its interval."""
     lines = []
     for (network, token), one in found.items():
@@ -113,47 +95,23 @@ def short_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def metrics_of(found: dict[tuple[str, Any], RetrievalResult]) -> dict[str, float]:
-    """The numbers that runs are compared by; the class token of the backbone has no prefix."""
-    metrics: dict[str, float] = {}
-    for (network, token), one in found.items():
-        prefix = "" if network == "backbone" else f"{network}_"
-        prefix += "" if token == "class_token" else f"{token}_"
-        shares = {"top1": one.top1, "top5": one.top5, "top1_not_adjacent": one.top1_not_adjacent}
-        for name, share in (shares | {"same_series_top1": one.same_series_top1}).items():
-            metrics |= {
-                f"retrieval/{prefix}{name}": share.value,
-                f"retrieval/{prefix}{name}_ci_low": share.ci_low,
-                f"retrieval/{prefix}{name}_ci_high": share.ci_high,
-            }
-        metrics[f"retrieval/{prefix}ratio"] = one.ratio
-    first = found["backbone", "class_token"]
-    metrics |= {"retrieval/n": float(first.n), "retrieval/chance": first.chance}
-    metrics |= {"retrieval/top1_wilson_low": first.top1_wilson.ci_low}
-    metrics |= {"retrieval/top1_wilson_high": first.top1_wilson.ci_high}
-    return {name: value for name, value in metrics.items() if np.isfinite(value)}
-
-
 def follow_checkpoints(
-    config: RetrievalConfig, loaded: LoadedBackbone, sample: SliceSample, device: torch.device, run: Run
+    config: RetrievalConfig, loaded: LoadedBackbone, sample: SliceSample, run: Run
 ) -> None:
     """Measure every backbone that the run kept, log each at its step, and draw the trajectory.
 
     Raises:
-        ValueError: If the backbone is no run's, or its run kept none.
+        ProbeError: If the backbone is no run's, or its run kept none.
     """
-    steps, results = [], []
+    by_step: dict[int, RetrievalResult] = {}
     for step, backbone in kept_backbones(loaded):
-        tokens: Tokens = encode_views(sample, {"backbone": backbone}, device)["backbone"]
-        one = retrieve(config, sample, tokens["class_token"])
+        one = found_by(config, sample, {"backbone": backbone})["backbone", "class_token"]
         run.log_metrics(
             {"retrieval/trajectory_top1": one.top1.value, "retrieval/trajectory_ratio": one.ratio}, step
         )
-        steps.append(step)
-        results.append(one)
-    figure = trajectory(steps, results)
-    run.log_figure(figure, "figures/trajectory.png")
-    lines = results_table({(str(step), "class_token"): one for step, one in zip(steps, results, strict=True)})
+        by_step[step] = one
+    run.log_figure(trajectory(list(by_step), list(by_step.values())), "figures/trajectory.png")
+    lines = results_table({(str(step), "class_token"): one for step, one in by_step.items()})
     run.log_table(lines.rename(columns={"network": "step"}), "tables/trajectory.csv")
 
 
@@ -161,27 +119,13 @@ def kept_backbones(loaded: LoadedBackbone) -> list[tuple[int, Backbone]]:
     """Open every backbone that a run kept on its way, by step.
 
     Raises:
-        ValueError: If there is none.
+        ProbeError: If there is none.
     """
-    if not loaded.source.startswith("runs:/"):
-        raise ValueError(f"checkpoints=all needs a run, runs:/<id>/backbone; '{loaded.source}' has no steps")
-    run_id = loaded.source.removeprefix("runs:/").partition("/")[0]
-    paths = [file.path for file in client().list_artifacts(run_id, "backbones") if file.is_dir]
+    run_id = loaded.named_run
+    if not run_id:
+        raise ProbeError(f"checkpoints=all needs a run, runs:/<id>/backbone; '{loaded.source}' has no steps")
+    paths = artifacts(run_id, "backbones")
     if not paths:
-        raise ValueError(f"run '{run_id}' kept no backbone on its way; pretrain with -P keep_backbones=true")
+        raise ProbeError(f"run '{run_id}' kept no backbone on its way; pretrain with -P keep_backbones=true")
     opened = [open_backbone(f"runs:/{run_id}/{path}") for path in paths]
     return sorted(((int(one.record["steps"]), one.backbone) for one in opened), key=lambda pair: pair[0])
-
-
-def _tag(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str) -> None:
-    tags = {
-        Tag.COHORT_SHA: cohort.sha256,
-        Tag.COHORT_KIND: cohort_kind(cohort),
-        Tag.PROBED: loaded.source,
-        Tag.PROBED_RUN: loaded.run_id,
-        Tag.BACKBONE_SHA: loaded.sha256,
-    }
-    if leak:
-        tags[Tag.LEAK] = leak
-        print(f"leak ({leak}): the backbone may have seen patients that are tested here")
-    run.set_tags(tags)

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.probing.view_tokens import SliceSample, render_rows
+from pipelines.backbones.view_retrieval import SliceSample, render_rows
 from probes.retrieval import RetrievalResult
 
 matplotlib.use("Agg")

@@ -1,116 +1,120 @@
-"""What every probe of a frozen backbone settles first: whom it may test, its folds, and what its figures rest on."""
+"""What every probe of a frozen backbone begins with: cohort, backbone, nodules, folds, and tags of what it rests on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.backbones.folder import LoadedBackbone
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
-from pipelines.nodule.labeled import NoduleSet
+from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
+from pipelines.probing.folds import Fold, fold_plan
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
-from probes.splits import is_held_out, patient_folds, split_60_20_20
+from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_features
+from transforms.nodule_crop import CropSpec
+from transforms.refusal import Refusal
 
 
-class FoldChoice(Protocol):
-    """The part of a probe's configuration that decides its folds."""
-
-    @property
-    def split(self) -> str:
-        """`folds` or `article`."""
-
-    @property
-    def leak(self) -> str:
-        """`avoid` or `allow`."""
-
-    @property
-    def folds(self) -> int:
-        """Test folds per repeat."""
-
-    @property
-    def repeats(self) -> int:
-        """Times the patients are dealt anew."""
-
-    @property
-    def seed(self) -> int:
-        """Of the deal."""
+class ProbeError(Refusal):
+    """What a probe was asked cannot be answered with this backbone and this cohort."""
 
 
-@dataclass(frozen=True)
-class FoldPlan:
-    """Folds, what they leak, and the table that the run stores of them."""
-
-    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    leak: str
-    table: pd.DataFrame
+def open_cohort(config: ProbeBase) -> Cohort:
+    """Open the cohort of a probe; an embedded one is made where it is missing."""
+    ensure_cohort(Path(config.cohort))
+    return Cohort.open(Path(config.cohort))
 
 
-def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> set[str] | None:
-    """Return those patients that the backbone did not see; None when nobody knows."""
-    everyone = {str(patient) for patient in patient_ids}
-    if loaded.source.startswith("timm:"):
-        return everyone
-    if "holdout" not in loaded.record:
-        return None
-    if loaded.record.get("leak"):
-        return set()
-    return {patient for patient in everyone if is_held_out(patient, loaded.record["holdout"])}
+def open_both(config: ProbeBase) -> tuple[Cohort, LoadedBackbone]:
+    """Open the cohort and the backbone of a probe."""
+    return open_cohort(config), open_backbone(chosen_backbone(config.backbone))
 
 
-def fold_plan(config: FoldChoice, loaded: LoadedBackbone, nodules: NoduleSet) -> FoldPlan:
-    """Deal the folds: test patients are those that the backbone did not see, unless leaks are allowed.
-
-    Raises:
-        ValueError: If a class has too few patients to test on.
-    """
-    patients, labels = nodules.patient_ids, nodules.labels
-    unseen = unseen_patients(loaded, patients)
-    everyone = set(patients.tolist())
-    allowed = "" if unseen is not None and unseen >= everyone else "allowed"
-    if config.leak == "allow":
-        unseen = everyone
-    if config.split == "article":
-        rows = np.flatnonzero(np.isin(patients, sorted(unseen or everyone)))
-        split = split_60_20_20(patients[rows].tolist(), labels[rows], config.seed)
-        train = rows[np.sort(np.concatenate([split.train, split.validation]))]
-        leak = "unknown" if unseen is None else "" if unseen else "no_holdout"
-        folds = [(train, rows[split.test])]
-        table = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": np.unique(patients[rows[split.test]])})
-    else:
-        splits = patient_folds(
-            patients.tolist(),
-            labels,
-            unseen=unseen,
-            n_folds=config.folds,
-            n_repeats=config.repeats,
-            seed=config.seed,
-        )
-        leak, table = splits.leak, splits.table()
-        folds = [(fold.train, fold.test) for fold in splits.folds]
-    return FoldPlan(folds, allowed if config.leak == "allow" else leak, table)
+def labeled_nodules(
+    config: NoduleProbe,
+    cohort: Cohort,
+    spec: CropSpec,
+    whole_slice: bool = False,
+    diagnosis: pd.DataFrame | None = None,
+) -> NoduleSet:
+    """Label and crop the nodules of a probe, and print what became of every row."""
+    nodules = nodule_set(cohort, config.rule, spec, whole_slice, diagnosis)
+    print(nodules.labeled.counts)
+    tell_of_doubtful_places(nodules)
+    return nodules
 
 
-def tag_probe(run: Run, loaded: LoadedBackbone, cohort: Cohort, leak: str, mm_per_px: NDArray[Any]) -> None:
+def of_rows(nodules: NoduleSet, rows: NDArray[np.int64]) -> NoduleSet:
+    """Return the nodules at these rows, in this order."""
+    return dataclasses.replace(
+        nodules,
+        table=nodules.table.iloc[rows].reset_index(drop=True),
+        crops_hu=nodules.crops_hu[rows],
+        is_replicated=nodules.is_replicated[rows],
+        mm_per_px=nodules.mm_per_px[rows],
+        place_mm=None if nodules.place_mm is None else nodules.place_mm[rows],
+    )
+
+
+def in_both(one: NoduleSet, other: NoduleSet) -> tuple[NoduleSet, NoduleSet]:
+    """Return the nodules that two sets of crops share: both keep their order."""
+    kept = (
+        np.flatnonzero(a.table["nodule_id"].isin(b.table["nodule_id"]))
+        for a, b in ((one, other), (other, one))
+    )
+    return of_rows(one, next(kept)), of_rows(other, next(kept))
+
+
+def pixels_of(
+    config: NoduleProbe, cohort: Cohort, nodules: NoduleSet, diagnosis: pd.DataFrame | None = None
+) -> NDArray[np.float32]:
+    """Return what the baseline of pixels reads of the same nodules."""
+    spec = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
+    _, pixels = in_both(nodules, nodule_set(cohort, config.rule, spec, diagnosis=diagnosis))
+    return pixel_features(pixels.crops_hu)
+
+
+def settled_folds(
+    config: FoldedProbe, run: Run, cohort: Cohort, loaded: LoadedBackbone | None, nodules: NoduleSet
+) -> list[Fold]:
+    """Make the folds of a probe, write them into its run, and tag the run with what its figures rest on."""
+    plan = fold_plan(config, loaded, nodules)
+    tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
+    run.log_table(plan.table, "tables/splits.parquet")
+    return plan.folds
+
+
+def tag_probe(
+    run: Run,
+    cohort: Cohort,
+    loaded: LoadedBackbone | None,
+    leak: str,
+    mm_per_px: NDArray[np.float64] | None = None,
+) -> None:
     """Tag the run with what its figures rest on, and warn of a leak or of a scale that was never seen."""
-    tags = {
-        Tag.COHORT_SHA: cohort.sha256,
-        Tag.COHORT_KIND: cohort_kind(cohort),
-        Tag.PROBED: loaded.source,
-        Tag.PROBED_RUN: loaded.run_id,
-        Tag.BACKBONE_SHA: loaded.sha256,
-        Tag.PROBED_RECIPE: str(loaded.record.get("recipe", "")),
-    }
+    tags: dict[Tag, str] = {Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort_kind(cohort)}
+    if loaded is not None:
+        tags |= {
+            Tag.PROBED: loaded.source,
+            Tag.PROBED_RUN: loaded.run_id,
+            Tag.BACKBONE_SHA: loaded.sha256,
+            Tag.PROBED_RECIPE: str(loaded.record.get("recipe", "")),
+        }
     if leak:
         tags[Tag.LEAK] = leak
         print(f"leak ({leak}): the backbone may have seen patients that are tested here")
     run.set_tags(tags)
-    tag_scale(run, loaded, mm_per_px)
+    if loaded is not None and mm_per_px is not None:
+        tag_scale(run, loaded, mm_per_px)
 
 
 def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None:

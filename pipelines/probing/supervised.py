@@ -14,23 +14,26 @@ from safetensors.torch import load_file
 from pipelines.backbones.features import WINDOWS_HU
 from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort
-from pipelines.cohort.kind import cohort_kind
-from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
-from pipelines.nodule.refusals import NoNodulesError
+from pipelines.nodule.labeled import NoduleSet, NoNodulesError, nodule_set
 from pipelines.probing.config import SupervisedConfig
 from pipelines.probing.figures import roc_figure
-from pipelines.probing.setup import fold_plan, tag_probe, tell_of_unknown_diameters
+from pipelines.probing.folds import Fold
+from pipelines.probing.setup import (
+    ProbeError,
+    in_both,
+    labeled_nodules,
+    open_cohort,
+    pixels_of,
+    settled_folds,
+    tell_of_unknown_diameters,
+)
 from pipelines.probing.tables import short_table
-from pipelines.probing.view_tokens import of_rows
 from pipelines.runtime.distributed import choose_device
-from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
 from probes.heads.fitting import FitSettings
 from probes.heads.linear import Probe, Samples, cross_fit
-from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, PixelProbe, pixel_features
-from probes.splits import patient_folds
+from probes.pixels import PixelProbe
 from probes.supervised import SupervisedProbe
 from transforms.hounsfield import window_hu
 from transforms.nodule_crop import CropSpec
@@ -39,22 +42,16 @@ from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 
 def run_supervised(config: SupervisedConfig, run: Run) -> None:
     """Cross-fit the networks and print them beside diameter and pixels on the same nodules and folds."""
-    ensure_cohort(Path(config.cohort))
-    cohort = Cohort.open(Path(config.cohort))
+    cohort = open_cohort(config)
     flat, cubes = inputs_of(config, cohort)
-    tell_of_doubtful_places(flat)
     tell_of_unknown_diameters(flat)
-    folds = _folds(config, cohort, flat, run)
+    loaded = open_backbone(config.backbone) if config.backbone else None
+    folds = settled_folds(config, run, cohort, loaded, flat)
     images = {} if config.networks == "3d" else {"supervised_2d": _gray_2d(flat)}
     if cubes is not None:
         images["supervised_3d"] = _gray_3d(cubes)
-    pixels = nodule_set(cohort, config.rule, CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX))
-    same = np.isin(pixels.table["nodule_id"], flat.table["nodule_id"])
-    rows = {
-        "pixels": _scores(
-            lambda: PixelProbe(seed=config.seed), pixel_features(pixels.crops_hu[same]), flat, folds
-        )
-    }
+    pixels = pixels_of(config, cohort, flat)
+    rows = {"pixels": _scores(lambda: PixelProbe(seed=config.seed), pixels, flat, folds)}
     for name, shown in images.items():
         print(
             f"training {name} on {tuple(shown.shape)}, {len(folds)} folds, at most {_epochs(config)} epochs"
@@ -82,9 +79,9 @@ def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, Nodu
     """Return crops and cubes of the same nodules; no cubes where the cohort cannot give any, with a printed reason.
 
     Raises:
-        ValueError: If there are no crops, or networks=3d and there are no cubes.
+        NoNodulesError: If there are no crops, or networks=3d and there are no cubes.
     """
-    flat = nodule_set(cohort, config.rule, CropSpec(size_mm=config.size_mm, out_px=config.image_px))
+    flat = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=config.image_px))
     if config.networks == "2d":
         return flat, None
     try:
@@ -96,34 +93,11 @@ def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, Nodu
             raise
         print(f"supervised_3d: not measured: {reason}")
         return flat, None
-    in_both = np.intersect1d(flat.table["nodule_id"], cubes.table["nodule_id"])
-    if len(in_both) < len(flat.labels):
-        print(f"{len(flat.labels) - len(in_both)} nodules have no cube and are left out of every row")
-    return (
-        of_rows(flat, np.flatnonzero(flat.table["nodule_id"].isin(in_both))),
-        of_rows(cubes, np.flatnonzero(cubes.table["nodule_id"].isin(in_both))),
-    )
-
-
-def _folds(config: SupervisedConfig, cohort: Cohort, flat: NoduleSet, run: Run) -> list[Any]:
-    if config.backbone:
-        loaded = open_backbone(config.backbone)
-        plan = fold_plan(config, loaded, flat)
-        tag_probe(run, loaded, cohort, plan.leak, flat.mm_per_px)
-        run.log_table(plan.table, "tables/splits.parquet")
-        return plan.folds
-    everyone = set(flat.patient_ids.tolist())  # no backbone has seen anybody
-    splits = patient_folds(
-        flat.patient_ids.tolist(),
-        flat.labels,
-        unseen=everyone,
-        n_folds=config.folds,
-        n_repeats=config.repeats,
-        seed=config.seed,
-    )
-    run.set_tags({Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort_kind(cohort)})
-    run.log_table(splits.table(), "tables/splits.parquet")
-    return list(splits.folds)
+    with_cube, cubes = in_both(flat, cubes)
+    n_without = len(flat.labels) - len(with_cube.labels)
+    if n_without:
+        print(f"{n_without} nodules have no cube and are left out of every row")
+    return with_cube, cubes
 
 
 def _factory(config: SupervisedConfig, name: str) -> Callable[[], SupervisedProbe]:
@@ -145,7 +119,7 @@ def _weights(path: str) -> Mapping[str, torch.Tensor] | None:
     if not path:
         return None
     if not Path(path).is_file():
-        raise ValueError(
+        raise ProbeError(
             f"weights names {path}, which does not exist; give a .safetensors file of timm's resnet18"
         )
     state: Mapping[str, torch.Tensor] = load_file(path)
@@ -153,7 +127,7 @@ def _weights(path: str) -> Mapping[str, torch.Tensor] | None:
 
 
 def _scores(
-    factory: Callable[[], Probe[Any]], shown: Samples, nodules: NoduleSet, folds: list[Any]
+    factory: Callable[[], Probe[Any]], shown: Samples, nodules: NoduleSet, folds: list[Fold]
 ) -> NDArray[np.float64]:
     return cross_fit(factory, shown, nodules.labels, nodules.patient_ids, folds)
 

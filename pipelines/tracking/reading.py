@@ -34,9 +34,15 @@ def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
     """
     store = client()
     get_run(run_id)
-    if not store.list_artifacts(run_id, path):
+    if path not in artifacts(run_id, str(Path(path).parent)):
         raise ValueError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
     return Path(store.download_artifacts(run_id, path, str(into)))
+
+
+def artifacts(run_id: str, folder: str = ".") -> list[str]:
+    """Return the paths of what a run holds directly in a folder of its artifacts."""
+    found = client().list_artifacts(run_id, None if folder == "." else folder)
+    return [str(file.path) for file in found]
 
 
 def get_run(run_id: str) -> MlflowRun:

@@ -262,7 +262,7 @@ class TrainingRun:
             return
         self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
         images = self.evaluation.examples(self.index)
-        seen = self.evaluation.teacher_tokens, self.evaluation.patient_ids
+        seen = self.evaluation.teacher_tokens, self.evaluation.sample.patient_ids
         for key, figure in token_figures(teacher, images, self.config.views, *seen):
             self.run.log_image(figure, key, step)
         if self.config.keep_backbones:

@@ -15,7 +15,9 @@ from scipy.ndimage import binary_dilation
 from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import open_backbone, save_backbone
+from pipelines.backbones.view_retrieval import encode_views, render_rows, sample_slices
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import NODULES, write_table
 from pipelines.command.config import flatten, unflatten
 from pipelines.nodule.labeled import nodule_set, places_mm
@@ -25,8 +27,9 @@ from pipelines.probe_dense import DenseConfig, run_dense
 from pipelines.probe_representation import RepresentationConfig, run_representation
 from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
 from pipelines.probe_supervised import SupervisedConfig, run_supervised
+from pipelines.probing.folds import patients_to_test
 from pipelines.probing.representation import crops_one_slice_further
-from pipelines.probing.view_tokens import encode_views, of_rows, patients_to_test, render_rows, sample_slices
+from pipelines.probing.setup import ProbeError, of_rows
 from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out
@@ -124,7 +127,7 @@ def test_views_are_the_same_whenever_they_are_rendered_and_batches_do_not_matter
     small_cohort, backbone
 ) -> None:
     patients = set(small_cohort.series["patient_id"])
-    sample = sample_slices(small_cohort, patients, ViewConfig(size_px=28), 12)
+    sample = sample_slices(SliceIndex(small_cohort, patients), ViewConfig(size_px=28), 12)
     network, device = open_backbone(backbone).backbone, torch.device("cpu")
     whole = encode_views(sample, {"one": network}, device, batch_size=12)["one"]
     parts = encode_views(sample, {"one": network}, device, batch_size=5)["one"]
@@ -161,7 +164,7 @@ def test_a_run_gives_its_student_its_views_and_its_trajectory(small_cohort, own_
         RetrievalConfig(cohort=str(small_cohort.root), backbone=folder, slices=30, device="cpu"), default
     )
     assert run.metrics["retrieval/top5"] > default.metrics["retrieval/top5"]
-    with pytest.raises(ValueError, match="has no steps"):
+    with pytest.raises(ProbeError, match="has no steps"):
         run_retrieval(
             RetrievalConfig(
                 cohort=str(small_cohort.root), backbone=folder, slices=30, checkpoints="all", device="cpu"
@@ -390,7 +393,7 @@ def test_supervised_rows_stand_beside_diameter_and_pixels(rated_cohort) -> None:
     assert np.isfinite(rows[["supervised_2d", "pixels"]]).all(axis=None)
     assert set(run.tables["tables/supervised.csv"]["row"]) == {"supervised_2d", "pixels", "diameter"}
     assert run.metrics["probe/n_nodules"] == len(rows)
-    with pytest.raises(ValueError, match=r"weights names nowhere\.safetensors"):
+    with pytest.raises(ProbeError, match=r"weights names nowhere\.safetensors"):
         run_supervised(
             SupervisedConfig(cohort=str(root), networks="2d", folds=2, weights="nowhere.safetensors"),
             Recorder(),

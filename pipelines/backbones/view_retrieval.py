@@ -1,0 +1,144 @@
+"""View retrieval: two training-style views of many slices through frozen backbones, and whether they find each other.
+
+A run that trains and the probe of what it made ask the same question here, under the same metric names. They differ in
+the slices: a run takes `eval_slices` of its held-out patients, of inner slices alone where it trains on those; the
+probe takes its own `slices`, of all. Top-1 falls, and `retrieval/ratio`, the hits, grows, with their number
+`retrieval/n`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from models.backbone import Backbone
+from pipelines.cohort.slices import SliceIndex
+from probes.retrieval import RetrievalResult, retrieval
+from transforms.views.batch import draw_views, render_views
+from transforms.views.config import ViewConfig
+
+NetworkName = str
+"""`backbone` (the teacher of a run), `student`, or `random` for random weights of the same architecture."""
+TokenName = Literal["class_token", "mean_patch"]
+Tokens = dict[TokenName, NDArray[np.float32]]
+Found = dict[tuple[NetworkName, TokenName], RetrievalResult]
+
+_VIEW_SEED = 2**31 - 1
+"""Views of an evaluation are the same at every step and in every run."""
+
+
+@dataclass(frozen=True)
+class SliceSample:
+    """Some slices of some patients, and how a view of them is drawn.
+
+    Attributes:
+        index: All slices of the patients.
+        rows: Those chosen, (N,).
+        views: Two global views; local ones are not drawn.
+    """
+
+    index: SliceIndex
+    rows: NDArray[np.int64]
+    views: ViewConfig
+
+    @property
+    def patient_ids(self) -> NDArray[np.str_]:
+        """Patient of each slice, (N,)."""
+        return np.array(self.index.patient_ids, dtype=np.str_)[self.index.volume[self.rows]]
+
+    @property
+    def series_ids(self) -> NDArray[np.str_]:
+        """Volume of each slice, (N,)."""
+        return np.array(self.index.volume_ids, dtype=np.str_)[self.index.volume[self.rows]]
+
+    @property
+    def slice_index(self) -> NDArray[np.int32]:
+        """Place of each slice in its volume, (N,)."""
+        return np.asarray(self.index.z[self.rows], dtype=np.int32)
+
+
+def sample_slices(index: SliceIndex, views: ViewConfig, at_most: int) -> SliceSample:
+    """Choose up to so many slices, evenly over the volumes of an index; none of an empty one."""
+    count = min(at_most, len(index))
+    rows = np.linspace(0, len(index) - 1, count) if count else np.zeros(0)
+    return SliceSample(index, rows.astype(np.int64), dataclasses.replace(views, n_local=0))
+
+
+def render_rows(sample: SliceSample, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Render the two views of some slices, (2, B, 3, S, S): the same views whenever they are asked for."""
+    batch = sample.index.read(rows)
+    draws = draw_views(batch, sample.views, _VIEW_SEED, 0)
+    return render_views(batch.to(device), draws, sample.views).global_views
+
+
+@torch.no_grad()
+def encode_views(
+    sample: SliceSample, backbones: Mapping[NetworkName, Backbone], device: torch.device, batch_size: int = 64
+) -> dict[NetworkName, Tokens]:
+    """Encode both views of every slice with every backbone, in evaluation; each view is rendered once.
+
+    Returns:
+        By backbone and token: (2, N, D). Memory is bounded by the batch, beside these.
+    """
+    parts: dict[NetworkName, dict[TokenName, list[torch.Tensor]]] = {
+        name: {"class_token": [], "mean_patch": []} for name in backbones
+    }
+    was_training = {name: backbone.training for name, backbone in backbones.items()}
+    networks = {name: backbone.to(device).eval() for name, backbone in backbones.items()}
+    starts = range(0, len(sample.rows), batch_size)
+    for start in tqdm(starts, desc="views", unit="batch", disable=None, leave=False):
+        views = render_rows(sample, sample.rows[start : start + batch_size], device)
+        for name, network in networks.items():
+            tokens = network(views.flatten(0, 1))
+            both = {"class_token": tokens.class_token, "mean_patch": tokens.patch_tokens.mean(dim=1)}
+            for token, lists in parts[name].items():
+                lists.append(both[token].unflatten(0, views.shape[:2]).float().cpu())
+    for name, network in networks.items():
+        network.train(was_training[name])
+    return {
+        name: {token: torch.cat(lists, dim=1).numpy() for token, lists in found.items()}
+        for name, found in parts.items()
+    }
+
+
+def retrieve(
+    sample: SliceSample,
+    views: NDArray[np.float32],
+    adjacent_slices: int = 2,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> RetrievalResult:
+    """Rank the second views by the first, (2, N, D)."""
+    places = (sample.patient_ids, sample.series_ids, sample.slice_index)
+    return retrieval(views[0], views[1], *places, adjacent_slices, seed, device)
+
+
+def retrieval_metrics(found: Found) -> dict[str, float]:
+    """Name what was found: `retrieval/[<network>_][mean_patch_]<share>`; the backbone's class token has no prefix.
+
+    What is not finite, such as an interval over a single patient, has no name.
+    """
+    metrics: dict[str, float] = {}
+    for (network, token), one in found.items():
+        prefix = "" if network == "backbone" else f"{network}_"
+        prefix += "" if token == "class_token" else f"{token}_"
+        shares = {"top1": one.top1, "top5": one.top5, "top1_not_adjacent": one.top1_not_adjacent}
+        for name, share in (shares | {"same_series_top1": one.same_series_top1}).items():
+            metrics |= {
+                f"retrieval/{prefix}{name}": share.value,
+                f"retrieval/{prefix}{name}_ci_low": share.ci_low,
+                f"retrieval/{prefix}{name}_ci_high": share.ci_high,
+            }
+        metrics[f"retrieval/{prefix}ratio"] = one.ratio
+        if not prefix:
+            metrics |= {"retrieval/n": float(one.n), "retrieval/chance": one.chance}
+            metrics |= {"retrieval/top1_wilson_low": one.top1_wilson.ci_low}
+            metrics |= {"retrieval/top1_wilson_high": one.top1_wilson.ci_high}
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}

@@ -1,0 +1,49 @@
+"""Slices whose two views a probe compares, and how a backbone's pretraining drew such views."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from pipelines.backbones.folder import LoadedBackbone
+from pipelines.backbones.view_retrieval import SliceSample, sample_slices
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.slices import SliceIndex
+from pipelines.command.config import load_recipe, read_yaml
+from pipelines.tracking.reading import fetch_artifact
+from pipelines.training.config import PretrainConfig
+from probes.refusals import TooFewError
+from transforms.views.config import ViewConfig
+
+
+def slices_of(
+    loaded: LoadedBackbone, cohort: Cohort, patients: set[str], n_slices: int
+) -> tuple[SliceSample, str]:
+    """Choose up to `n_slices` slices of `patients`, and say where it is known from how their views are drawn.
+
+    Raises:
+        TooFewError: If they have fewer than two slices.
+    """
+    index = SliceIndex(cohort, patients)
+    if len(index) < 2:
+        raise TooFewError(
+            f"{len(patients)} held-out patients have {len(index)} slices in cohort {cohort.root}; retrieval needs two"
+        )
+    views, origin = training_views(loaded)
+    return sample_slices(index, views, n_slices), origin
+
+
+def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
+    """Return how the views of a backbone's pretraining were drawn, and where that is known from.
+
+    A backbone that is no run's has the default views of its input size.
+    """
+    if not loaded.named_run:
+        (r, g, b), (r_std, g_std, b_std) = loaded.backbone.mean, loaded.backbone.std
+        views = ViewConfig(size_px=loaded.backbone.image_px, mean=(r, g, b), std=(r_std, g_std, b_std))
+        return views, "default views"
+    with tempfile.TemporaryDirectory() as folder:
+        file = fetch_artifact(loaded.named_run, "config.yaml", Path(folder))
+        views = load_recipe(PretrainConfig, read_yaml(file)).views
+    return dataclasses.replace(views, size_px=loaded.backbone.image_px), "views of its pretraining"
