@@ -20,8 +20,8 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
             "prepare/new_volumes": prepared.n_new,
             "prepare/patients": cohort.series["patient_id"].nunique(),
             "prepare/nodules": len(cohort.nodules),
-            "prepare/refused_files": prepared.n_refused_files,
-            "prepare/refused_rows": prepared.n_refused_rows,
+            "prepare/refused_files": prepared.files.left_out.total(),
+            "prepare/refused_rows": prepared.rows.left_out.total() if prepared.rows else 0,
         }
     )
     if len(cohort.refused):
@@ -31,10 +31,10 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
         f"{cohort.root}: {len(cohort.series)} volumes of {cohort.series['patient_id'].nunique()} patients "
         f"({prepared.n_new} new), {len(cohort.nodules)} nodules"
         + (f" ({n_unsized} without a diameter)" if n_unsized else "")
-        + f"; {prepared.n_refused_files} files "
-        f"and {prepared.n_refused_rows} annotation rows refused"
-        + (" (see refused.parquet)" if len(cohort.refused) else "")
     )
+    print(f"{prepared.files}{'; see refused.parquet' if len(cohort.refused) else ''}")
+    if prepared.rows:
+        print(prepared.rows)
     n_twice = int((cohort.nodules.groupby("volume_id")["source"].nunique() > 1).sum())
     if n_twice:
         print(

@@ -2,6 +2,8 @@
 
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,19 +52,14 @@ def read_nifti(path: Path) -> NiftiVolume:
     Raises:
         SeriesRefusedError: If it is not NIfTI, not three-dimensional CT, or its place in the patient is not stated.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = nibabel.load(path)
-            if not isinstance(image, nibabel.Nifti1Image):
-                raise SeriesRefusedError("not a NIfTI file")
-            affine = _affine(image)
-            shape = _checked_shape(image)
-            stored = np.asanyarray(image.dataobj).reshape(shape)
-    except SeriesRefusedError:
-        raise
-    except _DAMAGED:
-        raise SeriesRefusedError("not a NIfTI file, or one that is cut short or damaged") from None
+    with _reading():
+        image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise SeriesRefusedError("not a NIfTI file")
+    affine = _affine(image)
+    shape = _checked_shape(image)
+    with _reading():
+        stored = np.asanyarray(image.dataobj).reshape(shape)
     volume_hu, is_rounded = _to_hu(stored)
     to_lps = _orientations.ornt_transform(
         _orientations.io_orientation(affine), _orientations.axcodes2ornt(("L", "P", "S"))
@@ -77,6 +74,17 @@ def read_nifti(path: Path) -> NiftiVolume:
     )
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Let nibabel work in silence, and turn what it raises on a damaged file into a refusal."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except _DAMAGED:
+        raise SeriesRefusedError("not a NIfTI file, or one that is cut short or damaged") from None
+
+
 def _checked_shape(image: Any) -> tuple[int, ...]:
     shape = tuple(int(n) for n in image.shape)
     spatial, further = shape[:3], shape[3:]
@@ -87,7 +95,9 @@ def _checked_shape(image: Any) -> tuple[int, ...]:
         or np.prod(spatial, dtype=float) > MAX_VOXELS
     ):
         raise SeriesRefusedError(f"not one three-dimensional volume: its shape is {shape}")
-    if image.get_data_dtype().kind not in "iuf":
+    with _reading():
+        kind = image.get_data_dtype().kind
+    if kind not in "iuf":
         raise SeriesRefusedError("its voxels are not single numbers (color or complex values)")
     return spatial
 
@@ -95,17 +105,19 @@ def _checked_shape(image: Any) -> tuple[int, ...]:
 def _affine(image: Any) -> NDArray[np.float64]:
     """Index (x, y, z) -> RAS mm, as the file states it. Source: nifti1.h, "3D image orientation"."""
     header = image.header
-    if header.get_xyzt_units()[0] in ("meter", "micron"):
+    with _reading():
+        unit = header.get_xyzt_units()[0]
+        sform, has_sform = header.get_sform(), int(header["sform_code"]) > 0
+        has_qform = int(header["qform_code"]) > 0
+        qform = header.get_qform() if has_qform else sform
+    if unit in ("meter", "micron"):
         raise SeriesRefusedError("its lengths are not in millimeters")
-    sform, has_sform = header.get_sform(), int(header["sform_code"]) > 0
-    has_qform = int(header["qform_code"]) > 0
-    qform = header.get_qform() if has_qform else sform
     if not has_sform and not has_qform:
         raise SeriesRefusedError("neither sform nor qform says where the volume lies in the patient")
     affine = np.asarray(sform if has_sform else qform, dtype=np.float64)
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(affine).all() or lengths.min() < 1e-3:
+    if not (np.isfinite(affine).all() and np.isfinite(qform).all()) or lengths.min() < 1e-3:
         raise SeriesRefusedError("its affine is not finite, or a voxel has no extent")
     if has_sform and has_qform:
         corner = np.append(np.array(image.shape[:3]) - 1, 1)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES, empty_table
 from transforms.geometry import lps_to_index
@@ -95,10 +96,10 @@ def _seen_from(root: Path, file: str, table_folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Nodules that met their volume, and how many rows did not, by reason."""
+    """Nodules that met their volume, and the rows that did not, by reason."""
 
     nodules: pd.DataFrame
-    refused: Counter[str]
+    rows: Accounting
 
 
 def join_annotations(
@@ -137,7 +138,8 @@ def join_annotations(
         if given_ids[nodule["nodule_id"]] > 1:  # a number within a scan, which names no nodule of the cohort
             nodule["nodule_id"] = _made_id(nodule["volume_id"], number)
     frame = pd.DataFrame(list(kept.values())) if kept else empty_table(NODULES)
-    return Joined(_with_natural_types(frame), refused)
+    accounting = Accounting("annotation rows", len(table.rows), "joined to a volume", len(frame), refused)
+    return Joined(_with_natural_types(frame), accounting)
 
 
 def _without_repeats(

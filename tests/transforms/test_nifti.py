@@ -73,6 +73,7 @@ def test_slope_and_intercept_are_applied_and_rounding_is_noted(tmp_path: Path) -
         (HU[0], {}, "three-dimensional"),
         (HU, {"xyzt_units": 1}, "not in millimeters"),
         (HU, {"qform_code": 1, "qoffset_x": 99.0}, "sform and qform disagree"),
+        (HU, {"qform_code": 1, "qoffset_x": np.nan}, "its affine is not finite"),
         (HU + 1j, {}, "color or complex"),
     ],
 )

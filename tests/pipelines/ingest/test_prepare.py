@@ -40,7 +40,7 @@ def test_the_phantom_is_prepared_whole_with_its_nodules_where_they_are(
 ) -> None:
     prepared = prepare_cohort(config(small_phantom_source, tmp_path / "c", verify=True))
     cohort = prepared.cohort
-    assert (prepared.n_new, prepared.n_present, prepared.n_refused_files) == (6, 0, 0)
+    assert (prepared.n_new, prepared.n_present, prepared.files.left_out.total()) == (6, 0, 0)
     truth = json.loads((small_phantom_source / "phantom_truth.json").read_text())
     assert len(cohort.nodules) == sum(len(patient["nodules"]) for patient in truth["patients"])
     assert set(cohort.nodules["volume_id"]) <= set(cohort.series["volume_id"])
@@ -131,7 +131,7 @@ def test_a_series_that_is_refused_now_is_no_longer_there_as_it_was_read_before(
     for file, home in zip(late, files[6:], strict=True):
         file.rename(home)
     again = prepare_cohort(config(tmp_path / "s", tmp_path / "c"))
-    assert (again.n_new, again.n_present, again.n_refused_files) == (0, 1, 8)
+    assert (again.n_new, again.n_present, again.files.left_out.total()) == (0, 1, 8)
     assert again.cohort.refused["series_uid"].tolist() == ["1.2.3.4"]
     assert again.cohort.series["volume_id"].tolist() == ["1.2.3.5"]
 

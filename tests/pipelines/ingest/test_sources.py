@@ -74,12 +74,12 @@ def test_a_table_meets_its_files_and_every_other_row_is_counted(tmp_path: Path) 
     table = write_csv(tmp_path / "s" / "nodules.csv", rows)
     done = prepared(tmp_path / "s", tmp_path / "c", from_="nifti", annotations=str(table))
     cohort = done.cohort
-    assert len(cohort.nodules) + done.n_refused_rows == len(rows)
-    assert done.n_refused_rows == int(cohort.refused["n_rows"].sum()) == 6
+    assert len(cohort.nodules) + done.rows.left_out.total() == len(rows)
+    assert done.rows.left_out.total() == int(cohort.refused["n_rows"].sum()) == 6
     assert list(cohort.series["volume_id"]) == ["LIDC-IDRI-0003_n1", "LIDC-IDRI-0004_n1"]
     assert list(cohort.series["kind"]) == ["patch", "series"]
     assert list(cohort.series["patient_id"]) == ["LIDC-IDRI-0003", "LIDC-IDRI-0004"]
-    assert done.n_refused_files == 1  # the mask; the table itself is no refused file
+    assert done.files.left_out.total() == 1  # the mask; the table itself is no refused file
     first = cohort.nodules.iloc[0]
     assert (first["source"], first["lobe"], first["n_readers"]) == ("csv", "upper left", 3)
     assert list(first["malignancy_ratings"]) == [5, 4, 5]
@@ -100,7 +100,7 @@ def test_files_are_named_from_the_source_or_from_the_table(named_from: str, tmp_
     csv = write_csv(tmp_path / "data" / "nodules.csv", [row])
     done = prepared(tmp_path / "data" / "volumes", tmp_path / "cohort", from_="nifti", annotations=str(csv))
     assert len(done.cohort.nodules) == 1
-    assert done.n_refused_rows == 0
+    assert done.rows.left_out.total() == 0
 
 
 def test_a_table_joins_dicom_by_series_uid(write_ct_series: Writer, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_few_of_the_740_nodules_come_in_with_their_patients(dinox_data: Path, 
 def test_all_740_nodules_of_414_patients_come_in(dinox_data: Path, tmp_path: Path) -> None:
     source = dinox_data / "lidc_nodules"
     done = prepared(source, tmp_path / "c", from_="nifti", annotations=str(source / "nodules.csv"), workers=2)
-    assert (len(done.cohort.nodules), done.n_refused_rows) == (740, 0)
+    assert (len(done.cohort.nodules), done.rows.left_out.total()) == (740, 0)
     assert done.cohort.nodules["patient_id"].nunique() == done.cohort.series["patient_id"].nunique() == 414
     assert_inside(done.cohort)
 
