@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import BackboneConfig
+from transforms.refusal import Refusal
 
 # The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
 _ARTICLE = {"vit_small": "vit_small_patch14_reg4_dinov2", "vit_large": "vit_large_patch14_reg4_dinov2"}
+
+
+class BackboneError(Refusal):
+    """A backbone that cannot be built, or whose files cannot be used."""
 
 
 class Tokens(NamedTuple):
@@ -90,7 +95,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """Build the backbone that a recipe names, with random weights or those that timm has for the name.
 
     Raises:
-        ValueError: If timm does not know the name, or the model is no plain ViT with a class
+        BackboneError: If timm does not know the name, or the model is no plain ViT with a class
             token.
     """
     backbone = Backbone(_build_vit(config))
@@ -125,7 +130,7 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
     is_local = name.startswith("local-dir:")
     is_hub = name.startswith("hf-hub:")
     if not is_local and not is_hub and not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
+        raise BackboneError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
     refusal = f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
     try:
         vit = timm.create_model(
@@ -136,9 +141,9 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
             dynamic_img_size=True,
         )
     except TypeError as error:  # A convolutional network knows no image size.
-        raise ValueError(refusal) from error
+        raise BackboneError(refusal) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise ValueError(refusal)
+        raise BackboneError(refusal)
     return vit
 
 
@@ -151,10 +156,12 @@ def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int)
         image_px: Input size, in place of the file's.
 
     Raises:
-        ValueError: If this timm does not know the name.
+        BackboneError: If this timm does not know the name.
     """
     if not timm.is_model(name):
-        raise ValueError(f"timm {timm.__version__} has no model '{name}'; install the version that wrote it")
+        raise BackboneError(
+            f"timm {timm.__version__} has no model '{name}'; install the version that wrote it"
+        )
     fixed = {"img_size": image_px, "num_classes": 0, "dynamic_img_size": True}
     return Backbone(timm.model_entrypoint(name)(**(arguments | fixed)))
 
@@ -179,7 +186,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> N
         source: Where the state came from, for the error.
 
     Raises:
-        ValueError: If a tensor is missing, unknown or of another shape.
+        BackboneError: If a tensor is missing, unknown or of another shape.
     """
     state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     own = backbone.vit.state_dict()
@@ -194,7 +201,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> N
         if name not in own or name not in state or own[name].shape != state[name].shape
     )
     if wrong:
-        raise ValueError(
+        raise BackboneError(
             f"the weights in {source} are of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}'"
         )
     backbone.vit.load_state_dict(state)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pipelines.command.cli import main
 from pipelines.tracking.run import Run
+from transforms.refusal import Refusal
 
 INSTALL = "pip install -e '.[download]'"
 
@@ -32,6 +33,11 @@ INDEX_COLUMNS = (
     "license_short_name",
     "source_DOI",
 )
+
+
+class DownloadError(Refusal):
+    """What cannot be fetched as asked."""
+
 
 Fetch = Callable[[str, Path], None]
 """Fetches the files of one SeriesInstanceUID into a folder; need not say whether it succeeded."""
@@ -55,12 +61,12 @@ def read_index() -> pd.DataFrame:
     """Read the index of the Imaging Data Commons that comes with idc-index; needs no network.
 
     Raises:
-        ValueError: If the optional package is not installed.
+        DownloadError: If the optional package is not installed.
     """
     try:
         from idc_index_data import IDC_INDEX_PARQUET_FILEPATH
     except ImportError as error:
-        raise ValueError(
+        raise DownloadError(
             f"download needs the optional package idc-index; install it with: {INSTALL}"
         ) from error
     return pd.read_parquet(IDC_INDEX_PARQUET_FILEPATH, columns=list(INDEX_COLUMNS))
@@ -75,16 +81,16 @@ def select_ct_series(index: pd.DataFrame, collection: str, patients: str = "") -
         patients: As in `DownloadConfig.patients`.
 
     Raises:
-        ValueError: If the collection is unknown or holds no CT, or a patient is not among its patients.
+        DownloadError: If the collection is unknown or holds no CT, or a patient is not among its patients.
     """
     known = index["collection_id"].unique()
     if collection not in known:
         near = difflib.get_close_matches(collection, [str(name) for name in known], n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"the Imaging Data Commons has no collection '{collection}'{hint}")
+        raise DownloadError(f"the Imaging Data Commons has no collection '{collection}'{hint}")
     series = index[(index["collection_id"] == collection) & (index["Modality"] == "CT")]
     if series.empty:
-        raise ValueError(f"collection '{collection}' holds no CT series")
+        raise DownloadError(f"collection '{collection}' holds no CT series")
     everybody = sorted(series["PatientID"].unique())
     chosen = _chosen_patients(patients, everybody) if patients.strip() else set(everybody)
     series = series[series["PatientID"].isin(chosen)]
@@ -100,12 +106,12 @@ def _chosen_patients(text: str, everybody: list[str]) -> set[str]:
             continue
         places = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
         if places is None:
-            raise ValueError(
+            raise DownloadError(
                 f"'{word}' is neither a patient of this collection nor a place such as 7 or 1-20"
             )
         first, last = int(places[1]), int(places[2] or places[1])
         if not 1 <= first <= last <= len(everybody):
-            raise ValueError(
+            raise DownloadError(
                 f"patients {word} do not lie within 1-{len(everybody)}, the patients of this collection"
             )
         chosen.update(everybody[first - 1 : last])
@@ -143,12 +149,12 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
     """Fetch every series that is missing, whole or not at all; what an interruption left is continued.
 
     Raises:
-        ValueError: If there is no room, or the files that arrived are not as many as the index says.
+        DownloadError: If there is no room, or the files that arrived are not as many as the index says.
     """
     target.mkdir(parents=True, exist_ok=True)
     free_gb = shutil.disk_usage(target).free / 1e9
     if free_gb < _gigabytes(missing):
-        raise ValueError(
+        raise DownloadError(
             f"{target} has {free_gb:.1f} GB free and {_gigabytes(missing):.1f} GB are to come;"
             " choose fewer patients, or another target"
         )
@@ -171,7 +177,7 @@ def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> 
     fetch(str(row["SeriesInstanceUID"]), partial)
     arrived, expected = len(list(partial.glob("*.dcm"))), int(row["instanceCount"])
     if arrived != expected:
-        raise ValueError(
+        raise DownloadError(
             f"series {row['SeriesInstanceUID']}: {arrived} of {expected} files arrived;"
             " see whether the network is there, then run the same command again: it goes on where it stopped"
         )
@@ -184,7 +190,7 @@ def fetch_from_idc() -> Fetch:
     try:
         from idc_index import IDCClient
     except ImportError as error:
-        raise ValueError(
+        raise DownloadError(
             f"download needs the optional package idc-index; install it with: {INSTALL}"
         ) from error
     client = IDCClient()

@@ -23,11 +23,17 @@ from pipelines.command.cli import main
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import fetch_artifact
 from pipelines.tracking.run import Run
+from pipelines.tracking.store import NotInStoreError
 from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
+from transforms.refusal import Refusal
 
 OPSET = 18
 TIMM_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
 """Largest difference of a token that counts as the same; float32 tokens after the final norm are of order 1."""
+
+
+class ExportError(Refusal):
+    """An export that cannot be made, that reads otherwise than it was written, or that cannot be uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +80,7 @@ def run_export(config: ExportConfig, run: Run) -> None:
 
 def _refuse_other_things(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "dinox.json").is_file())):
-        raise ValueError(f"{out} holds something that is no export; name a new folder as out=DIR")
+        raise ExportError(f"{out} holds something that is no export; name a new folder as out=DIR")
 
 
 def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
@@ -82,7 +88,7 @@ def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
     ]
     if asked == "yes" and missing:
-        raise ValueError(
+        raise ExportError(
             f"onnx=yes needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
         )
     return asked != "no" and not missing
@@ -94,7 +100,7 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     Paths of this machine, from which the backbone may have had its first weights, stay here.
 
     Raises:
-        ValueError: If timm makes other tokens of them.
+        ExportError: If timm makes other tokens of them.
     """
     plain = BackboneConfig(arch="timm", timm_name=loaded.timm_config["architecture"])
     named = plain if loaded.config.timm_name else loaded.config
@@ -127,7 +133,7 @@ def export_onnx(backbone: Backbone, path: Path) -> None:
     """Write a backbone as ONNX with a free batch size, and run it to see that the tokens are the same.
 
     Raises:
-        ValueError: If ONNX Runtime makes other tokens of it.
+        ExportError: If ONNX Runtime makes other tokens of it.
     """
     import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
@@ -164,7 +170,7 @@ def _probe_images(backbone: Backbone, batch: int) -> Tensor:
 
 def _refuse_difference(reader: str, difference: float, tolerance: float) -> None:
     if not difference <= tolerance:
-        raise ValueError(
+        raise ExportError(
             f"{reader} makes tokens of the exported folder that differ by {difference:.2g}, more than {tolerance:g}:"
             " do not use it; another version of it may agree"
         )
@@ -180,7 +186,7 @@ def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
     try:
         with tempfile.TemporaryDirectory() as folder:
             recipe = fetch_artifact(loaded.run_id, "config.yaml", Path(folder)).read_text(encoding="utf-8")
-    except ValueError as error:
+    except NotInStoreError as error:
         print(f"the card says little of the pretraining: {error}")
         return facts
     return dataclasses.replace(facts, pretraining=read_run(StoredRun, loaded.run_id), recipe=recipe)
@@ -190,10 +196,10 @@ def push(folder: Path, repository: str, private: bool) -> str:
     """Upload an exported folder to the Hugging Face Hub and return its address there.
 
     Raises:
-        ValueError: If the extra `hub` is missing, the name cannot be, or the Hub refuses or cannot be reached.
+        ExportError: If the extra `hub` is missing, the name cannot be, or the Hub refuses or cannot be reached.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise ValueError("push_to needs huggingface_hub; install the extra: pip install -e '.[hub]'")
+        raise ExportError("push_to needs huggingface_hub; install the extra: pip install -e '.[hub]'")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # whose base depends on the version
         HfHubHTTPError,
@@ -207,11 +213,11 @@ def push(folder: Path, repository: str, private: bool) -> str:
         message = "Backbone exported by dinox-ct"
         return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
     except HFValidationError:
-        raise ValueError(
+        raise ExportError(
             f"push_to={repository} cannot be a repository of the Hub; write OWNER/NAME"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        raise ValueError(
+        raise ExportError(
             f"{folder} is written, but could not be uploaded to {repository} ({type(error).__name__}): log in with"
             " `hf auth login`, check the name and the network, and run the same command again"
         ) from error

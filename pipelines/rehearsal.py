@@ -15,6 +15,11 @@ import numpy as np
 
 from pipelines.command.cli import main
 from pipelines.tracking.run import Run
+from transforms.refusal import Refusal
+
+
+class RehearsalRefusedError(Refusal):
+    """The ending that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +49,7 @@ def run_rehearsal(config: RehearsalConfig, run: Run) -> None:
     """Log a loss that is lowest at a learning rate of 1e-3, then end as asked.
 
     Raises:
-        ValueError: If the ending is `refused`.
+        RehearsalRefusedError: If the ending is `refused`.
     """
     rng = np.random.default_rng(config.seed)
     floor = abs(np.log10(config.lr) + 3.0)
@@ -54,7 +59,7 @@ def run_rehearsal(config: RehearsalConfig, run: Run) -> None:
         run.log_metrics({"loss/total": float(loss), "teacher/gain": float(-loss)}, step)
     match config.ending:
         case "refused":
-            raise ValueError("this rehearsal was told to be refused; set ending=finished")
+            raise RehearsalRefusedError("this rehearsal was told to be refused; set ending=finished")
         case "crashed":
             raise RuntimeError("this rehearsal was told to crash")
         case "killed":

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 
 from models.backbone import (
     Backbone,
+    BackboneError,
     build_backbone,
     build_timm_architecture,
     init_xavier,
@@ -143,7 +144,7 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
         image_px: Build it for this input instead of its own; positions are interpolated.
 
     Raises:
-        ValueError: If the run, folder or timm name does not exist or holds no backbone.
+        BackboneError: If the run, folder or timm name does not exist or holds no backbone.
     """
     if name.startswith("runs:/"):
         run_id, _, path = name.removeprefix("runs:/").partition("/")
@@ -152,7 +153,7 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
     if name.startswith("timm:"):
         return _from_timm(name, image_px)
     if not Path(name).is_dir():
-        raise ValueError(
+        raise BackboneError(
             f"backbone '{name}' is no folder; give runs:/<run id>/backbone, a folder or timm:<name>"
         )
     return _from_folder(name, Path(name), image_px)
@@ -160,7 +161,7 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
 
 def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackbone:
     if not (folder / _RECORD).is_file():
-        raise ValueError(
+        raise BackboneError(
             f"backbone '{source}' holds no {_RECORD}; open other timm folders as timm:local-dir:FOLDER"
         )
     record, timm_config = (
@@ -198,13 +199,13 @@ def chosen_backbone(name: str) -> str:
     """Return the name given, else that of the newest finished pretrain run.
 
     Raises:
-        ValueError: If none was given and there is none.
+        BackboneError: If none was given and there is none.
     """
     if name:
         return name
     newest = newest_backbone_run()
     if newest is None:
-        raise ValueError(
+        raise BackboneError(
             f"there is no finished pretrain run in {shown_store()} to probe; first run"
             " `mlflow run . -e pretrain`, or give -P backbone=timm:<name>"
         )

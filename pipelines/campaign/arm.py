@@ -187,13 +187,11 @@ def _call(command: list[str]) -> int:
 def _gathered(plan: ArmPlan) -> dict[str, float]:
     """What later stages measured, to be copied to the arm's own run, so that one page compares the arms."""
     from pipelines.tracking.reading import run_metrics
-    from pipelines.tracking.store import answering
 
     gathered: dict[str, float] = {}
-    with answering():
-        for stage in plan.stages[1:]:
-            gathered |= run_metrics(stage.run_id)
-        own = run_metrics(plan.run_id)
+    for stage in plan.stages[1:]:
+        gathered |= run_metrics(stage.run_id)
+    own = run_metrics(plan.run_id)
     return {name: value for name, value in gathered.items() if name in METRICS and name not in own}
 
 

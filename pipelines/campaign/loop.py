@@ -24,7 +24,7 @@ from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.pages import compare_page
 from pipelines.tracking.reading import run_tags
-from pipelines.tracking.store import answering, tracking_uri
+from pipelines.tracking.store import tracking_uri
 
 _STEPS_EVERY_S = 10.0
 _AWAY_S = 15.0
@@ -71,8 +71,7 @@ class CampaignLoop:
     def _is_over(self, stop: StopWatch) -> bool:
         """Look, account, start; whether nothing runs any more and nothing is to be started."""
         try:
-            with answering():
-                return self._turn(stop)
+            return self._turn(stop)
         except StoreAwayError as error:
             # Arms go on within their leases; what they did is read when the store is back.
             print(f"{error}; looking again in {_AWAY_S:.0f} s")

@@ -17,8 +17,9 @@ from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.heartbeat import HOURS
 from pipelines.tracking.names import Tag
+from pipelines.tracking.reading import run_status
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import client
+from pipelines.tracking.store import answering, client
 from pipelines.tracking.stored_runs import read_run, search_runs
 
 
@@ -104,6 +105,7 @@ class CampaignRecord:
         tags = {Tag.PARENT: run_id, Tag.CAMPAIGN: self.name, Tag.STAGE: stage}
         return self._new_run(f"{arm.name}-{stage}", tags | {Tag.ARM_OF: arm.name})
 
+    @answering()
     def _new_run(self, name: str, tags: dict[Tag, str]) -> str:
         run_id = self.store.create_run(
             self.experiment_id, run_name=name, tags={tag.value: text for tag, text in tags.items()}
@@ -119,6 +121,7 @@ class CampaignRecord:
         """Return the (step, value) pairs of a metric of an arm."""
         return Run(self.store, record.run_id).history(metric)
 
+    @answering()
     def open_attempt(self, record: ArmRecord, tags: dict[Tag, str]) -> int:
         """Write down that an arm is about to be started: from here on it costs, whoever dies."""
         number, now = record.attempt + 1, time.time()
@@ -156,11 +159,12 @@ class CampaignRecord:
             },
         )
 
+    @answering()
     def end_arm(self, record: ArmRecord, status: str, why: str) -> None:
         """Close an arm's run, and whatever of its stages an ended process left open."""
         self.tag(record.run_id, {Tag.ARM_STATUS: why})
         for run_id in record.stage_run_ids:
-            if self.store.get_run(run_id).info.status == "RUNNING":
+            if run_status(run_id) == "RUNNING":
                 self.store.set_terminated(run_id, status=status)
 
 

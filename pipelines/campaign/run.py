@@ -77,7 +77,7 @@ def check_arms(spec: CampaignSpec, arms: Sequence[Arm], cohorts: Sequence[str]) 
 
     Raises:
         CampaignError: If two arms are alike.
-        ValueError: If a key cannot be, or a cohort is missing.
+        Refusal: If a key cannot be, or a cohort is missing.
     """
     lines = [(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])]
     resolved = iter(check_words(lines, cohorts))

@@ -16,11 +16,12 @@ from pydantic import BeforeValidator
 from pipelines.command.config import RecipeError, find_recipe, load_recipe, read_yaml
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import NAME
+from transforms.refusal import Refusal
 
 CAMPAIGNS = PROJECT_ROOT / "mlflow_projects" / "campaigns"
 
 
-class CampaignError(ValueError):
+class CampaignError(Refusal):
     """A campaign that cannot be: one sentence says what and what would be right."""
 
 

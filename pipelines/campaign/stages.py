@@ -132,7 +132,7 @@ def answer_check() -> int:
     lines, cohorts = json.loads(sys.stdin.read())
     try:
         checked = resolve_lines([tuple(line) for line in lines], cohorts)
-    except (Refusal, ValueError, FileNotFoundError) as error:
+    except (Refusal, RecipeError) as error:
         print(" ".join(str(error).split()))
         return 2
     print(json.dumps(checked, default=str))

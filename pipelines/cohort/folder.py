@@ -23,6 +23,7 @@ from pipelines.cohort.tables import (
     NODULES,
     REFUSED,
     SERIES,
+    CohortError,
     empty_table,
     read_table,
     write_table,
@@ -59,16 +60,16 @@ class Cohort:
         """Open a cohort folder.
 
         Raises:
-            ValueError: If there is none, it holds no volume, or its schema is of another version.
+            CohortError: If there is none, it holds no volume, or its schema is of another version.
         """
         if not (root / "cohort.json").is_file() or not (root / "series.parquet").is_file():
-            raise ValueError(
+            raise CohortError(
                 f"no cohort in {root}; make it with `mlflow run . -e prepare -P source=DIR -P cohort={root}`"
             )
         _check_version(root)
         cohort = cls(root)
         if cohort.series.empty:
-            raise ValueError(
+            raise CohortError(
                 f"cohort {root} holds no volume: all that was prepared was refused, see its refused.parquet"
             )
         return cohort
@@ -106,7 +107,7 @@ class Cohort:
         if mapped is None:
             path = self.root / folder / f"{volume_id}.npy"
             if not path.is_file():
-                raise ValueError(
+                raise CohortError(
                     f"cohort {self.root} has no {folder}/{volume_id}.npy; run `prepare` on it again"
                 )
             mapped = np.load(path, mmap_mode="r")
@@ -127,11 +128,11 @@ class CohortWriter:
         """Make the folder when missing.
 
         Raises:
-            ValueError: If the folder holds other things, or a cohort of another version.
+            CohortError: If the folder holds other things, or a cohort of another version.
         """
         self.root = root
         if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not _is_cohort(root))):
-            raise ValueError(f"{root} holds something that is no cohort; name a new folder for it")
+            raise CohortError(f"{root} holds something that is no cohort; name a new folder for it")
         root.mkdir(parents=True, exist_ok=True)
         self._presence = SharedPresence(root / ".writers")
         self._presence.clear_abandoned(root, *(root / name for name in ("volumes", "body", "rows")))
@@ -282,6 +283,6 @@ def _is_cohort(root: Path) -> bool:
 def _check_version(root: Path) -> None:
     version = json.loads((root / "cohort.json").read_text())["schema_version"]
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise CohortError(
             f"cohort {root} has schema version {version}, this program reads {SCHEMA_VERSION}; prepare it again"
         )

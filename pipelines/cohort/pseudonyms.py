@@ -18,8 +18,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipelines.lidc.pylidc_compat import pylidc_folder
+from transforms.refusal import Refusal
 
 _REPLACED = re.compile(r"anon-[0-9a-f]{24}")
+
+
+class PatientKeyError(Refusal):
+    """The key for patient ids cannot be read or made."""
 
 
 @lru_cache(maxsize=1)
@@ -89,19 +94,19 @@ def user_key() -> bytes:
     """The key of this user, made with permissions 0600 when there is none; of two makers at once the first wins.
 
     Raises:
-        ValueError: If the file is there but holds no key, or cannot be made or read.
+        PatientKeyError: If the file is there but holds no key, or cannot be made or read.
     """
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     path = Path(home) / "dinox-ct" / "patient.key"
     try:
         key = _existing_or_new(path)
     except OSError as error:
-        raise ValueError(
-            f"the key for patient ids cannot be had from {path} ({error.strerror}); make that folder writable, or "
+        raise PatientKeyError(
+            f"the key for patient ids cannot be read from {path} ({error.strerror}); make that folder writable, or "
             "prepare with keep_ids=true if every id is public"
         ) from None
     if len(key) < 32:
-        raise ValueError(
+        raise PatientKeyError(
             f"{path} holds no key for patient ids; move it away and a new one is made (ids will change)"
         )
     return key

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.runtime.atomic import write_atomically
+from transforms.refusal import Refusal
 
 _TEXT, _REAL, _WHOLE, _TRUTH = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _RATINGS = (
@@ -87,6 +88,10 @@ REFUSED = pa.schema(
 )
 
 
+class CohortError(Refusal):
+    """A cohort is not there, is of another version, or one of its files cannot be used."""
+
+
 def empty_table(schema: pa.Schema) -> pd.DataFrame:
     """A table of no rows with the right columns."""
     frame: pd.DataFrame = schema.empty_table().to_pandas()
@@ -94,8 +99,21 @@ def empty_table(schema: pa.Schema) -> pd.DataFrame:
 
 
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read a table of the cohort; an absent one is empty."""
-    return pq.read_table(path).to_pandas() if path.is_file() else empty_table(schema)
+    """Read a table of the cohort; an absent one is empty.
+
+    Raises:
+        CohortError: If it is no whole Parquet file, or a column is missing.
+    """
+    if not path.is_file():
+        return empty_table(schema)
+    try:
+        frame: pd.DataFrame = pq.read_table(path).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise CohortError(f"table {path} is damaged or cannot be read; prepare the cohort again") from error
+    missing = [name for name in schema.names if name not in frame.columns]
+    if missing:
+        raise CohortError(f"table {path} lacks the column {missing[0]}; prepare the cohort again")
+    return frame
 
 
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema) -> None:

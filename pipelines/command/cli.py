@@ -21,7 +21,6 @@ from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import answering
 from transforms.refusal import Refusal
 
 C = TypeVar("C")
@@ -100,11 +99,10 @@ def run_entry_point(
     watch_deadline()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        with answering():
-            run = Run.start(name)
-    except StoreAwayError as error:
+        run = Run.start(name)
+    except Refusal as error:
         print(error, file=sys.stderr)
-        return away_code
+        return away_code if isinstance(error, StoreAwayError) else error.exit_code
     try:
         config, recipe_name = resolve(schema, words, recipe)
         flat = flatten(config)

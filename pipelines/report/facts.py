@@ -101,10 +101,11 @@ def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
 def _kind_of_folder(folder: Path, sha256: str) -> str:
     from pipelines.cohort.folder import Cohort
     from pipelines.cohort.kind import cohort_kind
+    from pipelines.cohort.tables import CohortError
 
     try:
         cohort = Cohort.open(folder)
-    except ValueError:
+    except CohortError:
         return UNKNOWN
     return cohort_kind(cohort) if cohort.sha256 == sha256 else UNKNOWN
 

@@ -26,7 +26,9 @@ from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric
 from pipelines.tracking.run import Run
+from pipelines.tracking.store import NotInStoreError
 from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
+from transforms.refusal import Refusal
 
 SUSPICION = (
     "LIDC-IDRI ratings are how suspicious four radiologists found a nodule, not whether it was cancer. An AUROC here"
@@ -35,6 +37,10 @@ SUSPICION = (
 NO_PATIENTS = (
     "Figures on a phantom or on synthetic slices show that code works; they say nothing about patients."
 )
+
+
+class ReportError(Refusal):
+    """There is nothing to report as asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +59,7 @@ def run_report(config: ReportConfig, run: Run) -> None:
     """Write the page as Markdown and HTML.
 
     Raises:
-        ValueError: If a named run does not exist, or there is no run to report.
+        ReportError: If there is no run to report.
     """
     runs, arms = chosen_runs(config)
     blocks = page(runs, arms, datetime.now(UTC))
@@ -70,12 +76,12 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
     """Return the runs to report and the arms of campaigns among them.
 
     Raises:
-        ValueError: If a named run does not exist, or nothing is there.
+        ReportError: If nothing is there.
     """
     if config.runs and config.campaign:
-        raise ValueError("report takes runs or a campaign, not both")
+        raise ReportError("report takes runs or a campaign, not both")
     if config.campaign and not NAME.fullmatch(config.campaign):
-        raise ValueError(
+        raise ReportError(
             f"campaign {config.campaign!r} cannot be one, names are letters, digits and _.=- only; give one of them"
         )
     if config.runs:
@@ -90,7 +96,7 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
     arms = [arm for arm in read_arms() if config.campaign in ("", arm.tags[Tag.CAMPAIGN])]
     if not runs:
         what = f"campaign {config.campaign} has no run" if config.campaign else "there is no run"
-        raise ValueError(f"{what} in the store; run something first, such as `mlflow run . -e campaign`")
+        raise ReportError(f"{what} in the store; run something first, such as `mlflow run . -e campaign`")
     return _with_probed(runs) if config.campaign else runs, arms
 
 
@@ -104,7 +110,7 @@ def _with_probed(runs: list[StoredRun]) -> list[StoredRun]:
 def _if_there(run_id: str) -> StoredRun | None:
     try:
         return read_run(StoredRun, run_id)
-    except ValueError:  # A backbone made elsewhere: the store of its pretraining is another one.
+    except NotInStoreError:  # A backbone made elsewhere: the store of its pretraining is another one.
         return None
 
 

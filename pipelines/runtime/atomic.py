@@ -1,4 +1,7 @@
-"""Files that are whole or not there: a reader, or a process killed at any instant, never meets half of one."""
+"""Files that are whole or not there, and locks: a process killed at any instant leaves no half file and no held lock.
+
+What the disk does not let us write is refused in one sentence, whoever writes.
+"""
 
 import contextlib
 import fcntl
@@ -8,7 +11,38 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from transforms.refusal import Refusal
+
 TEMPORARY = ".tmp"
+
+
+class TargetError(Refusal):
+    """A file or folder cannot be written: it is not ours to write, the disk is full, or something is in its place."""
+
+
+@contextlib.contextmanager
+def writing(target: Path, *also: Path) -> Iterator[None]:
+    """Turn what the disk refuses at `target` into a TargetError; errors about other files than `also` pass through."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename and Path(os.fsdecode(error.filename))
+        if named and named not in {target, *target.parents, *also}:
+            raise
+        raise TargetError(
+            f"{target} cannot be written: {error.strerror or error}; make room or give the right to write there,"
+            " or name another place"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Raises:
+        TargetError: If that cannot be.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -17,22 +51,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: The file to make or replace; its folder exists.
         write: Called with the open file.
+
+    Raises:
+        TargetError: If the disk does not take it; what was at `path` stays as it was.
     """
     temporary = path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with writing(path, temporary):
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            settle(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def settle(temporary: Path, path: Path) -> None:
+    """Rename a file that is on disk into its place, and force that to disk."""
+    temporary.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -42,7 +81,9 @@ def _sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def exclusively(lock: Path) -> Iterator[None]:
     """Hold a lock file for oneself; waits for others. The kernel lets go of it if the process is killed."""
-    with lock.open("a") as file:
+    with writing(lock):
+        file = lock.open("a")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -52,7 +93,8 @@ class SharedPresence:
 
     def __init__(self, lock: Path) -> None:
         """Take a share of the lock file `lock`, made when missing."""
-        self._file = lock.open("a")
+        with writing(lock):
+            self._file = lock.open("a")
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def clear_abandoned(self, *folders: Path) -> None:

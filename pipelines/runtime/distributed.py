@@ -17,8 +17,13 @@ import torch.distributed as dist
 
 from pipelines.runtime.interrupts import GRACE_S, end_with_parent
 from pipelines.runtime.parallel import available_cores
+from transforms.refusal import Refusal
 
 T = TypeVar("T")
+
+
+class WorldError(Refusal):
+    """Processes or devices that cannot be had as asked."""
 
 
 def relaunch_if_asked(module: str) -> None:
@@ -99,13 +104,13 @@ def done_by_rank_zero(task: Callable[[], T]) -> T:
     """Do something in rank 0 alone and return its value in every process.
 
     Raises:
-        ValueError: In every process, if rank 0 refuses: none is left to wait for it.
+        Refusal: In every process, if rank 0 refuses: none is left to wait for it.
     """
     value, refusal = None, None
     if rank() == 0:
         try:
             value = task()
-        except ValueError as error:
+        except Refusal as error:
             refusal = error
     value, refusal = from_rank_zero((value, refusal))
     if refusal is not None:
@@ -135,7 +140,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device that a recipe names; `auto` takes a GPU where there is one.
 
     Raises:
-        ValueError: If the named device is not there.
+        WorldError: If the named device is not there.
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
@@ -145,15 +150,15 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device '{name}' is unknown; give auto, cpu or cuda") from error
+        raise WorldError(f"device '{name}' is unknown; give auto, cpu or cuda") from error
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     if device.type == "cuda" and device.index not in (None, local) and here > 1:
-        raise ValueError(
+        raise WorldError(
             f"device '{name}' would be shared by all processes; give cuda, and each takes the one of its rank"
         )
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(
+            raise WorldError(
                 f"device '{name}' is not on this machine; give cpu, or auto to take what is there"
             )
         torch.cuda.set_device(device)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from transforms.refusal import Refusal
+
+
+class MissingPackageError(Refusal):
+    """A package of an optional extra is not installed."""
+
 
 def load_extra(module: str, extra: str) -> Any:
     """Import a package of an optional extra of this project.
 
     Raises:
-        ValueError: If it is not installed.
+        MissingPackageError: If it is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0]:
             raise
-        raise ValueError(
+        raise MissingPackageError(
             f"this needs the package {error.name}; install it with pip install -e '.[{extra}]'"
         ) from error

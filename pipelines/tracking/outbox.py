@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.runtime.atomic import write_atomically
+from transforms.refusal import Refusal
 
 Kind = Literal["batch", "file", "image", "status"]
 
@@ -21,7 +22,7 @@ RETRY_S = 30.0
 """Between two attempts to reach a store that was away; records of that time go straight to disk."""
 
 
-class StoreAwayError(ValueError):
+class StoreAwayError(Refusal):
     """The tracking store cannot be reached, or cannot answer."""
 
 

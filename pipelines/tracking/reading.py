@@ -9,9 +9,10 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metrics
-from pipelines.tracking.store import client, shown_store
+from pipelines.tracking.store import STORE_ENV, NotInStoreError, answering, client, shown_store, status_code
 
 
+@answering()
 def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
     """Return the newest finished pretrain run that holds a backbone, or None.
 
@@ -26,69 +27,76 @@ def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
     return None
 
 
+@answering()
 def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
     """Copy an artifact of a run into a folder and return where it lies.
 
     Raises:
-        ValueError: If the run does not exist or holds no such artifact.
+        NotInStoreError: If the run does not exist or holds no such artifact.
     """
     store = client()
     get_run(run_id)
     if path not in artifacts(run_id, str(Path(path).parent)):
-        raise ValueError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
+        raise NotInStoreError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
     return Path(store.download_artifacts(run_id, path, str(into)))
 
 
+@answering()
 def artifacts(run_id: str, folder: str = ".") -> list[str]:
     """Return the paths of what a run holds directly in a folder of its artifacts."""
     found = client().list_artifacts(run_id, None if folder == "." else folder)
     return [str(file.path) for file in found]
 
 
+@answering()
 def get_run(run_id: str) -> MlflowRun:
     """Return what the store has of a run.
 
     Raises:
-        ValueError: If the run does not exist.
+        NotInStoreError: If the run does not exist.
     """
     try:
         return client().get_run(run_id)
     except MlflowException as error:
-        raise ValueError(
-            f"run '{run_id}' is not in the store {shown_store()}; `mlflow ui` lists the runs that are"
+        if status_code(error) not in (400, 404):
+            raise
+        raise NotInStoreError(
+            f"run '{run_id}' is not in the store {shown_store()}; `mlflow ui` lists the runs that are, and"
+            f" {STORE_ENV} names another store"
         ) from error
 
 
 def run_tags(run_id: str) -> dict[str, str]:
     """Return the tags of a run."""
-    return dict(client().get_run(run_id).data.tags)
+    return dict(get_run(run_id).data.tags)
 
 
 def run_metrics(run_id: str) -> dict[str, float]:
     """Return the last value of every metric of a run, under its name of today."""
-    return current_metrics(client().get_run(run_id).data.metrics)
+    return current_metrics(get_run(run_id).data.metrics)
 
 
 def run_status(run_id: str) -> str:
     """Return SCHEDULED, RUNNING, FINISHED, FAILED or KILLED."""
-    return str(client().get_run(run_id).info.status)
+    return str(get_run(run_id).info.status)
 
 
 def experiment_of(run_id: str) -> str:
     """Return the experiment that a run belongs to."""
-    return str(client().get_run(run_id).info.experiment_id)
+    return str(get_run(run_id).info.experiment_id)
 
 
+@answering()
 def newest_run(entry_point: str, name: str) -> str:
     """Return the newest run of an entry point that bears a name.
 
     Raises:
-        ValueError: If there is none.
+        NotInStoreError: If there is none.
     """
     store = client()
     ids = [experiment.experiment_id for experiment in store.search_experiments()]
     query = f"tags.`{Tag.ENTRY_POINT}` = '{entry_point}' and attributes.run_name = '{name}'"
     found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
     if not found:
-        raise ValueError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
+        raise NotInStoreError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
     return str(found[0].info.run_id)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Letter, Outbox
-from pipelines.tracking.store import STORE_ENV, answering, client, shown_store
+from pipelines.tracking.reading import get_run
+from pipelines.tracking.store import StoreRefusedError, answering, client
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PARAMS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
+_CHOOSING = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
@@ -60,15 +61,23 @@ class Run:
 
     @classmethod
     def start(cls, entry_point: str) -> Run:
-        """Attach to the run that `mlflow run` made for this process, else make one in the chosen experiment."""
+        """Attach to the run that `mlflow run` made for this process, else make one in the chosen experiment.
+
+        Raises:
+            StoreAwayError: If the store does not answer.
+            StoreRefusedError: If it cannot be opened, or refuses the run or experiment that the environment names.
+        """
         if int(os.environ.get("RANK", "0")) > 0:
             return SilentRun()
         store = client()
-        run_id = os.environ.get("MLFLOW_RUN_ID")
-        if run_id is None:
-            run_id = store.create_run(_experiment_id(store), run_name=entry_point).info.run_id
-        run = cls(store, run_id)
-        run.set_tags({Tag.ENTRY_POINT: entry_point, Tag.GIT_COMMIT: git_commit()})
+        try:
+            run = cls(store, os.environ.get("MLFLOW_RUN_ID") or _new_run(store, entry_point))
+            run.set_tags({Tag.ENTRY_POINT: entry_point, Tag.GIT_COMMIT: git_commit()})
+        except StoreRefusedError as refusal:
+            named = " and ".join(f"{name}={os.environ[name]}" for name in _CHOOSING if os.environ.get(name))
+            if not named:
+                raise
+            raise StoreRefusedError(f"{refusal} ({named} was given)") from refusal
         return run
 
     @property
@@ -79,37 +88,31 @@ class Run:
     @property
     def experiment_id(self) -> str:
         """The experiment that this run belongs to."""
-        return str(self.store.get_run(self.run_id).info.experiment_id)
+        return str(get_run(self.run_id).info.experiment_id)
 
     @property
     def artifact_uri(self) -> str:
         """Where the artifacts of this run go."""
-        return str(self.store.get_run(self.run_id).info.artifact_uri)
+        return str(get_run(self.run_id).info.artifact_uri)
 
     def other(self, run_id: str) -> Run:
         """Attach to another run of the same store.
 
         Raises:
-            ValueError: If the store does not know it.
+            NotInStoreError: If the store does not know it.
         """
-        try:
-            self.store.get_run(run_id)
-        except MlflowException as error:
-            raise ValueError(
-                f"run {run_id}, which would be continued, is not in the store {shown_store()}; set {STORE_ENV} to the"
-                " store that has it"
-            ) from error
+        get_run(run_id)
         return Run(self.store, run_id)
 
     @property
     def recipe(self) -> str:
         """Name of the recipe that the run follows; "" without one."""
-        return str(self.store.get_run(self.run_id).data.tags.get(Tag.RECIPE, ""))
+        return str(get_run(self.run_id).data.tags.get(Tag.RECIPE, ""))
 
+    @answering()
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of a metric, one a step, in order."""
-        with answering():
-            points = self.store.get_metric_history(self.run_id, metric)
+        points = self.store.get_metric_history(self.run_id, metric)
         return sorted({point.step: point.value for point in points}.items())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -200,12 +203,8 @@ class Run:
         return self.outbox
 
 
+@answering()
 def _deliver(store: MlflowClient, letter: Letter) -> None:
-    with answering():
-        _hand_over(store, letter)
-
-
-def _hand_over(store: MlflowClient, letter: Letter) -> None:
     content, run_id, payload = letter.content, letter.run_id, Path(letter.payload)
     match letter.kind:
         case "batch":
@@ -251,10 +250,11 @@ class SilentRun(Run):
         pass
 
 
-def _experiment_id(store: MlflowClient) -> str:
-    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    if given:
-        return given
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
-    found = store.get_experiment_by_name(name)
-    return str(found.experiment_id if found else store.create_experiment(name))
+@answering()
+def _new_run(store: MlflowClient, name: str) -> str:
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if not experiment_id:
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        found = store.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else store.create_experiment(experiment)
+    return str(store.create_run(experiment_id, run_name=name).info.run_id)

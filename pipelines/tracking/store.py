@@ -1,64 +1,131 @@
-"""The MLflow store in force: where it is, how it is opened, and what it means when it does not answer."""
+"""The tracking store in force: how it is opened, and what it means when it says no or does not answer."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from pipelines.runtime.atomic import exclusively
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.outbox import StoreAwayError
+from transforms.refusal import Refusal
 
 STORE_ENV = "MLFLOW_TRACKING_URI"
+_SQLITE = "sqlite:///"
+_SECRETS = (
+    re.compile(r"(\bhttps?://)[^/\s]*@"),
+    re.compile(r"((?!https?:|sqlite)\b[\w.+-]+://)\S*@"),  # Of a database, whose password may hold a slash.
+    re.compile(r"(\bpassword=)[^&\s]*"),
+)
+_REASON_LENGTH = 200
+
+
+class StoreRefusedError(Refusal):
+    """The tracking store said no, or cannot be opened: trying again would not help."""
+
+
+class NotInStoreError(StoreRefusedError):
+    """The tracking store has no such run, or the run no such artifact."""
 
 
 def tracking_uri() -> str:
     """Return the store in force: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
-    return os.environ.get(STORE_ENV) or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
+    return os.environ.get(STORE_ENV) or f"{_SQLITE}{PROJECT_ROOT / 'mlflow.db'}"
 
 
 def shown_store() -> str:
     """Return the store as it may be printed: without the user and password that a URI can hold."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", tracking_uri())
+    return _without_secrets(tracking_uri())
+
+
+def _without_secrets(text: str) -> str:
+    for secret in _SECRETS:
+        text = secret.sub(lambda found: f"{found[1]}***{'@' * found[0].endswith('@')}", text)
+    return text
 
 
 def client() -> MlflowClient:
     """Open the store in force; processes that find no sqlite file yet make it one after the other.
 
     MLflow lets two of them create and migrate the tables at once, and all but one end with a database error.
+
+    Raises:
+        StoreAwayError: If a database server is away.
+        StoreRefusedError: If the store cannot be opened: an unknown kind, a missing driver, a damaged file.
     """
     uri = tracking_uri()
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not path.parent.is_dir():
+    path = Path(uri.removeprefix(_SQLITE))
+    if not uri.startswith(_SQLITE) or not path.parent.is_dir():
+        return _opened(uri)
+    if path.is_dir():  # MLflow would try for two minutes.
+        raise StoreRefusedError(f"the tracking store {uri} is a folder; set {STORE_ENV} to a file")
+    with exclusively(Path(f"{path}.lock")):
+        return _opened(uri)
+
+
+def _opened(uri: str) -> MlflowClient:
+    try:
+        urlsplit(uri)  # MLflow would do so at the first request.
         return MlflowClient(uri)
-    with Path(f"{path}.lock").open("a", encoding="utf-8") as handle:
-        fcntl.lockf(handle, fcntl.LOCK_EX)
-        return MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        if isinstance(error, OperationalError) and not uri.startswith("sqlite"):
+            raise StoreAwayError(_away()) from error
+        reason = _reason(error)
+        if isinstance(error, ModuleNotFoundError):
+            reason = f"Python has no module '{error.name}', its driver; install that"
+        raise StoreRefusedError(
+            f"the tracking store {shown_store()} cannot be opened: {reason}; or set {STORE_ENV} to a server's"
+            f" address or to {_SQLITE}FILE"
+        ) from error
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn the ways in which a store can be away into a StoreAwayError; a refusal stays what it is."""
+    """Turn what goes wrong between us and the store into one sentence.
+
+    Raises:
+        StoreAwayError: If it cannot be reached or cannot answer: it may do so later.
+        StoreRefusedError: If it said no.
+    """
     try:
         yield
-    except (MlflowException, RequestException, ConnectionError) as error:
-        if _is_refusal(error):
-            raise
-        raise StoreAwayError(
-            f"the tracking store {shown_store()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
+    except (MlflowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise  # What was to be sent is not there: ours.
+        code = status_code(error)
+        if code >= 500:
+            raise StoreAwayError(_away()) from error
+        hint = ""
+        if code in (401, 403):
+            hint = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise StoreRefusedError(
+            f"the tracking store {shown_store()} refuses: {_reason(error)}{hint}"
         ) from error
 
 
-def _is_refusal(error: MlflowException | OSError) -> bool:
-    """Whether the store answered and said no, so that trying again would not help."""
+def status_code(error: MlflowException | OSError) -> int:
+    """Return the HTTP status that the store answered with, or could have: 503 when it does not answer."""
     if isinstance(error, MlflowException):
-        return int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
-    response = error.response if isinstance(error, RequestException) else None
-    return response is not None and response.status_code < 500
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    if isinstance(error, RequestException):
+        return 503 if error.response is None else error.response.status_code
+    return 503 if isinstance(error, ConnectionError | TimeoutError) else 400
+
+
+def _away() -> str:
+    return f"the tracking store {shown_store()} cannot be reached or does not answer; start it, or set {STORE_ENV}"
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, without what a server sent for people or a URI holds of secrets."""
+    text = " ".join(str(error).split("[SQL")[0].split(" Response body")[0].split())
+    return _without_secrets(text).split(". ")[0].rstrip(".")[:_REASON_LENGTH]

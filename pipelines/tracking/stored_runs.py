@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metrics, current_params
 from pipelines.tracking.reading import get_run
-from pipelines.tracking.store import client
+from pipelines.tracking.store import answering, client
 
 _PAGE = 1000
 
@@ -43,11 +43,12 @@ def read_run(kind: type[R], run_id: str) -> R:
     """Read one run.
 
     Raises:
-        ValueError: If the store does not have it.
+        NotInStoreError: If the store does not have it.
     """
     return _of(kind, get_run(run_id))
 
 
+@answering()
 def search_runs(kind: type[R], experiment_ids: list[str] | None, query: str) -> list[R]:
     """Return all runs that match, newest first; in every experiment when none is named."""
     store = client()

@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from transforms.refusal import Refusal
 
-class CheckpointError(ValueError):
+
+class CheckpointError(Refusal):
     """A checkpoint that cannot be used: the sentence says why and what to do."""
 
 

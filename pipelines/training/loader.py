@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.cohort.slices import SliceIndex
+from transforms.refusal import Refusal
 from transforms.views.batch import TripletBatch, ViewConfig, ViewDraws, Views, draw_views, render_views
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+
+
+class BatchError(Refusal):
+    """Batches that cannot be filled from the training slices, or not shared by the processes."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ class BatchPlan:
     def __post_init__(self) -> None:
         """Refuse batches that cannot be filled or shared."""
         if self.batch_size > self.n_slices:
-            raise ValueError(
+            raise BatchError(
                 f"a batch of {self.batch_size} slices cannot be drawn from {self.n_slices} training slices;"
                 " lower batch_size or prepare more series"
             )
         if self.batch_size % self.processes:
-            raise ValueError(
+            raise BatchError(
                 f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes"
             )
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from models.backbone import Backbone, build_backbone, load_weights
+from models.backbone import Backbone, BackboneError, build_backbone, load_weights
 from models.losses.gather import world
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
+from pipelines.cohort.tables import CohortError
 from pipelines.command.cli import EndWith
 from pipelines.command.config import flatten
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.runtime.distributed import (
+    WorldError,
     agreed_stop,
     choose_device,
     done_by_rank_zero,
@@ -33,7 +35,7 @@ from pipelines.runtime.progress import progress
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
-from pipelines.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, view_sheet
@@ -61,11 +63,11 @@ def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
     If nobody would be left to train on, nobody is held out and the leak is "no_holdout".
 
     Raises:
-        ValueError: If the cohort holds no patient.
+        CohortError: If the cohort holds no patient.
     """
     everyone = sorted(cohort.series["patient_id"].unique(), key=patient_hash)
     if not everyone:
-        raise ValueError(f"cohort {cohort.root} holds no series to train on; prepare one first")
+        raise CohortError(f"cohort {cohort.root} holds no series to train on; prepare one first")
     held_out = [patient for patient in everyone if is_held_out(patient, config.holdout)]
     train = [patient for patient in everyone if patient not in set(held_out)]
     if not train:
@@ -81,11 +83,11 @@ def train(config: PretrainConfig, run: Run) -> None:
 
     Raises:
         EndWith: 130 or 143 when interrupted, after saving.
-        ValueError: If what was asked cannot be.
+        Refusal: If what was asked cannot be.
     """
     device = choose_device(config.device)
     if config.nproc > 1 and "RANK" not in os.environ:
-        raise ValueError(
+        raise WorldError(
             f"nproc={config.nproc} starts processes on the command line alone: --nproc {config.nproc}"
         )
     with process_group(device):
@@ -126,7 +128,7 @@ class TrainingRun:
 
         try:
             self._restore(done_by_rank_zero(claim))
-        except ValueError:
+        except BaseException:
             for _, folder in claimed:
                 folder.release()
             raise
@@ -150,7 +152,7 @@ class TrainingRun:
             if folder.run_id != run.run_id:
                 run.set_tags({Tag.RESUMES: folder.run_id})
                 run = run.other(folder.run_id)
-        except ValueError:
+        except BaseException:
             folder.release()
             raise
         if folder.is_resumed:
@@ -168,7 +170,9 @@ class TrainingRun:
         try:
             self._describe()
             verdict = self._loop(stop)
-        except ValueError:
+        except EndWith:
+            raise
+        except BaseException:
             self._close("FAILED")
             raise
         else:
@@ -333,11 +337,11 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
     if (
         config.views.n_local and local_px % patch_px
     ):  # The patch of a timm model is not known before it is built.
-        raise ValueError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
+        raise BackboneError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
     source = config.backbone.weights
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
-            raise CheckpointError(f"backbone.weights names {source}, which does not exist")
+            raise BackboneError(f"backbone.weights names {source}, which does not exist")
         load_weights(backbone, load_file(source), source)
     elif source not in ("", "timm"):
         load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipelines.training.checkpoint import lock_folder
+from transforms.refusal import Refusal
 
 _RECORD = "run.json"
 _FREE = {
@@ -26,6 +27,10 @@ _FREE = {
     "compile",
 }
 """Keys that do not change what is learned: a resumed run may set them anew."""
+
+
+class ResumeError(Refusal):
+    """A run that cannot be trained or continued here."""
 
 
 class RunFolder:
@@ -49,7 +54,7 @@ class RunFolder:
         path = runs_dir / run_id
         lock = lock_folder(path)
         if lock is None:
-            raise ValueError(f"run {run_id} is being trained by another process")
+            raise ResumeError(f"run {run_id} is being trained by another process")
         folder = cls(path, lock)
         folder._write({"recipe": recipe, "cohort_sha": cohort_sha, "config": dict(config), "finished": False})
         return folder
@@ -74,13 +79,13 @@ class RunFolder:
             The folder, held; None when "auto" finds nothing to continue.
 
         Raises:
-            ValueError: If the named run is not here, is finished or held, or if hyper-parameters differ that
+            ResumeError: If the named run is not here, is finished or held, or if hyper-parameters differ that
                 `allowed` does not name.
         """
         if resume != "auto":
             path = runs_dir / resume
             if not (path / _RECORD).is_file():
-                raise ValueError(
+                raise ResumeError(
                     f"there is no run '{resume}' to resume in {runs_dir}; resume=auto takes the newest"
                 )
             candidates = [path]
@@ -89,7 +94,7 @@ class RunFolder:
                 runs_dir.glob(f"*/{_RECORD}"), key=lambda file: file.stat().st_mtime, reverse=True
             )
             candidates = [file.parent for file in records]
-        refusals: list[ValueError] = []
+        refusals: list[ResumeError] = []
         for path in candidates:
             record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
             is_match = (
@@ -100,7 +105,7 @@ class RunFolder:
                 continue
             try:
                 _refuse_changes({**_plain(defaults), **record["config"]}, config, allowed)
-            except ValueError as refusal:
+            except ResumeError as refusal:
                 lock.close()
                 refusals.append(refusal)
                 continue
@@ -108,7 +113,7 @@ class RunFolder:
         if refusals:
             raise refusals[0]
         if resume != "auto":
-            raise ValueError(
+            raise ResumeError(
                 f"run '{resume}' cannot be resumed: it is finished, held by another process, or of another recipe or"
                 " cohort"
             )
@@ -147,7 +152,7 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: 
     changed = [key for key in plain if key not in _FREE | allowed and before.get(key) != plain[key]]
     if changed:
         key = changed[0]
-        raise ValueError(
+        raise ResumeError(
             f"the run to resume had {key}={before.get(key)}, this command says {plain[key]}: give the old value, or"
             f" allow_changes={','.join(changed)} to mean it"
         )

@@ -27,10 +27,11 @@ from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import DrawnBatch
 from pipelines.training.schedule import Moment, build_optimizer, moment, set_groups
 from pipelines.training.watch import Verdict, Watcher
+from transforms.refusal import Refusal
 from transforms.views.batch import Views, render_views
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(Refusal):
     """A term of the loss is no longer a number."""
 
 

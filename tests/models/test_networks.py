@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from models.backbone import build_backbone, load_weights
+from models.backbone import BackboneError, build_backbone, load_weights
 from models.config import BackboneConfig, HeadConfig
 from models.head import ProjectionHead
 from models.student_teacher import Network, StudentTeacher
@@ -109,7 +109,7 @@ def test_weights_of_another_image_size_are_interpolated() -> None:
 
 def test_weights_of_another_architecture_are_refused() -> None:
     other = build_backbone(BackboneConfig(arch="custom", depth=3, embed_dim=32, heads=2, image_px=28))
-    with pytest.raises(ValueError, match=r"another architecture: .* first 'blocks.2"):
+    with pytest.raises(BackboneError, match=r"another architecture: .* first 'blocks.2"):
         load_weights(build_backbone(TINY), dict(other.vit.state_dict()), "a test")
 
 
@@ -135,7 +135,7 @@ def test_impossible_shapes_are_refused_in_a_sentence(fields: dict[str, object], 
 
 
 def test_an_unknown_timm_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="timm has no model 'vit_nonsense'"):
+    with pytest.raises(BackboneError, match="timm has no model 'vit_nonsense'"):
         build_backbone(BackboneConfig(arch="timm", timm_name="vit_nonsense"))
 
 

@@ -8,6 +8,7 @@ import pytest
 from pipelines import download
 from pipelines.download import (
     DownloadConfig,
+    DownloadError,
     describe,
     fetch_from_idc,
     fetch_series,
@@ -99,7 +100,7 @@ def test_patients_are_places_in_the_sorted_list_or_ids(patients: str, expected: 
     ],
 )
 def test_what_cannot_be_selected_is_refused(collection: str, patients: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(DownloadError, match=sentence):
         select_ct_series(INDEX, collection, patients)
 
 
@@ -117,7 +118,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(tmp_path: Path) -> Non
     target = tmp_path / "lidc"
     selection = select_ct_series(INDEX, "lidc_idri", "1-2")
     broken = Server(stops_after=4)
-    with pytest.raises(ValueError, match=r"1\.2\.1\.2: 1 of 3 files arrived"):
+    with pytest.raises(DownloadError, match=r"1\.2\.1\.2: 1 of 3 files arrived"):
         fetch_series(selection, target, broken)
     assert len(list(target.rglob("*.dcm"))) == 3  # nothing half-fetched lies where `prepare` looks
     missing = missing_series(selection, target)
@@ -138,7 +139,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(
     usage = download.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=2_000_000_000))
     server = Server()
-    with pytest.raises(ValueError, match=r"2\.0 GB free and 7\.5 GB are to come"):
+    with pytest.raises(DownloadError, match=r"2\.0 GB free and 7\.5 GB are to come"):
         fetch_series(select_ct_series(INDEX, "lidc_idri"), tmp_path, server)
     assert not server.asked
 
@@ -172,7 +173,7 @@ def test_without_the_optional_package_the_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "idc_index", None)
     monkeypatch.setitem(sys.modules, "idc_index_data", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[download\]'"):
+    with pytest.raises(DownloadError, match=r"pip install -e '\.\[download\]'"):
         call()
 
 

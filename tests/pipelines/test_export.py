@@ -19,7 +19,7 @@ from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
-from pipelines.export import ExportConfig, export_backbone, export_onnx, push, run_export
+from pipelines.export import ExportConfig, ExportError, export_backbone, export_onnx, push, run_export
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from pipelines.tracking.stored_runs import StoredRun
@@ -56,13 +56,13 @@ def test_tokens_that_timm_would_make_otherwise_are_refused(
 ) -> None:
     loaded = open_backbone(str(saved))
     loaded.timm_config["model_args"]["num_heads"] = 4  # same shapes, other arithmetic
-    with pytest.raises(ValueError, match=r"timm makes tokens .* differ by .* do not use it"):
+    with pytest.raises(ExportError, match=r"timm makes tokens .* differ by .* do not use it"):
         export_backbone(loaded, tmp_path / "out")
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something that is no export"):
+    with pytest.raises(ExportError, match="holds something that is no export"):
         run_export(ExportConfig(out=str(tmp_path)), Run(client(), "none"))
 
 
@@ -258,5 +258,5 @@ def test_a_hub_that_is_away_or_a_name_that_cannot_be_is_one_sentence(saved: Path
     assert away.returncode == 1
     assert "REFUSED" in away.stderr
     assert "is written, but could not be uploaded to lab/lung" in away.stderr
-    with pytest.raises(ValueError, match="cannot be a repository of the Hub; write OWNER/NAME"):
+    with pytest.raises(ExportError, match="cannot be a repository of the Hub; write OWNER/NAME"):
         push(saved, "a/b/c d", True)

@@ -32,7 +32,7 @@ class SkyPilotExecutor:
 
         Raises:
             CampaignError: If the commit cannot be cloned there, the cohort cannot be pulled, or no cloud is enabled.
-            ValueError: If SkyPilot is not installed.
+            MissingPackageError: If SkyPilot is not installed.
         """
         self.spec = spec
         self.repository, self.commit = deployable_commit()

@@ -41,7 +41,7 @@ class SubmititExecutor:
 
         Raises:
             CampaignError: If this machine cannot submit to Slurm.
-            ValueError: If submitit is not installed.
+            MissingPackageError: If submitit is not installed.
         """
         self.submitit = load_extra("submitit", "slurm")
         if cluster == "slurm" and shutil.which("sbatch") is None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipelines.campaign.spec import ProposerSpec
+from transforms.refusal import Refusal
 
 
-class ProposalError(ValueError):
+class ProposalError(Refusal):
     """A proposal that cannot be run: one sentence says why."""
 
 

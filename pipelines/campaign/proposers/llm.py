@@ -6,6 +6,7 @@ text: it is read as JSON, checked key by key against the space, and used for not
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -20,6 +21,8 @@ URL_ENV, KEY_ENV, MODEL_ENV = "DINOX_LLM_URL", "DINOX_LLM_KEY", "DINOX_LLM_MODEL
 _TIMEOUT_S = 120.0
 _MOST_BYTES = 1_000_000
 _HYPOTHESIS_LENGTH = 500
+_NO_JSON = (ValueError, RecursionError)
+"""What `json.loads` raises of text that is none: also for a number of too many digits, and for too deep a nesting."""
 _INSTRUCTIONS = """You plan experiments. Propose the single next arm of this campaign.
 Answer with one JSON object and nothing else: {"hypothesis": "one sentence", "overrides": {"key": value, ...}}.
 Use only keys of the space, with values inside it. Answer {"stop": true} when nothing more is worth trying."""
@@ -54,7 +57,7 @@ class LlmProposer:
         answer = self._answer(json.dumps(self._situation(outcomes)))
         try:
             tree = json.loads(answer)
-        except json.JSONDecodeError as error:
+        except _NO_JSON as error:
             raise ProposalError(f"the answer is no JSON: {answer!r:.120}") from error
         if not isinstance(tree, dict):
             raise ProposalError(f"the answer is a JSON {type(tree).__name__}, not an object")
@@ -104,12 +107,13 @@ class LlmProposer:
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-                tree = json.loads(response.read(_MOST_BYTES))
-            content = tree["choices"][0]["message"]["content"]
-        except (OSError, urllib.error.URLError) as error:
+                received = response.read(_MOST_BYTES)
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or getattr(error, "code", None) or type(error).__name__
             raise ProposalError(f"the endpoint did not answer: {reason}") from error
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        try:
+            content = json.loads(received)["choices"][0]["message"]["content"]
+        except (*_NO_JSON, KeyError, IndexError, TypeError) as error:
             raise ProposalError("the endpoint answered something that is no chat completion") from error
         if not isinstance(content, str):
             raise ProposalError("the endpoint answered without text")

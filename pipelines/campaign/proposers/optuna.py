@@ -20,7 +20,7 @@ class OptunaProposer:
         """Describe the space to optuna.
 
         Raises:
-            ValueError: If optuna is not installed.
+            MissingPackageError: If optuna is not installed.
         """
         self.optuna = load_extra("optuna", "research")
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from models.backbone import build_backbone
+from models.backbone import BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
@@ -148,11 +148,11 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     shapes = json.loads((tmp_path / "config.json").read_text())
     shapes["model_args"]["embed_dim"] = 64
     (tmp_path / "config.json").write_text(json.dumps(shapes))
-    with pytest.raises(ValueError, match=r"of another architecture: .* tensors differ"):
+    with pytest.raises(BackboneError, match=r"of another architecture: .* tensors differ"):
         open_backbone(str(tmp_path))
     shapes["architecture"] = "vit_of_tomorrow"
     (tmp_path / "config.json").write_text(json.dumps(shapes))
-    with pytest.raises(ValueError, match=r"has no model 'vit_of_tomorrow'; install the version"):
+    with pytest.raises(BackboneError, match=r"has no model 'vit_of_tomorrow'; install the version"):
         open_backbone(str(tmp_path))
-    with pytest.raises(ValueError, match=r"is no folder; give runs:/"):
+    with pytest.raises(BackboneError, match=r"is no folder; give runs:/"):
         open_backbone(str(tmp_path / "nowhere"))

@@ -22,6 +22,7 @@ from pipelines.campaign.executors.base import Job
 from pipelines.campaign.executors.local import LocalExecutor, visible_gpus
 from pipelines.campaign.executors.skypilot import SkyPilotExecutor, deployable_commit, task_config
 from pipelines.campaign.spec import CampaignError, CampaignSpec, ResourcesSpec, load_campaign
+from pipelines.runtime.extras import MissingPackageError
 from pipelines.runtime.paths import PROJECT_ROOT
 
 PLAN = ArmPlan(
@@ -91,7 +92,7 @@ def test_what_a_rented_machine_lacks_is_refused(checkout: Path) -> None:
     with pytest.raises(CampaignError, match=r"resources\.accelerator must name the GPU"):
         SkyPilotExecutor(rented(accelerator=""), 0)
     if shutil.which("sky") is None:
-        with pytest.raises(ValueError, match=r"install it with pip install -e '\.\[cloud\]'"):
+        with pytest.raises(MissingPackageError, match=r"install it with pip install -e '\.\[cloud\]'"):
             SkyPilotExecutor(rented(cohort_uri="s3://b/c"), 0)
 
 

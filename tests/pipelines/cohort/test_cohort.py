@@ -16,11 +16,12 @@ from pipelines.cohort.tables import (
     NODULES,
     REFUSED,
     SERIES,
+    CohortError,
     empty_table,
     read_table,
     write_table,
 )
-from pipelines.runtime.atomic import SharedPresence, write_atomically
+from pipelines.runtime.atomic import SharedPresence, TargetError, write_atomically
 
 NO_REFUSALS = pd.DataFrame(columns=[name for name in REFUSED.names if name != "source_id"])
 
@@ -78,13 +79,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_missing_cohort_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no cohort in .*nothing; make it with `mlflow run . -e prepare"):
+    with pytest.raises(CohortError, match=r"no cohort in .*nothing; make it with `mlflow run . -e prepare"):
         Cohort.open(tmp_path / "nothing")
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("precious")
-    with pytest.raises(ValueError, match="holds something that is no cohort"):
+    with pytest.raises(CohortError, match="holds something that is no cohort"):
         CohortWriter(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
@@ -92,7 +93,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "c")
     (tmp_path / "c" / "cohort.json").write_text('{"schema_version": 99}')
-    with pytest.raises(ValueError, match="schema version 99"):
+    with pytest.raises(CohortError, match="schema version 99"):
         Cohort.open(tmp_path / "c")
 
 
@@ -167,7 +168,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         file.write(b"new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(TargetError, match="file cannot be written: disk full; make room"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

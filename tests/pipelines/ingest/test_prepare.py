@@ -13,7 +13,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from pipelines.cohort.folder import Cohort
-from pipelines.cohort.pseudonyms import Pseudonyms, user_key
+from pipelines.cohort.pseudonyms import PatientKeyError, Pseudonyms, user_key
+from pipelines.cohort.tables import CohortError
 from pipelines.ingest.preparation import NothingReadError, PrepareConfig, prepare_cohort
 from pipelines.phantom.source import PERSONAL_STRINGS
 from transforms.geometry import lps_to_index
@@ -184,7 +185,7 @@ def test_nothing_readable_is_said_in_one_sentence(write_ct_series: Writer, tmp_p
         NothingReadError, match=r"1 file\(s\) refused, most often because: the series is one slice"
     ):
         prepare_cohort(config(tmp_path / "s", tmp_path / "c"))
-    with pytest.raises(ValueError, match="holds no volume: all that was prepared was refused"):
+    with pytest.raises(CohortError, match="holds no volume: all that was prepared was refused"):
         Cohort.open(tmp_path / "c")
 
 
@@ -232,7 +233,7 @@ def test_only_known_ids_are_public_and_lidc_series_have_their_published_patient(
 def test_a_broken_key_is_not_replaced_in_silence(tmp_path: Path) -> None:
     user_key()
     (tmp_path / "config" / "dinox-ct" / "patient.key").write_text("")
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(PatientKeyError, match="holds no key"):
         user_key()
 
 

@@ -12,9 +12,10 @@ from pipelines.report.claims import ClaimSpec, Judgment, judge_all
 from pipelines.report.facts import Evidence, gather, matches
 from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
 from pipelines.report.primary import primary_table
-from pipelines.report.run import SUSPICION, ReportConfig, chosen_runs, page, run_report
+from pipelines.report.run import SUSPICION, ReportConfig, ReportError, chosen_runs, page, run_report
 from pipelines.report.tables import article_table, load_article
 from pipelines.tracking.run import Run
+from pipelines.tracking.store import NotInStoreError
 from pipelines.tracking.stored_runs import StoredRun
 
 
@@ -321,13 +322,13 @@ def test_every_page_says_that_ratings_are_suspicion_and_puts_the_primary_questio
 
 def test_a_report_of_nothing_or_of_a_wrong_run_is_refused(own_store: Path) -> None:
     run = Run.start("report")
-    with pytest.raises(ValueError, match="campaign none has no run"):
+    with pytest.raises(ReportError, match="campaign none has no run"):
         run_report(ReportConfig(campaign="none"), run)
-    with pytest.raises(ValueError, match="cannot be one, names are letters"):
+    with pytest.raises(ReportError, match="cannot be one, names are letters"):
         run_report(ReportConfig(campaign="o'neill"), run)
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ReportError, match="not both"):
         run_report(ReportConfig(campaign="none", runs="x"), run)
-    with pytest.raises(ValueError, match="run 'nowhere' is not in the store"):
+    with pytest.raises(NotInStoreError, match="run 'nowhere' is not in the store"):
         run_report(ReportConfig(runs="nowhere"), run)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.cohort.folder import Cohort
-from pipelines.runtime.distributed import choose_device, choose_precision
+from pipelines.runtime.distributed import WorldError, choose_device, choose_precision
 
 ROOT = Path(__file__).resolve().parents[3]
 SETUP = """
@@ -103,16 +103,18 @@ with process_group(torch.device("cpu")):
 
 REFUSAL = """
 import sys, torch
+from pipelines.runtime.distributed import WorldError
 from pipelines.runtime.distributed import done_by_rank_zero, process_group, rank
+from pipelines.training.checkpoint import CheckpointError
 
 def refuse() -> None:
-    raise ValueError("no space left")
+    raise CheckpointError("no space left")
 
 with process_group(torch.device("cpu")):
     assert done_by_rank_zero(lambda: 7 + rank()) == 7
     try:
         done_by_rank_zero(refuse)
-    except ValueError as error:
+    except CheckpointError as error:
         sys.exit(f"rank {rank()}: {error}")
 """
 
@@ -185,23 +187,23 @@ def test_the_first_report_after_two_processes_resume_is_that_of_a_run_that_never
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="device 'abacus' is unknown"):
+    with pytest.raises(WorldError, match="device 'abacus' is unknown"):
         choose_device("abacus")
     if not torch.cuda.is_available():
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(ValueError, match="is not on this machine; give cpu"):
+        with pytest.raises(WorldError, match="is not on this machine; give cpu"):
             choose_device("cuda")
 
 
 def test_one_device_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ValueError, match="'cuda:1' would be shared by all processes; give cuda"):
+    with pytest.raises(WorldError, match="'cuda:1' would be shared by all processes; give cuda"):
         choose_device("cuda:1")
     assert choose_device("cpu:1").type == "cpu"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with one process each
     if torch.cuda.device_count() < 2:
-        with pytest.raises(ValueError, match="is not on this machine"):
+        with pytest.raises(WorldError, match="is not on this machine"):
             choose_device("cuda:1")
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from pipelines import rehearsal
 from pipelines.campaign.stages import run_stage
 from pipelines.command.cli import run_entry_point
 from pipelines.tracking.outbox import Letter, Outbox, StoreAwayError
 from pipelines.tracking.run import Run
+from pipelines.tracking.store import StoreRefusedError
 
 
 class LoopbackStore:
@@ -114,7 +114,7 @@ def test_the_process_that_resumes_delivers_what_a_killed_one_left(
 def test_a_store_that_refuses_is_not_away(loopback: LoopbackStore, tmp_path: Path) -> None:
     run = buffered(loopback, tmp_path / "outbox")
     loopback.status = 400
-    with pytest.raises(MlflowException):
+    with pytest.raises(StoreRefusedError, match="refuses: INVALID_PARAMETER_VALUE"):
         run.log_metrics({"loss/total": 2.0}, 2)
     assert not (tmp_path / "outbox").exists()
 

@@ -10,6 +10,8 @@ from pipelines.tracking.store import shown_store
     [
         ("postgresql://anna:secret@db.example/mlflow", "postgresql://***@db.example/mlflow"),
         ("https://anna:secret@mlflow.example", "https://***@mlflow.example"),
+        ("postgresql://anna:se/c@ret@db.example/mlflow", "postgresql://***@db.example/mlflow"),
+        ("mysql://db.example/mlflow?password=secret&x=1", "mysql://db.example/mlflow?password=***&x=1"),
         ("http://127.0.0.1:5000/a@b", "http://127.0.0.1:5000/a@b"),
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
     ],

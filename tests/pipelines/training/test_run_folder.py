@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training.run_folder import RunFolder
+from pipelines.training.run_folder import ResumeError, RunFolder
 
 CONFIG = {"steps": 100, "optim.lr": 1e-3, "views.fraction": (0.5, 1.0), "workers": 0, "cohort": "a/b"}
 DEFAULTS = {"views.size_px": 224, "views.mirror": "x"}
@@ -61,14 +61,14 @@ def test_auto_takes_the_newest_unfinished_run_of_the_recipe_and_cohort(tmp_path:
 def test_a_named_run_that_cannot_be_continued_is_refused(tmp_path: Path, run_id: str, words: str) -> None:
     create(tmp_path, "done")
     finish(tmp_path, "done")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ResumeError, match=words):
         find(tmp_path, run_id)
 
 
 def test_an_option_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
     create(tmp_path, "older")
     assert find(tmp_path, config=CONFIG | {"views.mirror": "x"}) == "older"
-    with pytest.raises(ValueError, match=r"had views\.mirror=x, this command says y"):
+    with pytest.raises(ResumeError, match=r"had views\.mirror=x, this command says y"):
         find(tmp_path, config=CONFIG | {"views.mirror": "y"})
 
 
@@ -97,9 +97,9 @@ def test_a_held_run_is_passed_over_and_a_killed_one_is_free_at_once(tmp_path: Pa
     try:
         assert is_held == "True"
         assert find(tmp_path) == "older"
-        with pytest.raises(ValueError, match="held by another process"):
+        with pytest.raises(ResumeError, match="held by another process"):
             find(tmp_path, "newer")
-        with pytest.raises(ValueError, match="is being trained by another process"):
+        with pytest.raises(ResumeError, match="is being trained by another process"):
             RunFolder.create(tmp_path, "newer", "demo", "sha", CONFIG)
         holder.kill()
         holder.wait()
@@ -113,10 +113,10 @@ def test_a_changed_hyper_parameter_is_refused_unless_it_is_named(tmp_path: Path)
     create(tmp_path, "run")
     changed = CONFIG | {"optim.lr": 3e-4, "steps": 200}
     with pytest.raises(
-        ValueError, match=r"had steps=100, this command says 200: .* allow_changes=steps,optim\.lr"
+        ResumeError, match=r"had steps=100, this command says 200: .* allow_changes=steps,optim\.lr"
     ):
         find(tmp_path, config=changed)
-    with pytest.raises(ValueError, match=r"had optim\.lr=0\.001"):
+    with pytest.raises(ResumeError, match=r"had optim\.lr=0\.001"):
         find(tmp_path, config=changed, allowed=("steps",))
     assert find(tmp_path, config=changed, allowed=("steps", "optim.lr")) == "run"
 
@@ -126,7 +126,7 @@ def test_a_newer_run_with_other_settings_does_not_hide_the_one_that_fits(tmp_pat
     other = RunFolder.create(tmp_path, "arm", "demo", "sha", CONFIG | {"steps": 900})
     other.release()
     assert find(tmp_path) == "mine"
-    with pytest.raises(ValueError, match="had steps=900, this command says 7"):
+    with pytest.raises(ResumeError, match="had steps=900, this command says 7"):
         find(tmp_path, config=CONFIG | {"steps": 7})
 
 
@@ -145,5 +145,5 @@ def test_what_changes_nothing_that_is_learned_is_free(tmp_path: Path) -> None:
 def test_a_tuple_that_went_through_json_is_the_same_tuple(tmp_path: Path) -> None:
     create(tmp_path, "run")
     assert find(tmp_path, config=CONFIG | {"views.fraction": (0.5, 1.0)}) == "run"
-    with pytest.raises(ValueError, match=r"views\.fraction"):
+    with pytest.raises(ResumeError, match=r"views\.fraction"):
         find(tmp_path, config=CONFIG | {"views.fraction": (0.4, 1.0)})
