@@ -20,6 +20,7 @@ from pipelines.embed import EmbedConfig, run_embed
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
 from transforms.dicom.load import LoadDicomSeries
 from transforms.geometry import index_to_lps
+from transforms.refusal import TransformError
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
 
@@ -126,7 +127,7 @@ def test_what_cannot_be_encoded_is_refused(phantom_sphere, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"a volume is a MetaTensor \(1, Z, Y, X\)"):
         next(encode(MetaTensor(torch.zeros(4, 4, 4)), brightness(), device="cpu"))
     sideways = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras[:, [2, 1, 0, 3]])
-    with pytest.raises(ValueError, match="axes are not"):
+    with pytest.raises(TransformError, match="axes are not"):
         next(encode(sideways, brightness(), device="cpu"))
     with pytest.raises(ValueError, match="nowhere"):
         next(encode(tmp_path / "nowhere", brightness(), device="cpu"))
