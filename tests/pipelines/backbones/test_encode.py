@@ -124,12 +124,12 @@ def test_a_nifti_file_is_a_folder_of_one(phantom_sphere, tmp_path: Path, monkeyp
 def test_what_cannot_be_encoded_is_refused(phantom_sphere, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size_mm must be 0 or more"):
         EncodeSettings(size_mm=-1.0)
-    with pytest.raises(ValueError, match=r"a volume is a MetaTensor \(1, Z, Y, X\)"):
+    with pytest.raises(TransformError, match=r"a volume is a MetaTensor \(1, Z, Y, X\)"):
         next(encode(MetaTensor(torch.zeros(4, 4, 4)), brightness(), device="cpu"))
     sideways = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras[:, [2, 1, 0, 3]])
     with pytest.raises(TransformError, match="axes are not"):
         next(encode(sideways, brightness(), device="cpu"))
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(TransformError, match="nowhere"):
         next(encode(tmp_path / "nowhere", brightness(), device="cpu"))
 
 
