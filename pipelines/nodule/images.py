@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.baselines import FloorSettings, folds_of, labels_of, score_floor
 from pipelines.nodule.figures import MALIGNANT
-from pipelines.nodule.labeled import NoNodulesError, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
+from pipelines.nodule.refusals import NoNodulesError
 from probes.image_diameter import image_diameter_mm
 from probes.labels import Labeled
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores

@@ -11,22 +11,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
+from pipelines.nodule.refusals import NoNodulesError
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, label_nodules
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule_crop import BORDER_HU, Crop, CropSpec, crop_nodule
 from transforms.nodule_sampling import place, sample_windows
-from transforms.refusal import NoCropError, Refusal
+from transforms.refusal import NoCropError
 
 AIR_AND_LUNG_HU = -700.0
 """None of 740 nodules of LIDC is darker at its center; of places in a lung mirrored from LPS to RAS, 29% are."""
 
 Row = Mapping[Hashable, Any]
 T = TypeVar("T", np.float32, np.float64)
-
-
-class NoNodulesError(Refusal):
-    """A cohort, a rule and a crop that leave no labeled nodule."""
 
 
 @dataclass(frozen=True)

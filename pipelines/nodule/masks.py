@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
 from pipelines.lidc.marks import VolumeGrid
-from pipelines.nodule.labeled import NoNodulesError
 from pipelines.nodule.lidc_masks import NoduleMask, consensus_mask, read_mask
+from pipelines.nodule.refusals import NoNodulesError
 from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.refusal import NoCropError
 

@@ -25,6 +25,7 @@ from pipelines.phantom.shapes import Grid
 from pipelines.phantom.truth import (
     FORMAT,
     TRUTH_FILE,
+    PhantomError,
     nodule_truth,
     public_patient_ids,
     read_truth,
@@ -96,10 +97,10 @@ def write_phantom(
         workers: Processes; by default one per core that this process may use.
 
     Raises:
-        ValueError: If `root` holds something else, or the numbers make no chest.
+        PhantomError: If `root` holds something else, or the numbers make no chest.
     """
     if n_patients < 1 or size_px < 32 or height_mm < 24:
-        raise ValueError(
+        raise PhantomError(
             "a phantom needs at least 1 patient, 32 pixels and 24 mm of height, "
             f"got {n_patients} patients, {size_px} pixels and {height_mm} mm"
         )
@@ -130,12 +131,12 @@ def _is_there(root: Path, made_with: dict[str, Any]) -> bool:
         return False
     truth = read_truth(root)
     if truth is None:
-        raise ValueError(
+        raise PhantomError(
             f"{root} is not empty and holds no {TRUTH_FILE}; name a folder of its own for the phantom"
         )
     found = {key: truth[key] for key in made_with}
     if found != made_with:
-        raise ValueError(f"{root} holds a phantom made with {found}, not {made_with}; name another folder")
+        raise PhantomError(f"{root} holds a phantom made with {found}, not {made_with}; name another folder")
     return True
 
 

@@ -13,6 +13,12 @@ import pandas as pd
 from pipelines.phantom.dicom import SeriesHeader
 from pipelines.phantom.nodules import Nodule
 from pipelines.phantom.shapes import Grid
+from transforms.refusal import Refusal
+
+
+class PhantomError(Refusal):
+    """A phantom that cannot be drawn or read as asked."""
+
 
 TRUTH_FILE = "phantom_truth.json"
 FORMAT = "dinox-phantom-1"
@@ -104,9 +110,14 @@ def read_truth(source_root: Path) -> dict[str, Any] | None:
     path = source_root / TRUTH_FILE
     if not path.is_file():
         return None
-    truth: dict[str, Any] = json.loads(path.read_text())
+    try:
+        truth: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise PhantomError(
+            f"{path} is damaged: it is no JSON; delete {source_root}, and the phantom is written again"
+        ) from None
     if truth.get("format") != FORMAT:
-        raise ValueError(
+        raise PhantomError(
             f"{path} is of format {truth.get('format')!r}, not {FORMAT!r}; write the phantom again"
         )
     return truth

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from models.backbone import Backbone
 from pipelines.backbones.features import FeatureCache, encode
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.figures import calibration_figure, decision_figure, roc_figure
@@ -44,7 +44,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     cohort = open_cohort(config)
     backbones = open_together(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
-    diagnosis = diagnosis_table(config.diagnosis)
+    diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
@@ -173,19 +173,6 @@ def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[
             return lambda: MlpProbe(seed=seed, device=chosen)
         case "attentive":
             return lambda: AttentiveProbe(seed=seed, device=chosen)
-
-
-def diagnosis_table(path: str) -> pd.DataFrame | None:
-    """Read TCIA's table of patient diagnoses, or None without a path.
-
-    Raises:
-        ProbeError: If the file does not exist.
-    """
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise ProbeError(f"there is no table of diagnoses at {path}; give the CSV that TCIA publishes")
-    return pd.read_csv(path)
 
 
 def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from pipelines.backbones.features import WINDOWS_HU
 from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort
-from pipelines.nodule.labeled import NoduleSet, NoNodulesError, nodule_set
+from pipelines.nodule.labeled import NoduleSet, nodule_set
+from pipelines.nodule.refusals import NoNodulesError
 from pipelines.probing.config import SupervisedConfig
 from pipelines.probing.figures import roc_figure
 from pipelines.probing.folds import Fold

@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.cohort.pseudonyms import Pseudonyms
-from transforms.refusal import RefusedFile
+from transforms.refusal import Refusal, RefusedFile
+
+
+class SourceError(Refusal):
+    """A source that holds nothing of the format that was asked for."""
 
 
 @dataclass(frozen=True)

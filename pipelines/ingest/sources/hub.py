@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pipelines.ingest.sources.found import SourceError
+
 DEFAULT_DATASET = "timlawrenz/lidc-idri-png"
 
 
@@ -12,7 +14,7 @@ def fetch_from_hub(dataset: str) -> Path:
         dataset: "owner/name"; empty takes the PNG form of LIDC-IDRI.
 
     Raises:
-        ValueError: If it cannot be fetched: no such data set, no access, or no network.
+        SourceError: If it cannot be fetched: no such data set, no access, or no network.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -21,9 +23,9 @@ def fetch_from_hub(dataset: str) -> Path:
     try:
         return Path(snapshot_download(repo_id=name, repo_type="dataset"))
     except HFValidationError:
-        raise ValueError(f"source={name} is no data set of the Hub; write owner/name") from None
+        raise SourceError(f"source={name} is no data set of the Hub; write owner/name") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
+        raise SourceError(
             f"the data set {name} cannot be fetched from the Hub ({type(error).__name__}): check its name, your "
             "access and the network; finished files are kept, so that the same command goes on"
         ) from None

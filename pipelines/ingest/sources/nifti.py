@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.folder import is_volume_id
 from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
-from pipelines.ingest.annotation_csv import AnnotationTable
+from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
 from pipelines.ingest.sources.found import Found, Job
 from transforms.dicom.tree import walk_files
 from transforms.nifti import read_nifti
@@ -28,7 +28,8 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
     has it; else a hash of its path.
 
     Raises:
-        ValueError: If `source` is neither a file nor a folder, or the table names no files though these have no UID.
+        TransformError: If `source` is neither a file nor a folder.
+        AnnotationTableError: If the table names no files though these have no UID.
     """
     root = source.parent if source.is_file() else source
     files = [source] if source.is_file() else list(walk_files(source))
@@ -60,7 +61,7 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
             patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
             found.jobs.append(Job(volume_id, (path,), series_uid, patient))
     if table and "file" not in table.rows and not any(job.series_uid for job in found.jobs):
-        raise ValueError(
+        raise AnnotationTableError(
             f"annotations={table.path} has no column file, and a NIfTI file knows no series UID; add the column with "
             f"paths below {root}"
         )

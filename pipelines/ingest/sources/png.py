@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.folder import is_volume_id
 from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
-from pipelines.ingest.sources.found import Found, Job
+from pipelines.ingest.sources.found import Found, Job, SourceError
 from transforms.geometry import spacing_of
 from transforms.png_slices import OFFSET, read_png_slices
 from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
@@ -48,7 +48,7 @@ def find_png(source: Path, pseudonyms: Pseudonyms) -> Found:
     """Read the index of a folder of PNGs and group its rows into series.
 
     Raises:
-        ValueError: If there is no index, or it lacks a column.
+        SourceError: If there is no index, or it lacks a column.
     """
     index_path, index = _read_index(source)
     found = Found()
@@ -81,7 +81,7 @@ def _read_index(source: Path) -> tuple[Path, pd.DataFrame]:
             continue  # a CSV, if it is one, of something else
         if set(NEEDED) <= set(index.columns):
             return path, index
-    raise ValueError(
+    raise SourceError(
         f"{source} holds no index of PNG slices: a CSV with the columns {', '.join(NEEDED)} is needed beside them"
     )
 

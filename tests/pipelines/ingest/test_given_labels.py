@@ -18,12 +18,14 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import NODULES
 from pipelines.cohort.tables import write_table as write_parquet
+from pipelines.ingest.annotation_csv import AnnotationTableError
 from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
 from pipelines.nodules import NodulesConfig, run_nodules
 from pipelines.prepare import run_prepare
 from pipelines.probe_malignancy import ProbeConfig, run_probe
 from pipelines.probe_supervised import SupervisedConfig, run_supervised
 from pipelines.tracking.run import SilentRun
+from probes.labels import LabelError
 
 N_PATIENTS = 24
 COLUMNS = ("file", "series_uid", "patient_id", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "label")
@@ -220,7 +222,7 @@ def test_nodules_without_a_crop_and_centers_without_a_nodule_are_told(
 def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(
     unsized: Cohort, backbone: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="its table states labels, which the rule 'given' reads"):
+    with pytest.raises(LabelError, match="its table states labels, which the rule 'given' reads"):
         probed(unsized, backbone, tmp_path, rule="consensus")
 
 
@@ -292,7 +294,9 @@ def test_series_uids_meet_dicom_but_no_nifti(
     tmp_path: Path,
 ) -> None:
     columns = tuple(name for name in COLUMNS if name not in ("file", "diameter_mm"))
-    with pytest.raises(ValueError, match="has no column file, and a NIfTI file knows no series UID"):
+    with pytest.raises(
+        AnnotationTableError, match="has no column file, and a NIfTI file knows no series UID"
+    ):
         cohort_of(columns)
     write_ct_series(tmp_path / "s")
     place = {"x_lps_mm": "-47", "y_lps_mm": "-36", "z_lps_mm": "-295", "patient_id": "somebody", "label": "1"}

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from pipelines.export_png import export_png
 from pipelines.ingest.preparation import NothingReadError, PrepareConfig, Prepared, prepare_cohort
+from pipelines.ingest.sources.found import SourceError
 
 Writer = Callable[..., list[Path]]
 
@@ -196,5 +197,5 @@ def test_a_csv_of_something_else_beside_the_index_is_passed_over(tmp_path: Path)
 
 def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    with pytest.raises(ValueError, match="holds no index of PNG slices"):
+    with pytest.raises(SourceError, match="holds no index of PNG slices"):
         prepared(tmp_path / "s", tmp_path / "c", from_="png")

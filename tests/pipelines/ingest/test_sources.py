@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from pipelines.cohort.folder import Cohort
-from pipelines.ingest.annotation_csv import AnnotationTable
+from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
 from pipelines.ingest.preparation import NothingReadError, PrepareConfig, Prepared, prepare_cohort
+from pipelines.ingest.sources.found import SourceError
 from transforms.geometry import index_to_lps
 
 Writer = Callable[..., list[Path]]
@@ -162,9 +163,9 @@ def test_a_file_that_the_table_gives_to_two_patients_is_refused(tmp_path: Path) 
 )
 def test_a_table_that_cannot_be_joined_is_refused_whole(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(AnnotationTableError, match=message):
         AnnotationTable.read(tmp_path / "t.csv")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(AnnotationTableError, match="is no file"):
         AnnotationTable.read(tmp_path / "none.csv")
 
 
@@ -239,6 +240,6 @@ def test_a_corrected_table_replaces_the_rows_of_the_first(tmp_path: Path) -> Non
 def test_the_hub_without_a_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="the data set nobody/nothing cannot be fetched from the Hub"):
+    with pytest.raises(SourceError, match="the data set nobody/nothing cannot be fetched from the Hub"):
         prepared(Path("nobody/nothing"), tmp_path / "c", from_="hub")
     assert not (tmp_path / "c").exists()

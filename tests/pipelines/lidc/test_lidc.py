@@ -13,11 +13,12 @@ import pytest
 
 from pipelines.lidc.contours import Mark, cluster_marks
 from pipelines.lidc.marks import VolumeGrid, known_series, place_on_volumes, rows_for_series
-from pipelines.lidc.pylidc_compat import load_pylidc
+from pipelines.lidc.pylidc_compat import PylidcError, load_pylidc
 from pipelines.nodule.lidc_masks import consensus_mask, read_mask, write_masks
 from transforms.dicom.load import read_series
 from transforms.geometry import index_to_lps, lps_to_index
 from transforms.nodule_crop import crop_triplet_hu
+from transforms.refusal import NoCropError
 
 ROOT = Path(__file__).parents[3]
 SERIES_0001 = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"
@@ -221,7 +222,7 @@ def test_pylidc_changes_nothing_outside_itself_and_leaves_the_home_folder_empty(
 
 
 def test_a_dicom_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(PylidcError, match="is not a folder"):
         load_pylidc(tmp_path / "absent")
 
 
@@ -314,7 +315,7 @@ def test_a_nodule_that_reaches_beyond_the_slices_is_flagged_and_its_crop_refused
     assert len(nodules) == 1
     assert nodules["flag"][0].startswith("partly outside the slices that are present")
     center = nodules.loc[0, ["x_lps_mm", "y_lps_mm", "z_lps_mm"]].to_numpy(dtype=np.float64)
-    with pytest.raises(ValueError, match="outside the 12 slices of its volume"):
+    with pytest.raises(NoCropError, match="outside the 12 slices of its volume"):
         crop_triplet_hu(series.volume_hu, series.affine_ras, center, 50.0, 50)
     assert voxels_of(annotations["annotation_id"].tolist(), row)
 

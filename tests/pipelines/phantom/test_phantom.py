@@ -22,7 +22,7 @@ from pipelines.phantom.source import (
     rows_for_series,
     write_phantom,
 )
-from pipelines.phantom.truth import read_truth, rows_of
+from pipelines.phantom.truth import PhantomError, read_truth, rows_of
 from probes.labels import label_nodules
 from probes.size_baseline import mean_characteristics
 
@@ -187,7 +187,7 @@ def test_one_patient_is_personal_and_the_truth_does_not_tell_who(
 
 def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(PhantomError, match="is not empty"):
         write_phantom(tmp_path, workers=1, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -195,7 +195,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path: Path) 
 def test_a_phantom_made_otherwise_is_refused(small_phantom_source: Path) -> None:
     before = fingerprint(small_phantom_source)
     write_phantom(small_phantom_source, n_patients=6, size_px=64, height_mm=30.0, workers=1)
-    with pytest.raises(ValueError, match="made with"):
+    with pytest.raises(PhantomError, match="made with"):
         write_phantom(small_phantom_source, seed=1, n_patients=6, size_px=64, height_mm=30.0, workers=1)
     assert fingerprint(small_phantom_source) == before
 
@@ -253,7 +253,7 @@ def is_group_alive(group_id: int) -> bool:
 
 @pytest.mark.parametrize("wrong", [{"n_patients": 0}, {"size_px": 8}, {"height_mm": 10.0}])
 def test_numbers_that_make_no_chest_are_refused(tmp_path: Path, wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="at least 1 patient"):
+    with pytest.raises(PhantomError, match="at least 1 patient"):
         write_phantom(tmp_path / "source", **(SMALL | wrong))
 
 
