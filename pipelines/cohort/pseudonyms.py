@@ -16,11 +16,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pipelines.lidc.pylidc_compat import pylidc_folder
 from transforms.refusal import Refusal
 
-_REPLACED = re.compile(r"anon-[0-9a-f]{24}")
+_REPLACED = re.compile(r"(anon|series|study)-[0-9a-f]{24}")
+_UID = re.compile(r"(?=.{3,64}$)[0-9]+(\.[0-9]+)+")
+_HASH = re.compile(r"(?=.{12,64}$)(?=.*[a-f])(?=.*[0-9])[0-9a-f]+")
+"""What some public collections put in place of UIDs; no name of a person, and no number of one, looks like it."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}")
 
 
 class PatientKeyError(Refusal):
@@ -70,6 +75,13 @@ class Pseudonyms:
         return (
             f"anon-{self._hash('patient' if patient_id else 'study', patient_id or study_uid or series_uid)}"
         )
+
+    def uid(self, kind: Literal["series", "study"], uid: str) -> str:
+        """What is stored of a SeriesInstanceUID or StudyInstanceUID: what is no UID by its form may be a person's."""
+        is_shown = _UID.fullmatch(uid) or _HASH.fullmatch(uid) or _REPLACED.fullmatch(uid)
+        if not uid or is_shown or uid in self.public_names or (self.keep_ids and _FILE_NAME.fullmatch(uid)):
+            return uid
+        return f"{kind}-{self._hash(kind, uid)}"
 
     def name(self, name: str) -> str:
         """A folder's or file's name as it may be stored; one that is not UTF-8 cannot be."""

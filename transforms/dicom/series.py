@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.dicom.header import SliceHeader, read_slice_headers
+from transforms.dicom.parts import SlicePlace, part
 from transforms.dicom.pixels import PADDING_HU, Decoded, SliceDecoder
 from transforms.dicom.slice_stack import (
     SAME_POSITION_MM,
@@ -62,14 +63,21 @@ def read_series(files: Sequence[Path]) -> CtSeries:
     if not headers:
         raise SeriesRefusedError("no files were given")
     headers.sort(key=lambda header: (header.instance_number, header.sop_uid, str(header.path), header.frame))
-    _check_consistent(headers)
+    _check_one_series(headers)
+    _check_one_volume(headers)
+    _check_one_grid(headers)
     decoder = SliceDecoder()
     headers, n_duplicates = _without_duplicates(headers, decoder)
+    _check_frame_of_reference(headers)
     first = headers[0]
+    thicknesses = {
+        header.slice_thickness_mm for header in headers if not math.isnan(header.slice_thickness_mm)
+    }
     stack = stack_slices(
         np.array([header.position_lps_mm for header in headers]),
         np.array(first.orientation),
         np.array(first.pixel_spacing_mm),
+        max(thicknesses, default=math.nan),
     )
     ordered = tuple(headers[i] for i in stack.order)
     volume_hu = np.empty((len(ordered), first.pixels.rows, first.pixels.columns), dtype=np.int16)
@@ -77,7 +85,6 @@ def read_series(files: Sequence[Path]) -> CtSeries:
     _check_air(decoded)
     if has_rows_along_y(np.array(first.orientation)):
         volume_hu = np.ascontiguousarray(volume_hu.swapaxes(1, 2))
-    thickness = {header.slice_thickness_mm for header in ordered if not math.isnan(header.slice_thickness_mm)}
     return CtSeries(
         volume_hu=volume_hu,
         spacing_mm=stack.spacing_mm,
@@ -89,7 +96,7 @@ def read_series(files: Sequence[Path]) -> CtSeries:
         patient_id=first.patient_id,
         manufacturer=first.manufacturer,
         kernel=first.kernel,
-        slice_thickness_mm=thickness.pop() if len(thickness) == 1 else math.nan,
+        slice_thickness_mm=thicknesses.pop() if len(thicknesses) == 1 else math.nan,
         transfer_syntax=first.transfer_syntax,
         is_lossy=any(header.is_lossy for header in ordered),
         n_padding_voxels=sum(one.n_padding for one in decoded),
@@ -98,17 +105,44 @@ def read_series(files: Sequence[Path]) -> CtSeries:
     )
 
 
-def _check_consistent(headers: Sequence[SliceHeader]) -> None:
-    """Refuse slices that cannot be one volume."""
-    first = headers[0]
+def _check_one_series(headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices of several series, studies or patients."""
     for name, values in {
         "SeriesInstanceUID": {header.series_uid for header in headers},
         "StudyInstanceUID": {header.study_uid for header in headers},
         "PatientID": {header.patient_id for header in headers},
-        "FrameOfReferenceUID": {header.frame_of_reference_uid for header in headers},
     }.items():
         if len(values) > 1:
             raise SeriesRefusedError(f"{name} takes {len(values)} values within what should be one series")
+
+
+def _check_one_volume(headers: Sequence[SliceHeader]) -> None:
+    parting = part([SlicePlace.of(header) for header in headers])
+    if len(parting.groups) > 1:
+        sizes = ", ".join(str(len(group)) for group in parting.groups[:8])
+        raise SeriesRefusedError(
+            f"one SeriesInstanceUID holds {len(parting.groups)} volumes (of {sizes} slices), told apart by "
+            f"{', '.join(parting.told_apart_by)}: read the files of one of them; find_series sorts the files of a "
+            "folder, the frames of one file it does not"
+        )
+
+
+def _check_frame_of_reference(headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices of several frames of reference, unless every slice has one of its own.
+
+    Then it was made for each file when names were taken out (LIDC-IDRI has such patients): it says nothing, and all
+    else agrees.
+    """
+    n_values = len({header.frame_of_reference_uid for header in headers})
+    if n_values > 1 and (n_values < len(headers) or n_values < 3):
+        raise SeriesRefusedError(
+            f"FrameOfReferenceUID takes {n_values} values within what should be one series"
+        )
+
+
+def _check_one_grid(headers: Sequence[SliceHeader]) -> None:
+    """Refuse slices that no one grid holds."""
+    first = headers[0]
     sizes = sorted({(header.pixels.rows, header.pixels.columns) for header in headers})
     if len(sizes) > 1:
         shown = ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
@@ -165,7 +199,11 @@ def _notes(
     notes = []
     if n_duplicates:
         notes.append(f"{n_duplicates} duplicate slice(s) with identical pixels left out")
-    if stack.gaps:
+    if stack.is_sparse:
+        notes.append(
+            f"thin slices lie {stack.spacing_mm[0]:g} mm apart: what lies between them is missing, at every step"
+        )
+    elif stack.gaps:
         notes.append(f"slices are missing at {len(stack.gaps)} place(s)")
     if stack.oblique_degrees > 1:
         notes.append(f"slices are oblique by {stack.oblique_degrees:.1f} degrees")
@@ -182,8 +220,12 @@ def _notes(
         notes.append(
             "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert"
         )
+    if len({header.kernel for header in headers}) > 1:
+        notes.append("ConvolutionKernel changes within the volume")
     if len({header.slice_thickness_mm for header in headers}) > 1:
         notes.append("SliceThickness changes or is missing in part")
-    if not headers[0].frame_of_reference_uid:
+    if len({header.frame_of_reference_uid for header in headers}) > 1:
+        notes.append("every slice has a FrameOfReferenceUID of its own: it is not used, all else agrees")
+    elif not headers[0].frame_of_reference_uid:
         notes.append("no FrameOfReferenceUID")
     return tuple(notes)

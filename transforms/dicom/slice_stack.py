@@ -1,5 +1,6 @@
 """From the positions of slices to one stack: order, spacing, gaps, affine; or the reason why there is none."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,10 @@ MAX_SHEAR_DEGREES = 1.0
 MAX_OBLIQUE_DEGREES = 30.0
 MAX_GAP_SHARE = 1 / 3
 """More gaps than this among the steps, and no spacing can be called the regular one."""
+MAX_STEP_MM = 25.0
+"""Slices farther apart than this are single images of a patient and no series."""
+MAX_STEP_PER_THICKNESS = 3.0
+"""Steps longer than so many slices are thick leave most of the patient out: each of them is a gap."""
 
 Vectors = NDArray[np.float64]
 
@@ -21,7 +26,9 @@ class SliceStack:
     """Geometry of slices that lie along one line.
 
     `order` holds the indices of the given slices, from feet to head. `gaps` holds i where slices are missing between
-    slice i and i + 1; `slice_offsets_mm` is then the distance of each slice from the first, else empty.
+    slice i and i + 1; `slice_offsets_mm` is then the distance of each slice from the first, else empty. Where slices
+    are so thin for their distance that neighbors say little of what lies between them (HRCT), `is_sparse` is true and
+    every step is a gap.
     """
 
     order: NDArray[np.intp]
@@ -30,6 +37,7 @@ class SliceStack:
     gaps: tuple[int, ...]
     slice_offsets_mm: tuple[float, ...]
     oblique_degrees: float
+    is_sparse: bool
 
 
 def slice_normal(orientation: Vectors) -> Vectors:
@@ -58,12 +66,26 @@ def slice_normal(orientation: Vectors) -> Vectors:
     return np.asarray(normal if normal[2] > 0 else -normal)
 
 
+def is_axial(orientation: Vectors) -> bool:
+    """Whether slices of this ImageOrientationPatient, (6,), have a direction and are axial; see `slice_normal`."""
+    try:
+        slice_normal(orientation)
+    except SeriesRefusedError:
+        return False
+    return True
+
+
 def has_rows_along_y(orientation: Vectors) -> bool:
     """Whether rows run between front and back and columns from side to side, so that a slice is (X, Y)."""
     return bool(abs(orientation[1]) > abs(orientation[0]))
 
 
-def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_mm: Vectors) -> SliceStack:
+def stack_slices(
+    positions_lps_mm: Vectors,
+    orientation: Vectors,
+    pixel_spacing_mm: Vectors,
+    slice_thickness_mm: float = math.nan,
+) -> SliceStack:
     """Order slices along their normal and measure the stack that they make, along (z, y, x).
 
     Where `has_rows_along_y`, each slice has to be transposed for that.
@@ -72,10 +94,11 @@ def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_
         positions_lps_mm: ImagePositionPatient of each slice, (Z, 3), all different.
         orientation: ImageOrientationPatient, (6,).
         pixel_spacing_mm: PixelSpacing, (2,): between rows (y), then between columns (x).
+        slice_thickness_mm: NaN where it is not known; it only says whether tissue between the slices is left out.
 
     Raises:
-        SeriesRefusedError: For one slice alone, uneven spacing, sheared stacks (gantry tilt), or slices that move
-            sideways.
+        SeriesRefusedError: For one slice alone, slices far apart, uneven spacing, sheared stacks (gantry tilt), or
+            slices that move sideways.
     """
     normal = slice_normal(orientation)
     along = positions_lps_mm @ normal
@@ -88,6 +111,10 @@ def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_
 
     step_lps = _step_between_slices(positions, along, normal)
     spacing_z, gaps = _regular_spacing(along)
+    is_sparse = slice_thickness_mm > 0 and spacing_z > MAX_STEP_PER_THICKNESS * slice_thickness_mm
+    if is_sparse:
+        gaps = tuple(range(len(along) - 1))
+    _check_distance(spacing_z, len(order), len(gaps))
     affine_lps = np.eye(4)
     affine_lps[:3, 0] = step_lps * spacing_z
     down, right = (axis / np.linalg.norm(axis) for axis in (orientation[3:], orientation[:3]))
@@ -106,7 +133,16 @@ def stack_slices(positions_lps_mm: Vectors, orientation: Vectors, pixel_spacing_
         gaps=gaps,
         slice_offsets_mm=offsets,
         oblique_degrees=_oblique_degrees(normal),
+        is_sparse=is_sparse,
     )
+
+
+def _check_distance(spacing_z_mm: float, n_slices: int, n_gaps: int) -> None:
+    if spacing_z_mm > MAX_STEP_MM or (n_slices == 2 and n_gaps):
+        raise SeriesRefusedError(
+            f"the slices lie {spacing_z_mm:.1f} mm apart: single images and no series (at most {MAX_STEP_MM:.0f} mm is "
+            f"read, between two slices {MAX_STEP_PER_THICKNESS:.0f} times their thickness)"
+        )
 
 
 def _oblique_degrees(normal: Vectors) -> float:

@@ -6,15 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transforms.dicom.header import read_slice_headers
+from transforms.dicom.parts import Parting, SlicePlace, part
 from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPart:
+    """One of the volumes that one SeriesInstanceUID holds, and what to say of that ("" for the only one)."""
+
+    series_uid: str
+    note: str = ""
 
 
 @dataclass(slots=True)
 class FoundSeries:
-    """Files by SeriesInstanceUID, sorted by path, and the files that were refused."""
+    """Files of each volume, sorted by path, and the files that were refused.
+
+    The key is the SeriesInstanceUID, with `_part-1`, `_part-2`, ... behind it where that holds several volumes; `parts`
+    says of each key which series it is and how its parts were told apart.
+    """
 
     series: dict[str, list[Path]] = field(default_factory=dict)
     refused: list[RefusedFile] = field(default_factory=list)
+    parts: dict[str, SeriesPart] = field(default_factory=dict)
 
 
 def find_series(root: Path) -> FoundSeries:
@@ -64,8 +78,11 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def look_at(path: Path) -> tuple[Path, str] | RefusedFile:
-    """The SeriesInstanceUID of a CT slice, or why the file is none."""
+LookedAt = SlicePlace | RefusedFile
+
+
+def look_at(path: Path) -> LookedAt:
+    """Where a CT slice lies and what tells it from others, or why the file is none."""
     try:
         if not path.exists():
             raise SeriesRefusedError("a link that leads nowhere")
@@ -73,21 +90,47 @@ def look_at(path: Path) -> tuple[Path, str] | RefusedFile:
             raise SeriesRefusedError(
                 "a folder that cannot be opened" if path.is_dir() else "not a regular file"
             )
-        return path, read_slice_headers(path)[0].series_uid
+        headers = read_slice_headers(path)
+        return SlicePlace.of(headers[0], len(headers))
     except SeriesRefusedError as refusal:
         return RefusedFile(path, refusal.series_uid, refusal.reason)
     except OSError as error:
         return RefusedFile(path, "", f"the file cannot be opened ({error.strerror})")
 
 
-def sort_into_series(looked_at: Iterable[tuple[Path, str] | RefusedFile]) -> FoundSeries:
-    """Group what `look_at` said of each file."""
+def sort_into_series(looked_at: Iterable[LookedAt]) -> FoundSeries:
+    """Group what `look_at` said of each file into volumes."""
     found = FoundSeries()
+    by_uid: dict[str, list[SlicePlace]] = {}
     for one in looked_at:
         if isinstance(one, RefusedFile):
             found.refused.append(one)
         else:
-            found.series.setdefault(one[1], []).append(one[0])
+            by_uid.setdefault(one.series_uid, []).append(one)
+    for series_uid, places in by_uid.items():
+        _add_volumes(found, series_uid, places)
     for files in found.series.values():
         files.sort()
     return found
+
+
+def _add_volumes(found: FoundSeries, series_uid: str, places: list[SlicePlace]) -> None:
+    has_frames = any(place.n_frames > 1 for place in places)  # a file of several frames is not parted
+    parting = part(places) if not has_frames else Parting([list(range(len(places)))])
+    names = ", ".join(parting.told_apart_by)
+    volumes = [group for group in parting.groups if len(group) > 1 or len(parting.groups) == 1]
+    for group in parting.groups:
+        files = [places[i].path for i in group]
+        if group not in volumes:
+            reason = (
+                f"a single image that differs from the others of its series in {names}: no slice of theirs"
+            )
+            found.refused += [RefusedFile(path, series_uid, reason) for path in files]
+            continue
+        key, note = series_uid, ""
+        if len(volumes) > 1:
+            number = volumes.index(group) + 1
+            key = f"{series_uid}_part-{number}"
+            note = f"volume {number} of {len(volumes)} of one SeriesInstanceUID, told apart by {names}"
+        found.series[key] = files
+        found.parts[key] = SeriesPart(series_uid, note)

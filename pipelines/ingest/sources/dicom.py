@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,29 @@ from pipelines.ingest.sources.found import Found, Job
 from pipelines.runtime.parallel import Crashed, run_jobs
 from pipelines.runtime.progress import progress
 from transforms.dicom.series import CtSeries, read_series
-from transforms.dicom.tree import look_at, sort_into_series, walk_files
+from transforms.dicom.tree import LookedAt, SeriesPart, look_at, sort_into_series, walk_files
 from transforms.dicom.witness import compare_with_simpleitk
 from transforms.refusal import RefusedFile
 
 _FILES_AT_ONCE = 512
 
 
-def find_dicom(root: Path, workers: int) -> Found:
-    """Look at every file below `root` and sort the CT slices into series.
+@dataclass(frozen=True)
+class DicomJob(Job):
+    """The files of one volume; `note` says which of several of its SeriesInstanceUID it is."""
+
+    note: str = ""
+
+
+def find_dicom(root: Path, workers: int, pseudonyms: Pseudonyms) -> Found:
+    """Look at every file below `root` (or at that one file) and sort the CT slices into volumes.
 
     Raises:
-        ValueError: If `root` is no folder.
+        TransformError: If `root` is neither a file nor a folder.
     """
-    files = sorted(walk_files(root))
+    files = [root] if root.is_file() else sorted(walk_files(root))
     chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
-    seen: list[tuple[Path, str] | RefusedFile] = []
+    seen: list[LookedAt] = []
     with progress(total=len(files), desc="headers", unit="file") as bar:
         for chunk, looked_at in run_jobs(_look_at_all, chunks, workers):
             if isinstance(looked_at, Crashed):
@@ -39,11 +47,18 @@ def find_dicom(root: Path, workers: int) -> Found:
             seen += looked_at
             bar.update(len(chunk))
     found = sort_into_series(seen)
-    jobs = [Job(uid, tuple(files), series_uid=uid) for uid, files in sorted(found.series.items())]
+    jobs: list[Job] = [
+        _job(key, tuple(files), found.parts[key], pseudonyms) for key, files in sorted(found.series.items())
+    ]
     return Found(jobs, found.refused)
 
 
-def _look_at_all(files: Iterable[Path]) -> list[tuple[Path, str] | RefusedFile]:
+def _job(key: str, files: tuple[Path, ...], part: SeriesPart, pseudonyms: Pseudonyms) -> DicomJob:
+    series_uid = pseudonyms.uid("series", part.series_uid)
+    return DicomJob(series_uid + key.removeprefix(part.series_uid), files, series_uid, note=part.note)
+
+
+def _look_at_all(files: Iterable[Path]) -> list[LookedAt]:
     return [look_at(path) for path in files]
 
 
@@ -56,16 +71,17 @@ def read_dicom(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str
     series = read_series(job.files)
     if witness == "simpleitk":
         compare_with_simpleitk(series)
-    return _row(series, pseudonyms), series.volume_hu
+    return _row(job, series, pseudonyms), series.volume_hu
 
 
-def _row(series: CtSeries, pseudonyms: Pseudonyms) -> dict[str, Any]:
+def _row(job: Job, series: CtSeries, pseudonyms: Pseudonyms) -> dict[str, Any]:
     thickness = series.slice_thickness_mm
+    notes = [job.note] if isinstance(job, DicomJob) and job.note else []
     return {
-        "volume_id": series.series_uid,
+        "volume_id": job.volume_id,
         "patient_id": pseudonyms.patient(series.patient_id, series.study_uid, series.series_uid),
-        "study_uid": series.study_uid,
-        "series_uid": series.series_uid,
+        "study_uid": pseudonyms.uid("study", series.study_uid),
+        "series_uid": job.series_uid,
         "spacing_mm": list(series.spacing_mm),
         "affine_ras": series.affine_ras.ravel().tolist(),
         "gaps": list(series.gaps),
@@ -77,5 +93,5 @@ def _row(series: CtSeries, pseudonyms: Pseudonyms) -> dict[str, Any]:
         "is_lossy": series.is_lossy,
         "n_padding_voxels": series.n_padding_voxels,
         "kind": "series",
-        "notes": "; ".join(series.notes),
+        "notes": "; ".join([*notes, *series.notes]),
     }

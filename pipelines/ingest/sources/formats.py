@@ -37,7 +37,7 @@ def find_jobs(
         ValueError: If the source is not a folder of that format.
     """
     if source_format == "dicom":
-        found = find_dicom(source, workers)
+        found = find_dicom(source, workers, pseudonyms)
     elif source_format == "nifti":
         found = find_nifti(source, pseudonyms, table)
     else:

@@ -50,6 +50,7 @@ def find_nifti(source: Path, pseudonyms: Pseudonyms, table: AnnotationTable | No
             found.refused.append(RefusedFile(path, "", reason))
         else:
             public_id = _public_prefix(stem, pseudonyms)
+            series_uid = pseudonyms.uid("series", series_uid)
             if not series_uid and public_id in lidc_scans():
                 series_uid = public_id
             file_name = _file_name(stem)

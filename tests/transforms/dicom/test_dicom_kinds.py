@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
 )
@@ -75,9 +76,27 @@ REFUSED: dict[str, tuple[Change, str]] = {
         setting(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]),
         "maximum intensity projection",
     ),
+    **{
+        f"kind {values}": (setting(**{keyword: values.split("\\")}), reason)
+        for keyword, values, reason in [
+            ("ImageType", "DERIVED\\PRIMARY\\AXIAL\\CT_SOM5 MIP", "maximum intensity projection"),
+            ("ImageType", "DERIVED\\SECONDARY\\CSA MIP", "maximum intensity projection"),
+            ("ImageType", "DERIVED\\SECONDARY\\AXIAL\\MINIP", "minimum intensity projection"),
+            ("ImageType", "DERIVED\\SECONDARY\\PROJECTION IMAGE", "a projection"),
+            ("ImageType", "DERIVED\\SECONDARY\\REFORMATTED\\AVERAGE", "an average"),
+            ("ImageType", "DERIVED\\PRIMARY\\AXIAL\\SUBTRACTION", "differences"),
+            ("ImageType", "DERIVED\\PRIMARY\\PERFUSION\\NONE", "perfusion"),
+            ("ImageType", "DERIVED\\SECONDARY\\AXIAL\\DE_IODINE MAP", "map of a material"),
+            ("ImageType", "DERIVED\\PRIMARY\\AXIAL\\EFF_ATOMIC_NUM", "map of a material"),
+            ("ImageType", "DERIVED\\SECONDARY\\CPR", "along a curve"),
+            ("ImageType", "ORIGINAL\\PRIMARY\\CT_SOM5 TOPOGRAM", "localizer"),
+            ("VolumetricProperties", "SAMPLED", "a projection"),
+            ("VolumeBasedCalculationTechnique", "MAX_IP", "maximum intensity"),
+            ("VolumeBasedCalculationTechnique", "CURVED_MPR", "along a curve"),
+            ("VolumeBasedCalculationTechnique", "VOLUME_RENDER", "a rendering"),
+        ]
+    },
     "no series UID": (setting(SeriesInstanceUID=""), "SeriesInstanceUID is missing or empty"),
-    "a name for a series UID": (setting(SeriesInstanceUID="DOE^JANE"), "SeriesInstanceUID is not a UID"),
-    "a word for a series UID": (setting(SeriesInstanceUID="deadbeefcafe"), "SeriesInstanceUID is not a UID"),
     "no position": (setting(ImagePositionPatient=None), "ImagePositionPatient is missing"),
     "no orientation": (setting(ImageOrientationPatient=None), "ImageOrientationPatient is missing"),
     "no pixel spacing": (setting(PixelSpacing=None), "PixelSpacing is missing"),
@@ -148,6 +167,23 @@ def test_is_refused_with_its_reason(kind: str, write_ct_series: Writer, tmp_path
     assert "somebody" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"],
+        ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MPR"],
+        ["DERIVED", "SECONDARY", "RESAMPLED"],
+        ["ORIGINAL", "PRIMARY", "AXIAL", "HELIX"],
+        ["ORIGINAL", "PRIMARY", "AXIAL", "LOW_DOSE"],
+        ["DERIVED", "PRIMARY", "VOLUME", "NONE"],
+    ],
+)
+def test_an_image_of_attenuation_is_read_however_its_kind_is_written(
+    values: list[str], write_ct_series: Writer, tmp_path: Path
+) -> None:
+    assert len(read_series(write_ct_series(tmp_path, change=setting(ImageType=values))).slices) == 5
+
+
 READ: dict[str, tuple[Change, np.ndarray]] = {
     "implicit VR": (in_syntax(ImplicitVRLittleEndian), np.arange(192) * 7 - 1000),
     "big-endian": (in_syntax(ExplicitVRBigEndian), np.arange(192) * 7 - 1000),
@@ -191,6 +227,38 @@ def test_is_read_as_simpleitk_reads_it(kind: str, write_ct_series: Writer, tmp_p
     series = read_series(write_ct_series(tmp_path, change=change))
     np.testing.assert_array_equal(series.volume_hu[0].ravel(), first_hu)
     compare_with_simpleitk(series)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("sequence", ["none", "defined", "undefined length"])
+def test_a_file_without_preamble_and_file_meta_is_read_as_the_whole_file_is(
+    syntax: str, sequence: str, write_ct_series: Writer, tmp_path: Path
+) -> None:
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if sequence != "none":
+            dataset.ReferencedStudySequence = [Dataset()]
+            dataset["ReferencedStudySequence"].is_undefined_length = sequence != "defined"
+
+    files = write_ct_series(tmp_path, change=change)
+    whole = read_series(files)
+    for file in files:
+        content = file.read_bytes()
+        start = 132 + 12 + int.from_bytes(content[140:144], "little")
+        file.write_bytes(content[start:])
+    bare = read_series(files)
+    np.testing.assert_array_equal(bare.volume_hu, whole.volume_hu)
+    assert (bare.transfer_syntax, bare.notes) == (syntax, whole.notes)
+    compare_with_simpleitk(bare)
+
+
+def test_bytes_that_begin_like_a_data_set_are_refused_for_what_they_are(tmp_path: Path) -> None:
+    for i, content in enumerate(
+        (b"\x08\x00\x05\x00CS\x02\x00IR" * 20, b"\x08\x00\x05\x00" + b"\x02\0\0\0" * 99)
+    ):
+        (tmp_path / f"{i}.bin").write_bytes(content)
+        with pytest.raises(SeriesRefusedError, match=r"not CT|damaged"):
+            read_series([tmp_path / f"{i}.bin"])
 
 
 def test_a_witness_that_reads_other_values_refuses_the_series(

@@ -103,7 +103,7 @@ def test_a_missing_slice_is_kept_as_a_gap(hostile: Path) -> None:
 FILES = {
     "empty_uids/example_ct_dicom/CT.1.3.12.2.1107.5.1.4.60064.30000022120808113428000016573": "SeriesInstanceUID is",
     "empty_uids/example_ct.nii.gz": "read it with from=nifti",
-    "pydicom_data/eCT_Supplemental.dcm": "RescaleType is not HU",
+    "pydicom_data/eCT_Supplemental.dcm": "perfusion",
 }
 
 
