@@ -16,9 +16,10 @@ from pipelines.backbones.encode import EncodedSlices, EncodeSettings, PlainWindo
 from pipelines.backbones.feature_names import SliceFeature
 from pipelines.backbones.features import image_features
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
-from pipelines.command.cli import EndWith, main
+from pipelines.command.cli import main
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat
 from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.ingest.preparation import NothingReadError
 from pipelines.probing.setup import tag_scale
 from pipelines.runtime.atomic import write_atomically
 from pipelines.runtime.distributed import choose_device
@@ -111,7 +112,7 @@ class _Table:
         if not self.n_slices:
             reasons = Counter(one.reason for one in source.refused).most_common(1)
             why = f"most often because: {reasons[0][0]}" if reasons else "it holds no files"
-            raise EndWith(3, f"no CT series could be read in {self.config.source}; {why}")
+            raise NothingReadError(f"no CT series could be read in {self.config.source}; {why}")
 
     def _batches(self, volume: CtVolume) -> Iterator[pa.RecordBatch]:
         for part in encode_slices(volume, self.loaded, self.settings, self.device):

@@ -1,17 +1,14 @@
 """Entry point `prepare`: a folder of CT in, a cohort out; what cannot be read right is refused with its reason."""
 
-from pipelines.command.cli import EndWith, main
-from pipelines.ingest.preparation import NothingReadError, PrepareConfig, prepare_cohort
+from pipelines.command.cli import main
+from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 
 
 def run_prepare(config: PrepareConfig, run: Run) -> None:
     """Prepare, and record what came of it in the MLflow run."""
-    try:
-        prepared = prepare_cohort(config)
-    except NothingReadError as error:
-        raise EndWith(3, str(error)) from None
+    prepared = prepare_cohort(config)
     cohort = prepared.cohort
     run.set_tags({Tag.COHORT_SHA: cohort.sha256})
     run.log_metrics(

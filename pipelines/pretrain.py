@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipelines.command.cli import main
-from pipelines.runtime.distributed import relaunch_if_asked
-from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
+
+__all__ = ["PretrainConfig", "run_pretrain"]
 
 
 def run_pretrain(config: PretrainConfig, run: Run) -> None:
     """Train a student and its teacher on a cohort; see `pipelines.training.trainer`."""
-    from pipelines.training.run import train
+    from pipelines.training.run import train  # heavy: not for --help
 
     train(config, run)
 
 
-__all__ = ["PretrainConfig", "run_pretrain"]
-
 if __name__ == "__main__":
-    relaunch_if_asked("pipelines.pretrain")
     main("pretrain", PretrainConfig, run_pretrain, recipe="demo")

@@ -15,10 +15,9 @@ from pipelines.campaign.executors.base import Executor, Job
 from pipelines.campaign.plan import budget_text
 from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.research import Research
-from pipelines.campaign.spec import CampaignSpec
+from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.campaign.table import LiveTable, lines, render, saved_hours
-from pipelines.command.cli import EndWith
-from pipelines.runtime.interrupts import StopWatch
+from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
@@ -52,7 +51,8 @@ class CampaignLoop:
         """Run until every arm is finished or given up, or the budget is spent.
 
         Raises:
-            EndWith: 2 when arms are missing at the end, 130 or 143 when asked to stop.
+            CampaignError: If arms are missing at the end.
+            Interrupted: When asked to stop.
         """
         stop, is_over = StopWatch(), False
         try:
@@ -252,21 +252,21 @@ class CampaignLoop:
         parent.finish("KILLED" if status == "interrupted" else "FAILED")
         done = f"{len(records) - len(missing)} of {len(records)} arms are done"
         if code is not None:
-            raise EndWith(
+            raise Interrupted(
                 code, f"campaign {self.spec.name} was interrupted: {done}; the same command continues it"
             )
         if self.is_over_budget:
-            raise EndWith(
-                2, f"campaign {self.spec.name} is at its budget of {budget_text(self.spec)}: {done}; only its file can"
+            raise CampaignError(
+                f"campaign {self.spec.name} is at its budget of {budget_text(self.spec)}: {done}; only its file can"
                 " raise that, then the same command continues it"
-            )  # fmt: skip
+            )
         first = missing[0]
         if first.tags.get(Tag.ARM_STATUS) == "died":
             print(f"\nThe end of what {first.name} printed:\n{self.executor.logs(first.job)}")
-        raise EndWith(
-            2, f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get(Tag.ARM_STATUS)}:"
+        raise CampaignError(
+            f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get(Tag.ARM_STATUS)}:"
             f" {run_tags(first.run_id).get(Tag.ERROR) or 'it was killed'}"
-        )  # fmt: skip
+        )
 
 
 def _processes(words: Sequence[str]) -> int:

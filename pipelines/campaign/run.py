@@ -45,7 +45,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
 
     Raises:
         CampaignError: If what was asked cannot be; then nothing was started.
-        EndWith: When the campaign ends before it is complete.
+        Interrupted: When asked to stop.
     """
     spec = load_campaign(config.spec)
     arms = expand(spec)

@@ -1,6 +1,10 @@
 """From a command line to an entry point, and from its end to an exit code and one sentence.
 
-Exit codes: 0 done, 2 what was asked cannot be, 3 nothing readable (`prepare`), 130 / 143 interrupted and saved.
+The configuration is read first, before torch, MONAI or MLflow are imported and before there is a run: `--help` and a
+mistyped key are answered at once and leave nothing behind.
+
+Exit codes: 0 done, 1 a bug (its trace is printed), 2 what was asked cannot be, 3 nothing readable (`prepare`, `embed`),
+130 / 143 interrupted and saved.
 """
 
 from __future__ import annotations
@@ -10,30 +14,24 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
 from pipelines.command.config import RecipeError, find_recipe, flatten, load_recipe, read_yaml, unflatten
 from pipelines.command.help import describe
-from pipelines.runtime.interrupts import watch_deadline
+from pipelines.runtime.interrupts import Interrupted, watch_deadline
+from pipelines.runtime.launch import launch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
-from pipelines.tracking.run import Run
 from transforms.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 
 C = TypeVar("C")
 _HELP = {"-h", "--help"}
-
-
-class EndWith(Exception):
-    """End the entry point with a stated exit code and one sentence."""
-
-    def __init__(self, code: int, sentence: str) -> None:
-        """Keep the code beside the sentence."""
-        super().__init__(sentence)
-        self.code = code
 
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -81,69 +79,74 @@ def run_entry_point(
     words: Sequence[str],
     away_code: int = 2,
 ) -> int:
-    """Run `body` inside an MLflow run and return the exit code.
+    """Read the configuration, run `body` inside an MLflow run and return the exit code.
 
-    A ValueError or a missing file is the user's to mend: one sentence, exit 2, the run FAILED with that sentence.
-    Anything else is ours: it is raised with its trace. A store that is away ends with `away_code`: an arm of a campaign
-    is worth another attempt then, where a wrong key is not.
+    A refusal is the user's to mend: one sentence, its exit code, the run FAILED with that sentence. Anything else is a
+    bug: it is raised with its trace, and the run is FAILED with the name of the exception. A store that is away ends
+    with `away_code`: an arm of a campaign is worth another attempt then, where a wrong key is not.
     """
-    if not (PROJECT_ROOT / "MLproject").is_file():
-        print(
-            f"{PROJECT_ROOT} holds the code without its recipes, as pip copied it; run it from a checkout, after"
-            " `make setup` or `pip install -e .` there",
-            file=sys.stderr,
-        )
-        return 2
-    if _HELP & set(words):
-        return _show_help(name, schema, recipe, [word for word in words if word not in _HELP])
-    watch_deadline()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    run: Run | None = None
     try:
-        run = Run.start(name)
-    except Refusal as error:
-        print(error, file=sys.stderr)
-        return away_code if isinstance(error, StoreAwayError) else error.exit_code
-    try:
-        config, recipe_name = resolve(schema, words, recipe)
-        flat = flatten(config)
-        run.log_params(flat)
-        run.log_text(yaml.safe_dump(unflatten(flat), sort_keys=False), "config.yaml")
-        if recipe_name:
-            run.set_tags({Tag.RECIPE: recipe_name})
+        if not (PROJECT_ROOT / "MLproject").is_file():
+            raise RecipeError(
+                f"{PROJECT_ROOT} holds the code without its recipes, as pip copied it; run it from a checkout, after"
+                " `make setup` or `pip install -e .` there"
+            )
+        config, recipe_name = resolve(schema, [word for word in words if word not in _HELP], recipe)
+        if _HELP & set(words):
+            print(describe(name, config, recipe_name))
+            return 0
+        processes = getattr(config, "nproc", 1)
+        if processes > 1 and "RANK" not in os.environ:
+            return launch(["-m", f"pipelines.{name}", *words], processes)
+        watch_deadline()
+        run = _start(name)
+        _log_configuration(run, config, recipe_name)
         body(config, run)
-    except EndWith as ending:
-        return _end(run, ending.code, str(ending))
-    except StoreAwayError as error:
-        return _end(run, away_code, str(error))
-    except (Refusal, ValueError, FileNotFoundError) as error:
+        if not run.is_wrapped:
+            run.finish("FINISHED")
+        return 0
+    except (Interrupted, KeyboardInterrupt) as ending:
+        code = ending.exit_code if isinstance(ending, Interrupted) else 130
+        return _end(name, run, "KILLED", code, str(ending) or "interrupted")
+    except (Refusal, ValueError, FileNotFoundError) as refusal:
         if os.environ.get("DINOX_TRACEBACK"):
             traceback.print_exc()
-        return _end(run, 2, str(error))
+        code = away_code if isinstance(refusal, StoreAwayError) else getattr(refusal, "exit_code", 2)
+        return _end(name, run, "FAILED", code, " ".join(str(refusal).split()))
     except BaseException as error:
-        run.set_tags({Tag.ERROR: type(error).__name__})
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        if isinstance(error, KeyboardInterrupt):
-            return 130
+        # The message may hold a path of a patient's folder; it stays in the trace.
+        _close(name, run, "FAILED", type(error).__name__)
         raise
-    if not run.is_wrapped:
-        run.finish("FINISHED")
-    return 0
 
 
-def _show_help(name: str, schema: type[C], recipe: str | None, words: Sequence[str]) -> int:
-    """Print every option with its value under the rest of the command line; no run is made."""
-    try:
-        print(describe(name, *resolve(schema, words, recipe)))
-    except RecipeError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def _start(name: str) -> Run:
+    """Attach to the run that `mlflow run` made, or make one; MLflow takes seconds to import, so not before this."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from pipelines.tracking.run import Run
+
+    return Run.start(name)
 
 
-def _end(run: Run, code: int, sentence: str) -> int:
-    one_line = " ".join(sentence.split())
-    print(one_line, file=sys.stderr)
-    with contextlib.suppress(StoreAwayError):  # Why may be that the store is away.
-        run.set_tags({Tag.ERROR: one_line})
-        run.finish("KILLED" if code in (130, 143) else "FAILED")
+def _log_configuration(run: Run, config: object, recipe: str) -> None:
+    flat = flatten(config)
+    run.log_params(flat)
+    run.log_text(yaml.safe_dump(unflatten(flat), sort_keys=False), "config.yaml")
+    if recipe:
+        run.set_tags({Tag.RECIPE: recipe})
+
+
+def _end(name: str, run: Run | None, status: str, code: int, sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    _close(name, run, status, sentence)
     return code
+
+
+def _close(name: str, run: Run | None, status: str, why: str) -> None:
+    """Close a run with its reason; where this process made none yet, the one that `mlflow run` made before it."""
+    with contextlib.suppress(Refusal):  # Why may be that the store is away.
+        if run is None and "MLFLOW_RUN_ID" in os.environ:
+            run = _start(name)
+        if run is not None:
+            run.set_tags({Tag.ERROR: why})
+            run.finish(status)

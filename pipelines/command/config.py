@@ -1,30 +1,38 @@
-"""One strict door from a YAML recipe and dotted overrides to frozen dataclasses.
+"""One strict reader from a YAML recipe and dotted overrides to frozen dataclasses.
 
-Each part of the system declares its own small dataclass beside the code that reads it; this file alone knows how
-text becomes one. Unknown keys are refused with the nearest right one, and types are checked by pydantic.
+Each part of the system declares its own small dataclass beside the code that reads it; this file alone says how text
+becomes one. pydantic refuses unknown keys and wrong types; what is added here is the sentence that says what is right.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import os.path
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.old_names import current_keys
+from transforms.refusal import Refusal
 
 RECIPES = PROJECT_ROOT / "mlflow_projects" / "recipes"
+_UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
+# A trailing underscore keeps a Python keyword (`from_`) writable; users type it without.
+_STRICT = ConfigDict(
+    extra="forbid", use_attribute_docstrings=True, alias_generator=lambda name: name.rstrip("_")
+)
 
 C = TypeVar("C")
 
 
-class RecipeError(ValueError):
+class RecipeError(Refusal):
     """A recipe or an override that cannot be: one sentence says what and what would be right."""
 
 
@@ -54,12 +62,9 @@ def find_recipe(name_or_path: str, folder: Path = RECIPES) -> Path:
     Raises:
         RecipeError: If there is no such file; the known names are listed.
     """
-    named = folder / f"{name_or_path}.yaml"
-    if named.is_file():
-        return named
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
+    for path in (folder / f"{name_or_path}.yaml", Path(name_or_path)):
+        if os.path.isfile(path):  # Path.is_file raises for a name that is too long.
+            return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     raise RecipeError(
         f"recipe '{name_or_path}' is neither a file nor a name in {folder.name}{_near(name_or_path, known)};"
@@ -71,16 +76,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        RecipeError: If the file is not YAML or not a mapping.
+        RecipeError: If the file cannot be read, is no text, not YAML, nested too deep or not a mapping.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _OnceEach) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)
+    except OSError as error:
+        raise RecipeError(f"recipe {path.name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path.name} is not text in UTF-8") from error
     except _KeyTwiceError as error:
         raise RecipeError(f"recipe {path.name} {error}") from error
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise RecipeError(f"recipe {path.name} is nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as a date without its month.
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" near line {line + 1}" if line is not None else ""
         raise RecipeError(f"recipe {path.name} is not valid YAML{where}") from error
+    if tree is None:
+        return {}
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {path.name} holds a {type(tree).__name__}; it must be a mapping of keys")
     return tree
@@ -97,17 +110,33 @@ def load_recipe(schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tu
     Raises:
         RecipeError: For an unknown key, a value of the wrong type, or a combination that a section refuses.
     """
-    kinds = dict(_leaves(schema))
-    merged = _checked(schema, current_keys(tree), kinds, prefix="")
+    kinds, merged = leaves(schema), copy.deepcopy(current_keys(tree))
     for given, value in overrides:
         ((key, text),) = current_keys({given: value}).items()
         if key not in kinds:
             raise RecipeError(f"unknown recipe key '{key}'{_near(key, list(kinds))}")
         _put(merged, key, text if _is_text(kinds[key]) else _from_text(key, text))
     try:
-        return TypeAdapter(schema).validate_python(merged)
+        return adapter(schema).validate_python(merged)
     except ValidationError as error:
-        raise RecipeError(_sentence(error)) from error
+        raise RecipeError(_sentence(error, list(kinds))) from error
+
+
+def adapter(schema: type[C]) -> TypeAdapter[C]:
+    """Return pydantic's reader of a dataclass, which refuses unknown keys and describes fields by their docstrings."""
+    for section in _dataclasses(schema):
+        section.__pydantic_config__ = _STRICT
+    return TypeAdapter(schema)
+
+
+def leaves(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every leaf of a configuration by its dotted key."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key, kind = f"{prefix}{field.name.rstrip('_')}", hints[field.name]
+        found |= leaves(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {key: kind}
+    return found
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -134,38 +163,22 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _leaves(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        # A trailing underscore keeps a Python keyword (`from_`) writable; users type it without.
-        key, kind = f"{prefix}{field.name.rstrip('_')}", hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            yield from _leaves(typing.cast("type[Any]", kind), f"{key}.")
-        else:
-            yield key, kind
-
-
-def _checked(schema: type[Any], tree: dict[str, Any], known: dict[str, Any], prefix: str) -> dict[str, Any]:
-    hints = typing.get_type_hints(schema)
-    fields = {field.name.rstrip("_"): field.name for field in dataclasses.fields(schema)}
-    checked: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key not in fields:
-            raise RecipeError(f"unknown recipe key '{prefix}{key}'{_near(f'{prefix}{key}', list(known))}")
-        kind = hints[fields[key]]
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise RecipeError(f"recipe key '{prefix}{key}' is a section; it was given {value!r}")
-            value = _checked(typing.cast("type[Any]", kind), value, known, f"{prefix}{key}.")
-        checked[fields[key]] = value
-    return checked
+def _dataclasses(kind: Any) -> Iterator[Any]:
+    """Yield the dataclasses that a type holds, itself first."""
+    if dataclasses.is_dataclass(kind):
+        yield kind
+    inner = typing.get_type_hints(kind).values() if dataclasses.is_dataclass(kind) else typing.get_args(kind)
+    for one in inner:
+        yield from _dataclasses(one)
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, leaf = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-    tree[f"{leaf}_" if leaf == "from" else leaf] = value
+    """Write a leaf; a section that is no mapping stays, to be refused as such."""
+    section, _, below = key.partition(".")
+    if not below:
+        tree[section] = value
+    elif isinstance(tree.setdefault(section, {}), dict):
+        _put(tree[section], below, value)
 
 
 def _is_text(kind: Any) -> bool:
@@ -179,7 +192,7 @@ def _is_text(kind: Any) -> bool:
 def _from_text(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"recipe key '{key}' was given {text!r}, which is not a YAML value") from error
 
 
@@ -190,10 +203,26 @@ def _near(key: str, known: list[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part).rstrip("_") for part in first["loc"])
-    reason = first["msg"].removeprefix("Value error, ")
+def _sentence(error: ValidationError, known: list[str]) -> str:
+    """Say the first thing that is wrong, a misspelled key before a wrong value."""
+    errors = sorted(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
+    first, key = errors[0], _key_of(errors[0]["loc"], known)
+    if first["type"] in _UNKNOWN:
+        return f"unknown recipe key '{key}'{_near(key, known)}"
+    if first["type"] == "dataclass_type":
+        return f"recipe key '{key}' is a section; it was given {first['input']!r}"
     if first["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{reason}"
-    return f"recipe key '{key}' was given {first['input']!r}: {reason[0].lower()}{reason[1:]}"
+        return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
+    # A type of several parts, such as a name or a number, is refused once for each part.
+    reasons = [one["msg"] for one in errors if _key_of(one["loc"], known) == key]
+    reason = " or ".join(f"{text[0].lower()}{text[1:]}" for text in dict.fromkeys(reasons))
+    return f"recipe key '{key}' was given {first['input']!r}: {reason}"
+
+
+def _key_of(place: tuple[int | str, ...], known: list[str]) -> str:
+    """Return the dotted key of a place in a tree; parts of a type that pydantic adds below a leaf are left out."""
+    parts = [str(part) for part in place]
+    ends = [end for end in range(len(parts)) if ".".join(parts[:end]) in known]
+    if ends and all(isinstance(part, str) for part in place[ends[0] :]):
+        parts = parts[: ends[0]]
+    return ".".join(parts)

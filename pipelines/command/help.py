@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import textwrap
@@ -10,8 +9,10 @@ import types
 import typing
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, Literal
+
+from pipelines.command.config import adapter, flatten, leaves
 
 _WIDTH = 100
 
@@ -42,39 +43,29 @@ def describe(name: str, config: Any, recipe: str = "") -> str:
     return "\n".join(lines)
 
 
-def _options(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+def _options(config: Any) -> Iterator[tuple[str, Any, Any, str]]:
     """Yield (dotted key, type, value, meaning) of every leaf of a configuration."""
-    hints, meanings = typing.get_type_hints(type(config)), _field_docstrings(type(config))
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name.rstrip('_')}", getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _options(value, f"{key}.")
-        else:
-            yield key, hints[field.name], value, meanings.get(field.name, "")
-
-
-def _field_docstrings(schema: type[Any]) -> dict[str, str]:
-    """Read the string literals that stand below the fields of a dataclass: Python itself does not keep them.
-
-    A field that a subclass states again without one keeps the meaning that its base gave it.
-    """
+    values = flatten(config)
     meanings: dict[str, str] = {}
-    for base in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
-        meanings |= _own_docstrings(base)
-    return meanings
+    for base in reversed(
+        type(config).__mro__
+    ):  # A field that is stated again keeps what its base said of it.
+        if dataclasses.is_dataclass(base):
+            schema = adapter(base).json_schema()
+            meanings |= _meanings(schema, schema.get("$defs", {}))
+    for key, kind in leaves(type(config)).items():
+        yield key, kind, values[key], meanings.get(key, "")
 
 
-def _own_docstrings(schema: type[Any]) -> dict[str, str]:
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
-    body = definition.body if isinstance(definition, ast.ClassDef) else []
-    return {
-        field.target.id: " ".join(str(text.value.value).split())
-        for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
+def _meanings(section: dict[str, Any], sections: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return what stands below each field in the source, by dotted key, from a JSON schema."""
+    found: dict[str, str] = {}
+    for key, field in section["properties"].items():
+        if "$ref" in field:
+            found |= _meanings(sections[field["$ref"].rpartition("/")[2]], sections, f"{prefix}{key}.")
+        elif "description" in field:
+            found[f"{prefix}{key}"] = field["description"]
+    return found
 
 
 def _shown_kind(kind: Any) -> str:

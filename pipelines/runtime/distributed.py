@@ -1,22 +1,16 @@
-"""Several processes: relaunch under torchrun, join the process group, choose the device."""
+"""Several processes and their devices: join the process group, agree, choose the device."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from pipelines.runtime.interrupts import GRACE_S, end_with_parent
-from pipelines.runtime.parallel import available_cores
 from transforms.refusal import Refusal
 
 T = TypeVar("T")
@@ -24,51 +18,6 @@ T = TypeVar("T")
 
 class WorldError(Refusal):
     """Processes or devices that cannot be had as asked."""
-
-
-def relaunch_if_asked(module: str) -> None:
-    """With `--nproc N`, N > 1: run `python -m module` N times as torchrun would, and exit with its code."""
-    words = sys.argv[1:]
-    if "RANK" in os.environ:
-        return
-    given = [word.partition("=")[2] for word in words if word.startswith("--nproc=")]
-    given += [value for word, value in pairwise(words) if word == "--nproc"]
-    if given and given[-1].isdigit() and int(given[-1]) > 1:
-        sys.exit(_launch(["-m", module, *words], int(given[-1])))
-
-
-def _launch(words: list[str], nproc: int) -> int:
-    """Run N processes; a signal to this one reaches them all, and they may take `GRACE_S` to save.
-
-    torchrun itself would end with 1 whatever happened, and hide our sentence below a page of its own.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
-    end_with_parent()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        monitor_interval=0.2,
-        max_restarts=0,
-        shutdown_timeout=int(GRACE_S),
-    )
-    try:
-        elastic_launch(config, sys.executable)(*words)
-    except ChildFailedError as error:
-        failures = error.failures.values()
-        first = min(failures, key=lambda failure: failure.timestamp)
-        return abs(first.exitcode)
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
 
 
 def rank() -> int:

@@ -13,6 +13,20 @@ DEADLINE_ENV = "DINOX_DEADLINE"
 GRACE_S = 60.0
 """How long a process that was asked to stop may take to save."""
 
+
+class Interrupted(Exception):
+    """Asked to stop: what was done is saved. It is no refusal, and no bug.
+
+    Attributes:
+        exit_code: 128 + signal: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, exit_code: int, sentence: str) -> None:
+        """Keep the code beside the sentence."""
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
 _watches: list[threading.Timer] = []
 
 

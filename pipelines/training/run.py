@@ -18,7 +18,6 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
-from pipelines.command.cli import EndWith
 from pipelines.command.config import flatten
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.runtime.distributed import (
@@ -29,7 +28,7 @@ from pipelines.runtime.distributed import (
     from_rank_zero,
     process_group,
 )
-from pipelines.runtime.interrupts import StopWatch
+from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.runtime.progress import progress
 from pipelines.tracking.names import Tag
@@ -82,7 +81,7 @@ def train(config: PretrainConfig, run: Run) -> None:
     """Run or resume a pretraining; see `PretrainConfig`.
 
     Raises:
-        EndWith: 130 or 143 when interrupted, after saving.
+        Interrupted: 130 or 143 when interrupted, after saving.
         Refusal: If what was asked cannot be.
     """
     device = choose_device(config.device)
@@ -170,7 +169,7 @@ class TrainingRun:
         try:
             self._describe()
             verdict = self._loop(stop)
-        except EndWith:
+        except Interrupted:
             raise
         except BaseException:
             self._close("FAILED")
@@ -283,7 +282,7 @@ class TrainingRun:
 
     def _leave(self, code: int) -> None:
         self._close("KILLED")
-        raise EndWith(
+        raise Interrupted(
             code, f"interrupted at step {self.trainer.step} and saved; -P resume=auto continues this run"
         )
 

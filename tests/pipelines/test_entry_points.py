@@ -80,7 +80,6 @@ def test_a_backbone_is_trained_probed_and_nothing_personal_is_left_behind(
     ("words", "sentence"),
     [
         (["--cohort", "nowhere"], r"no cohort in nowhere; make it with `mlflow run \. -e prepare"),
-        (["--stpes", "3"], "unknown recipe key 'stpes'; did you mean 'steps'?"),
         (["--batch_size", "5000", "--cohort", "SMALL"], "a batch of 5000 slices cannot be drawn from"),
         (["--resume", "abc", "--cohort", "SMALL"], "there is no run 'abc' to resume"),
         (["--device", "abacus", "--cohort", "SMALL"], "device 'abacus' is unknown"),
@@ -101,7 +100,7 @@ def test_pretrain_answers_what_cannot_be_with_one_sentence_and_exit_2(
     words = [str(small_cohort.root) if word == "SMALL" else word for word in words]
     assert pretrain(own_store, *words) == 2
     printed = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(sentence.replace("?", r"\?"), printed)
+    assert re.search(sentence, printed)
     run = newest(own_store)
     assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", printed)
 
@@ -113,7 +112,6 @@ def test_pretrain_answers_what_cannot_be_with_one_sentence_and_exit_2(
         (["--backbone", "runs:/0123456789abcdef/backbone"], "run '0123456789abcdef' is not in the store"),
         (["--backbone", "timm:vit_nonsense"], "vit_nonsense"),
         (["--backbone", "timm:resnet18"], "timm model 'resnet18' is no plain vision transformer"),
-        (["--rule", "guess"], "recipe key 'rule' was given 'guess'"),
     ],
 )
 def test_probe_answers_what_cannot_be_with_one_sentence_and_exit_2(

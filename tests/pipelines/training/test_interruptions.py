@@ -20,6 +20,8 @@ from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
 from pipelines.pretrain import run_pretrain
 from pipelines.probing.retrieval import kept_backbones
+from pipelines.runtime.distributed import WorldError
+from pipelines.tracking.run import SilentRun
 from pipelines.training import run as training_run
 from pipelines.training.config import PretrainConfig
 from pipelines.training.trainer import Trainer
@@ -273,11 +275,9 @@ def test_a_store_that_does_not_know_the_run_is_named(
     assert "is not in the store sqlite:" in capsys.readouterr().err
 
 
-def test_processes_that_only_a_recipe_asks_for_are_refused(
-    folder: Path, small_cohort: Cohort, capsys
-) -> None:
-    assert pretrain(folder, small_cohort, nproc=2) == 2
-    assert "nproc=2 starts processes on the command line alone" in capsys.readouterr().err
+def test_a_training_within_one_process_is_not_several() -> None:
+    with pytest.raises(WorldError, match="nproc=2 starts processes on the command line alone"):
+        run_pretrain(PretrainConfig(nproc=2), SilentRun())
 
 
 FOLLOW = """

@@ -1,0 +1,46 @@
+"""One command line in several processes of this machine; torch is imported when there are several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+
+from pipelines.runtime.interrupts import GRACE_S, end_with_parent
+from pipelines.runtime.parallel import available_cores
+
+
+def launch(words: list[str], nproc: int) -> int:
+    """Run `python WORDS` in `nproc` processes and return the exit code of the first that failed, or 0.
+
+    A signal to this process reaches them all, and they may take `GRACE_S` to save. torchrun itself would end with 1
+    whatever happened, and hide our sentence below a page of its own.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
+    end_with_parent()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        monitor_interval=0.2,
+        max_restarts=0,
+        shutdown_timeout=int(GRACE_S),
+    )
+    try:
+        elastic_launch(config, sys.executable)(*words)
+    except ChildFailedError as error:
+        failures = error.failures.values()
+        first = min(failures, key=lambda failure: failure.timestamp)
+        return abs(first.exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
