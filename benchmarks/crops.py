@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from benchmarks.timing import median_cpu_seconds, row
-from transforms.geometry import index_to_lps
+from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec, crop_nodule
 
 SHAPE, SPACING_MM = (200, 512, 512), (1.25, 0.7, 0.7)
@@ -28,7 +28,8 @@ def measure() -> list[dict[str, object]]:
         [[0, 0, -SPACING_MM[2], 0], [0, -SPACING_MM[1], 0, 0], [SPACING_MM[0], 0, 0, 0], [0, 0, 0, 1.0]]
     )
     indices = rng.uniform((40, 100, 100), (160, 412, 412), (N_CROPS, 3))
-    centers = index_to_lps(affine, indices)
+    geometry = VolumeGeometry(SHAPE, affine)
+    centers = geometry.to_lps(indices)
     rows = []
     with TemporaryDirectory(prefix="dinox-bench-") as folder:
         path = Path(folder) / "volume.npy"
@@ -40,7 +41,7 @@ def measure() -> list[dict[str, object]]:
 
             def ours(spec: CropSpec = spec) -> None:
                 for center in centers:
-                    crop_nodule(volume, affine, center, spec)
+                    crop_nodule(volume, geometry, center, spec)
 
             ways: dict[str, Callable[[], object]] = {"ours": ours, "SimpleITK": _peer(image, indices, spec)}
             seconds = median_cpu_seconds(ways, rounds=3)

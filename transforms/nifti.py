@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.geometry import spacing_of
+from transforms.geometry import VolumeGeometry, spacing_of
 from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 _orientations: Any = nibabel.orientations  # nibabel types only some of its functions
@@ -41,6 +41,12 @@ class NiftiVolume:
     spacing_mm: tuple[float, float, float]
     affine_ras: NDArray[np.float64]
     notes: tuple[str, ...]
+
+    @property
+    def geometry(self) -> VolumeGeometry:
+        """Where its voxels lie."""
+        z, y, x = self.volume_hu.shape
+        return VolumeGeometry((z, y, x), self.affine_ras)
 
 
 def read_nifti(path: Path) -> NiftiVolume:

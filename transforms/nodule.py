@@ -10,6 +10,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Randomizable, Transform
 from numpy.typing import ArrayLike
 
+from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.refusal import TransformError
 
@@ -81,15 +82,12 @@ class NoduleCrop(Randomizable, Transform):
             )
         if randomize:
             self.randomize()
-        meta = volume_hu.meta
         crop = crop_nodule(
             volume_hu.as_tensor()[0].cpu().numpy(),
-            np.asarray(volume_hu.affine, dtype=np.float64),
+            VolumeGeometry.from_meta(volume_hu.shape, volume_hu.affine, volume_hu.meta),
             np.asarray(center_lps_mm, dtype=np.float64) + self.shift_lps_mm,
             self.spec,
-            meta.get("gaps", ()),
-            meta.get("slice_offsets_mm", ()),
-            is_patch=meta.get("kind") == "patch",
+            is_patch=volume_hu.meta.get("kind") == "patch",
             diameter_mm=diameter_mm,
         )
         self.is_replicated = crop.is_replicated

@@ -12,11 +12,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from transforms.geometry import VolumeGeometry
 from transforms.neighbors import triplet_indices
 from transforms.nodule_sampling import BORDER_HU, Placement, Volume, place, sample_box, sample_windows
 from transforms.refusal import NoCropError, TransformError
 
-__all__ = ["BORDER_HU", "Crop", "CropForm", "CropSpec", "crop_nodule", "crop_triplet_hu"]
+__all__ = ["BORDER_HU", "Crop", "CropForm", "CropSpec", "crop_nodule"]
 
 CropForm = Literal["triplet", "slices", "cube", "planes"]
 
@@ -78,44 +79,11 @@ class Crop:
     is_replicated: bool
 
 
-def crop_triplet_hu(
-    volume_hu: Volume,
-    affine_ras: ArrayLike,
-    center_lps_mm: ArrayLike,
-    size_mm: float,
-    out_px: int,
-    gaps: Collection[int] = (),
-    slice_offsets_mm: Sequence[float] = (),
-) -> NDArray[np.float32]:
-    """The slice nearest to a point with its two neighbors, cropped around the point.
-
-    Args:
-        volume_hu: (Z, Y, X) HU; a memory map is read only where the crop lies.
-        affine_ras: (4, 4) or 16 numbers, from (z, y, x, 1) to RAS mm.
-        center_lps_mm: Center of the crop, LPS mm.
-        size_mm: Side of the crop.
-        out_px: Side of the crop in pixels.
-        gaps: i where slices are missing between slice i and i + 1; no triplet reaches across one.
-        slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.
-
-    Returns:
-        (3, out_px, out_px) HU: the slices below, at and above the center; rows to the back, columns to the
-        patient's left.
-
-    Raises:
-        NoCropError: If the center lies outside the volume.
-    """
-    spec = CropSpec(size_mm=size_mm, out_px=out_px)
-    return crop_nodule(volume_hu, affine_ras, center_lps_mm, spec, gaps, slice_offsets_mm).hu
-
-
 def crop_nodule(
     volume_hu: Volume,
-    affine_ras: ArrayLike,
+    geometry: VolumeGeometry,
     center_lps_mm: ArrayLike,
     spec: CropSpec,
-    gaps: Collection[int] = (),
-    slice_offsets_mm: Sequence[float] = (),
     *,
     is_patch: bool = False,
     diameter_mm: float | None = None,
@@ -123,12 +91,10 @@ def crop_nodule(
     """Crop a volume around a nodule as `spec` says.
 
     Args:
-        volume_hu: (Z, Y, X) HU.
-        affine_ras: (4, 4) or 16 numbers, from (z, y, x, 1) to RAS mm.
+        volume_hu: (Z, Y, X) HU; a memory map is read only where the crop lies.
+        geometry: Of the volume.
         center_lps_mm: Center of the crop, LPS mm.
         spec: Form and size.
-        gaps: i where slices are missing between slice i and i + 1.
-        slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.
         is_patch: Whether the volume was cut to the length of its nodule.
         diameter_mm: Of the nodule; read by the control arm `size_in_diameters` alone.
 
@@ -139,7 +105,7 @@ def crop_nodule(
         NoCropError: If the center lies outside the volume, the crop would reach across a gap or outside a
             patch, or the control arm has no diameter.
     """
-    at = place(volume_hu.shape, affine_ras, center_lps_mm, slice_offsets_mm)
+    at = place(geometry, center_lps_mm)
     size_mm = _size_mm(spec, diameter_mm)
     if is_patch and spec.form in ("cube", "planes"):
         raise NoCropError(
@@ -148,10 +114,10 @@ def crop_nodule(
         )
     match spec.form:
         case "triplet":
-            return _triplets(volume_hu, at, [at.slice_index], size_mm, spec.out_px, gaps)[0]
+            return _triplets(volume_hu, at, [at.slice_index], size_mm, spec.out_px, geometry.gaps)[0]
         case "slices":
-            middles, is_clipped = _slices_in_range(len(volume_hu), at, spec.z_range_mm, gaps)
-            crops = _triplets(volume_hu, at, middles, size_mm, spec.out_px, gaps)
+            middles, is_clipped = _slices_in_range(geometry, at, spec.z_range_mm)
+            crops = _triplets(volume_hu, at, middles, size_mm, spec.out_px, geometry.gaps)
             is_replicated = is_clipped or any(crop.is_replicated for crop in crops)
             if is_patch and is_replicated:
                 raise NoCropError(
@@ -160,11 +126,11 @@ def crop_nodule(
                 )
             return Crop(np.stack([crop.hu for crop in crops]), is_replicated)
         case "cube":
-            _refuse_gap(at, gaps, size_mm)
+            _refuse_gap(at, geometry.gaps, size_mm)
             return Crop(sample_box(volume_hu, at, size_mm / spec.out_px, (spec.out_px,) * 3)[None], False)
         case "planes":
-            _refuse_gap(at, gaps, size_mm)
-            axial = _triplets(volume_hu, at, [at.slice_index], size_mm, spec.out_px, gaps)[0]
+            _refuse_gap(at, geometry.gaps, size_mm)
+            axial = _triplets(volume_hu, at, [at.slice_index], size_mm, spec.out_px, geometry.gaps)[0]
             upright = [_upright_plane(volume_hu, at, axis, size_mm, spec.out_px) for axis in (1, 2)]
             return Crop(np.stack([axial.hu, *upright]), axial.is_replicated)
 
@@ -191,9 +157,7 @@ def _triplets(
     return [Crop(windows[3 * n : 3 * n + 3], replicated) for n, (_, replicated) in enumerate(found)]
 
 
-def _slices_in_range(
-    n_slices: int, at: Placement, z_range_mm: float, gaps: Collection[int]
-) -> tuple[list[int], bool]:
+def _slices_in_range(geometry: VolumeGeometry, at: Placement, z_range_mm: float) -> tuple[list[int], bool]:
     """The slices within a range of the center slice, and whether the volume's end or a gap cuts it short.
 
     Their number depends on the range and the slice spacing alone: beyond an end or a gap the last slice is
@@ -201,8 +165,7 @@ def _slices_in_range(
     """
     middle = at.slice_index
     reach = int(np.floor(z_range_mm / at.spacing_mm[0] + 1e-6))
-    low = max([gap + 1 for gap in gaps if gap < middle], default=0)
-    high = min([gap for gap in gaps if gap >= middle], default=n_slices - 1)
+    low, high = geometry.unbroken_run(middle)
     wanted = range(middle - reach, middle + reach + 1)
     return [min(max(k, low), high) for k in wanted], wanted[0] < low or wanted[-1] > high
 

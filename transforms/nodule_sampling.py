@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from transforms.geometry import lps_to_index, spacing_of
-from transforms.refusal import NoCropError, TransformError
+from transforms.geometry import VolumeGeometry
+from transforms.refusal import NoCropError
 
 BORDER_HU = -1024.0
 """What lies outside the image."""
@@ -40,19 +40,12 @@ class Placement:
         return int(np.floor(self.index_zyx[0] + 0.5))
 
 
-def place(
-    shape: Sequence[int],
-    affine_ras: ArrayLike,
-    center_lps_mm: ArrayLike,
-    slice_offsets_mm: Sequence[float] = (),
-) -> Placement:
+def place(geometry: VolumeGeometry, center_lps_mm: ArrayLike) -> Placement:
     """Find a point in a volume.
 
     Args:
-        shape: Of the volume, (z, y, x).
-        affine_ras: (4, 4), from (z, y, x, 1) to RAS mm.
+        geometry: Of the volume.
         center_lps_mm: The point, LPS mm, (3,).
-        slice_offsets_mm: (Z,) distance of each slice from the first where slices are missing, else empty.
 
     Returns:
         The place of the point.
@@ -61,39 +54,27 @@ def place(
         NoCropError: If the point lies outside the volume or between its slices where some are missing.
         TransformError: If the volume's axes are not (z toward the head, y, x).
     """
-    affine = np.asarray(affine_ras, dtype=np.float64).reshape(4, 4)
-    axes_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
-    if np.abs(axes_lps).argmax(axis=0).tolist() != [2, 1, 0] or axes_lps[2, 0] <= 0:
-        raise TransformError(
-            "the volume's axes are not (z toward the head, y, x); reorient it before cropping"
-        )
-    index = lps_to_index(affine, center_lps_mm, slice_offsets_mm)
+    steps = geometry.steps_zyx
+    index = geometry.to_index(center_lps_mm)
     if index.shape != (3,) or not np.isfinite(index).all():
         raise NoCropError(f"a nodule's center is three finite numbers in LPS mm, got {center_lps_mm!r}")
-    for name, at, length in zip(("slice", "row", "column"), index, shape, strict=True):
+    for name, at, length in zip(("slice", "row", "column"), index, geometry.shape, strict=True):
         if not -0.5 <= at < length - 0.5:
             raise NoCropError(
                 f"the nodule's center lies at {name} {at:.1f}, outside the {length} {name}s of its volume"
             )
-    _refuse_missing_slice(affine, float(index[0]), slice_offsets_mm)
-    steps = (1, int(np.sign(axes_lps[1, 1])), int(np.sign(axes_lps[0, 2])))
-    return Placement(index, spacing_of(affine), steps)
+    _refuse_missing_slice(geometry, float(index[0]))
+    return Placement(index, geometry.spacing_mm, steps)
 
 
-def _refuse_missing_slice(
-    affine: NDArray[np.float64], slice_number: float, slice_offsets_mm: Sequence[float]
-) -> None:
+def _refuse_missing_slice(geometry: VolumeGeometry, slice_number: float) -> None:
     """Refuse a point that lies where slices are missing: the nearest slice that is there shows another place."""
-    if not len(slice_offsets_mm):
-        return
-    offsets = np.asarray(slice_offsets_mm, dtype=np.float64)
-    spacing_mm = spacing_of(affine)[0]
-    nearest = int(np.floor(slice_number + 0.5))
+    offsets = np.array(geometry.slice_offsets_mm)
     # Ends of the volume reach half a spacing, and so does a gap; slices may drift by a tenth of one.
     if 0 < slice_number < len(offsets) - 1:
         at_mm = np.interp(slice_number, np.arange(len(offsets)), offsets)
-        away_mm = abs(float(at_mm) - offsets[nearest])
-        if away_mm > 0.6 * spacing_mm:
+        away_mm = abs(float(at_mm) - offsets[int(np.floor(slice_number + 0.5))])
+        if away_mm > 0.6 * geometry.spacing_mm[0]:
             raise NoCropError(
                 f"the nodule's center lies {away_mm:.1f} mm from the nearest slice, where slices are missing"
             )

@@ -7,17 +7,17 @@ z itself is repeated, and a flag says so.
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 from numpy.typing import NDArray
 
+from transforms.geometry import VolumeGeometry, lps_to_ras
 from transforms.neighbors import triplet_indices
 from transforms.refusal import TransformError
 
-AFFINE_KEYS = ("affine", "original_affine", "spatial_shape")
+VOLUME_KEYS = ("affine", "original_affine", "spatial_shape", "gaps", "slice_offsets_mm")
 """What a MetaTensor's meta says about the whole volume and a slice of it must not repeat."""
 
 
@@ -47,7 +47,7 @@ class SliceTriplet(Transform):
 
         Args:
             volume_hu: (Z, Y, X), or channel first (1, Z, Y, X). A MetaTensor brings its own spacing (affine)
-                and gaps (`meta["gaps"]`).
+                and gaps (see `VolumeGeometry.from_meta`).
             z: Index of the middle slice.
             spacing_z_mm: Distance between slice centers, for a plain array with `distance_mm`.
             gaps: Indices i where a gap lies between slice i and i + 1; None takes those of the MetaTensor.
@@ -57,42 +57,33 @@ class SliceTriplet(Transform):
             geometry: its affine takes (y, x, 0, 1) to RAS mm on slice z.
 
         Raises:
-            TransformError: If the shape is not that of a volume, or z is not in it.
+            TransformError: If the shape is not that of a volume, z is not in it, or a MetaTensor's affine says that
+                its axes are not (z toward the head, y, x).
         """
-        if volume_hu.ndim == 4 and volume_hu.shape[0] == 1:
-            volume = volume_hu[0]
-        elif volume_hu.ndim == 3:
-            volume = volume_hu
-        else:
+        if not (volume_hu.ndim == 3 or (volume_hu.ndim == 4 and volume_hu.shape[0] == 1)):
             raise TransformError(
                 f"a triplet is cut from a volume (Z, Y, X) or (1, Z, Y, X), got shape {tuple(volume_hu.shape)}"
             )
-        meta: dict[str, Any] = dict(volume_hu.meta) if isinstance(volume_hu, MetaTensor) else {}
-        if isinstance(volume_hu, MetaTensor):
-            affine_ras = np.asarray(volume_hu.affine, dtype=np.float64)
-            spacing_z_mm = float(np.linalg.norm(affine_ras[:3, 0])) if spacing_z_mm is None else spacing_z_mm
-            gaps = meta.get("gaps", ()) if gaps is None else gaps
-            volume = volume_hu.as_tensor().reshape(volume_hu.shape[-3:])
-        indices, self.is_replicated = triplet_indices(
-            len(volume), int(z), spacing_z_mm, gaps or (), self.stride, self.distance_mm
-        )
-        triplet = volume[list(indices)]
         if not isinstance(volume_hu, MetaTensor):
-            return triplet
-        kept = {name: meta[name] for name in meta if name not in AFFINE_KEYS}
-        return MetaTensor(
-            triplet, affine=torch.from_numpy(_plane_affine(affine_ras, int(z), meta)), meta=kept
+            return self._cut(volume_hu[0] if volume_hu.ndim == 4 else volume_hu, z, spacing_z_mm, gaps or ())
+        geometry = VolumeGeometry.from_meta(volume_hu.shape, volume_hu.affine, volume_hu.meta)
+        geometry.check_axes()
+        spacing_z_mm = geometry.spacing_mm[0] if spacing_z_mm is None else spacing_z_mm
+        gaps = geometry.gaps if gaps is None else gaps
+        triplet = self._cut(volume_hu.as_tensor().reshape(geometry.shape), z, spacing_z_mm, gaps)
+        plane = geometry.affine_ras[:, [1, 2, 0, 3]]
+        plane[:3, 3] = lps_to_ras(geometry.to_lps((int(z), 0, 0)))
+        kept = {name: value for name, value in volume_hu.meta.items() if name not in VOLUME_KEYS}
+        return MetaTensor(triplet, affine=torch.from_numpy(plane), meta=kept)
+
+    def _cut(
+        self, volume: Any, z: int, spacing_z_mm: float | None, gaps: Collection[int]
+    ) -> torch.Tensor | NDArray[Any]:
+        indices, self.is_replicated = triplet_indices(
+            len(volume), int(z), spacing_z_mm, gaps, self.stride, self.distance_mm
         )
-
-
-def _plane_affine(affine_ras: NDArray[np.float64], z: int, meta: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Affine (4, 4) of slice z, from (y, x, 0, 1) to RAS mm; beyond a gap a slice lies where its offset says."""
-    offsets_mm = meta.get("slice_offsets_mm", ())
-    step_ras_mm = affine_ras[:3, 0]
-    steps = offsets_mm[z] / np.linalg.norm(step_ras_mm) if len(offsets_mm) else z
-    plane: NDArray[np.float64] = affine_ras[:, [1, 2, 0, 3]]
-    plane[:3, 3] += step_ras_mm * steps
-    return plane
+        triplet: torch.Tensor | NDArray[Any] = volume[list(indices)]
+        return triplet
 
 
 class SliceTripletd(MapTransform):

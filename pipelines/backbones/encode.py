@@ -26,9 +26,9 @@ from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_bac
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat
 from pipelines.runtime.distributed import choose_device
 from transforms.dicom.series import CtSeries
-from transforms.geometry import index_to_lps, spacing_of
-from transforms.neighbors import triplet_indices
+from transforms.geometry import VolumeGeometry
 from transforms.nodule_sampling import place, sample_windows
+from transforms.triplet import SliceTriplet
 
 PlainWindow = Literal["lung", "mediastinal", "wide"]
 
@@ -142,27 +142,30 @@ def encode_slices(
         ValueError: If the volume's axes are not (z toward the head, y, x).
     """
     backbone = loaded.backbone.to(device).eval()
-    n_slices, height, width = volume.volume_hu.shape
-    _, spacing_y_mm, spacing_x_mm = spacing_of(volume.affine_ras)
+    geometry = volume.geometry
+    n_slices, height, width = geometry.shape
+    _, spacing_y_mm, spacing_x_mm = geometry.spacing_mm
     size_mm = settings.size_mm or max(height * spacing_y_mm, width * spacing_x_mm)
     size_px, mm_per_px = backbone.image_px, size_mm / backbone.image_px
     middle = np.array([0.0, (height - 1) / 2, (width - 1) / 2])
-    first_lps_mm = index_to_lps(volume.affine_ras, middle, volume.slice_offsets_mm)
-    at = place(volume.volume_hu.shape, volume.affine_ras, first_lps_mm, volume.slice_offsets_mm)
+    at = place(geometry, geometry.to_lps(middle))
     steps = np.array(at.steps_zyx[1:]) * mm_per_px / np.array([spacing_y_mm, spacing_x_mm])
     patches_zyx = middle + _patch_grid(size_px, backbone.patch_px, steps)
+    cut = SliceTriplet()
     for start in range(0, n_slices, settings.batch_size):
         z = np.arange(start, min(start + settings.batch_size, n_slices))
-        triplets = [triplet_indices(n_slices, int(k), None, volume.gaps) for k in z]
-        flat = [k for indices, _ in triplets for k in indices]
-        hu = sample_windows(volume.volume_hu, at, flat, size_mm, size_px)
-        images = torch.from_numpy(hu.reshape(len(z), 3, size_px, size_px)).to(device)
+        # Each slice is resampled once, with one more at either end; then the triplets are cut.
+        first, last = max(start - 1, 0), min(start + len(z), n_slices - 1)
+        slices_hu = sample_windows(volume.volume_hu, at, range(first, last + 1), size_mm, size_px)
+        gaps = [gap - first for gap in geometry.gaps]
+        triplets = [(cut(slices_hu, int(k) - first, gaps=gaps), cut.is_replicated) for k in z]
+        images = torch.from_numpy(np.stack([triplet for triplet, _ in triplets])).to(device)
         tokens = backbone(network_input(images, backbone, settings.window, loaded.hu_scale))
         yield EncodedSlices(
             z,
             Tokens(*(token.float().cpu() for token in tokens)),
-            _places(volume, middle[None], z)[:, 0],
-            _places(volume, patches_zyx, z),
+            _places(geometry, middle[None], z)[:, 0],
+            _places(geometry, patches_zyx, z),
             mm_per_px,
             np.array([is_replicated for _, is_replicated in triplets]),
         )
@@ -175,8 +178,10 @@ def _patch_grid(size_px: int, patch_px: int, steps_yx: NDArray[np.float64]) -> N
     return np.stack([np.zeros(y.size), y.ravel(), x.ravel()], axis=1)
 
 
-def _places(volume: CtVolume, index_zyx: NDArray[np.float64], z: NDArray[np.int64]) -> NDArray[np.float64]:
+def _places(
+    geometry: VolumeGeometry, index_zyx: NDArray[np.float64], z: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """LPS mm of some points (N, 3) in each of the slices `z`, (B, N, 3)."""
     points = np.repeat(index_zyx[None], len(z), axis=0)
     points[..., 0] = z[:, None]
-    return index_to_lps(volume.affine_ras, points, volume.slice_offsets_mm)
+    return geometry.to_lps(points)

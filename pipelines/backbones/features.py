@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.backbone import Backbone, Tokens
 from pipelines.backbones.feature_names import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import write_atomically
-from transforms.hounsfield import window_hu
+from transforms.hounsfield import WindowHU
 
 WINDOWS_HU: dict[str, tuple[float, float]] = {
     "lung": (-1250.0, 250.0),
@@ -72,7 +72,7 @@ def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: f
     mean, std = (
         torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
-    return (window_hu(hu * hu_scale, *WINDOWS_HU[window]) - mean) / std
+    return (WindowHU(*WINDOWS_HU[window])(hu * hu_scale) - mean) / std
 
 
 def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:

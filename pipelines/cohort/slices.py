@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
-from transforms.geometry import lps_to_index
+from transforms.geometry import VolumeGeometry
 from transforms.neighbors import triplet_indices
 from transforms.views.batch import TripletBatch
 
@@ -129,7 +129,7 @@ def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int
         volume_id = str(nodule["volume_id"])
         row = rows[volume_id]
         center = [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
-        z, y, x = lps_to_index(list(row["affine_ras"]), center, list(row["slice_offsets_mm"])).tolist()
+        z, y, x = VolumeGeometry.from_row(row).to_index(center).tolist()
         reach = max(float(nodule["diameter_mm"]) / 2 / float(row["spacing_mm"][0]), 0.5)
         for touched in range(
             max(0, int(np.ceil(z - reach))), min(int(row["shape"][0]) - 1, int(z + reach)) + 1

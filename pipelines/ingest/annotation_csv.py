@@ -21,7 +21,7 @@ import pandas as pd
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES, empty_table
-from transforms.geometry import lps_to_index
+from transforms.geometry import VolumeGeometry
 from transforms.refusal import Refusal
 
 _COORDINATES = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
@@ -187,8 +187,9 @@ def _nodule(
     if pseudonyms.patient(row["patient_id"], "", series_uid) != volume["patient_id"]:
         raise RowRefusedError("its patient_id is not the patient of its volume")
     center = [_number(row, name) for name in _COORDINATES]
-    index = lps_to_index(list(volume["affine_ras"]), center, list(volume["slice_offsets_mm"]))
-    if (index < -0.5).any() or (index > np.array(volume["shape"]) - 0.5).any():
+    geometry = VolumeGeometry.from_row(volume)
+    index = geometry.to_index(center)
+    if (index < -0.5).any() or (index > np.array(geometry.shape) - 0.5).any():
         raise RowRefusedError("its center lies outside its volume (are x, y, z LPS millimeters?)")
     diameter = _number(row, "diameter_mm") if row.get("diameter_mm") else math.nan
     if diameter <= 0:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
@@ -18,7 +17,9 @@ from pipelines.ingest.sources.found import Job
 from pipelines.phantom.source import public_patient_ids
 from pipelines.runtime.parallel import available_cores
 from pipelines.runtime.progress import progress
+from transforms.dicom.load import LoadDicomSeries
 from transforms.dicom.series import CtSeries
+from transforms.geometry import VolumeGeometry
 from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
 
 FolderFormat = Literal["dicom", "nifti", "png"]
@@ -32,29 +33,19 @@ class CtVolume:
         volume_id: Its id; ids that are not public are replaced, as in a cohort.
         patient_id: As stored in a cohort; "" when not known.
         volume_hu: (Z, Y, X), z toward the head.
-        affine_ras: (4, 4), from (z, y, x, 1) to RAS mm.
-        gaps: i where slices are missing between slice i and i + 1.
-        slice_offsets_mm: Distance of each slice from the first where slices are missing, else empty.
+        geometry: Where its voxels lie.
     """
 
     volume_id: str
     patient_id: str
     volume_hu: NDArray[Any]
-    affine_ras: NDArray[np.float64]
-    gaps: tuple[int, ...] = ()
-    slice_offsets_mm: tuple[float, ...] = ()
+    geometry: VolumeGeometry
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], volume_hu: NDArray[Any]) -> CtVolume:
         """Take a row of series.parquet and its voxels."""
-        return cls(
-            str(row["volume_id"]),
-            str(row["patient_id"]),
-            volume_hu,
-            np.asarray(row["affine_ras"], dtype=np.float64).reshape(4, 4),
-            tuple(int(gap) for gap in row["gaps"]),
-            tuple(float(offset) for offset in row["slice_offsets_mm"]),
-        )
+        geometry = VolumeGeometry.from_row(row)
+        return cls(str(row["volume_id"]), str(row["patient_id"]), volume_hu, geometry)
 
     @classmethod
     def from_memory(cls, volume: MetaTensor | CtSeries) -> CtVolume:
@@ -64,19 +55,12 @@ class CtVolume:
             TransformError: If a MetaTensor is no volume (1, Z, Y, X).
         """
         if isinstance(volume, CtSeries):
-            offsets = volume.slice_offsets_mm
-            return cls(volume.series_uid, "", volume.volume_hu, volume.affine_ras, volume.gaps, offsets)
+            return cls(volume.series_uid, "", volume.volume_hu, volume.geometry)
         if volume.ndim != 4 or volume.shape[0] != 1:
             raise TransformError(f"a volume is a MetaTensor (1, Z, Y, X), got shape {tuple(volume.shape)}")
-        meta = volume.meta
-        return cls(
-            str(meta.get("series_uid", "")),
-            "",
-            volume.as_tensor()[0].cpu().numpy(),
-            np.asarray(volume.affine, dtype=np.float64),
-            tuple(meta.get("gaps", ())),
-            tuple(meta.get("slice_offsets_mm", ())),
-        )
+        geometry = VolumeGeometry.from_meta(volume.shape, volume.affine, volume.meta)
+        series_uid = str(volume.meta.get("series_uid", ""))
+        return cls(series_uid, "", volume.as_tensor()[0].cpu().numpy(), geometry)
 
 
 class CtFolder:
@@ -99,7 +83,7 @@ class CtFolder:
             self._pseudonyms = Pseudonyms.of_user(public_patient_ids(root), keep_ids)
             found = find_jobs(folder_format, root, self._pseudonyms, None, available_cores())
             self.jobs, self.refused = found.jobs, found.refused
-        self._read = READERS[folder_format]
+        self._format = folder_format
 
     def __iter__(self) -> Iterator[CtVolume]:
         """Read volume by volume; what cannot be read right is added to `refused` and left out."""
@@ -111,11 +95,20 @@ class CtFolder:
             return
         for job in progress(self.jobs, desc="volumes", unit="volume"):
             try:
-                row, volume_hu = self._read(job, self._pseudonyms, "none")
+                volume = self._read(job)
             except SeriesRefusedError as refusal:
                 self.refused += [RefusedFile(path, job.series_uid, refusal.reason) for path in job.files]
             except OSError as error:
                 reason = f"a file cannot be read ({error.strerror})"
                 self.refused += [RefusedFile(path, job.series_uid, reason) for path in job.files]
             else:
-                yield CtVolume.from_row(row, volume_hu)
+                yield volume
+
+    def _read(self, job: Job) -> CtVolume:
+        if self._format == "dicom":
+            loaded = LoadDicomSeries(allow_gaps=True)(job.files)
+            ids = (loaded.meta[name] for name in ("patient_id", "study_uid", "series_uid"))
+            patient_id = self._pseudonyms.patient(*ids)
+            return replace(CtVolume.from_memory(loaded), volume_id=job.volume_id, patient_id=patient_id)
+        row, volume_hu = READERS[self._format](job, self._pseudonyms, "none")
+        return CtVolume.from_row(row | {"shape": volume_hu.shape}, volume_hu)

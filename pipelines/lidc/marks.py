@@ -5,7 +5,6 @@ LPS mm are therefore NaN until `place_on_volumes` has met the geometry of the vo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipelines.lidc.contours import (
     read_database,
     read_scans,
 )
-from transforms.geometry import index_to_lps, lps_to_index
+from transforms.geometry import VolumeGeometry, index_to_lps
 
 _KEYS = ["annotation_id", "volume_id", "series_uid", "scan_id", "study_uid", "patient_id"]
 _MEASURES = [
@@ -90,11 +89,13 @@ def place_on_volumes(
     annotations["volume_id"] = annotations["series_uid"].map(volumes["volume_id"])
     reasons: dict[Any, str] = {}
     for series_uid, rows in annotations.groupby("series_uid"):
-        volume = VolumeGrid.of(volumes.loc[series_uid])
+        volume = VolumeGeometry.from_row(volumes.loc[series_uid])
         z_mm, row, column = (
             rows[name].to_numpy(dtype=np.float64) for name in ("z_lps_mm", "row_px", "column_px")
         )
-        annotations.loc[rows.index, ["x_lps_mm", "y_lps_mm"]] = volume.points_lps_mm(z_mm, row, column)[:, :2]
+        annotations.loc[rows.index, ["x_lps_mm", "y_lps_mm"]] = points_at_heights(volume, z_mm, row, column)[
+            :, :2
+        ]
         for key, marks in rows.groupby(["scan_id", "cluster_id"]):
             reasons[key] = _what_is_missing(marks, volume)
     places = annotations.groupby(["scan_id", "cluster_id"], sort=True)[["x_lps_mm", "y_lps_mm"]].mean()
@@ -108,41 +109,24 @@ def place_on_volumes(
     return annotations, nodules
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeGrid:
-    """Geometry of one volume."""
-
-    shape: tuple[int, int, int]
-    affine_ras: NDArray[np.float64]
-    gaps: tuple[int, ...]
-    slice_offsets_mm: tuple[float, ...]
-
-    @classmethod
-    def of(cls, row: Any) -> "VolumeGrid":
-        """Take the geometry from a row of `series.parquet`."""
-        affine = np.asarray(row["affine_ras"], dtype=np.float64).reshape(4, 4)
-        z, y, x = (int(n) for n in row["shape"])
-        return cls((z, y, x), affine, tuple(row["gaps"]), tuple(row["slice_offsets_mm"]))
-
-    def points_lps_mm(
-        self, z_mm: NDArray[np.float64], row: NDArray[np.float64], column: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """The points (n, 3) at which these rows and columns meet these heights."""
-        affine = self.affine_ras
-        steps = (z_mm - affine[2, 1] * row - affine[2, 2] * column - affine[2, 3]) / affine[2, 0]
-        return index_to_lps(affine, np.column_stack([steps, row, column]))
-
-    def slice_numbers(self, points_lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Fractional slice number of points (n, 3)."""
-        return lps_to_index(self.affine_ras, points_lps_mm, self.slice_offsets_mm)[:, 0]
+def points_at_heights(
+    volume: VolumeGeometry,
+    z_mm: NDArray[np.float64],
+    row: NDArray[np.float64],
+    column: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The points (n, 3), LPS mm, at which these rows and columns meet these heights."""
+    affine = volume.affine_ras
+    steps = (z_mm - affine[2, 1] * row - affine[2, 2] * column - affine[2, 3]) / affine[2, 0]
+    return index_to_lps(affine, np.column_stack([steps, row, column]))
 
 
-def _what_is_missing(marks: pd.DataFrame, volume: VolumeGrid) -> str:
+def _what_is_missing(marks: pd.DataFrame, volume: VolumeGeometry) -> str:
     """Why the marks of one nodule do not lie whole on the slices of its volume; "" if they do."""
     ends_mm = np.array([marks["contour_z_min_mm"].min(), marks["contour_z_max_mm"].max()])
     row, column = float(marks["row_px"].mean()), float(marks["column_px"].mean())
-    points = volume.points_lps_mm(ends_mm, np.full(2, row), np.full(2, column))
-    low, high = volume.slice_numbers(points)
+    points = points_at_heights(volume, ends_mm, np.full(2, row), np.full(2, column))
+    low, high = volume.to_index(points)[:, 0]
     n_slices, n_rows, n_columns = volume.shape
     extent = f"contours at z {ends_mm[0]:.1f} to {ends_mm[1]:.1f} mm"
     if high < -0.5 or low > n_slices - 0.5:

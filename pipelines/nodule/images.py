@@ -22,6 +22,7 @@ from probes.image_diameter import image_diameter_mm
 from probes.labels import Labeled
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
 from probes.splits import Splits
+from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
 from transforms.nodule_sampling import place
 
@@ -133,7 +134,7 @@ def _outline(
     if found is None:
         return None
     center = [nodule["x_lps_mm"], nodule["y_lps_mm"], nodule["z_lps_mm"]]
-    at = place(series["shape"], list(series["affine_ras"]), center, list(series["slice_offsets_mm"]))
+    at = place(VolumeGeometry.from_row(series), center)
     number = at.slice_index - int(found.start_zyx[0])
     if not 0 <= number < len(found.mask):
         return None

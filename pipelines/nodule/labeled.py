@@ -11,11 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
+from pipelines.nodule.crops import crop_at
 from pipelines.nodule.refusals import NoNodulesError
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, label_nodules
-from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule_crop import BORDER_HU, Crop, CropSpec, crop_nodule
+from transforms.geometry import VolumeGeometry
+from transforms.nodule_crop import BORDER_HU, Crop, CropSpec
 from transforms.nodule_sampling import place, sample_windows
 from transforms.refusal import NoCropError
 
@@ -168,15 +169,13 @@ def places_mm(
         center_lps_mm: Of the nodule.
         n_slices: Odd: the slice nearest to the center and as many on either side.
     """
-    z = float(lps_to_index(list(row["affine_ras"]), center_lps_mm, list(row["slice_offsets_mm"]))[0])
+    geometry = VolumeGeometry.from_row(row)
+    z = float(geometry.to_index(center_lps_mm)[0])
     middle = int(np.floor(z + 0.5))
     wanted = np.arange(n_slices) - n_slices // 2 + middle
-    gaps = [int(gap) for gap in row["gaps"]]
-    low = max([gap + 1 for gap in gaps if gap < middle], default=0)
-    high = min([gap for gap in gaps if gap >= middle], default=int(row["shape"][0]) - 1)
-    return np.asarray((wanted - z) * float(row["spacing_mm"][0]), dtype=np.float64), (wanted >= low) & (
-        wanted <= high
-    )
+    low, high = geometry.unbroken_run(middle)
+    place_mm = (wanted - z) * geometry.spacing_mm[0]
+    return place_mm.astype(np.float64), (wanted >= low) & (wanted <= high)
 
 
 def _all_places_mm(
@@ -215,25 +214,15 @@ def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
 
 def _center_hu(cohort: Cohort, row: Row, nodule: Row) -> float:
     """The brightest HU within 2 mm of the nodule's center on its slice. NoCropError if the volume does not hold it."""
-    at = place(list(row["shape"]), list(row["affine_ras"]), center_of(nodule), list(row["slice_offsets_mm"]))
+    at = place(VolumeGeometry.from_row(row), center_of(nodule))
     window = sample_windows(cohort.volume(str(row["volume_id"])), at, [at.slice_index], 4.0, 8)
     return float(window.max())
 
 
 def _crop(cohort: Cohort, row: Row, nodule: Row, spec: CropSpec, whole_slice: bool) -> Crop:
-    affine, offsets = list(row["affine_ras"]), list(row["slice_offsets_mm"])
     center = np.array(center_of(nodule))
     if whole_slice:
-        z = lps_to_index(affine, center, offsets)[0]
-        middle = [z, *((n - 1) / 2 for n in list(row["shape"])[1:])]
-        center = index_to_lps(affine, middle, offsets)
-    return crop_nodule(
-        cohort.volume(str(row["volume_id"])),
-        affine,
-        center,
-        spec,
-        [int(gap) for gap in row["gaps"]],
-        offsets,
-        is_patch=row["kind"] == "patch",
-        diameter_mm=float(nodule["diameter_mm"]),
-    )
+        geometry = VolumeGeometry.from_row(row)
+        z = geometry.to_index(center)[0]
+        center = geometry.to_lps([z, *((n - 1) / 2 for n in geometry.shape[1:])])
+    return crop_at(cohort, row, center, spec, float(nodule["diameter_mm"]))

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.cohort.folder import Cohort
-from pipelines.lidc.marks import VolumeGrid
+from pipelines.lidc.marks import points_at_heights
 from pipelines.lidc.pylidc_compat import load_pylidc
 from pipelines.runtime.atomic import write_atomically
+from transforms.geometry import VolumeGeometry
 
 CONSENSUS_LEVEL = 0.5
 """A voxel belongs to the nodule when at least this share of the readers who marked it say so."""
@@ -40,7 +41,7 @@ def write_masks(
         Number of masks written; a nodule without any slice in its volume has none, one that is partly present is cut
         off where the slices end.
     """
-    grids = {row["volume_id"]: VolumeGrid.of(row) for row in series.to_dict("records")}
+    grids = {row["volume_id"]: VolumeGeometry.from_row(row) for row in series.to_dict("records")}
     marks_of = {key: rows for key, rows in annotations.groupby(["scan_id", "cluster_id"])}
     folder = cohort_root / "masks"
     n_written = 0
@@ -78,7 +79,7 @@ def read_mask(cohort_root: Path, nodule_id: str) -> NoduleMask | None:
         return NoduleMask(stored["mask"], stored["start_zyx"])
 
 
-def consensus_mask(annotation_ids: list[int], volume: VolumeGrid) -> NoduleMask | None:
+def consensus_mask(annotation_ids: list[int], volume: VolumeGeometry) -> NoduleMask | None:
     """Voxels that at least half of the readers outlined, on the slices of a volume.
 
     LIDC's contours mark the first voxel outside; the contour itself is no part of the mask.
@@ -104,7 +105,7 @@ def consensus_mask(annotation_ids: list[int], volume: VolumeGrid) -> NoduleMask 
     heights_mm = marks[0].scan.slice_zvals[slices]
     n = len(heights_mm)
     row, column = np.full(n, (rows.start + rows.stop) / 2), np.full(n, (columns.start + columns.stop) / 2)
-    numbers = volume.slice_numbers(volume.points_lps_mm(heights_mm, row, column))
+    numbers = volume.to_index(points_at_heights(volume, heights_mm, row, column))[:, 0]
     nearest = np.rint(numbers).astype(np.int64)
     is_present = (np.abs(numbers - nearest) < 0.25) & (nearest >= 0) & (nearest < volume.shape[0])
     if not is_present.any():

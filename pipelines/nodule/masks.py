@@ -11,9 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
-from pipelines.lidc.marks import VolumeGrid
+from pipelines.nodule.crops import crop_at
 from pipelines.nodule.lidc_masks import NoduleMask, consensus_mask, read_mask
 from pipelines.nodule.refusals import NoNodulesError
+from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.refusal import NoCropError
 
@@ -68,7 +69,7 @@ def masked_crops(
         shift = np.random.default_rng([seed, number]).uniform(-jitter_mm, jitter_mm, 2)
         center = np.array([float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]) + np.append(shift, 0.0)
         try:
-            crop = _crop(cohort.volume(str(row["volume_id"])), row, center, spec)
+            crop = crop_at(cohort, row, center, spec).hu
         except NoCropError:
             continue  # moved out of a small volume
         marks = marks_of(cohort.annotations, nodule)
@@ -134,23 +135,17 @@ def _outlines(
     own = _crop_mask(nodule_mask, row, center, spec)
     by_reader = []
     for mark in marks:
-        drawn = consensus_mask([int(mark["annotation_id"])], VolumeGrid.of(row))
+        drawn = consensus_mask([int(mark["annotation_id"])], VolumeGeometry.from_row(row))
         by_reader.append(np.zeros_like(own) if drawn is None else _crop_mask(drawn, row, center, spec))
     return own, np.stack(by_reader) if by_reader else np.empty((0, *own.shape), dtype=bool)
 
 
 def _crop_mask(mask: NoduleMask, row: Row, center: NDArray[np.float64], spec: CropSpec) -> NDArray[np.bool_]:
     # Only the pages that the mask touches are ever made; the rest of the volume is zeros that nobody writes.
-    whole = np.zeros([int(n) for n in row["shape"]], dtype=np.int16)
+    geometry = VolumeGeometry.from_row(row)
+    whole = np.zeros(geometry.shape, dtype=np.int16)
     stop = np.minimum(mask.start_zyx + mask.mask.shape, whole.shape)
     z, y, x = (slice(int(low), int(high)) for low, high in zip(mask.start_zyx, stop, strict=True))
     inside = whole[z, y, x]
     inside[:] = mask.mask[: inside.shape[0], : inside.shape[1], : inside.shape[2]]
-    return np.asarray(_crop(whole, row, center, spec)[1] > 0.5)
-
-
-def _crop(
-    volume: NDArray[np.int16], row: Row, center: NDArray[np.float64], spec: CropSpec
-) -> NDArray[np.float32]:
-    gaps = [int(gap) for gap in row["gaps"]]
-    return crop_nodule(volume, list(row["affine_ras"]), center, spec, gaps, list(row["slice_offsets_mm"])).hu
+    return np.asarray(crop_nodule(whole, geometry, center, spec).hu[1] > 0.5)

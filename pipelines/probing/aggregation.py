@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
@@ -14,13 +12,14 @@ from models.aggregators import AggregatorName
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
+from pipelines.nodule.crops import crop_at
 from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm
 from pipelines.probing.config import AggregationConfig
 from pipelines.probing.setup import in_both, labeled_nodules, open_both, settled_folds
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.aggregation import SliceTokens, compare_aggregators
-from transforms.nodule_crop import CropSpec, crop_nodule
+from transforms.nodule_crop import CropSpec
 
 _NAMES: tuple[AggregatorName, ...] = ("center", "mean", "center3_mean", "center3_max", "attention_z")
 
@@ -82,7 +81,7 @@ def slices_around(
             out_px=loaded.backbone.image_px,
             z_range_mm=config.z_range_mm,
         )
-        crops = _crop(cohort, row, center, spec)
+        crops = crop_at(cohort, row, center, spec).hu
         position_mm, is_there = places_mm(row, center, len(crops))
         tokens = _encode(config, loaded, crops[is_there], device)
         encoded.append((tokens, position_mm[is_there]))
@@ -120,18 +119,6 @@ def metrics_of(table: pd.DataFrame) -> dict[str, float]:
         if np.isfinite(line.get(column, np.nan))
     }
     return metrics | {"aggregation/n_nodules": float(table["n_nodules"].iloc[0])}
-
-
-def _crop(cohort: Cohort, row: Any, center: list[float], spec: CropSpec) -> NDArray[np.float32]:
-    return crop_nodule(
-        cohort.volume(str(row["volume_id"])),
-        list(row["affine_ras"]),
-        center,
-        spec,
-        [int(gap) for gap in row["gaps"]],
-        list(row["slice_offsets_mm"]),
-        is_patch=row["kind"] == "patch",
-    ).hu
 
 
 def _encode(

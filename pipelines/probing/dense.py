@@ -18,7 +18,7 @@ from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
-from transforms.hounsfield import window_hu
+from transforms.hounsfield import WindowHU
 from transforms.nodule_crop import CropSpec
 
 matplotlib.use("Agg")
@@ -64,7 +64,7 @@ def tokens_of(
             ("random_weights", random_twin(loaded, config.seed)),
         )
     }
-    gray = window_hu(torch.from_numpy(crops.crops_hu), *WINDOWS_HU[config.window])
+    gray = WindowHU(*WINDOWS_HU[config.window])(torch.from_numpy(crops.crops_hu))
     patch = loaded.backbone.patch_px
     pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
     return tokens | {"pixels": pixels.numpy()}

@@ -16,7 +16,8 @@ from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.backbones.view_retrieval import encode_views
 from pipelines.cohort.folder import Cohort
-from pipelines.nodule.labeled import NoduleSet
+from pipelines.nodule.crops import crop_at
+from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.folds import patients_to_test
 from pipelines.probing.representation_figures import map_figure, spectrum_figure
@@ -36,8 +37,8 @@ from probes.representation import (
     stability,
 )
 from probes.statistics.estimate import Estimate
-from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule_crop import CropSpec, crop_nodule
+from transforms.geometry import VolumeGeometry
+from transforms.nodule_crop import CropSpec
 
 Features = NDArray[np.float32]
 Measures = dict[str, float | Estimate]
@@ -126,20 +127,14 @@ def crops_one_slice_further(
     crops, can_move = nodules.crops_hu.copy(), np.zeros(len(nodules.labels), dtype=bool)
     for number, nodule in enumerate(nodules.table.to_dict("records")):
         row = series[str(nodule["volume_id"])]
-        affine, offsets, gaps = (
-            list(row["affine_ras"]),
-            list(row["slice_offsets_mm"]),
-            {int(g) for g in row["gaps"]},
-        )
-        z, y, x = lps_to_index(affine, [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"], offsets)
+        geometry = VolumeGeometry.from_row(row)
+        z, y, x = geometry.to_index(center_of(nodule))
         middle = int(np.floor(z + 0.5))  # the slice that the crop shows, of two as near the upper one
-        beside = [middle + 1] if middle + 1 < int(row["shape"][0]) and middle not in gaps else []
-        beside += [middle - 1] if middle > 0 and middle - 1 not in gaps else []
-        if not beside:
+        low, high = geometry.unbroken_run(middle)
+        if low == high:
             continue
-        center = index_to_lps(affine, [float(beside[0]), float(y), float(x)], offsets)
-        volume = cohort.volume(str(nodule["volume_id"]))
-        crops[number] = crop_nodule(volume, affine, center, spec, sorted(gaps), offsets).hu
+        beside = middle + 1 if middle < high else middle - 1
+        crops[number] = crop_at(cohort, row, geometry.to_lps([beside, y, x]), spec).hu
         can_move[number] = True
     return crops, can_move
 

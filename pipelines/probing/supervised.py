@@ -36,7 +36,7 @@ from probes.heads.fitting import FitSettings
 from probes.heads.linear import Probe, Samples, cross_fit
 from probes.pixels import PixelProbe
 from probes.supervised import SupervisedProbe
-from transforms.hounsfield import window_hu
+from transforms.hounsfield import WindowHU
 from transforms.nodule_crop import CropSpec
 from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -135,10 +135,10 @@ def _scores(
 
 def _gray_2d(nodules: NoduleSet) -> torch.Tensor:
     """Triplets under the lung window, normalized as ImageNet's networks expect, (n, 3, P, P)."""
-    gray = window_hu(torch.from_numpy(nodules.crops_hu), *WINDOWS_HU["lung"])
+    gray = WindowHU(*WINDOWS_HU["lung"])(torch.from_numpy(nodules.crops_hu))
     return (gray - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
 def _gray_3d(nodules: NoduleSet) -> torch.Tensor:
     """Cubes under the lung window, centered on mid-gray, (n, 1, P, P, P)."""
-    return (window_hu(torch.from_numpy(nodules.crops_hu), *WINDOWS_HU["lung"]) - 0.5) / 0.25
+    return (WindowHU(*WINDOWS_HU["lung"])(torch.from_numpy(nodules.crops_hu)) - 0.5) / 0.25

@@ -7,9 +7,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from pipelines.phantom.shapes import Grid, paint, sphere_coverage
-from transforms.geometry import index_to_lps
+from transforms.geometry import VolumeGeometry, index_to_lps
 from transforms.nodule import NoduleCrop, NoduleCropd
-from transforms.nodule_crop import CropForm, CropSpec, crop_nodule, crop_triplet_hu
+from transforms.nodule_crop import Crop, CropForm, CropSpec, crop_nodule
 from transforms.refusal import NoCropError, TransformError
 
 PHANTOM_SPACINGS_Z_MM = (2.5, 1.25, 0.7, 2.0, 1.0)
@@ -23,6 +23,25 @@ def affine_of(
     affine[2, 0], affine[1, 1], affine[0, 2] = spacing_mm[0], -spacing_mm[1], -spacing_mm[2]
     affine[:, 3] = [-first_lps[0], -first_lps[1], first_lps[2], 1]
     return affine
+
+
+def cropped(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    center: np.ndarray,
+    spec: CropSpec,
+    gaps: tuple[int, ...] = (),
+    slice_offsets_mm: tuple[float, ...] = (),
+    **more: object,
+) -> Crop:
+    geometry = VolumeGeometry(volume.shape, affine, gaps, tuple(slice_offsets_mm))
+    return crop_nodule(volume, geometry, center, spec, **more)
+
+
+def triplet_hu(
+    volume: np.ndarray, affine: np.ndarray, center: np.ndarray, size_mm: float, out_px: int, *gap: tuple
+) -> np.ndarray:
+    return cropped(volume, affine, center, CropSpec(size_mm=size_mm, out_px=out_px), *gap).hu
 
 
 def sphere(spacing_z_mm: float, diameter_mm: float = 10.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -49,7 +68,7 @@ def test_a_10_mm_sphere_measures_10_mm_in_every_form_at_every_spacing(
 ) -> None:
     volume, affine, center = sphere(spacing_z_mm)
     spec = CropSpec(form=form, size_mm=30.0, out_px=60, z_range_mm=6.0 if form == "slices" else 0.0)
-    hu = crop_nodule(volume, affine, center, spec).hu
+    hu = cropped(volume, affine, center, spec).hu
     if form == "cube":
         lines = [
             hu[0, :, 29:31, 29:31].mean((1, 2)),
@@ -77,7 +96,7 @@ def test_a_10_mm_sphere_measures_10_mm_in_every_form_at_every_spacing(
 @pytest.mark.parametrize("form", ["triplet", "cube", "planes"])
 def test_the_nodule_lies_in_the_middle_of_its_crop(form: CropForm) -> None:
     volume, affine, center = sphere(1.25)
-    hu = crop_nodule(volume, affine, center, CropSpec(form=form, size_mm=30.0, out_px=60)).hu
+    hu = cropped(volume, affine, center, CropSpec(form=form, size_mm=30.0, out_px=60)).hu
     weight = np.clip((hu + 850) / 900, 0, 1)
     if form == "cube":
         images = [weight[0].sum(axis) for axis in range(3)]
@@ -97,12 +116,12 @@ def test_a_larger_nodule_stays_larger_except_in_the_control_arm() -> None:
             ("mm", CropSpec(size_mm=30.0, out_px=60)),
             ("own", CropSpec(out_px=60, size_in_diameters=2.0)),
         ):
-            hu = crop_nodule(volume, affine, center, spec, diameter_mm=diameter_mm).hu
+            hu = cropped(volume, affine, center, spec, diameter_mm=diameter_mm).hu
             widths[name, diameter_mm] = width_px(hu[1, 29:31].mean(0))
     assert widths["mm", 12.0] / widths["mm", 6.0] == pytest.approx(2.0, abs=0.15)
     assert widths["own", 12.0] == pytest.approx(widths["own", 6.0], rel=0.07)
     with pytest.raises(NoCropError, match="needs its diameter in mm"):
-        crop_nodule(volume, affine, center, CropSpec(size_in_diameters=2.0))
+        cropped(volume, affine, center, CropSpec(size_in_diameters=2.0))
 
 
 def test_a_fine_crop_is_simpleitks_linear_resampling() -> None:
@@ -118,7 +137,7 @@ def test_a_fine_crop_is_simpleitks_linear_resampling() -> None:
     grid.SetSpacing((0.5, 0.5, 2.0))
     grid.SetOrigin((center[0] - 7.25, center[1] - 7.25, center[2] - 2.0))
     expected = sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, -1024.0))
-    found = crop_triplet_hu(volume, affine, center, 15.0, 30)
+    found = triplet_hu(volume, affine, center, 15.0, 30)
     np.testing.assert_allclose(found, expected, atol=0.05)
 
 
@@ -126,14 +145,14 @@ def test_a_coarse_crop_averages_where_sampling_would_skip() -> None:
     stripes = np.where(np.arange(64) % 2 == 0, 1000, -1000).astype(np.int16)
     volume = np.broadcast_to(stripes, (3, 64, 64)).copy()
     affine = affine_of((2.5, 0.5, 0.5))
-    crop = crop_triplet_hu(volume, affine, index_to_lps(affine, (1, 31.5, 31.5)), 24.0, 12)
+    crop = triplet_hu(volume, affine, index_to_lps(affine, (1, 31.5, 31.5)), 24.0, 12)
     assert np.abs(crop).max() < 30
 
 
 def test_outside_the_image_lies_air() -> None:
     volume = np.full((5, 20, 20), 100, dtype=np.int16)
     affine = affine_of((2.0, 1.0, 1.0))
-    crop = crop_triplet_hu(volume, affine, index_to_lps(affine, (2, 0, 0)), 20.0, 20)
+    crop = triplet_hu(volume, affine, index_to_lps(affine, (2, 0, 0)), 20.0, 20)
     assert (crop[:, :9, :] == -1024).all()
     assert (crop[:, 11:, 11:] == 100).all()
 
@@ -147,8 +166,8 @@ def test_a_crop_hangs_the_same_way_however_the_volume_is_stored() -> None:
     flipped[:, 3] = affine @ [0, 39, 43, 1]
     flipped[:3, 1:3] *= -1
     for spec in (CropSpec(size_mm=12.0, out_px=16), CropSpec(form="cube", size_mm=8.0, out_px=8)):
-        expected = crop_nodule(volume, affine, center, spec).hu
-        found = crop_nodule(volume[:, ::-1, ::-1], flipped, center, spec).hu
+        expected = cropped(volume, affine, center, spec).hu
+        found = cropped(volume[:, ::-1, ::-1], flipped, center, spec).hu
         np.testing.assert_allclose(found, expected, atol=0.01)
 
 
@@ -158,7 +177,7 @@ def test_upright_planes_have_the_head_up_and_the_patients_left_on_the_right() ->
     volume[:, 20:, :] += 10  # toward the back
     volume[:, :, 20:] += 1  # toward the patient's left
     affine = affine_of((1.0, 1.0, 1.0))
-    axial, coronal, sagittal = crop_nodule(
+    axial, coronal, sagittal = cropped(
         volume,
         affine,
         index_to_lps(affine, (14.5, 14.5, 14.5)),
@@ -182,14 +201,14 @@ def slices_of(crop: np.ndarray) -> list:
 def test_the_number_of_slices_follows_from_the_range_in_mm_alone() -> None:
     spec = CropSpec(form="slices", size_mm=8.0, out_px=8, z_range_mm=5.0)
     volume, affine = numbered(20, 2.0)
-    middle = crop_nodule(volume, affine, index_to_lps(affine, (9.4, 8, 8)), spec)
+    middle = cropped(volume, affine, index_to_lps(affine, (9.4, 8, 8)), spec)
     assert slices_of(middle.hu) == [[6, 7, 8], [7, 8, 9], [8, 9, 10], [9, 10, 11], [10, 11, 12]]
     assert not middle.is_replicated
-    edge = crop_nodule(volume, affine, index_to_lps(affine, (18.6, 8, 8)), spec)
+    edge = cropped(volume, affine, index_to_lps(affine, (18.6, 8, 8)), spec)
     assert slices_of(edge.hu) == [[16, 17, 18], [17, 18, 19], [18, 19, 19], [18, 19, 19], [18, 19, 19]]
     assert edge.is_replicated
     thin, thin_affine = numbered(20, 1.0)
-    assert crop_nodule(thin, thin_affine, index_to_lps(thin_affine, (9, 8, 8)), spec).hu.shape == (
+    assert cropped(thin, thin_affine, index_to_lps(thin_affine, (9, 8, 8)), spec).hu.shape == (
         11,
         3,
         8,
@@ -200,20 +219,20 @@ def test_the_number_of_slices_follows_from_the_range_in_mm_alone() -> None:
 def test_no_form_reaches_across_a_gap() -> None:
     volume, affine = numbered(20)
     offsets = [2.0 * k + (10.0 if k > 9 else 0.0) for k in range(20)]
-    gap = {"gaps": (9,), "slice_offsets_mm": offsets}
+    gap = (9,), offsets
     below = index_to_lps(affine, (9, 8, 8), offsets)
     above = index_to_lps(affine, (11, 8, 8), offsets)
     assert above[2] - below[2] == pytest.approx(14.0)
-    assert slices_of(crop_triplet_hu(volume, affine, below, 8.0, 8, **gap)) == [8, 9, 9]
-    assert slices_of(crop_triplet_hu(volume, affine, above, 8.0, 8, **gap)) == [10, 11, 12]
-    ranged = crop_nodule(
-        volume, affine, below, CropSpec(form="slices", size_mm=8.0, out_px=8, z_range_mm=2.0), **gap
+    assert slices_of(triplet_hu(volume, affine, below, 8.0, 8, *gap)) == [8, 9, 9]
+    assert slices_of(triplet_hu(volume, affine, above, 8.0, 8, *gap)) == [10, 11, 12]
+    ranged = cropped(
+        volume, affine, below, CropSpec(form="slices", size_mm=8.0, out_px=8, z_range_mm=2.0), *gap
     )
     assert slices_of(ranged.hu) == [[7, 8, 9], [8, 9, 9], [8, 9, 9]]
     assert ranged.is_replicated
     for form in ("cube", "planes"):
         with pytest.raises(NoCropError, match="slices are missing after slice 9"):
-            crop_nodule(volume, affine, below, CropSpec(form=form, size_mm=8.0, out_px=8), **gap)
+            cropped(volume, affine, below, CropSpec(form=form, size_mm=8.0, out_px=8), *gap)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +248,7 @@ def test_no_form_reaches_across_a_gap() -> None:
 def test_a_center_outside_the_volume_is_refused_never_shifted(index: tuple[float, ...], message: str) -> None:
     volume, affine = numbered(20)
     with pytest.raises(NoCropError, match=message):
-        crop_triplet_hu(volume, affine, index_to_lps(affine, index), 8.0, 8)
+        triplet_hu(volume, affine, index_to_lps(affine, index), 8.0, 8)
 
 
 def test_a_center_where_slices_are_missing_is_refused_and_one_beside_them_is_not() -> None:
@@ -245,10 +264,10 @@ def test_a_center_where_slices_are_missing_is_refused_and_one_beside_them_is_not
     ):
         center = below + np.array([0.0, 0.0, beyond_mm])
         if not message:
-            assert slices_of(crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)) == [8, 9, 9]
+            assert slices_of(triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)) == [8, 9, 9]
             continue
         with pytest.raises(NoCropError, match=f"{message} the nearest slice, where slices are missing"):
-            crop_triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)
+            triplet_hu(volume, affine, center, 8.0, 8, (9,), offsets)
 
 
 def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
@@ -259,18 +278,18 @@ def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
     ):
         volume, affine = numbered(n_slices)
         center = index_to_lps(affine, (n_slices // 2, 8, 8))
-        crop = crop_nodule(volume, affine, center, CropSpec(size_mm=8.0, out_px=8), is_patch=True)
+        crop = cropped(volume, affine, center, CropSpec(size_mm=8.0, out_px=8), is_patch=True)
         assert (slices_of(crop.hu), crop.is_replicated) == (expected, replicated)
         for form in ("cube", "planes"):
             with pytest.raises(
                 NoCropError, match=f"{form} reaches outside a patch in z.*would tell the label"
             ):
-                crop_nodule(volume, affine, center, CropSpec(form=form, size_mm=8.0, out_px=8), is_patch=True)
+                cropped(volume, affine, center, CropSpec(form=form, size_mm=8.0, out_px=8), is_patch=True)
     long_range = CropSpec(form="slices", size_mm=8.0, out_px=8, z_range_mm=2.0)
-    assert crop_nodule(volume, affine, center, long_range, is_patch=True).hu.shape == (3, 3, 8, 8)
+    assert cropped(volume, affine, center, long_range, is_patch=True).hu.shape == (3, 3, 8, 8)
     volume, affine = numbered(3)
     with pytest.raises(NoCropError, match="reach outside this patch of 3 slices"):
-        crop_nodule(volume, affine, index_to_lps(affine, (1, 8, 8)), long_range, is_patch=True)
+        cropped(volume, affine, index_to_lps(affine, (1, 8, 8)), long_range, is_patch=True)
 
 
 @pytest.mark.parametrize(
@@ -292,8 +311,8 @@ def test_a_crop_that_cannot_be_is_refused(settings: dict[str, object]) -> None:
 def test_a_volume_with_other_axes_is_refused() -> None:
     volume, affine = numbered(16)
     for wrong in (affine[:, [1, 0, 2, 3]], affine * [[-1], [-1], [-1], [1]]):
-        with pytest.raises(TransformError, match="reorient it before cropping"):
-            crop_triplet_hu(volume, wrong, (0, 0, 0), 8.0, 8)
+        with pytest.raises(TransformError, match="reorient it before"):
+            triplet_hu(volume, wrong, (0, 0, 0), 8.0, 8)
 
 
 def meta_volume() -> tuple[MetaTensor, np.ndarray]:
@@ -304,7 +323,7 @@ def meta_volume() -> tuple[MetaTensor, np.ndarray]:
 def test_the_monai_forms_give_the_crop_of_the_function() -> None:
     volume, center = meta_volume()
     spec = CropSpec(size_mm=24.0, out_px=32)
-    expected = crop_triplet_hu(volume[0].numpy(), volume.affine.numpy(), center, 24.0, 32)
+    expected = triplet_hu(volume[0].numpy(), volume.affine.numpy(), center, 24.0, 32)
     found = NoduleCrop(spec)(volume, center)
     assert found.dtype == torch.float32
     np.testing.assert_array_equal(found, expected)

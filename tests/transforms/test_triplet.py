@@ -104,10 +104,9 @@ def test_a_meta_tensor_brings_spacing_and_gaps_and_keeps_its_place_in_space(ramp
 def test_a_slice_beyond_a_gap_lies_where_its_offset_says(ramp):
     offsets_mm = tuple(2.0 * i + (20.0 if i > 6 else 0.0) for i in range(10))
     meta = {"gaps": (6,), "slice_offsets_mm": offsets_mm}
-    volume = MetaTensor(
-        torch.as_tensor(ramp[None]), affine=torch.diag(torch.tensor([2.0, 1, 1, 1])), meta=meta
-    )
-    assert float(SliceTriplet()(volume, 8).affine[0, 3]) == 36.0
+    affine = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [2.0, 0, 0, 0], [0, 0, 0, 1]])
+    volume = MetaTensor(torch.as_tensor(ramp[None]), affine=torch.as_tensor(affine), meta=meta)
+    assert float(SliceTriplet()(volume, 8).affine[2, 3]) == 36.0
 
 
 def test_a_plain_array_by_mm_needs_its_spacing(ramp):

@@ -4,14 +4,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 
 from transforms.dicom.series import CtSeries, read_series
 from transforms.dicom.tree import find_series
+from transforms.meta_volume import meta_volume
 from transforms.refusal import SeriesRefusedError
 
 __all__ = ["CtSeries", "LoadDicomSeries", "LoadDicomSeriesd", "SeriesRefusedError", "read_series"]
@@ -23,7 +22,8 @@ class LoadDicomSeries(Transform):
     """Load one CT series as a MetaTensor (1, Z, Y, X), int16 HU, z toward the head.
 
     Its affine takes the tensor's own order (z, y, x) to RAS mm, so MONAI's Orientationd and Spacingd hold on it.
-    `meta` also carries spacing_mm, series_uid, study_uid, patient_id, gaps, n_padding_voxels and notes.
+    `meta` also carries spacing_mm, series_uid, study_uid, patient_id and n_padding_voxels, and as text (so that any two
+    volumes make one batch) notes, gaps and slice_offsets_mm, which `VolumeGeometry.from_meta` reads.
     """
 
     def __init__(self, series_uid: str | None = None, allow_gaps: bool = False) -> None:
@@ -55,17 +55,10 @@ class LoadDicomSeries(Transform):
             "series_uid": series.series_uid,
             "study_uid": series.study_uid,
             "patient_id": series.patient_id,
-            "gaps": series.gaps,
-            "slice_offsets_mm": series.slice_offsets_mm,
             "n_padding_voxels": series.n_padding_voxels,
-            "notes": series.notes,
-            "space": "RAS",
-            "original_channel_dim": 0,
-            "spatial_shape": np.array(series.volume_hu.shape),
+            "notes": "; ".join(series.notes),
         }
-        affine = torch.from_numpy(series.affine_ras)
-        meta["original_affine"] = affine.clone()
-        return MetaTensor(torch.from_numpy(series.volume_hu)[None], affine=affine, meta=meta)
+        return meta_volume(series.volume_hu, series.geometry, meta)
 
     def _files(self, source: Source) -> list[Path]:
         if not isinstance(source, str | Path):

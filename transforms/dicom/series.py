@@ -18,6 +18,7 @@ from transforms.dicom.slice_stack import (
     slice_normal,
     stack_slices,
 )
+from transforms.geometry import VolumeGeometry
 from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 
@@ -47,6 +48,12 @@ class CtSeries:
     n_padding_voxels: int
     notes: tuple[str, ...]
     slices: tuple[SliceHeader, ...]
+
+    @property
+    def geometry(self) -> VolumeGeometry:
+        """Where its voxels lie."""
+        z, y, x = self.volume_hu.shape
+        return VolumeGeometry((z, y, x), self.affine_ras, self.gaps, self.slice_offsets_mm)
 
 
 def read_series(files: Sequence[Path]) -> CtSeries:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from transforms.body_grid import GRID
 from transforms.refusal import TransformError
-from transforms.triplet import AFFINE_KEYS
+from transforms.triplet import VOLUME_KEYS
 from transforms.views.config import Interpolation, ViewConfig
 from transforms.views.crops import UNIFORMS_PER_CROP, SliceFrames, crop_flips, place_crops
 from transforms.views.resample import resize_crop
@@ -69,7 +69,7 @@ def cut_view(
         to_slice[1, 3] += step_x * (size_px - 1)
         to_slice[1, 1] = -step_x
     affine = np.asarray(triplet_hu.affine, dtype=np.float64) @ to_slice
-    meta = {name: value for name, value in triplet_hu.meta.items() if name not in AFFINE_KEYS}
+    meta = {name: value for name, value in triplet_hu.meta.items() if name not in VOLUME_KEYS}
     return MetaTensor(torch.from_numpy(view), affine=torch.from_numpy(affine), meta=meta)
 
 

@@ -19,7 +19,7 @@ from pipelines.command.cli import run_entry_point
 from pipelines.embed import EmbedConfig, run_embed
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
 from transforms.dicom.load import LoadDicomSeries
-from transforms.geometry import index_to_lps
+from transforms.geometry import VolumeGeometry, index_to_lps
 from transforms.refusal import TransformError
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
@@ -51,6 +51,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ct_volume(volume_hu: np.ndarray, affine_ras: np.ndarray, *gap: tuple) -> CtVolume:
+    return CtVolume("v", "p", volume_hu, VolumeGeometry(volume_hu.shape, affine_ras, *gap))
+
+
 @pytest.mark.parametrize("size_mm", [0.0, 40.0])
 @pytest.mark.parametrize("flip", [(), (1,), (2,), (1, 2)])
 def test_the_brightest_patch_lies_on_the_sphere(
@@ -60,7 +64,7 @@ def test_the_brightest_patch_lies_on_the_sphere(
     for axis in flip:  # The same patient, stored the other way round.
         affine[:, 3] += affine[:, axis] * (phantom_sphere.volume_hu.shape[axis] - 1)
         affine[:, axis] *= -1
-    volume = CtVolume("v", "p", np.flip(phantom_sphere.volume_hu, flip), affine)
+    volume = ct_volume(np.flip(phantom_sphere.volume_hu, flip), affine)
     loaded = brightness()
     settings = EncodeSettings(size_mm=size_mm, window="wide", batch_size=5)
     (encoded,) = encode(volume, loaded, settings, device="cpu")
@@ -76,7 +80,7 @@ def test_the_brightest_patch_lies_on_the_sphere(
 
 
 def test_the_middle_of_the_field_is_the_middle_of_the_slice(phantom_sphere) -> None:
-    volume = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras)
+    volume = ct_volume(phantom_sphere.volume_hu, phantom_sphere.affine_ras)
     (encoded,) = encode(volume, brightness(), device="cpu")
     middle = index_to_lps(phantom_sphere.affine_ras, [[z, 47.5, 39.5] for z in range(16)])
     assert np.allclose(encoded.center_lps_mm, middle)
@@ -87,7 +91,7 @@ def test_the_middle_of_the_field_is_the_middle_of_the_slice(phantom_sphere) -> N
 def test_beyond_a_gap_slices_lie_where_their_offset_says(phantom_sphere) -> None:
     keep = [0, 1, 2, 3, 8, 9, 10]
     offsets = tuple(2.5 * z for z in keep)
-    volume = CtVolume("v", "p", phantom_sphere.volume_hu[keep], phantom_sphere.affine_ras, (3,), offsets)
+    volume = ct_volume(phantom_sphere.volume_hu[keep], phantom_sphere.affine_ras, (3,), offsets)
     (encoded,) = encode(volume, brightness(), device="cpu")
     assert np.allclose(encoded.center_lps_mm[:, 2] - encoded.center_lps_mm[0, 2], offsets)
     assert np.flatnonzero(encoded.is_replicated).tolist() == [0, 3, 4, 6]
@@ -115,7 +119,7 @@ def test_a_nifti_file_is_a_folder_of_one(phantom_sphere, tmp_path: Path, monkeyp
     image = nibabel.Nifti1Image(phantom_sphere.volume_hu.transpose(2, 1, 0), affine)
     nibabel.save(image, tmp_path / "ct.nii.gz")
     (encoded,) = encode(tmp_path / "ct.nii.gz", brightness(), folder_format="nifti", device="cpu")
-    volume = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras)
+    volume = ct_volume(phantom_sphere.volume_hu, phantom_sphere.affine_ras)
     (expected,) = encode(volume, brightness(), device="cpu")
     assert np.allclose(encoded.patch_tokens, expected.patch_tokens, atol=1e-4)
     assert np.allclose(encoded.patch_lps_mm, expected.patch_lps_mm, atol=1e-3)
@@ -126,7 +130,7 @@ def test_what_cannot_be_encoded_is_refused(phantom_sphere, tmp_path: Path) -> No
         EncodeSettings(size_mm=-1.0)
     with pytest.raises(TransformError, match=r"a volume is a MetaTensor \(1, Z, Y, X\)"):
         next(encode(MetaTensor(torch.zeros(4, 4, 4)), brightness(), device="cpu"))
-    sideways = CtVolume("v", "p", phantom_sphere.volume_hu, phantom_sphere.affine_ras[:, [2, 1, 0, 3]])
+    sideways = ct_volume(phantom_sphere.volume_hu, phantom_sphere.affine_ras[:, [2, 1, 0, 3]])
     with pytest.raises(TransformError, match="axes are not"):
         next(encode(sideways, brightness(), device="cpu"))
     with pytest.raises(TransformError, match="nowhere"):

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from pipelines.lidc.contours import Mark, cluster_marks
-from pipelines.lidc.marks import VolumeGrid, known_series, place_on_volumes, rows_for_series
+from pipelines.lidc.marks import known_series, place_on_volumes, rows_for_series
 from pipelines.lidc.pylidc_compat import PylidcError, load_pylidc
 from pipelines.nodule.lidc_masks import consensus_mask, read_mask, write_masks
 from transforms.dicom.load import read_series
-from transforms.geometry import index_to_lps, lps_to_index
-from transforms.nodule_crop import crop_triplet_hu
+from transforms.geometry import VolumeGeometry, index_to_lps, lps_to_index
+from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.refusal import NoCropError
 
 ROOT = Path(__file__).parents[3]
@@ -253,7 +253,7 @@ def test_the_consensus_holds_what_half_of_the_readers_outlined() -> None:
 
 
 def voxels_of(annotation_ids: list[int], series: pd.DataFrame) -> set[tuple[int, ...]]:
-    found = consensus_mask(annotation_ids, VolumeGrid.of(series.iloc[0]))
+    found = consensus_mask(annotation_ids, VolumeGeometry.from_row(series.iloc[0]))
     return set(map(tuple, (np.argwhere(found.mask) + found.start_zyx).tolist()))
 
 
@@ -266,7 +266,7 @@ def test_a_mask_ends_where_the_slices_end(tmp_path: Path) -> None:
         assert write_masks(root, *place_on_volumes(*rows, series), series) == n_written
         masks[n_slices] = read_mask(root, "LIDC-IDRI-0001_scan-12_nodule-0")
     assert masks[80] is None
-    small = VolumeGrid.of(volume_row(shape=[133, 256, 256]).iloc[0])
+    small = VolumeGeometry.from_row(volume_row(shape=[133, 256, 256]).iloc[0])
     assert consensus_mask([84, 85, 86, 87], small) is None
     np.testing.assert_array_equal(masks[90].mask, masks[133].mask[: len(masks[90].mask)])
     assert masks[90].start_zyx[0] + len(masks[90].mask) == 90
@@ -299,7 +299,7 @@ def test_the_crop_of_a_real_nodule_is_centered_inside_the_readers_consensus(
     z, y, x = (slice(start, start + n) for start, n in zip(found.start_zyx, found.mask.shape, strict=True))
     voxels = series.volume_hu[z, y, x]
     assert np.median(voxels[found.mask]) > -50 > -300 > np.median(voxels[~found.mask])
-    crop = crop_triplet_hu(series.volume_hu, series.affine_ras, center, 50.0, 50)
+    crop = crop_nodule(series.volume_hu, series.geometry, center, CropSpec()).hu
     assert (crop[:, 24:26, 24:26] > -100).all()
 
 
@@ -316,7 +316,7 @@ def test_a_nodule_that_reaches_beyond_the_slices_is_flagged_and_its_crop_refused
     assert nodules["flag"][0].startswith("partly outside the slices that are present")
     center = nodules.loc[0, ["x_lps_mm", "y_lps_mm", "z_lps_mm"]].to_numpy(dtype=np.float64)
     with pytest.raises(NoCropError, match="outside the 12 slices of its volume"):
-        crop_triplet_hu(series.volume_hu, series.affine_ras, center, 50.0, 50)
+        crop_nodule(series.volume_hu, series.geometry, center, CropSpec())
     assert voxels_of(annotations["annotation_id"].tolist(), row)
 
 

@@ -33,7 +33,7 @@ from pipelines.probing.setup import ProbeError, of_rows
 from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out
-from transforms.geometry import index_to_lps, lps_to_index
+from transforms.geometry import VolumeGeometry, index_to_lps, lps_to_index
 from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.views.config import ViewConfig
 
@@ -357,12 +357,12 @@ def test_slices_of_unlike_spacings_are_one_array_whose_padding_says_nothing_of_t
     rows = {row["volume_id"]: row for row in small_cohort.series.to_dict("records")}
     for number, nodule in enumerate(nodules.table.to_dict("records")):
         row = rows[nodule["volume_id"]]
-        affine, center = row["affine_ras"], [nodule[f"{axis}_lps_mm"] for axis in "xyz"]
-        own = crop_nodule(small_cohort.volume(nodule["volume_id"]), affine, center, spec).hu
+        geometry, center = VolumeGeometry.from_row(row), [nodule[f"{axis}_lps_mm"] for axis in "xyz"]
+        own = crop_nodule(small_cohort.volume(nodule["volume_id"]), geometry, center, spec).hu
         np.testing.assert_array_equal(nodules.crops_hu[number, : len(own)], own)
         assert (nodules.crops_hu[number, len(own) :] == -1024).all()
         # What is there follows from the volume alone: every slice of it within reach of the middle one.
-        z_mm = lps_to_index(affine, center)[0] * spacing_mm[number]
+        z_mm = geometry.to_index(center)[0] * spacing_mm[number]
         all_mm = np.arange(row["shape"][0]) * spacing_mm[number] - z_mm
         middle_mm = all_mm[np.abs(all_mm).argmin()]
         expected = all_mm[np.abs(all_mm - middle_mm) <= 5.0 + 1e-6]

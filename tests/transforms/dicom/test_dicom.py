@@ -66,9 +66,7 @@ def test_slices_whose_rows_run_from_front_to_back_are_turned_to_z_y_x(
     place = np.array([-50, -40, -300]) + 0.6 * 9 * row + 0.7 * 4 * column + [0, 0, 2.5]
     np.testing.assert_allclose(index_to_lps(series.affine_ras, (1, 9, 4)), place, atol=2e-3)
     middle = index_to_lps(series.affine_ras, np.array(series.volume_hu.shape) // 2)
-    placed = sampled_at(
-        series.volume_hu.shape, series.affine_ras, middle
-    )  # refuses other axes than (z, y, x)
+    placed = sampled_at(series.geometry, middle)  # refuses other axes than (z, y, x)
     np.testing.assert_allclose(placed.index_zyx, np.array(series.volume_hu.shape) // 2)
     compare_with_simpleitk(series)
 
@@ -117,7 +115,7 @@ def test_a_gap_is_kept_and_slices_beyond_it_have_their_own_place(
     assert lps_to_index(series.affine_ras, (-50, -40, -285), series.slice_offsets_mm)[0] == pytest.approx(4)
     with pytest.raises(SeriesRefusedError, match="missing at 1 place"):
         LoadDicomSeries()(files)
-    assert LoadDicomSeries(allow_gaps=True)(files).meta["gaps"] == (3,)
+    assert LoadDicomSeries(allow_gaps=True)(files).meta["gaps"] == "3"
 
 
 def test_a_folder_of_two_series_needs_a_name(write_ct_series: Writer, tmp_path: Path) -> None:
