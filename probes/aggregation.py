@@ -187,15 +187,11 @@ def _table(scores: Mapping[AggregatorName, Floats], truth: Ints, patients: npt.N
     lines: list[dict[str, str | float]] = []
     for name, score in scores.items():
         area = auroc_with_interval(y, score[tested], who)
-        line: dict[str, str | float] = {"aggregator": name, "n_nodules": len(y), "auroc": area.value}
-        line |= {"auroc_ci_low": area.ci_low, "auroc_ci_high": area.ci_high}
+        line: dict[str, str | float] = {"aggregator": name, "n_nodules": len(y)}
+        line |= area.named("auroc")
         if name != "center":
             gap = auroc_difference(y, score[tested], center, who)
-            line |= {
-                "minus_center": gap.value,
-                "minus_center_ci_low": gap.ci_low,
-                "minus_center_ci_high": gap.ci_high,
-            }
+            line |= gap.named("minus_center")
             line |= {"p": gap.p, "delong_p": delong_difference(y, score[tested], center, who).p}
         lines.append(line)
     table = pd.DataFrame(lines)

@@ -183,8 +183,7 @@ def dense_table(
         line = _mean_columns(name, scored[tested], patients[tested])
         if name != "pixels" and "pixels" in values:
             gap = mean_difference(scored[tested], values["pixels"][tested], patients[tested])
-            line |= {"minus_pixels": gap.value, "minus_pixels_ci_low": gap.ci_low}
-            line |= {"minus_pixels_ci_high": gap.ci_high, "p": gap.p}
+            line |= gap.named("minus_pixels") | {"p": gap.p}
         lines.append(line)
     if reader_masks is not None:
         agreement = inter_reader_dice(reader_masks)
@@ -195,9 +194,8 @@ def dense_table(
 
 
 def _mean_columns(name: str, values: Floats, patients: npt.NDArray[Any]) -> dict[str, str | float]:
-    found = mean_with_interval(values, patients)
-    columns: dict[str, str | float] = {"row": name, "n_nodules": len(values), "dice": found.value}
-    return columns | {"dice_ci_low": found.ci_low, "dice_ci_high": found.ci_high}
+    columns: dict[str, str | float] = {"row": name, "n_nodules": len(values)}
+    return columns | mean_with_interval(values, patients).named("dice")
 
 
 def _best_threshold(log_odds: npt.NDArray[np.float32], masks: npt.NDArray[np.bool_]) -> float:

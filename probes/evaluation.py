@@ -151,14 +151,12 @@ def _auroc_columns(
     y: Ints, score: Floats, peers: Mapping[str, Floats], who: Ints, n_bootstrap: int, seed: int
 ) -> dict[str, float]:
     area, delong = with_interval(auroc, y, score, who, n_bootstrap, seed), delong_interval(y, score, who)
-    columns = {"auroc": area.value, "auroc_ci_low": area.ci_low, "auroc_ci_high": area.ci_high}
+    columns = area.named("auroc")
     columns |= {"auroc_delong_ci_low": delong.ci_low, "auroc_delong_ci_high": delong.ci_high}
     for name, peer in peers.items():
         gap = paired_difference(auroc, y, score, peer, who, n_bootstrap, seed)
+        columns |= gap.named(f"minus_{name}")
         columns |= {
-            f"minus_{name}": gap.value,
-            f"minus_{name}_ci_low": gap.ci_low,
-            f"minus_{name}_ci_high": gap.ci_high,
             f"minus_{name}_p": gap.p,
             f"minus_{name}_delong_p": delong_difference(y, score, peer, who).p,
         }

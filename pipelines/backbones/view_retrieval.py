@@ -131,11 +131,7 @@ def retrieval_metrics(found: Found) -> dict[str, float]:
         prefix += "" if token == "class_token" else f"{token}_"
         shares = {"top1": one.top1, "top5": one.top5, "top1_not_adjacent": one.top1_not_adjacent}
         for name, share in (shares | {"same_series_top1": one.same_series_top1}).items():
-            metrics |= {
-                f"retrieval/{prefix}{name}": share.value,
-                f"retrieval/{prefix}{name}_ci_low": share.ci_low,
-                f"retrieval/{prefix}{name}_ci_high": share.ci_high,
-            }
+            metrics |= share.named(f"retrieval/{prefix}{name}")
         metrics[f"retrieval/{prefix}ratio"] = one.ratio
         if not prefix:
             metrics |= {"retrieval/n": float(one.n), "retrieval/chance": one.chance}

@@ -15,7 +15,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.nodule.crops import crop_at
 from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm
 from pipelines.probing.config import AggregationConfig
-from pipelines.probing.setup import in_both, labeled_nodules, open_both, settled_folds
+from pipelines.probing.setup import among, labeled_nodules, open_both, settled_folds
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.aggregation import SliceTokens, compare_aggregators
@@ -28,17 +28,12 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     """Encode slices and planes around each nodule, pool them in every way, and test each against the center slice.
 
     Raises:
-        ValueError: If the cohort holds patches: they are as long as their nodules, and would tell the label.
+        NoNodulesError: If the cohort holds patches alone: they are as long as their nodules, and would tell the label.
     """
     cohort, loaded = open_both(config)
     size_px, device = loaded.backbone.image_px, choose_device(config.device)
-    everyone = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
-    planes_spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=size_px)
-    # Every row has the same nodules: those that all three planes can be cut through.
-    nodules, planes = in_both(everyone, nodule_set(cohort, config.rule, planes_spec))
-    if len(nodules.labels) < len(everyone.labels):
-        n_without = len(everyone.labels) - len(nodules.labels)
-        print(f"{n_without} nodules have no coronal and sagittal plane and are left out")
+    everyone = labeled_nodules(config, run, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
+    nodules, planes = with_planes(config, cohort, everyone, loaded, device)
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules")
     folds = settled_folds(config, run, cohort, loaded, nodules)
     table = compare_aggregators(
@@ -47,13 +42,36 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
         nodules.patient_ids,
         folds,
         _NAMES,
-        encoded_planes(config, planes, loaded, device),
+        planes,
         seed=config.seed,
         device=device,
     )
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     run.log_metrics(metrics_of(table))
     run.log_table(table, "tables/aggregation.csv")
+
+
+def with_planes(
+    config: AggregationConfig,
+    cohort: Cohort,
+    everyone: NoduleSet,
+    loaded: LoadedBackbone,
+    device: torch.device,
+) -> tuple[NoduleSet, SliceTokens]:
+    """Return the nodules that all three planes can be cut through, so that every row has the same ones, and tokens.
+
+    These are of the axial, the coronal and the sagittal triplet through each nodule.
+    """
+    spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=loaded.backbone.image_px)
+    cut = nodule_set(cohort, config.rule, spec)
+    nodules = among(everyone, cut)
+    if len(nodules.labels) < len(everyone.labels):
+        n_without = len(everyone.labels) - len(nodules.labels)
+        print(f"{n_without} nodules have no coronal and sagittal plane and are left out")
+    crops_hu = among(cut, nodules).crops_hu
+    tokens = torch.from_numpy(np.stack([_encode(config, loaded, planes, device) for planes in crops_hu]))
+    is_real = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    return nodules, SliceTokens(tokens, torch.zeros(tokens.shape[:2]), is_real)
 
 
 def slices_around(
@@ -93,14 +111,6 @@ def slices_around(
         positions[number, : len(tokens)] = torch.from_numpy(position_mm).float()
         mask[number, : len(tokens)] = True
     return SliceTokens(all_tokens, positions, mask)
-
-
-def encoded_planes(
-    config: AggregationConfig, planes: NoduleSet, loaded: LoadedBackbone, device: torch.device
-) -> SliceTokens:
-    """Encode the axial, the coronal and the sagittal triplet through each nodule."""
-    tokens = torch.from_numpy(np.stack([_encode(config, loaded, own, device) for own in planes.crops_hu]))
-    return SliceTokens(tokens, torch.zeros(tokens.shape[:2]), torch.ones(tokens.shape[:2], dtype=torch.bool))
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:

@@ -15,11 +15,12 @@ from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_bac
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import HeadName, ProbeConfig
-from pipelines.probing.figures import calibration_figure, decision_figure, roc_figure
+from pipelines.probing.figures import calibration_figure, decision_figure
 from pipelines.probing.folds import Fold, fold_plan
 from pipelines.probing.setup import (
     ProbeError,
     labeled_nodules,
+    log_scores,
     open_cohort,
     pixels_of,
     tag_probe,
@@ -45,7 +46,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     backbones = open_together(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     diagnosis = read_diagnoses(config.diagnosis)
-    nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
+    nodules = labeled_nodules(config, run, cohort, spec, config.input == "whole_slice", diagnosis)
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
@@ -69,7 +70,11 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
         meaning = "LIDC ratings are readers' suspicion, not cancer"
     print(f"{meaning}; intervals are over patients, conditional on training.")
     run.log_metrics(metrics)
-    write_artifacts(run, nodules, scores, table, pd.concat([plan.table for plan in plans], ignore_index=True))
+    run.log_table(table, "tables/probe.csv")
+    run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")
+    labels, drawn = log_scores(run, nodules, scores.rows)
+    run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
+    run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
 
 
 def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
@@ -195,24 +200,3 @@ def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> p
         config.n_bootstrap,
         config.seed,
     )
-
-
-def write_artifacts(
-    run: Run, nodules: NoduleSet, scores: NoduleScores, table: pd.DataFrame, splits: pd.DataFrame
-) -> None:
-    """Write tables and figures of a probe into its run."""
-    tested = np.isfinite(scores.rows["features"])
-    columns = ["nodule_id", "patient_id", "diameter_mm", "is_malignant"]
-    predictions = nodules.table[columns].assign(**scores.rows)[tested]
-    run.log_table(table, "tables/probe.csv")
-    run.log_table(predictions, "tables/predictions.parquet")
-    run.log_table(nodules.dropped, "tables/dropped.parquet")
-    run.log_table(splits, "tables/splits.parquet")
-    rows = {name: values[tested] for name, values in scores.rows.items() if name != "shuffled_labels"}
-    if nodules.has_diameters:
-        rows["diameter"] = nodules.diameter_mm[tested]
-    labels = nodules.labels[tested]
-    run.log_figure(roc_figure(labels, rows), "figures/roc.png")
-    run.log_figure(calibration_figure(labels, rows["features"]), "figures/calibration.png")
-    probabilities = {name: values for name, values in rows.items() if name != "diameter"}
-    run.log_figure(decision_figure(labels, probabilities), "figures/decision_curve.png")

@@ -65,7 +65,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     cohort, loaded = open_both(config)
     patients, leak = patients_to_test(loaded, cohort, "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    nodules = of_patients(labeled_nodules(config, cohort, spec), patients)
+    nodules = of_patients(labeled_nodules(config, run, cohort, spec), patients)
     n_patients = len(np.unique(nodules.patient_ids))
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
     tag_probe(run, cohort, loaded, leak, nodules.mm_per_px)
@@ -187,10 +187,7 @@ def metrics_of(measured: dict[str, Measures]) -> dict[str, float]:
         prefix = "" if network == "backbone" else f"{network}_"
         for name, value in own.items():
             key = f"representation/{prefix}{name}"
-            if isinstance(value, Estimate):
-                metrics |= {key: value.value, f"{key}_ci_low": value.ci_low, f"{key}_ci_high": value.ci_high}
-            else:
-                metrics[key] = value
+            metrics |= value.named(key) if isinstance(value, Estimate) else {key: value}
     return metrics
 
 

@@ -21,6 +21,7 @@ from pipelines.probing.config import RetrievalConfig
 from pipelines.probing.folds import patients_to_test
 from pipelines.probing.retrieval_figures import contact_sheet, trajectory
 from pipelines.probing.setup import ProbeError, open_both, tag_probe
+from pipelines.probing.tables import short_retrieval_table
 from pipelines.probing.view_slices import slices_of
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.reading import artifacts
@@ -38,7 +39,7 @@ def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     tag_probe(run, cohort, loaded, leak)
     found = found_by(config, sample, networks_of(loaded, config.seed))
     table = results_table(found)
-    print(short_table(table))
+    print(short_retrieval_table(table))
     run.log_metrics(retrieval_metrics(found) | {"retrieval/n_patients": float(n_patients)})
     run.log_table(table, "tables/retrieval.csv")
     run.log_figure(contact_sheet(sample, found["backbone", "class_token"]), "figures/contact_sheet.png")
@@ -77,22 +78,9 @@ def results_table(found: Found) -> pd.DataFrame:
             "same_series_top1": one.same_series_top1,
         }
         for name, share in shares.items():
-            line |= {name: share.value, f"{name}_ci_low": share.ci_low, f"{name}_ci_high": share.ci_high}
+            line |= share.named(name)
         lines.append(line | {"ratio": one.ratio})
     return pd.DataFrame(lines)
-
-
-def short_table(table: pd.DataFrame) -> str:
-    """Return the table as text: top-1 with its interval over patients, and the shares beside it."""
-    heads = ("network", "token", "top-1 [95% over patients]", "top-5", "hits", "not adjacent", "same series")
-    lines = ["{:9} {:12} {:27} {:>6} {:>5}  {:12}  {:11}".format(*heads).rstrip()]
-    for row in table.to_dict("records"):
-        top1 = f"{row['top1']:.3f} [{row['top1_ci_low']:.3f}, {row['top1_ci_high']:.3f}]"
-        lines.append(
-            f"{row['network']:9} {row['token']:12} {top1:27} {row['top5']:6.3f} {row['ratio']:5.0f}"
-            f"  {row['top1_not_adjacent']:12.3f}  {row['same_series_top1']:11.3f}"
-        )
-    return "\n".join(lines)
 
 
 def follow_checkpoints(

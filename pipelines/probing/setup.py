@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines.cohort.kind import cohort_kind
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
 from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
+from pipelines.probing.figures import roc_figure
 from pipelines.probing.folds import Fold, fold_plan
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -41,15 +43,17 @@ def open_both(config: ProbeBase) -> tuple[Cohort, LoadedBackbone]:
 
 def labeled_nodules(
     config: NoduleProbe,
+    run: Run,
     cohort: Cohort,
     spec: CropSpec,
     whole_slice: bool = False,
     diagnosis: pd.DataFrame | None = None,
 ) -> NoduleSet:
-    """Label and crop the nodules of a probe, and print what became of every row."""
+    """Label and crop the nodules of a probe, and say what became of every row: in print, and as a table of its run."""
     nodules = nodule_set(cohort, config.rule, spec, whole_slice, diagnosis)
     print(nodules.labeled.counts)
     tell_of_doubtful_places(nodules)
+    run.log_table(nodules.dropped, "tables/dropped.parquet")
     return nodules
 
 
@@ -65,13 +69,10 @@ def of_rows(nodules: NoduleSet, rows: NDArray[np.int64]) -> NoduleSet:
     )
 
 
-def in_both(one: NoduleSet, other: NoduleSet) -> tuple[NoduleSet, NoduleSet]:
-    """Return the nodules that two sets of crops share: both keep their order."""
-    kept = (
-        np.flatnonzero(a.table["nodule_id"].isin(b.table["nodule_id"]))
-        for a, b in ((one, other), (other, one))
-    )
-    return of_rows(one, next(kept)), of_rows(other, next(kept))
+def among(nodules: NoduleSet, others: NoduleSet) -> NoduleSet:
+    """Return those nodules that others, cropped in another way, hold too."""
+    is_shared = nodules.table["nodule_id"].isin(others.table["nodule_id"]).to_numpy()
+    return nodules if is_shared.all() else of_rows(nodules, np.flatnonzero(is_shared))
 
 
 def pixels_of(
@@ -79,8 +80,8 @@ def pixels_of(
 ) -> NDArray[np.float32]:
     """Return what the baseline of pixels reads of the same nodules."""
     spec = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
-    _, pixels = in_both(nodules, nodule_set(cohort, config.rule, spec, diagnosis=diagnosis))
-    return pixel_features(pixels.crops_hu)
+    pixels = nodule_set(cohort, config.rule, spec, diagnosis=diagnosis)
+    return pixel_features(among(pixels, nodules).crops_hu)
 
 
 def settled_folds(
@@ -91,6 +92,24 @@ def settled_folds(
     tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
     run.log_table(plan.table, "tables/splits.parquet")
     return plan.folds
+
+
+def log_scores(
+    run: Run, nodules: NoduleSet, rows: Mapping[str, NDArray[np.float64]]
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """Write the out-of-fold scores of each row of a probe's table, and draw their ROC curves beside diameter.
+
+    Returns:
+        Labels of the nodules that were tested, and their scores by row; shuffled labels are not drawn.
+    """
+    tested = np.isfinite(next(iter(rows.values())))
+    columns = ["nodule_id", "patient_id", "diameter_mm", "is_malignant"]
+    run.log_table(nodules.table[columns].assign(**rows)[tested], "tables/predictions.parquet")
+    labels = nodules.labels[tested]
+    drawn = {name: values[tested] for name, values in rows.items() if name != "shuffled_labels"}
+    diameter = {"diameter": nodules.diameter_mm[tested]} if nodules.has_diameters else {}
+    run.log_figure(roc_figure(labels, drawn | diameter), "figures/roc.png")
+    return labels, drawn
 
 
 def tag_probe(

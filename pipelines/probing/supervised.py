@@ -17,12 +17,12 @@ from pipelines.cohort.folder import Cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set
 from pipelines.nodule.refusals import NoNodulesError
 from pipelines.probing.config import SupervisedConfig
-from pipelines.probing.figures import roc_figure
 from pipelines.probing.folds import Fold
 from pipelines.probing.setup import (
     ProbeError,
-    in_both,
+    among,
     labeled_nodules,
+    log_scores,
     open_cohort,
     pixels_of,
     settled_folds,
@@ -44,7 +44,7 @@ from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 def run_supervised(config: SupervisedConfig, run: Run) -> None:
     """Cross-fit the networks and print them beside diameter and pixels on the same nodules and folds."""
     cohort = open_cohort(config)
-    flat, cubes = inputs_of(config, cohort)
+    flat, cubes = inputs_of(config, run, cohort)
     tell_of_unknown_diameters(flat)
     loaded = open_backbone(config.backbone) if config.backbone else None
     folds = settled_folds(config, run, cohort, loaded, flat)
@@ -68,21 +68,16 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
         )
     run.log_metrics(headline(table) | {"probe/max_epochs": float(_epochs(config))})
     run.log_table(table, "tables/supervised.csv")
-    tested = np.isfinite(rows["pixels"])
-    kept = flat.table[["nodule_id", "patient_id", "diameter_mm", "is_malignant"]].assign(**rows)[tested]
-    run.log_table(kept, "tables/predictions.parquet")
-    shown_rows = rows | ({"diameter": flat.diameter_mm} if flat.has_diameters else {})
-    curves = {name: values[tested] for name, values in shown_rows.items()}
-    run.log_figure(roc_figure(flat.labels[tested], curves), "figures/roc.png")
+    log_scores(run, flat, rows)
 
 
-def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, NoduleSet | None]:
+def inputs_of(config: SupervisedConfig, run: Run, cohort: Cohort) -> tuple[NoduleSet, NoduleSet | None]:
     """Return crops and cubes of the same nodules; no cubes where the cohort cannot give any, with a printed reason.
 
     Raises:
         NoNodulesError: If there are no crops, or networks=3d and there are no cubes.
     """
-    flat = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=config.image_px))
+    flat = labeled_nodules(config, run, cohort, CropSpec(size_mm=config.size_mm, out_px=config.image_px))
     if config.networks == "2d":
         return flat, None
     try:
@@ -94,11 +89,11 @@ def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, Nodu
             raise
         print(f"supervised_3d: not measured: {reason}")
         return flat, None
-    with_cube, cubes = in_both(flat, cubes)
+    with_cube = among(flat, cubes)
     n_without = len(flat.labels) - len(with_cube.labels)
     if n_without:
         print(f"{n_without} nodules have no cube and are left out of every row")
-    return with_cube, cubes
+    return with_cube, among(cubes, with_cube)
 
 
 def _factory(config: SupervisedConfig, name: str) -> Callable[[], SupervisedProbe]:

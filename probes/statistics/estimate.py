@@ -22,14 +22,15 @@ class Estimate:
         """Render as `0.913 [0.890, 0.935]`."""
         return f"{self.value:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}]"
 
+    def named(self, name: str) -> dict[str, float]:
+        """Return the value under a name, and its bounds under the name with `_ci_low` and `_ci_high`."""
+        return {name: self.value, f"{name}_ci_low": self.ci_low, f"{name}_ci_high": self.ci_high}
+
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Estimate):
     """A paired difference a - b with its 95% interval and two-sided p."""
 
-    value: float
-    ci_low: float
-    ci_high: float
     p: float
 
     def __str__(self) -> str:
