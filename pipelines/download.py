@@ -12,12 +12,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm import tqdm
 
 from pipelines.command.cli import main
-from pipelines.tracking.run import Run
+
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 from transforms.refusal import Refusal
 
 INSTALL = "pip install -e '.[download]'"

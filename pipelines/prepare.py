@@ -1,13 +1,21 @@
 """Entry point `prepare`: a folder of CT in, a cohort out; what cannot be read right is refused with its reason."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pipelines.command.cli import main
-from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
 from pipelines.tracking.names import Tag
-from pipelines.tracking.run import Run
+
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 
 
 def run_prepare(config: PrepareConfig, run: Run) -> None:
     """Prepare, and record what came of it in the MLflow run."""
+    from pipelines.ingest.preparation import prepare_cohort  # heavy: not for --help
+
     prepared = prepare_cohort(config)
     cohort = prepared.cohort
     run.set_tags({Tag.COHORT_SHA: cohort.sha256})

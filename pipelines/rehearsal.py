@@ -9,12 +9,14 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipelines.command.cli import main
-from pipelines.tracking.run import Run
+
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 from transforms.refusal import Refusal
 
 

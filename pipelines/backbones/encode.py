@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,16 +20,16 @@ from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
 from models.backbone import Tokens
+from pipelines.backbones.feature_names import OneWindow
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
-from pipelines.ingest.ct_volumes import CtFolder, CtVolume, FolderFormat
+from pipelines.ingest.config import FolderFormat
+from pipelines.ingest.ct_volumes import CtFolder, CtVolume
 from pipelines.runtime.distributed import choose_device
 from transforms.dicom.series import CtSeries
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_sampling import place, sample_windows
 from transforms.triplet import SliceTriplet
-
-PlainWindow = Literal["lung", "mediastinal", "wide"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +38,7 @@ class EncodeSettings:
 
     size_mm: float = 0.0
     """Side of the square field of view around the middle of the slice; 0 shows the whole slice."""
-    window: PlainWindow = "lung"
+    window: OneWindow = "lung"
     batch_size: int = 32
     """Slices at a time: memory is bounded by it."""
 

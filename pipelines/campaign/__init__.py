@@ -1,1 +1,1 @@
-"""Campaigns: a study as data, run arm by arm within a budget; `run.py` is the entry point."""
+"""Entry point `campaign`: a study as data, run arm by arm within its budget, and continued where it was cut off."""

@@ -7,10 +7,10 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_words
+from pipelines.campaign.config import CampaignConfig
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.loop import CampaignLoop
 from pipelines.campaign.plan import check_store, plan_table, refuse_arms_elsewhere, resolved_backbones
@@ -24,20 +24,6 @@ from pipelines.tracking.run import Run
 from pipelines.tracking.store import tracking_uri
 
 JOBS = PROJECT_ROOT / "runs" / "campaigns"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CampaignConfig:
-    """Which campaign, and where; what it may cost stands in its file alone."""
-
-    spec: str = "demo"
-    """A name in mlflow_projects/campaigns, or a path."""
-    dry_run: bool = False
-    """Show arms, hours and cost; start nothing."""
-    executor: str = "local"
-    """local, submitit or skypilot."""
-    parallel: int = 0
-    """Arms at a time; 0 takes what suits the executor."""
 
 
 def run_campaign(config: CampaignConfig, run: Run) -> None:

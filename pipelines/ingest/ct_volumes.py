@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.pseudonyms import Pseudonyms
+from pipelines.ingest.config import FolderFormat
 from pipelines.ingest.sources.formats import READERS, find_jobs
 from pipelines.ingest.sources.found import Job
 from pipelines.phantom.source import public_patient_ids
@@ -21,8 +22,6 @@ from transforms.dicom.load import LoadDicomSeries
 from transforms.dicom.series import CtSeries
 from transforms.geometry import VolumeGeometry
 from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
-
-FolderFormat = Literal["dicom", "nifti", "png"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ def ensure_cohort(root: Path) -> None:
         return
     # What makes a cohort is heavy, and most commands find theirs.
     if root == Path(PHANTOM):
-        from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+        from pipelines.ingest.config import PrepareConfig
+        from pipelines.ingest.preparation import prepare_cohort
 
         print(f"{root} is not there yet: making the phantom cohort")
         prepare_cohort(PrepareConfig(cohort=PHANTOM))

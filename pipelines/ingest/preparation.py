@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pandas as pd
 
@@ -15,9 +15,10 @@ from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES
 from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
+from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
 from pipelines.ingest.refused_table import refused_table, with_refused_rows
-from pipelines.ingest.sources.formats import READERS, SourceFormat, find_jobs
+from pipelines.ingest.sources.formats import READERS, find_jobs
 from pipelines.ingest.sources.found import Job, ReadJob
 from pipelines.ingest.sources.hub import fetch_from_hub
 from pipelines.phantom.source import public_patient_ids, write_phantom
@@ -26,44 +27,6 @@ from pipelines.runtime.progress import progress
 from transforms.refusal import Refusal, RefusedFile, SeriesRefusedError
 
 PHANTOM_SOURCE = Path("phantom_source")
-PHANTOM_COHORT = "cohorts/phantom"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareConfig:
-    """What to prepare, and into which cohort."""
-
-    source: str = ""
-    """Folder of CT (or a NIfTI file, or a data set of the Hub); empty writes the phantom and prepares that."""
-    cohort: str = PHANTOM_COHORT
-    from_: SourceFormat = "dicom"
-    """Format of the source; `from` on the command line."""
-    witness: Literal["none", "simpleitk"] = "none"
-    """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
-    annotations: str = ""
-    """CSV of nodules to join to the volumes."""
-    keep_ids: bool = False
-    """Store patient ids and folder names as they are: all of them are public."""
-    workers: int = 0
-    """Processes; 0 takes one per core."""
-    verify: bool = False
-    """Hash every volume of the cohort again at the end."""
-
-    def __post_init__(self) -> None:
-        """Refuse combinations that mean nothing."""
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
-        if self.witness != "none" and self.from_ != "dicom":
-            raise ValueError(
-                f"witness={self.witness} compares DICOM files; it cannot be had with from={self.from_}"
-            )
-        is_phantom = not self.source and self.from_ == "dicom"
-        if not is_phantom and self.cohort == PHANTOM_COHORT:
-            raise ValueError(
-                f"{self.cohort} is the phantom's cohort; name another for this source as cohort=DIR"
-            )
-        if not self.source and self.from_ in ("nifti", "png"):
-            raise ValueError(f"from={self.from_} needs a source; name the folder as source=DIR")
 
 
 @dataclass(frozen=True, slots=True)

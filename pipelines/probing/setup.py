@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
+from pipelines.backbones.scale import tag_scale
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.ingest.default_cohort import ensure_cohort
@@ -134,18 +134,6 @@ def tag_probe(
     run.set_tags(tags)
     if loaded is not None and mm_per_px is not None:
         tag_scale(run, loaded, mm_per_px)
-
-
-def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None:
-    """Warn, and tag the run, if a backbone is shown a scale that its pretraining never saw."""
-    seen = loaded.record.get("mm_per_pixel")
-    low, high = float(np.min(mm_per_px)), float(np.max(mm_per_px))
-    if seen and (low < seen[0] or high > seen[1]):
-        run.set_tags({Tag.SCALE: "out of distribution"})
-        print(
-            f"scale: the network is shown {low:.2f} .. {high:.2f} mm per pixel, outside the {seen[0]:.2f} .."
-            f" {seen[1]:.2f} of its pretraining"
-        )
 
 
 def tell_of_unknown_diameters(nodules: NoduleSet) -> None:

@@ -1,1 +1,1 @@
-"""From MLflow runs to one page: the article's tables beside ours; `run.py` is the entry point."""
+"""Entry point `report`: what the runs on record say of the article, table by table and claim by claim."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.report.claims import claims_table, judge_all
+from pipelines.report.config import ReportConfig
 from pipelines.report.facts import REAL, Evidence, gather, matches
 from pipelines.report.page import Block, Heading, Sentence, Table, markdown, page_html
 from pipelines.report.primary import primary_table
@@ -41,18 +41,6 @@ NO_PATIENTS = (
 
 class ReportError(Refusal):
     """There is nothing to report as asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportConfig:
-    """Which runs to report."""
-
-    runs: str = ""
-    """Comma-separated run ids; with neither runs nor campaign all runs of the store are taken."""
-    campaign: str = ""
-    """Name of a campaign: its runs alone."""
-    out: str = ""
-    """Where to write the Markdown as well, such as docs/results.md."""
 
 
 def run_report(config: ReportConfig, run: Run) -> None:

@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.cohort.folder import Cohort
-from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import prepare_cohort
 
 
 @pytest.fixture(scope="session")

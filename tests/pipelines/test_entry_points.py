@@ -18,7 +18,7 @@ from pipelines import prepare
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
-from pipelines.ingest.preparation import PrepareConfig
+from pipelines.ingest.config import PrepareConfig
 from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.pretrain import run_pretrain
 from pipelines.probe_malignancy import ProbeConfig, run_probe

@@ -17,9 +17,10 @@ import torch
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
+from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
-from pipelines.export import ExportConfig, ExportError, export_backbone, export_onnx, push, run_export
+from pipelines.export import ExportConfig, run_export
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from pipelines.tracking.stored_runs import StoredRun
@@ -227,7 +228,7 @@ class LoopbackHub(BaseHTTPRequestHandler):
 def upload(endpoint: str, folder: Path, repository: str) -> subprocess.CompletedProcess[str]:
     """Push in a process of its own: huggingface_hub reads its address when it is imported."""
     code = (
-        "import sys; from pathlib import Path; from pipelines.export import push\n"
+        "import sys; from pathlib import Path; from pipelines.backbones.exporting import push\n"
         "try: print(push(Path(sys.argv[1]), sys.argv[2], True))\n"
         "except ValueError as error: sys.exit(f'REFUSED {error}')"
     )

@@ -2,17 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.ingest.annotation_csv import AnnotationTable
+from pipelines.ingest.config import SourceFormat
 from pipelines.ingest.sources.dicom import find_dicom, read_dicom
 from pipelines.ingest.sources.found import Found, ReadJob
 from pipelines.ingest.sources.nifti import find_nifti, read_nifti_job
 from pipelines.ingest.sources.png import find_png, read_png_job
 from pipelines.phantom.truth import TRUTH_FILE
-
-SourceFormat = Literal["dicom", "nifti", "png", "hub"]
 
 READERS: dict[SourceFormat, ReadJob] = {
     "dicom": read_dicom,

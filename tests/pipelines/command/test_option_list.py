@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from pipelines.command.cli import resolve, run_entry_point
 from pipelines.command.config import flatten
 from pipelines.command.help import describe
-from pipelines.ingest.preparation import PrepareConfig
+from pipelines.ingest.config import PrepareConfig
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
 
@@ -57,16 +57,18 @@ def test_help_of_what_cannot_be_is_one_sentence(capsys: pytest.CaptureFixture[st
     assert "did you mean 'demo'?" in capsys.readouterr().err
 
 
-def test_every_entry_point_answers_help() -> None:
+def test_every_entry_point_answers_help_before_anything_heavy_is_imported() -> None:
     entries = yaml.safe_load((PROJECT_ROOT / "MLproject").read_text())["entry_points"]
     code = (
         "import runpy, sys\n"
+        "HEAVY = {'torch', 'monai', 'timm', 'sklearn', 'scipy', 'matplotlib', 'mlflow', 'pydicom'}\n"
         "for name in sys.argv.pop(1).split(','):\n"
         "    sys.argv[1:] = ['--help']\n"
         "    try:\n"
         "        runpy.run_module(f'pipelines.{name}', run_name='__main__', alter_sys=True)\n"
         "    except SystemExit as ending:\n"
         "        assert ending.code == 0, (name, ending.code)\n"
+        "    assert not HEAVY & set(sys.modules), (name, HEAVY & set(sys.modules))\n"
     )
     words = [sys.executable, "-W", "ignore", "-c", code, ",".join(entries)]
     done = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True)

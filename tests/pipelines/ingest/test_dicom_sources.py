@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import prepare_cohort
 
 pytestmark = [
     pytest.mark.usefixtures("own_key"),

@@ -19,7 +19,8 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import NODULES
 from pipelines.cohort.tables import write_table as write_parquet
 from pipelines.ingest.annotation_csv import AnnotationTableError
-from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import prepare_cohort
 from pipelines.nodules import NodulesConfig, run_nodules
 from pipelines.prepare import run_prepare
 from pipelines.probe_malignancy import ProbeConfig, run_probe

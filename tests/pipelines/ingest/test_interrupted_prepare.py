@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 from pipelines.ingest.preparation import prepare_cohort
-from pipelines.ingest.preparation import PrepareConfig
+from pipelines.ingest.config import PrepareConfig
 if __name__ == "__main__":
     prepare_cohort(PrepareConfig(source=sys.argv[1], cohort=sys.argv[2], workers=2))
 """

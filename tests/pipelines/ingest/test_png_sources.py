@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from pipelines.export_png import export_png
-from pipelines.ingest.preparation import NothingReadError, PrepareConfig, Prepared, prepare_cohort
+from pipelines.cohort.png_export import export_png
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import NothingReadError, Prepared, prepare_cohort
 from pipelines.ingest.sources.found import SourceError
 
 Writer = Callable[..., list[Path]]

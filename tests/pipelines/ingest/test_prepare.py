@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.pseudonyms import PatientKeyError, Pseudonyms, user_key
 from pipelines.cohort.tables import CohortError
-from pipelines.ingest.preparation import NothingReadError, PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import NothingReadError, prepare_cohort
 from pipelines.phantom.source import PERSONAL_STRINGS
 from transforms.geometry import lps_to_index
 from transforms.refusal import TransformError

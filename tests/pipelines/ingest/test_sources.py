@@ -13,7 +13,8 @@ import pytest
 
 from pipelines.cohort.folder import Cohort
 from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
-from pipelines.ingest.preparation import NothingReadError, PrepareConfig, Prepared, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import NothingReadError, Prepared, prepare_cohort
 from pipelines.ingest.sources.found import SourceError
 from transforms.geometry import index_to_lps
 

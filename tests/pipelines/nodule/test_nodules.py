@@ -12,11 +12,13 @@ from mlflow import MlflowClient
 from pipelines.cohort.folder import Cohort, CohortWriter
 from pipelines.cohort.tables import ANNOTATIONS, REFUSED, empty_table
 from pipelines.command.cli import run_entry_point
-from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import prepare_cohort
 from pipelines.nodule.figures import rating_pairs, weighted_kappa
 from pipelines.nodule.labeled import nodule_set
+from pipelines.nodule.overview import describe, open_cohort
 from pipelines.nodule.refusals import NoNodulesError
-from pipelines.nodules import NodulesConfig, describe, open_cohort, run_nodules
+from pipelines.nodules import NodulesConfig, run_nodules
 from pipelines.tracking.run import SilentRun
 from probes.image_diameter import image_diameter_mm
 from probes.labels import LabelError

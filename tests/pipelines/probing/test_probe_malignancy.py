@@ -15,7 +15,8 @@ from models.config import BackboneConfig
 from pipelines.backbones.folder import save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import NODULES, SERIES, write_table
-from pipelines.ingest.preparation import PrepareConfig, prepare_cohort
+from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import prepare_cohort
 from pipelines.probe_malignancy import ProbeConfig, run_probe
 from pipelines.tracking.run import SilentRun
 from probes.splits import is_held_out

@@ -1,0 +1,51 @@
+"""What `embed` and `export` are configured by; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.backbones.feature_names import OneWindow, SliceFeature
+from pipelines.ingest.config import FolderFormat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """What to embed, with what, and where the table goes."""
+
+    source: str = "cohorts/phantom"
+    """A folder with any number of CT series, a NIfTI file, or a cohort folder."""
+    from_: FolderFormat = "dicom"
+    """Format of the source, when it is no cohort; `from` on the command line."""
+    backbone: str = ""
+    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    out: str = "embeddings.parquet"
+    features: SliceFeature = "class_token"
+    """`both` joins the class token and the mean of the patch tokens."""
+    size_mm: float = 0.0
+    """Side of the square field of view around the middle of each slice; 0 shows the whole slice."""
+    window: OneWindow = "lung"
+    batch_size: int = 32
+    keep_ids: bool = False
+    """Write patient ids and folder names as they are: all of them are public."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """Which backbone goes where, and what its card says that no run knows."""
+
+    backbone: str = ""
+    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    out: str = "exports/backbone"
+    """Folder to write; an earlier export is replaced."""
+    onnx: Literal["auto", "yes", "no"] = "auto"
+    """`auto` writes model.onnx where the extra `export` is installed."""
+    license: str = "apache-2.0"
+    """Of the weights, an identifier of the SPDX list in lower case."""
+    training_data: str = ""
+    """What it was trained on, in words, with that data's license and citation."""
+    push_to: str = ""
+    """OWNER/NAME of a repository of the Hugging Face Hub to upload the folder to."""
+    private: bool = True
+    """Whether a repository that the upload makes is private."""

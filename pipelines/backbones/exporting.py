@@ -1,0 +1,202 @@
+"""A backbone as a folder that timm and ONNX Runtime open without this project, with its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from models.config import BackboneConfig
+from pipelines.backbones.config import ExportConfig
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
+from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.tracking.names import Tag
+from pipelines.tracking.reading import fetch_artifact
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import NotInStoreError
+from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
+from transforms.refusal import Refusal
+
+OPSET = 18
+TIMM_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
+"""Largest difference of a token that counts as the same; float32 tokens after the final norm are of order 1."""
+
+
+class ExportError(Refusal):
+    """An export that cannot be made, that reads otherwise than it was written, or that cannot be uploaded."""
+
+
+def run_export(config: ExportConfig, run: Run) -> None:
+    """Write weights, ONNX and card, each checked against the backbone itself, then upload if asked."""
+    out = Path(config.out)
+    _refuse_other_things(out)
+    with_onnx = _is_onnx_wanted(config.onnx)
+    loaded = open_backbone(chosen_backbone(config.backbone))
+    export_backbone(loaded, out)
+    if with_onnx:
+        export_onnx(loaded.backbone, out / "model.onnx")
+    else:
+        (out / "model.onnx").unlink(missing_ok=True)
+    card = model_card(loaded, card_facts(loaded, config), with_onnx)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    run.set_tags({Tag.EXPORTED: loaded.source, Tag.BACKBONE_SHA: loaded.sha256})
+    run.log_text(card, "README.md")
+    print(
+        f'{out}: timm.create_model("local-dir:{out}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
+    )
+    if config.push_to:
+        print(f"uploaded to {push(out, config.push_to, config.private)}")
+
+
+def _refuse_other_things(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "dinox.json").is_file())):
+        raise ExportError(f"{out} holds something that is no export; name a new folder as out=DIR")
+
+
+def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
+    missing = [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
+    if asked == "yes" and missing:
+        raise ExportError(
+            f"onnx=yes needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
+        )
+    return asked != "no" and not missing
+
+
+def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
+    """Write weights and timm's config, and open them with timm to see that the tokens are the same.
+
+    Paths of this machine, from which the backbone may have had its first weights, stay here.
+
+    Raises:
+        ExportError: If timm makes other tokens of them.
+    """
+    plain = BackboneConfig(arch="timm", timm_name=loaded.timm_config["architecture"])
+    named = plain if loaded.config.timm_name else loaded.config
+    first = loaded.config.weights if loaded.config.weights == "timm" else ""
+    shape = dataclasses.replace(named, weights=first, image_px=loaded.backbone.image_px)
+    save_backbone(out, loaded.backbone, shape, loaded.record, loaded.timm_config)
+    vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    images = _probe_images(loaded.backbone, 2)
+    with torch.no_grad():
+        theirs = vit.forward_features(images)
+        class_token, patch_tokens = _BothTokens(loaded.backbone.cpu())(images)
+    own = torch.cat([class_token[:, None], patch_tokens], dim=1)
+    found = torch.cat([theirs[:, :1], theirs[:, vit.num_prefix_tokens :]], dim=1)
+    _refuse_difference("timm", float((own - found).abs().max()), TIMM_TOLERANCE)
+
+
+class _BothTokens(nn.Module):
+    """A backbone whose outputs are plain tensors: class token (B, D) and patch tokens (B, N, D)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.backbone(images)
+        return tokens.class_token, tokens.patch_tokens
+
+
+def export_onnx(backbone: Backbone, path: Path) -> None:
+    """Write a backbone as ONNX with a free batch size, and run it to see that the tokens are the same.
+
+    Raises:
+        ExportError: If ONNX Runtime makes other tokens of it.
+    """
+    import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+    model = _BothTokens(backbone.cpu()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The exporter warns of its own insides.
+        torch.onnx.export(
+            model,
+            (_probe_images(backbone, 2),),
+            path,
+            input_names=["images"],
+            output_names=["class_token", "patch_tokens"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        images = _probe_images(backbone, batch)
+        with torch.no_grad():
+            own = model(images)
+        theirs = session.run(None, {"images": images.numpy()})
+        pairs = zip(own, theirs, strict=True)
+        difference = max(float(np.abs(a.numpy() - b).max()) for a, b in pairs)
+        _refuse_difference("ONNX Runtime", difference, ONNX_TOLERANCE)
+
+
+def _probe_images(backbone: Backbone, batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, backbone.image_px, backbone.image_px, generator=generator)
+
+
+def _refuse_difference(reader: str, difference: float, tolerance: float) -> None:
+    if not difference <= tolerance:
+        raise ExportError(
+            f"{reader} makes tokens of the exported folder that differ by {difference:.2g}, more than {tolerance:g}:"
+            " do not use it; another version of it may agree"
+        )
+
+
+def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
+    """Gather what the store knows of a backbone; little, when its run is not in this store."""
+    query = f"tags.`{Tag.BACKBONE_SHA}` = '{loaded.sha256}' and tags.`{Tag.ENTRY_POINT}` LIKE 'probe%'"
+    probes = search_runs(StoredRun, None, f"{query} and attributes.status = 'FINISHED'")
+    facts = CardFacts(probes=probes, training_data=config.training_data, license=config.license)
+    if not loaded.run_id:
+        return facts
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = fetch_artifact(loaded.run_id, "config.yaml", Path(folder)).read_text(encoding="utf-8")
+    except NotInStoreError as error:
+        print(f"the card says little of the pretraining: {error}")
+        return facts
+    return dataclasses.replace(facts, pretraining=read_run(StoredRun, loaded.run_id), recipe=recipe)
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Upload an exported folder to the Hugging Face Hub and return its address there.
+
+    Raises:
+        ExportError: If the extra `hub` is missing, the name cannot be, or the Hub refuses or cannot be reached.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ExportError("push_to needs huggingface_hub; install the extra: pip install -e '.[hub]'")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # whose base depends on the version
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+    )
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        message = "Backbone exported by dinox-ct"
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+    except HFValidationError:
+        raise ExportError(
+            f"push_to={repository} cannot be a repository of the Hub; write OWNER/NAME"
+        ) from None
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        raise ExportError(
+            f"{folder} is written, but could not be uploaded to {repository} ({type(error).__name__}): log in with"
+            " `hf auth login`, check the name and the network, and run the same command again"
+        ) from error

@@ -1,0 +1,47 @@
+"""What `prepare` is configured by, and the formats that a source may have; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FolderFormat = Literal["dicom", "nifti", "png"]
+SourceFormat = Literal[FolderFormat, "hub"]
+PHANTOM_COHORT = "cohorts/phantom"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """What to prepare, and into which cohort."""
+
+    source: str = ""
+    """Folder of CT (or a NIfTI file, or a data set of the Hub); empty writes the phantom and prepares that."""
+    cohort: str = PHANTOM_COHORT
+    from_: SourceFormat = "dicom"
+    """Format of the source; `from` on the command line."""
+    witness: Literal["none", "simpleitk"] = "none"
+    """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
+    annotations: str = ""
+    """CSV of nodules to join to the volumes."""
+    keep_ids: bool = False
+    """Store patient ids and folder names as they are: all of them are public."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
+    verify: bool = False
+    """Hash every volume of the cohort again at the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that mean nothing."""
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+        if self.witness != "none" and self.from_ != "dicom":
+            raise ValueError(
+                f"witness={self.witness} compares DICOM files; it cannot be had with from={self.from_}"
+            )
+        is_phantom = not self.source and self.from_ == "dicom"
+        if not is_phantom and self.cohort == PHANTOM_COHORT:
+            raise ValueError(
+                f"{self.cohort} is the phantom's cohort; name another for this source as cohort=DIR"
+            )
+        if not self.source and self.from_ in ("nifti", "png"):
+            raise ValueError(f"from={self.from_} needs a source; name the folder as source=DIR")

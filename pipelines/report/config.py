@@ -1,0 +1,17 @@
+"""What `report` is configured by; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """Which runs to report."""
+
+    runs: str = ""
+    """Comma-separated run ids; with neither runs nor campaign all runs of the store are taken."""
+    campaign: str = ""
+    """Name of a campaign: its runs alone."""
+    out: str = ""
+    """Where to write the Markdown as well, such as docs/results.md."""
