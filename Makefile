@@ -1,4 +1,4 @@
-# One word per habit. Each target makes .venv when it must and does nothing twice.
+# Each target makes .venv when it is missing and does nothing twice.
 # The first Python >= 3.11 that starts and can make an environment: a version manager's shim may refuse, a Debian lack venv.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
   $$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)

@@ -23,7 +23,7 @@ MEETS_THE_WALL = ("optim.teacher_temp=0.1",)
 
 _ROWS = (
     ("loss (ln K = 6.24)", "loss/dino", ""),
-    ("gain G, nats", "teacher/gain", ""),
+    ("information gain G, nats", "teacher/gain", ""),
     ("retrieval top-1", "retrieval/top1", "retrieval/top1_ci_{}"),
     ("  random weights", "retrieval/random_top1", "retrieval/random_top1_ci_{}"),
     ("malignancy AUROC", "probe/auroc", "probe/auroc_ci_{}"),
