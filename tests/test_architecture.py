@@ -10,7 +10,9 @@ from tests.test_house import LAST, MAY_IMPORT, ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PLACES = re.findall(r"^\| (?P<what>[^|`][^|]*) \| `(?P<file>[^`|]+)` \| (?:`(?P<name>[^`|]+)`)? ?\|$", PAGE, re.M)
+PLACES = re.findall(
+    r"^\| (?P<what>[^|`][^|]*) \| `(?P<file>[^`|]+)` \| (?:`(?P<name>[^`|]+)`)? ?\|$", PAGE, re.M
+)
 
 
 def defined_names(file: Path) -> set[str]:
@@ -38,7 +40,9 @@ def test_the_page_answers_what_strangers_ask() -> None:
 
 
 def test_every_path_on_the_page_exists() -> None:
-    paths = set(re.findall(r"\b(?:transforms|models|probes|pipelines|tests|docs|benchmarks)/[\w/]+\.(?:py|md)", PAGE))
+    paths = set(
+        re.findall(r"\b(?:transforms|models|probes|pipelines|tests|docs|benchmarks)/[\w/]+\.(?:py|md)", PAGE)
+    )
     assert len(paths) > 20
     assert not {path for path in paths if not (ROOT / path).is_file()}
 
