@@ -38,6 +38,19 @@ def pixel_spacing_mm(triplet_hu: Any, pixel_mm: tuple[float, float] | None) -> t
     )
 
 
+def _check_slice(image: Any) -> None:
+    """Refuse what is no slice: of a volume, rows and columns would be taken for other axes."""
+    is_slice = image.ndim == 3
+    if is_slice and isinstance(image, MetaTensor):
+        across = np.abs(np.asarray(image.affine, dtype=np.float64)[:3, 2])
+        is_slice = int(across.argmax()) == 2
+    if not is_slice:
+        raise TransformError(
+            f"a view is cut from an axial slice (C, H, W), got shape {tuple(image.shape)} whose last axes are no rows "
+            "and columns of one; cut a triplet out of the volume before, by SliceTripletd"
+        )
+
+
 def cut_view(
     triplet_hu: Any,
     box_yxhw: NDArray[np.float64],
@@ -125,6 +138,7 @@ class RandViewCropd(Randomizable, MapTransform):
         for view, key in enumerate(self.keys):
             if key not in cut and self.allow_missing_keys:
                 continue
+            _check_slice(cut[key])
             pixel_mm = pixel_spacing_mm(cut[key], cut[self.pixel_mm_key] if self.pixel_mm_key else None)
             box = place_crops(
                 self.config, self.uniforms[:, None], len(self.keys), self._frame(cut, key, pixel_mm)
