@@ -43,7 +43,7 @@ class Center(nn.Module):
     def forward(self, tokens: Tensor, position_mm: Tensor, mask: Tensor) -> Tensor:
         """(B, Z, D), (B, Z), (B, Z) to (B, D)."""
         nearest = _distance(position_mm, mask).argmin(dim=1)
-        return tokens[torch.arange(len(tokens), device=tokens.device), nearest]
+        return tokens.gather(1, nearest[:, None, None].expand(-1, 1, tokens.shape[-1])).squeeze(1)
 
 
 class Mean(nn.Module):

@@ -37,5 +37,7 @@ def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
             similarity = unit @ unit.T
             similarity.fill_diagonal_(-2.0)
             nearest = similarity.argmax(dim=1)
-        distance = torch.linalg.vector_norm(unit - unit[nearest] + eps, dim=-1)
+        # Not `unit[nearest]`: on several threads its backward pass adds the gradients of a shared neighbor in an order
+        # that differs from run to run.
+        distance = torch.linalg.vector_norm(unit - unit.index_select(0, nearest) + eps, dim=-1)
         return -torch.log(distance + eps).mean()
