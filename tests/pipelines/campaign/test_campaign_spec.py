@@ -10,9 +10,11 @@ import yaml
 from pipelines.campaign.arms import design_sha256, expand, refuse_alike, stage_words
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.plan import plan_table
+from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, campaign_names, load_campaign
 from pipelines.campaign.stages import STAGES, resolve_lines
 from pipelines.command.config import RecipeError
+from pipelines.tracking.arms import ArmRecord
 
 ARTICLE_COUNTS = {
     "article_loss": 10,
@@ -216,3 +218,40 @@ def test_every_stage_names_a_configuration_and_a_body() -> None:
         module = importlib.import_module(f"pipelines.{entry_point}")
         assert hasattr(module, stage.schema)
         assert hasattr(module, stage.body)
+
+
+OLDER = """
+name: pooling
+question: Does the third dimension tell what the centre slice does not?
+endpoint: {metric: aggregation/centre3_mean_auroc, goal: maximise}
+cohort: cohorts/phantom
+stages:
+  probe_aggregation: {features: neighbourhood}
+budget: {hours: 1.0}
+arms:
+  - name: both
+    grid: {features: [neighbourhood, class_token]}
+  - name: one
+    overrides: {features: neighbourhood, seed: 3}
+"""
+"""A file of the time before names were spelled as today, and the hash under which it was registered then."""
+OLDER_SHA256 = "0587a965ce5b98067a5466339e6f2a4b9057f4ba79a0c3b7e67460ebbc60e40b"
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> CampaignSpec:
+    (tmp_path / "older.yaml").write_text(OLDER)
+    return load_campaign(str(tmp_path / "older.yaml"))
+
+
+def test_a_campaign_registered_with_older_names_keeps_its_hash_and_its_arms_run(older: CampaignSpec) -> None:
+    arms = expand(older)
+    assert design_sha256(older, arms) == OLDER_SHA256
+    resolved = resolve_lines([(arm.name, *line) for arm in arms for line in stage_words(older, arm, ["0"])])
+    assert [one["features"] for one in resolved] == ["neighborhood", "class_token", "neighborhood"]
+
+
+def test_an_endpoint_in_its_older_name_is_found_in_what_arms_logged(older: CampaignSpec) -> None:
+    tags = {"dinox.arm": "one", "dinox.seed": "0", "dinox.overrides": "{}", "dinox.entry_points": "{}"}
+    arm = ArmRecord("a", "FINISHED", tags, {"aggregation/center3_mean_auroc": 0.75}, {})
+    assert Research(older, None)._outcome(arm).value == 0.75  # type: ignore[arg-type]
