@@ -19,7 +19,7 @@ class EmbedConfig:
     """Format of the source, when it is no cohort; `from` on the command line."""
     backbone: str = ""
     """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
-    out: str = "embeddings.parquet"
+    out: str = "exports/embeddings.parquet"
     features: SliceFeature = "class_token"
     """`both` joins the class token and the mean of the patch tokens."""
     size_mm: float = 0.0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +14,19 @@ import yaml
 
 from pipelines.command.cli import resolve, run_entry_point
 from pipelines.command.config import RecipeError, flatten
+from pipelines.command.entry_points import ENTRY_POINTS, EntryPoint
 from pipelines.runtime.paths import PROJECT_ROOT
 from transforms.refusal import Refusal
 
-
-@dataclass(frozen=True)
-class Stage:
-    """Where an entry point lives and what a campaign hands it.
-
-    Attributes:
-        schema: Name of its configuration in `pipelines.<entry point>`.
-        body: Name of its function there.
-        recipe: Its default recipe; None where it takes none.
-        takes_backbone: Whether it works on the backbone that the first stage made.
-    """
-
-    schema: str
-    body: str
-    recipe: str | None = None
-    takes_backbone: bool = True
-
-
-STAGES: dict[str, Stage] = {
-    "pretrain": Stage("PretrainConfig", "run_pretrain", recipe="demo", takes_backbone=False),
-    "probe_retrieval": Stage("RetrievalConfig", "run_retrieval"),
-    "probe_malignancy": Stage("ProbeConfig", "run_probe"),
-    "probe_representation": Stage("RepresentationConfig", "run_representation"),
-    "probe_aggregation": Stage("AggregationConfig", "run_aggregation"),
-    "probe_dense": Stage("DenseConfig", "run_dense"),
-    "probe_supervised": Stage("SupervisedConfig", "run_supervised"),
-    "rehearsal": Stage("RehearsalConfig", "run_rehearsal"),
-}
+STAGES: dict[str, EntryPoint] = {name: one for name, one in ENTRY_POINTS.items() if one.is_stage}
 
 
 def run_stage(entry_point: str, words: Sequence[str]) -> int:
     """Run an entry point in this process and return its exit code; 1, a crash, where the store was away."""
     stage = STAGES[entry_point]
-    module = importlib.import_module(f"pipelines.{entry_point}")
-    schema, body = getattr(module, stage.schema), getattr(module, stage.body)
-    return run_entry_point(entry_point, schema, body, stage.recipe, words, away_code=1)
+    return run_entry_point(
+        entry_point, stage.load_schema(), stage.load_body(), stage.recipe, words, away_code=1
+    )
 
 
 def check_words(
@@ -98,9 +70,8 @@ def resolve_lines(
     configurations = []
     for arm, entry_point, words in lines:
         stage = STAGES[entry_point]
-        schema = getattr(importlib.import_module(f"pipelines.{entry_point}"), stage.schema)
         try:
-            config, recipe = resolve(schema, words, stage.recipe)
+            config, recipe = resolve(stage.load_schema(), words, stage.recipe)
         except RecipeError as error:
             raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
         configurations.append({"recipe": recipe} | flatten(config))

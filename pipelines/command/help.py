@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import chain
 from typing import Any, Literal
 
 from pipelines.command.config import adapter, flatten, leaves
+from pipelines.command.entry_points import ENTRY_POINTS
 
 _WIDTH = 100
 
@@ -25,12 +24,11 @@ def describe(name: str, config: Any, recipe: str = "") -> str:
         config: Its configuration in force: defaults, with a recipe and the rest of the command line over them.
         recipe: Name of that recipe; "" where the entry point takes none.
     """
-    about = inspect.getdoc(import_module(f"pipelines.{name}")) or ""
     lines = [
         f"usage: python -m pipelines.{name} [--KEY VALUE ...]",
         f"       mlflow run . -e {name} [-P KEY=VALUE ...]",
         "",
-        *textwrap.wrap(about.split("\n\n")[0], _WIDTH),
+        *textwrap.wrap(ENTRY_POINTS[name].meaning, _WIDTH),
         "",
         "options, with the values in force:",
     ]

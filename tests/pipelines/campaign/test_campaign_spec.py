@@ -12,7 +12,7 @@ from pipelines.campaign.executors import open_executor
 from pipelines.campaign.plan import plan_table
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, campaign_names, load_campaign
-from pipelines.campaign.stages import STAGES, resolve_lines
+from pipelines.campaign.stages import resolve_lines
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
 
@@ -209,15 +209,6 @@ def test_an_unknown_executor_and_gpus_that_are_not_there_are_refused(
         open_executor("local", written(tmp_path, resources={"gpus": 2}), 0, tmp_path)
     with pytest.raises(CampaignError, match="parallel is the number of arms"):
         open_executor("local", written(tmp_path), -1, tmp_path)
-
-
-def test_every_stage_names_a_configuration_and_a_body() -> None:
-    import importlib
-
-    for entry_point, stage in STAGES.items():
-        module = importlib.import_module(f"pipelines.{entry_point}")
-        assert hasattr(module, stage.schema)
-        assert hasattr(module, stage.body)
 
 
 OLDER = """
