@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from pipelines.tracking.run import Run
 
 
-def _run(config: CampaignConfig, run: Run) -> None:
+def run_campaign(config: CampaignConfig, run: Run) -> None:
+    """See `pipelines.campaign.run`."""
     from pipelines.campaign.run import run_campaign  # heavy: not for --help
 
     run_campaign(config, run)
 
 
 if __name__ == "__main__":
-    main("campaign", CampaignConfig, _run)
+    main("campaign", CampaignConfig, run_campaign)

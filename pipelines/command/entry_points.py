@@ -120,14 +120,14 @@ _LIST = (
         "many arms from one file, within a budget",
         "CampaignConfig",
         "run_campaign",
-        module="pipelines.campaign.run",
+        module="pipelines.campaign.__main__",
     ),
     EntryPoint(
         "report",
         "the article's tables beside ours, each claim judged",
         "ReportConfig",
         "run_report",
-        module="pipelines.report.run",
+        module="pipelines.report.__main__",
     ),
     EntryPoint(
         "export", "a backbone for everybody: timm folder, ONNX, model card", "ExportConfig", "run_export"

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from pipelines.tracking.run import Run
 
 
-def _run(config: ReportConfig, run: Run) -> None:
+def run_report(config: ReportConfig, run: Run) -> None:
+    """See `pipelines.report.run`."""
     from pipelines.report.run import run_report  # heavy: not for --help
 
     run_report(config, run)
 
 
 if __name__ == "__main__":
-    main("report", ReportConfig, _run)
+    main("report", ReportConfig, run_report)
