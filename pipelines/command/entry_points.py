@@ -61,13 +61,13 @@ _LIST = (
     ),
     EntryPoint(
         "download",
-        "LIDC-IDRI, or another collection of the Imaging Data Commons, into patient/study/series folders",
+        "LIDC-IDRI, or another collection of the Imaging Data Commons, into folders (needs the extra `download`)",
         "DownloadConfig",
         "run_download",
     ),
     EntryPoint(
         "nodules",
-        "LIDC's nodules, or those of a cohort: tables, label rules with their counts, baselines, figures",
+        "LIDC's nodules, or those of a cohort: label rules with their counts, baselines, figures; needs no image",
         "NodulesConfig",
         "run_nodules",
     ),
