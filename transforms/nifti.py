@@ -1,10 +1,10 @@
-"""One NIfTI file of CT -> an HU volume (z, y, x) with its geometry, or a refusal with its reason."""
+"""One NIfTI file of CT (or a pair of .hdr and .img) -> an HU volume (z, y, x) with its geometry, or a refusal."""
 
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.geometry import VolumeGeometry, spacing_of
-from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
+from transforms.geometry import spacing_of
+from transforms.inflate import GZIP, first_inflated, inflate
+from transforms.refusal import SeriesRefusedError
+from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
 
-_orientations: Any = nibabel.orientations  # nibabel types only some of its functions
-
-MAX_VOXELS = 2**31
-MAX_SHEAR_COSINE = np.sin(np.radians(1.0))
+_HEADER_BYTES = 540
+"""Of NIfTI-2; NIfTI-1 has 348."""
+_SLACK_BYTES = 1 << 24
+"""Header extensions, and what writers put behind the voxels."""
+_GZIP_MAGIC = b"\x1f\x8b"
 
 _DAMAGED = (
     nibabel.filebasedimages.ImageFileError,
@@ -33,51 +36,22 @@ _DAMAGED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class NiftiVolume:
-    """A CT volume: (Z, Y, X) int16 HU, z toward the head, y to the back, x to the left, as axial DICOM is stored."""
-
-    volume_hu: NDArray[np.int16]
-    spacing_mm: tuple[float, float, float]
-    affine_ras: NDArray[np.float64]
-    notes: tuple[str, ...]
-
-    @property
-    def geometry(self) -> VolumeGeometry:
-        """Where its voxels lie."""
-        z, y, x = self.volume_hu.shape
-        return VolumeGeometry((z, y, x), self.affine_ras)
-
-
-def read_nifti(path: Path) -> NiftiVolume:
-    """Read one file, in any orientation.
+def read_nifti(path: Path) -> FileVolume:
+    """Read one file, in any orientation; of a pair name the header (.hdr), the voxels lie beside it.
 
     Values are HU as stored, with scl_slope and scl_inter applied, rounded to integers. Axes are reordered and flipped
-    to (z, y, x); nothing is resampled.
+    to (z, y, x); nothing is resampled. Compressed files are read to their checksum.
 
     Raises:
         SeriesRefusedError: If it is not NIfTI, not three-dimensional CT, or its place in the patient is not stated.
     """
     with _reading():
-        image = nibabel.load(path)
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise SeriesRefusedError("not a NIfTI file")
+        image = _open(path)
     affine = _affine(image)
     shape = _checked_shape(image)
     with _reading():
         stored = np.asanyarray(image.dataobj).reshape(shape)
-    volume_hu, is_rounded = _to_hu(stored)
-    to_lps = _orientations.ornt_transform(
-        _orientations.io_orientation(affine), _orientations.axcodes2ornt(("L", "P", "S"))
-    )
-    affine = affine @ _orientations.inv_ornt_aff(to_lps, shape)
-    oriented = _orientations.apply_orientation(volume_hu, to_lps).transpose(2, 1, 0)
-    return NiftiVolume(
-        volume_hu=np.ascontiguousarray(oriented),
-        spacing_mm=spacing_of(affine[:, [2, 1, 0, 3]]),
-        affine_ras=affine[:, [2, 1, 0, 3]],
-        notes=("HU were not integers as stored and are rounded",) if is_rounded else (),
-    )
+    return volume_of(stored, affine, _notes(image, affine))
 
 
 @contextmanager
@@ -91,21 +65,95 @@ def _reading() -> Iterator[None]:
         raise SeriesRefusedError("not a NIfTI file, or one that is cut short or damaged") from None
 
 
+def _open(path: Path) -> Any:
+    parts = dict(zip(("header", "image"), nifti_files(path), strict=False))
+    contents: dict[str, Any] = {}
+    start = b""
+    for name, part in parts.items():
+        with part.open("rb") as file:
+            is_compressed = file.read(2) == _GZIP_MAGIC
+            file.seek(0)
+            if name == "header":
+                start = (
+                    first_inflated(file, GZIP, _HEADER_BYTES) if is_compressed else file.read(_HEADER_BYTES)
+                )
+                file.seek(0)
+            if is_compressed:
+                contents[name] = BytesIO(inflate(file, GZIP, _stated_bytes(start)))
+            else:
+                contents[name] = str(part)  # nibabel maps it
+    kind = _kind(start)
+    if len(parts) == 1:
+        contents["image"] = contents["header"]
+    holders = {
+        name: nibabel.FileHolder(**{"filename" if isinstance(content, str) else "fileobj": content})
+        for name, content in contents.items()
+    }
+    return kind.from_file_map(holders)
+
+
+def nifti_files(path: Path) -> tuple[Path, ...]:
+    """The file, and the file of its voxels where that is another.
+
+    Raises:
+        SeriesRefusedError: If that is not there.
+    """
+    return (path, _voxels_of_pair(path)) if ".hdr" in path.name.lower() else (path,)
+
+
+def _voxels_of_pair(header: Path) -> Path:
+    """The .img that belongs to a .hdr, in whatever case its ending is written.
+
+    Raises:
+        SeriesRefusedError: If there is none.
+    """
+    stem = header.name[: header.name.lower().rindex(".hdr")].lower()
+    for path in sorted(header.parent.iterdir()):
+        if path.name.lower() in (f"{stem}.img", f"{stem}.img.gz"):
+            return path
+    raise SeriesRefusedError("a header (.hdr) without the voxels (.img) that belong to it")
+
+
+def _kind(start: bytes) -> Any:
+    """The class of nibabel for the mark in a header. Source: nifti1.h, "magic"."""
+    marks = {b"n+1\0": nibabel.Nifti1Image, b"ni1\0": nibabel.Nifti1Pair}
+    marks_2 = {b"n+2\0": nibabel.Nifti2Image, b"ni2\0": nibabel.Nifti2Pair}
+    kind = marks.get(start[344:348]) or marks_2.get(start[4:8])
+    if kind is None:
+        raise SeriesRefusedError("not a NIfTI file (no mark of NIfTI-1 or NIfTI-2 in its header)")
+    return kind
+
+
+def _stated_bytes(start: bytes) -> int:
+    """How many bytes a file may hold by its own header."""
+    kind = _kind(start).header_class
+    header = kind(start[: kind.template_dtype.itemsize], check=False)
+    n_voxels = np.prod(np.clip(np.array(header.get_data_shape(), dtype=float), 0, None))
+    return int(min(n_voxels, 2.0**40)) * int(header.get_data_dtype().itemsize) + _SLACK_BYTES
+
+
+def _notes(image: Any, affine: NDArray[np.float64]) -> tuple[str, ...]:
+    notes = []
+    if image.header.get_xyzt_units()[0] == "unknown":
+        notes.append("its header does not say the unit of lengths: millimeters are taken")
+    if np.allclose(np.abs(affine), np.eye(4), atol=1e-6):
+        notes.append(
+            "its affine is the identity, as after a loss of it: spacing, position and which axis runs to the head are "
+            "not known"
+        )
+    return tuple(notes)
+
+
 def _checked_shape(image: Any) -> tuple[int, ...]:
     shape = tuple(int(n) for n in image.shape)
-    spatial, further = shape[:3], shape[3:]
-    if (
-        len(spatial) < 3
-        or max(further, default=1) > 1
-        or min(spatial) < 2
-        or np.prod(spatial, dtype=float) > MAX_VOXELS
-    ):
+    if max(shape[3:], default=1) > 1 or len(shape) < 3:
         raise SeriesRefusedError(f"not one three-dimensional volume: its shape is {shape}")
+    check_shape(shape[:3])
     with _reading():
         kind = image.get_data_dtype().kind
     if kind not in "iuf":
         raise SeriesRefusedError("its voxels are not single numbers (color or complex values)")
-    return spatial
+    return shape[:3]
 
 
 def _affine(image: Any) -> NDArray[np.float64]:
@@ -121,40 +169,14 @@ def _affine(image: Any) -> NDArray[np.float64]:
     if not has_sform and not has_qform:
         raise SeriesRefusedError("neither sform nor qform says where the volume lies in the patient")
     affine = np.asarray(sform if has_sform else qform, dtype=np.float64)
-    columns = affine[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    if not (np.isfinite(affine).all() and np.isfinite(qform).all()) or lengths.min() < 1e-3:
+    if not np.isfinite(qform).all():
         raise SeriesRefusedError("its affine is not finite, or a voxel has no extent")
+    check_affine(affine)
     if has_sform and has_qform:
         corner = np.append(np.array(image.shape[:3]) - 1, 1)
         apart_mm = max(np.abs((sform - qform) @ point).max() for point in (corner, np.array([0, 0, 0, 1])))
-        if apart_mm > lengths.min():
+        if apart_mm > min(spacing_of(affine)):
             raise SeriesRefusedError(
                 f"sform and qform disagree by {apart_mm:.1f} mm about where the volume lies"
             )
-    cosines = (columns / lengths).T @ (columns / lengths) - np.eye(3)
-    if np.abs(cosines).max() > MAX_SHEAR_COSINE:
-        raise SeriesRefusedError("its axes are not orthogonal (gantry tilt): correct the tilt before reading")
     return affine
-
-
-def _to_hu(stored: NDArray[Any]) -> tuple[NDArray[np.int16], bool]:
-    """Values as int16 HU, and whether any of them had to be rounded."""
-    low, high = stored.min(), stored.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise SeriesRefusedError("some voxels are not numbers (NaN or infinite)")
-    if low >= NO_AIR_ABOVE_HU:
-        raise SeriesRefusedError(
-            f"no value lies below {NO_AIR_ABOVE_HU} HU (they run from {low:g} to {high:g}): a mask, or not CT in HU"
-        )
-    if low < -32768 or high > 32767:
-        raise SeriesRefusedError(f"HU from {low:g} to {high:g} do not fit 16 bits")
-    if stored.dtype.kind in "iu":
-        return stored.astype(np.int16), False
-    volume_hu = np.empty(stored.shape, dtype=np.int16, order="F")  # as the file has it
-    is_rounded = False
-    for k in range(stored.shape[2]):  # plane by plane: numbers of 64 bits are large enough once
-        rounded = np.rint(stored[..., k])
-        is_rounded |= bool(np.abs(rounded - stored[..., k]).max() > 1e-3)
-        volume_hu[..., k] = rounded
-    return volume_hu, is_rounded

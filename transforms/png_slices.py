@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transforms.plausible import PLAUSIBLE_HU
 from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 OFFSET = 32768
 ENCODING = "uint16 = HU + 32768"
-PLAUSIBLE_HU = (-8192, 31767)
-"""Scanners store -3024 at the lowest and 30710 (extended scale) at the highest; HU x 10 and other offsets fall out."""
 
 
 def encode_png(slice_hu: NDArray[np.int16]) -> bytes:

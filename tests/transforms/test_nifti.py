@@ -1,5 +1,6 @@
 """NIfTI in any orientation becomes the same volume at the same place."""
 
+import gzip
 import itertools
 import tracemalloc
 from pathlib import Path
@@ -20,6 +21,7 @@ LPS_XYZ = AFFINE[:, [2, 1, 0, 3]]
 
 def saved(path: Path, voxels: np.ndarray, affine: np.ndarray = LPS_XYZ, **header: object) -> Path:
     image = nibabel.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
     for name, value in header.items():
         image.header[name] = value
     nibabel.save(image, path)
@@ -49,7 +51,7 @@ def test_every_orientation_gives_the_same_volume(
 def test_slope_and_intercept_are_applied_and_rounding_is_noted(tmp_path: Path) -> None:
     stored = np.arange(8 * 6 * 4, dtype=np.int16).reshape(8, 6, 4) * 10
     path = tmp_path / "v.nii"
-    nibabel.save(nibabel.Nifti1Image(stored, LPS_XYZ), path)
+    saved(path, stored)
     content = bytearray(path.read_bytes())
     content[112:120] = np.array([0.5, -1000], "<f4").tobytes()  # scl_slope, scl_inter
     path.write_bytes(content)
@@ -116,7 +118,87 @@ def test_sheared_axes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b" + b"0" * 50])
 def test_files_that_are_no_nifti_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "v.nii.gz").write_bytes(content)
-    with pytest.raises(SeriesRefusedError, match="not a NIfTI file"):
+    with pytest.raises(SeriesRefusedError, match=r"not a NIfTI file|compressed data are damaged"):
+        read_nifti(tmp_path / "v.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("voxels", "affine", "reason"),
+    [
+        (HU * 10, LPS_XYZ, "which no CT in HU does"),
+        (HU, np.diag([0.0007, 0.0006, 0.0025, 1]), "no CT of people has such voxels"),
+        (HU, np.diag([0.7, 0.6, 70, 1]), "no CT of people has such voxels"),
+    ],
+)
+def test_values_and_voxels_that_no_ct_has_are_refused(
+    voxels: np.ndarray, affine: np.ndarray, reason: str, tmp_path: Path
+) -> None:
+    voxels = np.where(voxels == voxels.min(), -10240, voxels) if "HU does" in reason else voxels
+    with pytest.raises(SeriesRefusedError, match=reason):
+        read_nifti(saved(tmp_path / "v.nii", voxels, affine))
+
+
+def test_one_value_around_the_circle_of_reconstruction_is_padding_as_in_dicom(tmp_path: Path) -> None:
+    voxels = HU.copy()
+    voxels[1:, :2] = voxels[1:, -2:] = -3024
+    voxels[1, 3, 3] = -1500  # not of the fill: kept
+    volume = read_nifti(saved(tmp_path / "v.nii.gz", voxels.transpose(2, 1, 0)))
+    expected = np.where(voxels == -3024, -1024, voxels)
+    np.testing.assert_array_equal(volume.volume_hu, expected)
+    assert volume.n_padding_voxels == 3 * 4 * 8
+    assert volume.notes == ("values below -1024 HU are kept",)
+
+
+def test_an_affine_that_was_lost_and_a_unit_that_is_not_said_are_noted(tmp_path: Path) -> None:
+    lost = read_nifti(saved(tmp_path / "lost.nii", HU, np.eye(4)))
+    assert "its affine is the identity" in lost.notes[0]
+    unknown = read_nifti(saved(tmp_path / "unit.nii", HU.transpose(2, 1, 0), xyzt_units=0))
+    assert "does not say the unit" in unknown.notes[0]
+    np.testing.assert_array_equal(unknown.volume_hu, HU)
+
+
+@pytest.mark.parametrize("name", ["v.hdr", "V.HDR", "v.img"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_a_pair_of_header_and_voxels_is_one_volume(name: str, kind: type, tmp_path: Path) -> None:
+    nibabel.save(kind(HU.transpose(2, 1, 0), LPS_XYZ), tmp_path / "v.img")
+    if name == "V.HDR":
+        (tmp_path / "v.hdr").rename(tmp_path / name)
+    if name == "v.img":
+        content = gzip.compress((tmp_path / name).read_bytes())
+        (tmp_path / name).unlink()
+        (tmp_path / "v.img.gz").write_bytes(content)
+    volume = read_nifti(tmp_path / name.replace("img", "hdr"))
+    np.testing.assert_array_equal(volume.volume_hu, HU)
+    np.testing.assert_allclose(volume.affine_ras, AFFINE, atol=1e-4)
+    for voxels in tmp_path.glob("*.img*"):
+        voxels.unlink()
+    with pytest.raises(SeriesRefusedError, match=r"without the voxels \(\.img\)"):
+        read_nifti(tmp_path / name.replace("img", "hdr"))
+
+
+@pytest.mark.parametrize("name", ["v.nii.gz", "V.NII.GZ", "compressed.nii"])
+def test_no_bit_of_a_compressed_file_changes_a_voxel_unseen(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    content = gzip.compress(saved(tmp_path / "plain.nii", HU.transpose(2, 1, 0)).read_bytes())
+    path = tmp_path / name
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_nifti(path).volume_hu, HU)
+    n_refused = 0
+    for bit in rng.choice(8 * len(content), 300, replace=False):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            np.testing.assert_array_equal(read_nifti(path).volume_hu, HU)
+        except SeriesRefusedError:
+            n_refused += 1
+    assert n_refused > 280  # the rest lies in what gzip's header says of time and system
+
+
+def test_a_compressed_file_that_grows_beyond_what_its_header_says_is_refused(tmp_path: Path) -> None:
+    content = saved(tmp_path / "v.nii", HU.transpose(2, 1, 0)).read_bytes()
+    (tmp_path / "v.nii.gz").write_bytes(gzip.compress(content + bytes(1 << 25)))
+    with pytest.raises(SeriesRefusedError, match="more than its header says"):
         read_nifti(tmp_path / "v.nii.gz")
 
 

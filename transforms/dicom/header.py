@@ -9,6 +9,7 @@ from pathlib import Path
 from transforms.dicom.elements import Elements, read_elements
 from transforms.dicom.frames import frame_elements
 from transforms.dicom.kinds import check_is_attenuation
+from transforms.plausible import PIXEL_SPACING_MM
 from transforms.refusal import SeriesRefusedError
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -29,7 +30,6 @@ MAX_MATRIX = 8192
 MAX_NUMBER = 1e7
 MAX_POSITION_MM = 1e4
 """Beyond 10 m from its origin a coordinate is no place in a patient."""
-PIXEL_SPACING_MM = (0.02, 20.0)
 _OTHER_MODALITIES = frozenset(
     "CR DOC DX ECG KO MG MR NM OT PR PT REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()
 )

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -13,9 +12,9 @@ from pydicom.uid import UID
 
 from transforms.dicom.elements import decoding
 from transforms.dicom.header import PixelEncoding, SliceHeader, check_pixel_bytes
+from transforms.plausible import PADDING_HU, PLAUSIBLE_HU, outer_fill
 from transforms.refusal import SeriesRefusedError
 
-PADDING_HU = -1024
 TISSUE_ABOVE_HU = -900
 """Padding that would stand for a denser value cannot be told from tissue."""
 
@@ -101,6 +100,10 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
     low, high = int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept
     if low < -32768 or high > 32767:
         raise SeriesRefusedError(f"HU from {low:.0f} to {high:.0f} do not fit 16 bits")
+    if low < PLAUSIBLE_HU[0]:
+        raise SeriesRefusedError(
+            f"values down to {low:.0f} HU, which no CT has (at least {PLAUSIBLE_HU[0]} is read)"
+        )
     is_rounded = not (slope == 1 and intercept.is_integer())
     if is_rounded:
         words[...] = np.rint(stored * slope + intercept)
@@ -143,20 +146,6 @@ def _with_outer_fill(
         return is_declared
     is_fill: NDArray[np.bool_] = stored == fill
     return is_fill if is_declared is None else is_declared | is_fill
-
-
-def outer_fill(stored: NDArray[Any], slope: float, intercept: float) -> float | None:
-    """The one value around the circle of reconstruction, where scanners fill and declare another value, or none.
-
-    It is the lowest value of the slice, held by all four corners, and below -1024 HU, which no matter can be: LIDC's GE
-    series declare -2000 and hold -1024 stored, -2048 HU.
-    """
-    corner = stored[0, 0]
-    others = (stored[0, -1], stored[-1, 0], stored[-1, -1])
-    is_fill = slope > 0 and float(corner) * slope + intercept < PADDING_HU
-    if not is_fill or any(other != corner for other in others):
-        return None
-    return float(corner) if stored.min() == corner else None
 
 
 def _check_padding(highest: int, pixels: PixelEncoding) -> None:

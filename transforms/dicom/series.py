@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from transforms.dicom.header import SliceHeader, read_slice_headers
 from transforms.dicom.parts import SlicePlace, part
-from transforms.dicom.pixels import PADDING_HU, Decoded, SliceDecoder
+from transforms.dicom.pixels import Decoded, SliceDecoder
 from transforms.dicom.slice_stack import (
     SAME_POSITION_MM,
     SliceStack,
@@ -19,6 +19,7 @@ from transforms.dicom.slice_stack import (
     stack_slices,
 )
 from transforms.geometry import VolumeGeometry
+from transforms.plausible import PADDING_HU
 from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 
 

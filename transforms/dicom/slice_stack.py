@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.plausible import MAX_STEP_MM
 from transforms.refusal import SeriesRefusedError
 
 SAME_POSITION_MM = 0.01
@@ -13,8 +14,6 @@ MAX_SHEAR_DEGREES = 1.0
 MAX_OBLIQUE_DEGREES = 30.0
 MAX_GAP_SHARE = 1 / 3
 """More gaps than this among the steps, and no spacing can be called the regular one."""
-MAX_STEP_MM = 25.0
-"""Slices farther apart than this are single images of a patient and no series."""
 MAX_STEP_PER_THICKNESS = 3.0
 """Steps longer than so many slices are thick leave most of the patient out: each of them is a gap."""
 

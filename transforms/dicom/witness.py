@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.dicom.header import SliceHeader
-from transforms.dicom.pixels import PADDING_HU, outer_fill
 from transforms.dicom.series import CtSeries
 from transforms.dicom.slice_stack import has_rows_along_y
+from transforms.plausible import PADDING_HU, outer_fill
 from transforms.refusal import SeriesRefusedError, TransformError
 
 LOSSY_TOLERANCE_HU = 2

@@ -105,7 +105,7 @@ def read_nifti_job(
         "slice_thickness_mm": None,
         "transfer_syntax": "",
         "is_lossy": False,
-        "n_padding_voxels": 0,
+        "n_padding_voxels": volume.n_padding_voxels,
         "kind": "patch" if bool((extent_mm < PATCH_BELOW_MM).all()) else "series",
         "notes": "; ".join(volume.notes),
     }

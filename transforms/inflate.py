@@ -1,0 +1,72 @@
+"""Compressed bytes of a file, inflated to their checksum: libraries that read images stop before they meet it."""
+
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from transforms.refusal import SeriesRefusedError
+
+GZIP, ZLIB = 31, 15
+"""`wbits` of zlib for a gzip file (checked by CRC-32) and for a zlib stream (checked by Adler-32)."""
+_AT_ONCE = 1 << 20
+_TOO_MUCH = "inflates to more than its header says"
+
+
+def inflate(file: BinaryIO, wbits: int, max_bytes: int, max_input: int = 1 << 62) -> bytes:
+    """Inflate what follows in a file.
+
+    Args:
+        file: Open where the compressed bytes begin.
+        wbits: `GZIP` or `ZLIB`.
+        max_bytes: More than this is refused before it is held.
+        max_input: Compressed bytes that belong to the stream.
+
+    Raises:
+        SeriesRefusedError: If the bytes are damaged (their checksum says so), cut short, or too many.
+    """
+    chunks, n_bytes = [], 0
+    for chunk in _inflated(file, wbits, max_input):
+        n_bytes += len(chunk)
+        if n_bytes > max_bytes:
+            raise SeriesRefusedError(f"its compressed data are damaged: they {_TOO_MUCH}")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def first_inflated(file: BinaryIO, wbits: int, n_bytes: int) -> bytes:
+    """Inflate the first bytes alone, fewer where there are no more; nothing checks them."""
+    start = b""
+    for chunk in _inflated(file, wbits, 1 << 62):
+        start += chunk[: n_bytes - len(start)]
+        if len(start) == n_bytes:
+            break
+    return start
+
+
+def _inflated(file: BinaryIO, wbits: int, max_input: int) -> Iterator[bytes]:
+    """Chunks of at most 1 MB; several gzip members may follow each other, and zeros may end them."""
+    stream, waiting, has_ended = zlib.decompressobj(wbits), b"", False
+    try:
+        while True:
+            if not waiting:
+                waiting = file.read(min(_AT_ONCE, max_input))
+                max_input -= len(waiting)
+                if not waiting:
+                    break
+            if has_ended:
+                waiting = waiting.lstrip(b"\0")
+                if not waiting:
+                    continue
+                if wbits != GZIP or not waiting.startswith(b"\x1f"):
+                    raise SeriesRefusedError("its compressed data are damaged: other bytes follow them")
+                stream, has_ended = zlib.decompressobj(wbits), False
+            yield stream.decompress(waiting, _AT_ONCE)
+            waiting = stream.unconsumed_tail
+            if stream.eof:
+                waiting, has_ended = stream.unused_data, True
+    except zlib.error:
+        raise SeriesRefusedError(
+            "its compressed data are damaged (their checksum or their form is wrong)"
+        ) from None
+    if not has_ended:
+        raise SeriesRefusedError("its compressed data are cut short")

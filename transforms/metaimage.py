@@ -1,0 +1,217 @@
+"""One MetaImage of CT (.mha, or .mhd with its .raw or .zraw) -> an HU volume (z, y, x), or a refusal.
+
+LUNA16 is .mhd with .raw or .zraw; LUNA25 and STOIC are .mha. Positions are LPS millimeters, as in ITK.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.inflate import ZLIB, inflate
+from transforms.refusal import SeriesRefusedError
+from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, whole_numbers
+from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
+
+_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+"""MET_LONG is left out: writers store 4 or 8 bytes under that name."""
+_SAME = {
+    "Rotation": "TransformMatrix",
+    "Orientation": "TransformMatrix",
+    "Position": "Offset",
+    "Origin": "Offset",
+    "BinaryDataByteOrderMSB": "ElementByteOrderMSB",
+    "ElementSize": "ElementSpacing",
+}
+"""Names under which older writers store the same; ElementSize counts only where ElementSpacing is missing."""
+_KNOWN = frozenset(
+    (
+        *_SAME.values(),
+        *"ObjectType NDims BinaryData CompressedData CompressedDataSize AnatomicalOrientation DimSize ElementType "
+        "ElementNumberOfChannels ElementDataFile HeaderSize Modality ElementToIntensityFunctionSlope "
+        "ElementToIntensityFunctionOffset".split(),
+    )
+)
+_FROM_TO = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
+_TOWARD_PLUS = "RAI"
+"""Letters of AnatomicalOrientation name where an axis comes from: R, A and I run toward left, posterior and head."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    fields: dict[str, str]
+    n_bytes: int
+
+    def get(self, name: str, default: str = "") -> str:
+        return self.fields.get(name, default)
+
+    def truth(self, name: str, default: str) -> bool:
+        value = self.get(name, default).lower()
+        if value not in ("true", "false", "1", "0", "t", "f", "yes", "no"):
+            raise SeriesRefusedError(f"{name} must be True or False")
+        return value[0] in "t1y"
+
+
+def read_metaimage(path: Path) -> FileVolume:
+    """Read one file; of a pair name the header (.mhd).
+
+    Values are HU as stored. Axes are reordered and flipped to (z, y, x); nothing is resampled. Compressed voxels are
+    read to their checksum, and nothing in the header is guessed.
+
+    Raises:
+        SeriesRefusedError: If it is not MetaImage, not three-dimensional CT, damaged, or contradicts itself.
+        OSError: If a file cannot be opened.
+    """
+    header = _read_header(path)
+    _check_kind(header)
+    shape = whole_numbers("DimSize", header.get("DimSize"), 3)
+    check_shape(shape)
+    affine, notes = _affine(header)
+    return volume_of(_voxels(path, header, shape), affine, notes)
+
+
+def metaimage_files(path: Path) -> tuple[Path, ...]:
+    """The file, and the file of its voxels where that is another.
+
+    Raises:
+        SeriesRefusedError: If its header cannot be read.
+    """
+    name = _read_header(path).get("ElementDataFile")
+    return (path,) if name == "LOCAL" else (path, beside(path, name))
+
+
+def _read_header(path: Path) -> _Header:
+    with path.open("rb") as file:
+        content = file.read(MAX_HEADER_BYTES)
+    fields: dict[str, str] = {}
+    at = 0
+    while "ElementDataFile" not in fields:
+        end = content.find(b"\n", at)
+        line = content[at : end if end >= 0 else len(content)].decode("latin-1").rstrip("\r")
+        at = end + 1
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not fields and (name, value) not in (("ObjectType", "Image"), ("NDims", "3")):
+            raise SeriesRefusedError("not a MetaImage (its header does not begin with ObjectType = Image)")
+        if line.strip() and not equals:
+            raise SeriesRefusedError("its header has a line without `=`")
+        if name in fields and name in (*_KNOWN, *_SAME):
+            raise SeriesRefusedError(f"its header says {name} twice")
+        if name:
+            fields[name] = value
+        if end < 0 and "ElementDataFile" not in fields:
+            raise SeriesRefusedError("its header has no ElementDataFile, which must end it")
+    for other, name in _SAME.items():
+        if other in fields and other != "ElementSize":
+            if fields.get(name, fields[other]).split() != fields[other].split():
+                raise SeriesRefusedError(f"{name} and {other}, two names of one thing, differ")
+            fields[name] = fields[other]
+    fields.setdefault("ElementSpacing", fields.get("ElementSize", ""))
+    return _Header(fields, at if at > 0 else len(content))
+
+
+def _check_kind(header: _Header) -> None:
+    if header.get("ObjectType", "Image") != "Image" or header.get("NDims") != "3":
+        raise SeriesRefusedError("not one three-dimensional image (ObjectType Image, NDims 3)")
+    if not header.truth("BinaryData", "False"):
+        raise SeriesRefusedError("its voxels are text (BinaryData is not True), which is not read")
+    if header.get("ElementNumberOfChannels", "1") != "1":
+        raise SeriesRefusedError("its voxels are not single numbers (ElementNumberOfChannels is not 1)")
+    if header.get("Modality", "MET_MOD_CT") not in ("MET_MOD_CT", "MET_MOD_UNKNOWN", "MET_MOD_OTHER"):
+        raise SeriesRefusedError("not CT by its Modality")
+    for name, neutral in (("Slope", 1.0), ("Offset", 0.0)):
+        field = f"ElementToIntensityFunction{name}"
+        if field in header.fields and decimals(field, header.get(field), 1)[0] != neutral:
+            raise SeriesRefusedError(
+                f"{field} is not {neutral:g}: readers differ about what it does to values"
+            )
+
+
+def _affine(header: _Header) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Index (x, y, z) -> RAS mm, and what is to be said of it."""
+    notes = []
+    spacing = decimals("ElementSpacing", header.get("ElementSpacing"), 3)
+    if spacing.min() <= 0:
+        raise SeriesRefusedError("ElementSpacing must be above zero")
+    if "TransformMatrix" in header.fields:
+        directions = decimals("TransformMatrix", header.get("TransformMatrix"), 9).reshape(3, 3)
+    else:
+        directions = np.eye(3)
+        notes.append(
+            "no TransformMatrix: axes are taken to run to the left, to the back and to the head, as ITK does"
+        )
+    if np.abs(np.linalg.norm(directions, axis=1) - 1).max() > 1e-3:
+        raise SeriesRefusedError("TransformMatrix does not hold unit vectors, so the axes have no direction")
+    if "Offset" not in header.fields:
+        notes.append("no Offset: millimeters count from the first voxel")
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = (directions * spacing[:, None]).T  # a row of the matrix is the direction of one axis
+    affine_lps[:3, 3] = decimals("Offset", header.get("Offset", "0 0 0"), 3)
+    affine: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_lps
+    check_affine(affine)
+    notes += _orientation_note(header.get("AnatomicalOrientation", "???"), directions)
+    return affine, tuple(notes)
+
+
+def _orientation_note(letters: str, directions: NDArray[np.float64]) -> list[str]:
+    if not letters.strip("? "):
+        return []
+    if len(letters) != 3 or sorted(_FROM_TO.get(letter, -1) for letter in letters.upper()) != [0, 1, 2]:
+        raise SeriesRefusedError("AnatomicalOrientation is not three letters of R or L, A or P, I or S")
+    for letter, direction in zip(letters.upper(), directions, strict=True):
+        axis = int(np.abs(direction).argmax())
+        if axis != _FROM_TO[letter] or (direction[axis] > 0) != (letter in _TOWARD_PLUS):
+            return ["AnatomicalOrientation says otherwise than TransformMatrix, which counts, as in ITK"]
+    return []
+
+
+def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """Stored voxels, (x, y, z)."""
+    kind = _TYPES.get(header.get("ElementType"))
+    if kind is None:
+        raise SeriesRefusedError(
+            "ElementType is none of the whole or real numbers of 8 to 64 bits that are read"
+        )
+    order = ">" if header.truth("ElementByteOrderMSB", "False" if kind.endswith("1") else "") else "<"
+    dtype = np.dtype(order + kind)
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    is_local = header.get("ElementDataFile") == "LOCAL"
+    voxels_in = path if is_local else beside(path, header.get("ElementDataFile"))
+    start = header.n_bytes if is_local else 0
+    size = os.path.getsize(voxels_in)
+    is_compressed = header.truth("CompressedData", "False")
+    skip = header.get("HeaderSize", "0")
+    if skip == "-1" and not is_compressed and not is_local:
+        start = size - n_bytes  # the voxels are the last of the file
+    elif skip != "0":
+        raise SeriesRefusedError(
+            "HeaderSize must be 0, or -1 where the voxels end an uncompressed file of their own"
+        )
+    with voxels_in.open("rb") as file:
+        file.seek(max(start, 0))
+        if is_compressed:
+            stated = header.get("CompressedDataSize")
+            if stated and whole_numbers("CompressedDataSize", stated, 1)[0] not in (0, size - start):
+                raise SeriesRefusedError(f"CompressedDataSize is {stated}, {size - start} bytes are there")
+            content = inflate(file, ZLIB, n_bytes)
+        else:
+            content = file.read(n_bytes) if size - start == n_bytes else b""
+    if len(content) != n_bytes:
+        raise SeriesRefusedError(
+            f"its voxels are {'not' if is_compressed else f'{max(size - start, 0)} bytes and not'} the {n_bytes} bytes "
+            "that DimSize and ElementType need: cut short, or too long"
+        )
+    voxels = np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+    return voxels.astype(dtype.newbyteorder("=")) if order == ">" else voxels
