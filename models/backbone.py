@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -142,6 +143,12 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
         )
     except TypeError as error:  # A convolutional network knows no image size.
         raise BackboneError(refusal) from error
+    except (OSError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"timm model '{name}' cannot be opened ({type(error).__name__}: {reason}); check the name, the folder, and"
+            " whether the network is there for weights that are not here yet"
+        ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise BackboneError(refusal)
     return vit
@@ -156,14 +163,20 @@ def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int)
         image_px: Input size, in place of the file's.
 
     Raises:
-        BackboneError: If this timm does not know the name.
+        BackboneError: If this timm does not know the name, or cannot build it so.
     """
     if not timm.is_model(name):
         raise BackboneError(
             f"timm {timm.__version__} has no model '{name}'; install the version that wrote it"
         )
     fixed = {"img_size": image_px, "num_classes": 0, "dynamic_img_size": True}
-    return Backbone(timm.model_entrypoint(name)(**(arguments | fixed)))
+    try:
+        vit = timm.model_entrypoint(name)(**{**arguments, **fixed})
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise BackboneError(
+            f"timm cannot build '{name}' from what its config.json states: {error}"
+        ) from error
+    return Backbone(vit)
 
 
 def init_xavier(vit: VisionTransformer) -> None:

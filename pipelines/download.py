@@ -154,7 +154,7 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
     Raises:
         DownloadError: If there is no room, or the files that arrived are not as many as the index says.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     free_gb = shutil.disk_usage(target).free / 1e9
     if free_gb < _gigabytes(missing):
         raise DownloadError(
@@ -176,7 +176,7 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
 
 def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> None:
     partial = unfinished / folder.name
-    partial.mkdir(parents=True, exist_ok=True)
+    make_folder(partial)
     fetch(str(row["SeriesInstanceUID"]), partial)
     arrived, expected = len(list(partial.glob("*.dcm"))), int(row["instanceCount"])
     if arrived != expected:
@@ -184,8 +184,9 @@ def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> 
             f"series {row['SeriesInstanceUID']}: {arrived} of {expected} files arrived;"
             " see whether the network is there, then run the same command again: it goes on where it stopped"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(folder)
+    make_folder(folder.parent)
+    with writing(folder, partial):
+        partial.rename(folder)
 
 
 def fetch_from_idc() -> Fetch:

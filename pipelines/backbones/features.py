@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.backbone import Backbone, Tokens
 from pipelines.backbones.feature_names import FeatureName, SliceFeature, WindowName
-from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.atomic import make_folder, write_atomically
 from transforms.hounsfield import WindowHU
 
 WINDOWS_HU: dict[str, tuple[float, float]] = {
@@ -118,11 +118,16 @@ class FeatureCache:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def read(self, key: str) -> NDArray[np.float32] | None:
-        """Return the features under a key, or None."""
+        """Return the features under a key, or None; a damaged file is none, since they can be computed again."""
         path = self.folder / f"{key}.npy"
-        return np.load(path) if path.is_file() else None
+        try:
+            with path.open("rb") as file:
+                found: NDArray[np.float32] = np.lib.format.read_array(file)
+        except (OSError, ValueError):
+            return None
+        return found
 
     def write(self, key: str, features: NDArray[np.float32]) -> None:
         """Keep features under a key; a reader sees them whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_atomically(self.folder / f"{key}.npy", lambda file: np.save(file, features))

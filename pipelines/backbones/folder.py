@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from models.backbone import (
     Backbone,
@@ -21,10 +23,14 @@ from models.backbone import (
     load_weights,
 )
 from models.config import BackboneConfig
+from pipelines.command.config import RecipeError, load_recipe
+from pipelines.runtime.atomic import make_folder, write_atomically
+from pipelines.runtime.json_files import DamagedFileError, read_json
 from pipelines.tracking.reading import fetch_artifact, newest_backbone_run
 from pipelines.tracking.store import shown_store
 
 ARTIFACT = "backbone"
+_REMEDY = "export or fetch that backbone again"
 _WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
 
 
@@ -82,13 +88,15 @@ def save_backbone(
         record: What is known of its past.
         timm_config: timm's config where it is known already; otherwise it follows from `config`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.vit.state_dict().items()}
-    (folder / _WEIGHTS).write_bytes(save(state))  # `save_file` makes a file that only its owner may read.
+    # `save_file` makes a file that only its owner may read.
+    write_atomically(folder / _WEIGHTS, lambda file: file.write(save(state)))
     timm_config = timm_config or _timm_config(backbone, config)
-    (folder / _TIMM).write_text(json.dumps(timm_config, indent=2), encoding="utf-8")
     fields = {name: getattr(config, name) for name in BackboneConfig.__slots__}
-    (folder / _RECORD).write_text(json.dumps(record | {"backbone": fields}, indent=2), encoding="utf-8")
+    for name, tree in ((_TIMM, timm_config), (_RECORD, record | {"backbone": fields})):
+        text = json.dumps(tree, indent=2)
+        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
 
 
 def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
@@ -149,7 +157,10 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
     if name.startswith("runs:/"):
         run_id, _, path = name.removeprefix("runs:/").partition("/")
         with tempfile.TemporaryDirectory() as folder:
-            return _from_folder(name, fetch_artifact(run_id, path or ARTIFACT, Path(folder)), image_px)
+            try:
+                return _from_folder(name, fetch_artifact(run_id, path or ARTIFACT, Path(folder)), image_px)
+            except (BackboneError, DamagedFileError) as error:
+                raise BackboneError(str(error).replace(folder, run_id)) from error
     if name.startswith("timm:"):
         return _from_timm(name, image_px)
     if not Path(name).is_dir():
@@ -160,22 +171,35 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
 
 
 def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackbone:
-    if not (folder / _RECORD).is_file():
-        raise BackboneError(
-            f"backbone '{source}' holds no {_RECORD}; open other timm folders as timm:local-dir:FOLDER"
-        )
-    record, timm_config = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in (_RECORD, _TIMM)
-    )
-    fields = record["backbone"] | {"grad_checkpointing": False}
-    if image_px is not None:
-        fields["image_px"] = image_px
-    config = BackboneConfig(**fields)
+    for name in (_RECORD, _TIMM, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise BackboneError(
+                f"backbone '{source}' holds no {name}; open other timm folders as timm:local-dir:FOLDER"
+            )
+    record = read_json(folder / _RECORD, ("backbone",), _REMEDY)
+    timm_config = read_json(folder / _TIMM, ("architecture", "model_args", "pretrained_cfg"), _REMEDY)
+    fixed = {"grad_checkpointing": False} | ({"image_px": image_px} if image_px is not None else {})
+    try:
+        config = load_recipe(BackboneConfig, {**record["backbone"], **fixed})
+    except (RecipeError, TypeError) as error:
+        raise BackboneError(f"{folder / _RECORD} describes no backbone: {error}; {_REMEDY}") from error
     backbone = _build(timm_config, config.image_px)
-    load_weights(backbone, load_file(folder / _WEIGHTS), source)
+    load_weights(backbone, read_weights(folder / _WEIGHTS), source)
     with (folder / _WEIGHTS).open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return LoadedBackbone(_frozen(backbone), config, source, record, digest, timm_config)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        BackboneError: If it is damaged, or cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(f"weights {path} are damaged or cannot be read; {_REMEDY}") from error
 
 
 def _build(timm_config: dict[str, Any], image_px: int) -> Backbone:

@@ -18,6 +18,7 @@ from pipelines.campaign.records import CampaignRecord, find_parent
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
 from pipelines.campaign.stages import check_words
 from pipelines.command.config import find_recipe
+from pipelines.runtime.atomic import make_folder
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -87,7 +88,7 @@ def alone(name: str) -> Iterator[None]:
         CampaignError: If another process of this machine runs it.
     """
     folder = JOBS / _key(name)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / "lock").open("a", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

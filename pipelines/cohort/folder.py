@@ -7,6 +7,7 @@ rows/<id>.json          the row of one volume, written after the volume: what is
 series.parquet  annotations.parquet  nodules.parquet  refused.parquet
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -28,10 +29,12 @@ from pipelines.cohort.tables import (
     read_table,
     write_table,
 )
-from pipelines.runtime.atomic import SharedPresence, exclusively, write_atomically
+from pipelines.runtime.atomic import SharedPresence, exclusively, make_folder, write_atomically
+from pipelines.runtime.json_files import read_json
 from transforms.body_grid import body_grid
 
 SCHEMA_VERSION = 1
+_REMEDY = "prepare the cohort again"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -110,7 +113,12 @@ class Cohort:
                 raise CohortError(
                     f"cohort {self.root} has no {folder}/{volume_id}.npy; run `prepare` on it again"
                 )
-            mapped = np.load(path, mmap_mode="r")
+            try:
+                mapped = np.lib.format.open_memmap(path, mode="r")
+            except (ValueError, EOFError, OSError) as error:
+                raise CohortError(f"{path} is damaged or cannot be read; {_REMEDY}") from error
+            if mapped.ndim != 3 or mapped.dtype != (np.uint8 if folder == "body" else np.int16):
+                raise CohortError(f"{path} is damaged: it holds no {folder}; {_REMEDY}")
             if folder == "body":  # An array on the same map: a slice of it costs a tenth of a memmap's.
                 mapped = np.asarray(mapped)
             self._mapped[folder, volume_id] = mapped
@@ -133,7 +141,7 @@ class CohortWriter:
         self.root = root
         if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not _is_cohort(root))):
             raise CohortError(f"{root} holds something that is no cohort; name a new folder for it")
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         self._presence = SharedPresence(root / ".writers")
         self._presence.clear_abandoned(root, *(root / name for name in ("volumes", "body", "rows")))
         if not (root / "cohort.json").is_file():
@@ -141,7 +149,7 @@ class CohortWriter:
             write_atomically(root / "cohort.json", lambda file: file.write(text.encode()))
         _check_version(root)
         for name in ("volumes", "body", "rows"):
-            (root / name).mkdir(exist_ok=True)
+            make_folder(root / name)
 
     def row_of(self, volume_id: str) -> dict[str, Any] | None:
         """The row of a volume that is there whole, with `n_files`; None where it is not."""
@@ -255,11 +263,9 @@ def write_volume(
 
 def _read_row(path: Path) -> dict[str, Any] | None:
     """A row, or None where there is none: another process may forget a volume at any time."""
-    try:
-        row: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    return row
+    with contextlib.suppress(FileNotFoundError):
+        return read_json(path, SERIES.names, f"remove it, and {_REMEDY}")
+    return None
 
 
 def is_volume_id(text: str) -> bool:
@@ -281,7 +287,7 @@ def _is_cohort(root: Path) -> bool:
 
 
 def _check_version(root: Path) -> None:
-    version = json.loads((root / "cohort.json").read_text())["schema_version"]
+    version = read_json(root / "cohort.json", ("schema_version",), _REMEDY)["schema_version"]
     if version != SCHEMA_VERSION:
         raise CohortError(
             f"cohort {root} has schema version {version}, this program reads {SCHEMA_VERSION}; prepare it again"

@@ -21,7 +21,7 @@ from pipelines.report.tables import (
     ledger_table,
     load_article,
 )
-from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric
@@ -55,7 +55,7 @@ def run_report(config: ReportConfig, run: Run) -> None:
     run.log_text(text, "report.md")
     run.log_text(page_html(blocks), "report.html")
     if config.out:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(config.out).parent)
         write_atomically(Path(config.out), lambda file: file.write(text.encode()))
     print(text)
 

@@ -22,12 +22,15 @@ class TargetError(Refusal):
 
 @contextlib.contextmanager
 def writing(target: Path, *also: Path) -> Iterator[None]:
-    """Turn what the disk refuses at `target` into a TargetError; errors about other files than `also` pass through."""
+    """Turn what the disk refuses at `target`, above or below it into a TargetError; so with `also`.
+
+    Errors about other files pass through.
+    """
     try:
         yield
     except OSError as error:
         named = error.filename and Path(os.fsdecode(error.filename))
-        if named and named not in {target, *target.parents, *also}:
+        if named and named not in {target, *target.parents, *also} and target not in named.parents:
             raise
         raise TargetError(
             f"{target} cannot be written: {error.strerror or error}; make room or give the right to write there,"
@@ -60,8 +63,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         try:
             with temporary.open("xb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
             settle(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -69,9 +70,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Rename a file that is on disk into its place, and force that to disk."""
+    """Force a finished file to disk, then rename it into its place, and force that to disk too."""
+    _sync(temporary)
     temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

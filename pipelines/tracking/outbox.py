@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.atomic import write_atomically, writing
 from transforms.refusal import Refusal
 
 Kind = Literal["batch", "file", "image", "status"]
@@ -102,6 +102,10 @@ class Outbox:
         self._next_attempt = time.monotonic() + self._retry_s
 
     def _keep(self, letter: Letter) -> None:
+        with writing(self.folder):
+            self._write(letter)
+
+    def _write(self, letter: Letter) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         waiting = self._waiting()
         path = self.folder / f"{int(waiting[-1].stem) + 1 if waiting else 0:08d}.json"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipelines.runtime.atomic import make_folder, settle, writing
+from pipelines.runtime.json_files import read_json
 from transforms.refusal import Refusal
 
 
@@ -44,15 +45,15 @@ def save_checkpoint(
     Raises:
         CheckpointError: If the disk refuses; earlier checkpoints stay as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     body, head = folder / f"step_{step:08d}.safetensors", folder / f"step_{step:08d}.json"
     part = body.with_suffix(".part")
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
         record = {"step": step, "sha256": _sha256(part), "facts": facts}
-        _settle(part, body)
+        settle(part, body)
         part.write_text(json.dumps(record), encoding="utf-8")
-        _settle(part, head)
+        settle(part, head)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
@@ -74,22 +75,17 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
     Raises:
         CheckpointError: If the newest one was truncated or changed since it was written.
+        DamagedFileError: If that is so of its JSON.
     """
     heads = sorted(folder.glob("step_*.json"))
     if not heads:
         return None
     head = heads[-1]
     body = head.with_suffix(".safetensors")
-    try:
-        record = json.loads(head.read_text(encoding="utf-8"))
-        is_whole = body.is_file() and _sha256(body) == record["sha256"]
-    except (json.JSONDecodeError, KeyError):
-        is_whole = False
-    if not is_whole:
-        raise CheckpointError(
-            f"checkpoint {head.stem} in {folder} is truncated or was changed since it was written;"
-            f" delete {head.name} to go on from the one before it"
-        )
+    remedy = f"delete {head.name} to go on from the one before it"
+    record = read_json(head, ("step", "sha256", "facts"), remedy)
+    if not body.is_file() or _sha256(body) != record["sha256"]:
+        raise CheckpointError(f"checkpoint {body} is truncated or was changed since it was written; {remedy}")
     return Checkpoint(int(record["step"]), load_file(body), record["facts"])
 
 
@@ -152,25 +148,15 @@ def lock_folder(folder: Path) -> IO[str] | None:
     The lock goes with the process, so a killed run is free at once: its loader processes, which live on for some
     seconds, inherit no record lock, as they would one by `flock`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = (folder / "lock").open("a", encoding="utf-8")
+    make_folder(folder)
+    with writing(folder / "lock"):
+        handle = (folder / "lock").open("a", encoding="utf-8")
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX lets a system say either.
         handle.close()
         return None
     return handle
-
-
-def _settle(part: Path, final: Path) -> None:
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
-    part.replace(final)
-    directory = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _sha256(path: Path) -> str:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from models.backbone import Backbone, BackboneError, build_backbone, load_weights
 from models.losses.gather import world
-from pipelines.backbones.folder import open_backbone, save_backbone
+from pipelines.backbones.folder import open_backbone, read_weights, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
@@ -341,7 +340,7 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
             raise BackboneError(f"backbone.weights names {source}, which does not exist")
-        load_weights(backbone, load_file(source), source)
+        load_weights(backbone, read_weights(Path(source)), source)
     elif source not in ("", "timm"):
         load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)
     backbone.mean, backbone.std = (

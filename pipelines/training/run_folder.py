@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.json_files import DamagedFileError, read_json
 from pipelines.training.checkpoint import lock_folder
 from transforms.refusal import Refusal
 
@@ -96,7 +98,13 @@ class RunFolder:
             candidates = [file.parent for file in records]
         refusals: list[ResumeError] = []
         for path in candidates:
-            record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+            try:
+                record = _read(path / _RECORD)
+            except DamagedFileError as damage:
+                if resume != "auto":
+                    raise
+                print(f"passed over: {damage}")
+                continue
             is_match = (
                 not record["finished"] and record["recipe"] == recipe and record["cohort_sha"] == cohort_sha
             )
@@ -125,20 +133,24 @@ class RunFolder:
         record = runs_dir / run_id / _RECORD
         if not run_id or not record.is_file():
             return "absent"
-        return "finished" if json.loads(record.read_text(encoding="utf-8"))["finished"] else "begun"
+        return "finished" if _read(record)["finished"] else "begun"
 
     def mark_finished(self) -> None:
         """Say that the run is done: it is not resumed again."""
-        self._write(json.loads((self.path / _RECORD).read_text(encoding="utf-8")) | {"finished": True})
+        self._write(_read(self.path / _RECORD) | {"finished": True})
 
     def release(self) -> None:
         """Let go of the folder."""
         self._lock.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        part = self.path / f"{_RECORD}.part"
-        part.write_text(json.dumps(record, default=str), encoding="utf-8")
-        part.replace(self.path / _RECORD)
+        text = json.dumps(record, default=str)
+        write_atomically(self.path / _RECORD, lambda file: file.write(text.encode()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    remedy = "remove that folder if the run is not to be continued"
+    return read_json(path, ("recipe", "cohort_sha", "config", "finished"), remedy)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipelines.campaign.arm import PLAN_ENV
 from pipelines.campaign.executors.base import Job, JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
+from pipelines.runtime.atomic import make_folder
 from pipelines.runtime.interrupts import GRACE_S
 from pipelines.runtime.paths import PROJECT_ROOT
 
@@ -61,7 +62,7 @@ class LocalExecutor:
     def submit(self, job: Job) -> str:
         """Start the arm's process with the job's lock in its hands."""
         folder = self.folder / job.name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         devices = self._free_devices()
         with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

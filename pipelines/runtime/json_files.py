@@ -1,0 +1,41 @@
+"""JSON that this program wrote and others may have damaged since."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from transforms.refusal import Refusal
+
+
+class DamagedFileError(Refusal):
+    """A file does not hold what this program once wrote there."""
+
+
+def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+        keys: What it must hold.
+        remedy: What to do about a damaged one, for the sentence.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFileError: If it is damaged, or cannot be read.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (
+        ValueError,
+        RecursionError,
+        OSError,
+    ) as error:  # No UTF-8, no JSON, nested without end; no right to read.
+        raise DamagedFileError(f"{path} is damaged or cannot be read; {remedy}") from error
+    missing = [key for key in keys if key not in tree] if isinstance(tree, dict) else ["object"]
+    if missing:
+        raise DamagedFileError(f"{path} is damaged: it holds no {missing[0]}; {remedy}")
+    found: dict[str, Any] = tree
+    return found
