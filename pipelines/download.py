@@ -18,10 +18,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipelines.command.cli import main
+from pipelines.runtime.atomic import make_folder, writing
+from transforms.refusal import Refusal
 
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
-from transforms.refusal import Refusal
 
 INSTALL = "pip install -e '.[download]'"
 

@@ -30,6 +30,15 @@ class EmbedConfig:
     """Write patient ids and folder names as they are: all of them are public."""
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown or written."""
+        if not self.out.endswith(".parquet"):
+            raise ValueError(f"out={self.out} must end in .parquet")
+        if not self.size_mm >= 0 or self.batch_size < 1:
+            raise ValueError(
+                f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:

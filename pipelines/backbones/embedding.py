@@ -19,7 +19,7 @@ from pipelines.backbones.scale import tag_scale
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.ingest.preparation import NothingReadError
-from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -30,9 +30,7 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     ensure_cohort(Path(config.source))
     loaded = open_backbone(chosen_backbone(config.backbone))
     source, out = CtFolder(Path(config.source), config.from_, config.keep_ids), Path(config.out)
-    if out.suffix != ".parquet":
-        raise ValueError(f"out={out} must end in .parquet")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     table = _Table(config, loaded)
     write_atomically(out, lambda file: table.write(source, file))
     reasons = Counter(one.reason for one in source.refused)

@@ -19,6 +19,7 @@ from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.runtime.atomic import write_atomically, writing
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import fetch_artifact
 from pipelines.tracking.run import Run
@@ -43,11 +44,12 @@ def run_export(config: ExportConfig, run: Run) -> None:
     loaded = open_backbone(chosen_backbone(config.backbone))
     export_backbone(loaded, out)
     if with_onnx:
-        export_onnx(loaded.backbone, out / "model.onnx")
+        with writing(out):
+            export_onnx(loaded.backbone, out / "model.onnx")
     else:
         (out / "model.onnx").unlink(missing_ok=True)
     card = model_card(loaded, card_facts(loaded, config), with_onnx)
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_atomically(out / "README.md", lambda file: file.write(card.encode()))
     run.set_tags({Tag.EXPORTED: loaded.source, Tag.BACKBONE_SHA: loaded.sha256})
     run.log_text(card, "README.md")
     print(

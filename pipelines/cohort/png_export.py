@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.cohort.folder import Cohort
-from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.progress import progress
 from transforms.png_slices import ENCODING, encode_png, holds_slice
 
@@ -29,7 +29,7 @@ def export_png(cohort: Cohort, out: Path) -> int:
         for record in cohort.series.to_dict("records"):
             volume: dict[str, Any] = {str(name): value for name, value in record.items()}
             folder = out / volume["volume_id"]
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             slice_indices = _slice_indices(volume)
             for z, slice_hu in enumerate(cohort.volume(volume["volume_id"])):
                 path = folder / f"{z:04d}.png"

@@ -28,11 +28,7 @@ def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
         tree = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise
-    except (
-        ValueError,
-        RecursionError,
-        OSError,
-    ) as error:  # No UTF-8, no JSON, nested without end; no right to read.
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: neither JSON nor UTF-8.
         raise DamagedFileError(f"{path} is damaged or cannot be read; {remedy}") from error
     missing = [key for key in keys if key not in tree] if isinstance(tree, dict) else ["object"]
     if missing:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.runtime.atomic import make_folder, settle, writing
-from pipelines.runtime.json_files import read_json
+from pipelines.runtime.json_files import DamagedFileError, read_json
 from transforms.refusal import Refusal
 
 
@@ -75,17 +75,22 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
     Raises:
         CheckpointError: If the newest one was truncated or changed since it was written.
-        DamagedFileError: If that is so of its JSON.
     """
     heads = sorted(folder.glob("step_*.json"))
     if not heads:
         return None
     head = heads[-1]
     body = head.with_suffix(".safetensors")
-    remedy = f"delete {head.name} to go on from the one before it"
-    record = read_json(head, ("step", "sha256", "facts"), remedy)
-    if not body.is_file() or _sha256(body) != record["sha256"]:
-        raise CheckpointError(f"checkpoint {body} is truncated or was changed since it was written; {remedy}")
+    try:
+        record = read_json(head, ("step", "sha256", "facts"), "delete it")
+        is_whole = body.is_file() and _sha256(body) == record["sha256"]
+    except DamagedFileError:
+        is_whole = False
+    if not is_whole:
+        raise CheckpointError(
+            f"checkpoint {head.stem} in {folder} is truncated or was changed since it was written;"
+            f" delete {head.name} to go on from the one before it"
+        )
     return Checkpoint(int(record["step"]), load_file(body), record["facts"])
 
 
