@@ -98,13 +98,7 @@ class RunFolder:
             candidates = [file.parent for file in records]
         refusals: list[ResumeError] = []
         for path in candidates:
-            try:
-                record = _read(path / _RECORD)
-            except DamagedFileError as damage:
-                if resume != "auto":
-                    raise
-                print(f"passed over: {damage}")
-                continue
+            record = _read(path / _RECORD) if resume != "auto" else _read_if_whole(path / _RECORD)
             is_match = (
                 not record["finished"] and record["recipe"] == recipe and record["cohort_sha"] == cohort_sha
             )
@@ -146,6 +140,15 @@ class RunFolder:
     def _write(self, record: Mapping[str, Any]) -> None:
         text = json.dumps(record, default=str)
         write_atomically(self.path / _RECORD, lambda file: file.write(text.encode()))
+
+
+def _read_if_whole(path: Path) -> dict[str, Any]:
+    """A record as `_read` gives it; a damaged one is passed over aloud, as that of a run that is finished."""
+    try:
+        return _read(path)
+    except DamagedFileError as damage:
+        print(f"passed over: {damage}")
+        return {"finished": True}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.runtime.json_files import DamagedFileError
 from pipelines.training.run_folder import ResumeError, RunFolder
 
 CONFIG = {"steps": 100, "optim.lr": 1e-3, "views.fraction": (0.5, 1.0), "workers": 0, "cohort": "a/b"}
@@ -70,6 +71,59 @@ def test_an_option_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
     assert find(tmp_path, config=CONFIG | {"views.mirror": "x"}) == "older"
     with pytest.raises(ResumeError, match=r"had views\.mirror=x, this command says y"):
         find(tmp_path, config=CONFIG | {"views.mirror": "y"})
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"recipe": "demo"', b"\xff\xfe", b"[]", b'{"recipe": "demo"}'])
+def test_a_damaged_record_of_another_run_does_not_block_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    create(tmp_path, "mine", age_s=100)
+    other = create(tmp_path, "other")
+    (other / "run.json").write_bytes(damage)
+    assert find(tmp_path) == "mine"
+    assert f"passed over: {other / 'run.json'} is damaged" in capsys.readouterr().out
+    for look in (lambda: find(tmp_path, "other"), lambda: RunFolder.state(tmp_path, "other")):
+        with pytest.raises(DamagedFileError, match=r"other/run\.json is damaged"):
+            look()
+
+
+def test_a_process_killed_while_it_writes_a_record_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.create(tmp_path, "run", "demo", "sha", CONFIG)
+
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.mark_finished()
+    folder.release()
+    assert find(tmp_path) == "run"
+
+
+def test_a_record_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that loses power must not keep the name and lose the content, which is what an empty file is."""
+    folder = RunFolder.create(tmp_path, "run", "demo", "sha", CONFIG)
+    steps: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        steps.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def replaced(self: Path, target: Path) -> Path:
+        steps.append(f"rename {self.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    folder.mark_finished()
+    folder.release()
+    temporary = steps[0].removeprefix("sync ")
+    assert temporary != "run.json"
+    assert steps == [f"sync {temporary}", f"rename {temporary}", "sync run"]
 
 
 HOLD = """
