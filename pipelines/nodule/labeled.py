@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.crops import crop_at
 from pipelines.nodule.refusals import NoNodulesError
@@ -139,13 +140,9 @@ def nodule_set(
 
 
 def tell_of_doubtful_places(nodules: NoduleSet) -> None:
-    """Print how many labeled nodules have no crop, and how many show no nodule at their center."""
+    """Print what became of every labeled nodule, and how many show no nodule at their center."""
     n, refused = len(nodules.labels), nodules.dropped.iloc[len(nodules.labeled.dropped) :]
-    if len(refused):
-        print(
-            f"{len(refused)} of {nodules.labeled.counts.n_labeled} labeled nodules have no crop and are left out;"
-            f" the first: {refused['reason'].iloc[0]}"
-        )
+    print(Accounting.of("labeled nodules", nodules.labeled.counts.n_labeled, "cropped", n, refused["reason"]))
     n_dark = int((nodules.table["center_hu"] < AIR_AND_LUNG_HU).sum())
     if n_dark > 0.05 * n:
         print(

@@ -19,6 +19,7 @@ from pipelines.probing.figures import calibration_figure, decision_figure
 from pipelines.probing.folds import Fold, fold_plan
 from pipelines.probing.setup import (
     ProbeError,
+    count_tested,
     labeled_nodules,
     log_scores,
     open_cohort,
@@ -49,10 +50,10 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     nodules = labeled_nodules(config, run, cohort, spec, config.input == "whole_slice", diagnosis)
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
-    tested = np.unique(np.concatenate([test for plan in plans for _, test in plan.folds]))
+    every_fold = [fold for plan in plans for fold in plan.folds]
+    tested = count_tested(nodules, every_fold)
     # What is pooled is ranked together: one prior and one shuffle of the labels for all.
     prior = float(nodules.labels[tested].mean())
-    every_fold = [fold for plan in plans for fold in plan.folds]
     shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
     pixels = pixels_of(config, cohort, nodules, diagnosis)
     parts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.backbones.feature_names import WindowName
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.backbones.view_retrieval import encode_views
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.crops import crop_at
 from pipelines.nodule.labeled import NoduleSet, center_of
@@ -108,6 +110,9 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
         TooFewError: If they have fewer than two.
     """
     chosen = np.isin(nodules.patient_ids, sorted(patients))
+    n_seen = len(chosen) - int(chosen.sum())
+    seen = Counter({"of patients that the backbone has seen": n_seen} if n_seen else {})
+    print(Accounting("nodules", len(chosen), "measured", int(chosen.sum()), seen))
     if chosen.sum() < 2:
         raise TooFewError(
             f"{len(patients)} held-out patients have {int(chosen.sum())} labeled nodules; two are needed"
@@ -147,14 +152,13 @@ def measures(
     found: Measures = {
         key: float(value) for key, value in dataclasses.asdict(geometry(own, seed=seed)).items()
     }
-    if 0 < labels.sum() < len(labels):
-        found["class_separation"] = class_separation(own, labels)
     kernels = cohort.series.set_index("volume_id")["kernel"]
     tellers = {
         "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
         "kernel": nodules.table["volume_id"].map(kernels).to_numpy(dtype=np.str_),
     }
-    questions: dict[str, Callable[[], Estimate]] = {
+    questions: dict[str, Callable[[], float | Estimate]] = {
+        "class_separation": lambda: class_separation(own, labels),
         "knn_auroc": lambda: knn_malignancy(own, labels, patients, seed=seed),
         "manufacturer_accuracy": lambda: _accuracy(own, tellers["manufacturer"], patients, seed),
         "kernel_accuracy": lambda: _accuracy(own, tellers["kernel"], patients, seed),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.backbones.scale import tag_scale
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.ingest.default_cohort import ensure_cohort
@@ -91,7 +92,17 @@ def settled_folds(
     plan = fold_plan(config, loaded, nodules)
     tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
     run.log_table(plan.table, "tables/splits.parquet")
+    count_tested(nodules, plan.folds)
     return plan.folds
+
+
+def count_tested(nodules: NoduleSet, folds: Sequence[Fold]) -> NDArray[np.int64]:
+    """Return the rows of the nodules that some fold tests, and print how many are not and why."""
+    tested, fitted = (np.unique(np.concatenate([fold[part] for fold in folds])) for part in (1, 0))
+    rest = np.setdiff1d(np.arange(len(nodules.labels)), tested)
+    reasons = np.where(np.isin(rest, fitted), "fitted on, never tested", "neither fitted on nor tested")
+    print(Accounting.of("nodules", len(nodules.labels), "tested", len(tested), reasons.tolist()))
+    return tested
 
 
 def log_scores(
