@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def client() -> MlflowClient:
     if not uri.startswith(_SQLITE) or not path.parent.is_dir():
         return _opened(uri)
     if path.is_dir():  # MLflow would try for two minutes.
-        raise StoreRefusedError(f"the tracking store {uri} is a folder; set {STORE_ENV} to a file")
+        raise StoreRefusedError(f"the tracking store {uri} is a folder; set {STORE_ENV} to a file below it")
     with exclusively(Path(f"{path}.lock")):
         return _opened(uri)
 
@@ -126,6 +127,6 @@ def _away() -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error, without what a server sent for people or a URI holds of secrets."""
-    text = " ".join(str(error).split("[SQL")[0].split(" Response body")[0].split())
-    return _without_secrets(text).split(". ")[0].rstrip(".")[:_REASON_LENGTH]
+    """What an error says, in short, without what a server sent for people or a URI holds of secrets."""
+    text = _without_secrets(str(error).split("[SQL")[0].split(" Response body")[0])
+    return textwrap.shorten(text, _REASON_LENGTH, placeholder=" ...").rstrip(".")
