@@ -18,8 +18,8 @@ from pipelines.nodule.figures import MALIGNANT
 from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
 from pipelines.nodule.refusals import NoNodulesError
-from probes.image_diameter import image_diameter_mm
 from probes.labels import Labeled
+from probes.nodule_rays import image_diameter_mm
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
 from probes.splits import Splits
 from transforms.geometry import VolumeGeometry

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from probes.image_diameter import image_diameter_mm
+from probes.nodule_rays import image_diameter_mm
 from probes.pixels import PixelProbe, pixel_features, pixel_scores
 from probes.splits import Splits, patient_folds
 from probes.statistics.metrics import auroc_with_interval

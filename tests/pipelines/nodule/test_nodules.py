@@ -20,8 +20,8 @@ from pipelines.nodule.overview import describe, open_cohort
 from pipelines.nodule.refusals import NoNodulesError
 from pipelines.nodules import NodulesConfig, run_nodules
 from pipelines.tracking.run import SilentRun
-from probes.image_diameter import image_diameter_mm
 from probes.labels import LabelError
+from probes.nodule_rays import image_diameter_mm
 from probes.pixels import pixel_scores
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval

@@ -1,0 +1,116 @@
+"""A nodule found in its image by rays from its center: diameter, mask, ring and the HU inside; no reader's contour.
+
+Along each of 64 rays the edge is where HU first fall half-way from the nodule's core to lung. Rays that run along a
+vessel or the pleura go too far; the median of all passes over them, and the mask caps them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import map_coordinates
+
+from probes.partial.base import Attenuation
+from probes.statistics.checks import Floats
+
+LUNG_HU = -850.0
+RING_MM = 4.0
+"""Width of the ring around the mask."""
+_N_RAYS, _STEP_MM, _CORE_MM = 64, 0.25, 1.5
+_ANGLES = np.arange(_N_RAYS) * (2 * np.pi / _N_RAYS)
+_DARKEST_EDGE_HU = -750.0
+_LONGEST_RAY = 1.8
+"""Times the median ray."""
+_DENSE_HU = 150.0
+
+
+@dataclass(frozen=True, slots=True)
+class NoduleRegion:
+    """Where nodules lie on their center slices.
+
+    Attributes:
+        mask: (N, P, P).
+        ring: Pixels up to 4 mm outside the mask, (N, P, P).
+        area_mm2: Of the mask, (N,).
+        diameter_mm: As `image_diameter_mm`, (N,).
+    """
+
+    mask: npt.NDArray[np.bool_]
+    ring: npt.NDArray[np.bool_]
+    area_mm2: Floats
+    diameter_mm: Floats
+
+
+def image_diameter_mm(slices_hu: npt.NDArray[Any], mm_per_px: float) -> Floats:
+    """Twice the median distance from the center to the edge, over rays in all directions.
+
+    Args:
+        slices_hu: (N, P, P) HU, each with a nodule in the middle.
+        mm_per_px: Pixel size.
+
+    Returns:
+        Diameter in mm, (N,); at most the side of the crop less one pixel.
+    """
+    return np.asarray(2 * np.median(edge_radii_mm(slices_hu, mm_per_px), axis=1))
+
+
+def edge_radii_mm(slices_hu: npt.NDArray[Any], mm_per_px: float) -> Floats:
+    """Distance from the center to the edge along each ray, (N, 64) mm; rays start along the columns, toward x.
+
+    Args:
+        slices_hu: (N, P, P) HU, each with a nodule in the middle.
+        mm_per_px: Pixel size.
+    """
+    middle = (slices_hu.shape[-1] - 1) / 2
+    rows, columns = _from_center(slices_hu.shape[-1])
+    core = np.hypot(rows, columns) * mm_per_px <= max(_CORE_MM, 0.75 * mm_per_px)
+    radii_mm = np.arange(0.0, middle * mm_per_px, _STEP_MM)
+    along = middle + np.stack([np.sin(_ANGLES), np.cos(_ANGLES)])[:, :, None] * (radii_mm / mm_per_px)
+    found = np.empty((len(slices_hu), _N_RAYS))
+    for number, slice_hu in enumerate(slices_hu):
+        core_hu = np.percentile(slice_hu[core], 90)
+        edge_hu = max((core_hu + LUNG_HU) / 2, _DARKEST_EDGE_HU)
+        is_outside = map_coordinates(np.asarray(slice_hu, dtype=np.float64), along, order=1) < edge_hu
+        found[number] = np.where(is_outside.any(axis=1), radii_mm[is_outside.argmax(axis=1)], radii_mm[-1])
+    return found
+
+
+def nodule_region(slices_hu: npt.NDArray[Any], mm_per_px: float) -> NoduleRegion:
+    """Draw mask and ring of each nodule from its rays, none longer than 1.8 times their median.
+
+    The pixels nearest to the center always belong to the mask, so that none is empty.
+
+    Args:
+        slices_hu: (N, P, P) HU, each with a nodule in the middle.
+        mm_per_px: Pixel size.
+    """
+    radii = edge_radii_mm(slices_hu, mm_per_px)
+    diameter = 2 * np.median(radii, axis=1)
+    capped = np.minimum(radii, _LONGEST_RAY * diameter[:, None] / 2)
+    rows, columns = _from_center(slices_hu.shape[-1])
+    distance_mm = np.hypot(rows, columns) * mm_per_px
+    place = np.mod(np.arctan2(rows, columns), 2 * np.pi) / (2 * np.pi / _N_RAYS)
+    before = np.floor(place).astype(np.int64) % _N_RAYS
+    share = place - np.floor(place)
+    edge = capped[:, before] * (1 - share) + capped[:, (before + 1) % _N_RAYS] * share
+    edge = np.maximum(edge, distance_mm.min())
+    mask = distance_mm <= edge
+    ring = ~mask & (distance_mm <= edge + RING_MM)
+    # A nodule as small as a pixel has an area and a diameter above 0: their logarithms are taken.
+    return NoduleRegion(mask, ring, mask.sum((1, 2)) * mm_per_px**2, np.maximum(diameter, mm_per_px))
+
+
+def attenuation_inside(slices_hu: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> Attenuation:
+    """Summarize the HU inside each mask (N, P, P)."""
+    lines = []
+    for slice_hu, inside in zip(slices_hu, mask, strict=True):
+        hu = np.asarray(slice_hu[inside], dtype=np.float64)
+        percentiles = np.percentile(hu, (10, 25, 50, 75, 90))
+        lines.append([(hu > _DENSE_HU).mean(), hu.mean(), hu.std(), *percentiles])
+    return Attenuation(*np.array(lines).T)
+
+
+def _from_center(n_px: int) -> tuple[Floats, Floats]:
+    rows, columns = np.mgrid[:n_px, :n_px] - (n_px - 1) / 2
+    return rows, columns
