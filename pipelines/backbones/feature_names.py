@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-OneWindow = Literal["lung", "mediastinal", "wide"]
+OneWindow = Literal["lung", "mediastinal", "wide", "full"]
+"""`full` is -1000..1000 HU, which keeps attenuation."""
 WindowName = Literal[OneWindow, "stacked"]
-"""`stacked` joins the features under all three."""
+"""`stacked` joins the features under the article's three, lung, mediastinal and wide."""
 SliceFeature = Literal["class_token", "mean_patch", "both"]
 """What says something of a whole image."""
 NoduleFeature = Literal[SliceFeature, "neighborhood"]
 """One vector a nodule; `neighborhood` is the mean of the patches within 10 mm of its center."""
-FeatureName = Literal[NoduleFeature, "patches"]
-"""`patches` keeps all of them."""
+FeatureName = Literal[NoduleFeature, "roi", "patches"]
+"""`roi` reads patches inside the nodule and around it; `patches` keeps all of them."""

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from models.backbone import Backbone, Tokens
 from pipelines.backbones.feature_names import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import make_folder, write_atomically
+from probes.nodule_rays import NoduleRegion
 from transforms.hounsfield import WindowHU
 
 WINDOWS_HU: dict[str, tuple[float, float]] = {
     "lung": (-1250.0, 250.0),
     "mediastinal": (-160.0, 240.0),
     "wide": (-600.0, 600.0),
+    "full": (-1000.0, 1000.0),
 }
-"""Lower and upper edges of the article's probe windows: level/width -500/1500, 40/400 and 0/1200."""
+"""Lower and upper edges: the article's probe windows (level/width -500/1500, 40/400, 0/1200), and all of the nodule."""
+STACKED = ("lung", "mediastinal", "wide")
 
 NEIGHBORHOOD_MM = 10.0
 
@@ -36,6 +39,7 @@ def encode(
     device: torch.device,
     hu_scale: float = 1.0,
     batch_size: int = 64,
+    region: NoduleRegion | None = None,
 ) -> NDArray[np.float32]:
     """Encode crops with a frozen backbone.
 
@@ -48,20 +52,27 @@ def encode(
         device: Where to compute.
         hu_scale: What the backbone's pretraining multiplied HU by.
         batch_size: Images at a time: memory is bounded by it.
+        region: Where the nodules lie on these crops (n, 3, P, P); for `roi`, which joins mean and maximum inside the
+            mask and the mean in the ring.
 
     Returns:
         (n, D), (n, S, D), or (n, N, D) for `patches`; D adds up over windows and kinds of token.
     """
-    names = list(WINDOWS_HU) if window == "stacked" else [window]
+    names = list(STACKED) if window == "stacked" else [window]
     backbone = backbone.to(device)
     flat = crops_hu.reshape(-1, *crops_hu.shape[-3:])
     rows = []
     for start in range(0, len(flat), batch_size):
         hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
-        parts = [
-            _chosen(backbone(network_input(hu, backbone, name, hu_scale)), features, backbone, mm_per_px)
-            for name in names
-        ]
+        parts = []
+        for name in names:
+            tokens = backbone(network_input(hu, backbone, name, hu_scale))
+            if region is not None:
+                own = slice(start, start + batch_size)
+                shares = (patch_shares(where[own], backbone.patch_px) for where in (region.mask, region.ring))
+                parts.append(inside_and_around(tokens.patch_tokens, *(share.to(device) for share in shares)))
+            else:
+                parts.append(_chosen(tokens, features, backbone, mm_per_px))
         rows.append(torch.cat(parts, dim=-1).float().cpu())
     encoded = torch.cat(rows).numpy()
     return encoded.reshape(*crops_hu.shape[:-3], *encoded.shape[1:])
@@ -73,6 +84,36 @@ def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: f
         torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
     return (WindowHU(*WINDOWS_HU[window])(hu * hu_scale) - mean) / std
+
+
+def patch_shares(where: NDArray[np.bool_], patch_px: int) -> torch.Tensor:
+    """Return which share of each patch belongs to a mask (B, P, P): (B, N)."""
+    covered = torch.from_numpy(where.astype(np.float32))[:, None]
+    return torch.nn.functional.avg_pool2d(covered, patch_px).flatten(1)
+
+
+def inside_and_around(patch_tokens: torch.Tensor, mask: torch.Tensor, ring: torch.Tensor) -> torch.Tensor:
+    """Join mean and maximum of the tokens inside a nodule, and their mean in the ring around it.
+
+    Args:
+        patch_tokens: (B, N, D).
+        mask: Share of each patch inside the nodule, (B, N); some patch of each image has one above 0.
+        ring: Share of each patch in the ring, (B, N). Without a ring inside the image the nodule's mean stands there.
+
+    Returns:
+        (B, 3 D). A token counts for the maximum if its share is at least half of the largest.
+    """
+    inside = _weighted_mean(patch_tokens, mask)
+    is_inner = mask >= mask.amax(1, keepdim=True) / 2
+    largest = patch_tokens.masked_fill(~is_inner[..., None], -torch.inf).amax(1)
+    has_ring = ring.sum(1, keepdim=True) > 0
+    around = torch.where(has_ring, _weighted_mean(patch_tokens, ring), inside)
+    return torch.cat([inside, largest, around], dim=-1)
+
+
+def _weighted_mean(tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    share = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
+    return torch.einsum("bn,bnd->bd", share.to(tokens.dtype), tokens)
 
 
 def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
@@ -88,6 +129,8 @@ def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
 
 def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:
     match features:
+        case "roi":
+            raise ValueError("features=roi needs the region of each nodule")
         case "neighborhood":
             near = _near_center(tokens.patch_tokens.shape[1], backbone.patch_px * mm_per_px)
             return tokens.patch_tokens[:, near].mean(1)

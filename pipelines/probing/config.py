@@ -70,6 +70,8 @@ class ProbeConfig(FoldedProbe):
     features: FeatureName = "class_token"
     head: HeadName = "logistic"
     n_bootstrap: int = 2000
+    draws: int = 9999
+    """Sign flips of the primary test: do the features know the rating beyond size and attenuation?"""
     runs_dir: str = "runs"
 
     def __post_init__(self) -> None:
@@ -79,12 +81,15 @@ class ProbeConfig(FoldedProbe):
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
             )
-        if self.input == "whole_slice" and self.features == "neighborhood":
+        if self.input == "whole_slice" and self.features in ("neighborhood", "roi"):
             raise ValueError(
-                "features=neighborhood is the middle of the image, where a whole slice has no nodule; use input=crop"
+                f"features={self.features} is the middle of the image, where a whole slice has no nodule;"
+                " use input=crop"
             )
-        if self.n_bootstrap < 1:
-            raise ValueError(f"n_bootstrap must be 1 or more, got {self.n_bootstrap}")
+        if self.n_bootstrap < 1 or self.draws < 1:
+            raise ValueError(
+                f"n_bootstrap and draws must be 1 or more, got {self.n_bootstrap} and {self.draws}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

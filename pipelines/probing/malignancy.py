@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.backbone import Backbone
-from pipelines.backbones.features import FeatureCache, encode
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, random_twin
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.figures import calibration_figure, decision_figure
 from pipelines.probing.folds import Fold, fold_plan
+from pipelines.probing.question import ask
+from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.setup import (
     ProbeError,
     count_tested,
@@ -29,7 +29,6 @@ from pipelines.probing.setup import (
 )
 from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
-from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
@@ -56,11 +55,12 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     prior = float(nodules.labels[tested].mean())
     shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
     pixels = pixels_of(config, cohort, nodules, diagnosis)
-    parts = []
+    parts, readers = [], []
     for loaded, plan in zip(backbones, plans, strict=True):
         print(f"backbone {loaded.source}")
         tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
-        parts.append(score(config, loaded, nodules, pixels, plan.folds, prior, shuffled))
+        readers.append(FrozenFeatures(config, loaded, nodules))
+        parts.append(score(config, readers[-1], pixels, plan.folds, prior, shuffled))
     run.set_tags(names_of(backbones))
     scores = pooled(parts)
     table = evaluate(config, nodules, scores)
@@ -70,6 +70,11 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     if config.rule not in ("given", "tcia_diagnosis"):
         meaning = "LIDC ratings are readers' suspicion, not cancer"
     print(f"{meaning}; intervals are over patients, conditional on training.")
+    if config.features != "patches":  # The test takes one vector a nodule.
+        answer = ask(config, cohort, nodules, readers, [plan.folds for plan in plans], diagnosis)
+        print(answer)
+        metrics |= answer.metrics()
+        run.log_table(answer.table(), "tables/question.csv")
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")
     run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")
@@ -125,42 +130,24 @@ def pooled(parts: list[NoduleScores]) -> NoduleScores:
 
 def score(
     config: ProbeConfig,
-    loaded: LoadedBackbone,
-    nodules: NoduleSet,
+    reader: FrozenFeatures,
     pixels: NDArray[np.float32],
     folds: list[Fold],
     prior: float,
     shuffled: NDArray[np.int64],
 ) -> NoduleScores:
     """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
-    device = choose_device(config.device)
-    cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
-    scale, mm_per_px = loaded.hu_scale, float(np.median(nodules.mm_per_px))
-    settings = {"mm_per_px": mm_per_px, "window": config.window, "features": config.features}
-
-    def features(backbone: Backbone, name: str) -> NDArray[np.float32]:
-        # Random weights have no hash of their own: what they are shown follows the backbone that they stand beside.
-        gray = [scale, backbone.mean, backbone.std]
-        key = cache.key(name, nodules.crops_hu, gray=gray, **settings)
-        found = cache.read(key)
-        if found is None:
-            found = encode(
-                backbone, nodules.crops_hu, mm_per_px, config.window, config.features, device, scale
-            )
-            cache.write(key, found)
-        return found
-
     factory = probe_factory(config.head, config.seed, config.device)
-    random = features(random_twin(loaded, config.seed), f"random {config.seed} {loaded.config}")
+    nodules = reader.nodules
     return score_nodules(
         factory,
-        features(loaded.backbone, loaded.sha256),
+        reader.learned(),
         nodules.labels,
         nodules.diameter_mm,
         nodules.patient_ids,
         folds,
         baselines={
-            "random_weights": (factory, random),
+            "random_weights": (factory, reader.twin(config.seed)),
             "pixels": (lambda: PixelProbe(seed=config.seed), pixels),
         },
         seed=config.seed,

@@ -128,6 +128,26 @@ _PROBES = (
         _COUNT,
         "tested nodules, malignant ones, patients",
     ),
+    Metric(
+        "probe/{,random_,dictionary_,random_words_}nested_z",
+        "standard deviations",
+        "primary test, do features know the rating beyond size and attenuation: how far above its reference",
+    ),
+    Metric("probe/nested_p", "p", "one-sided p of the primary test, by sign flips"),
+    Metric(
+        "probe/partial_spearman" + CI,
+        "-1 .. 1",
+        "rank correlation of predicted and observed rating, beyond size and attenuation",
+    ),
+    Metric("probe/partial_r2" + CI, "share of variance", "explained of what size and attenuation leave"),
+    Metric(
+        "probe/{random_,dictionary_,random_words_}partial_r2",
+        "share of variance",
+        "the same of random weights, of whitened patches with words learned without labels, and with random words",
+    ),
+    Metric(
+        "probe/over_random_r2" + CI, "share of variance", "partial R2 less that of five random-weight twins"
+    ),
     Metric("probe/max_epochs", _COUNT, "most epochs of a supervised network"),
     Metric(
         "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,
