@@ -77,7 +77,10 @@ def learn_dictionary(
     scales = 1.0 / np.sqrt(np.maximum(variances, 0) + _LEAST_VARIANCE * variances.mean())
     whitening = (axes * scales) @ axes.T
     whitened = (sample - mean) @ whitening
-    if words == "kmeans":
+    distinct = np.unique(whitened.round(6), axis=0)
+    if words != "random" and len(distinct) <= n_words:
+        chosen = distinct  # images that hardly vary
+    elif words == "kmeans":
         chosen = KMeans(n_words, n_init=1, random_state=seed).fit(whitened).cluster_centers_
     elif words == "patches":
         chosen = whitened[generator.choice(len(whitened), n_words, replace=False)]

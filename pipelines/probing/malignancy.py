@@ -72,9 +72,10 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     print(f"{meaning}; intervals are over patients, conditional on training.")
     if config.features != "patches":  # The test takes one vector a nodule.
         answer = ask(config, cohort, nodules, readers, [plan.folds for plan in plans], diagnosis)
-        print(answer)
-        metrics |= answer.metrics()
-        run.log_table(answer.table(), "tables/question.csv")
+        if answer is not None:
+            print(answer)
+            metrics |= answer.metrics()
+            run.log_table(answer.table(), "tables/question.csv")
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")
     run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")

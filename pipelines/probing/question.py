@@ -32,6 +32,8 @@ SPEC = CropSpec(size_mm=50.0, out_px=round(50.0 / PATCH_MM_PER_PX))
 """Crops in which nodules are found and the dictionary reads; every nodule of LIDC fits."""
 TWINS = 5
 BASELINE_DRAWS = 999
+FEW_NODULES = 100
+"""Below this the base is small."""
 Features = NDArray[np.float32]
 
 
@@ -103,7 +105,7 @@ def ask(
     readers: Sequence[FrozenFeatures],
     folds: Sequence[Sequence[Fold]],
     diagnosis: pd.DataFrame | None = None,
-) -> Answer:
+) -> Answer | None:
     """Run the primary test on the backbone's features, on random weights read the same way, and on the dictionary.
 
     Args:
@@ -113,22 +115,20 @@ def ask(
         readers: One a backbone; several are cross-fitted.
         folds: Of each backbone.
         diagnosis: As `nodule_set`.
+
+    Returns:
+        None, after a sentence, where some training fold holds too few nodules for the base.
     """
-    wide = among(nodule_set(cohort, config.rule, SPEC, diagnosis=diagnosis), nodules)
-    slices_hu = wide.crops_hu[:, 1]
-    region = nodule_region(slices_hu, SPEC.mm_per_px)
-    diameter = nodules.diameter_mm
-    known = np.isfinite(diameter) if np.isfinite(diameter).any() else np.ones(len(diameter), bool)
-    rows = np.flatnonzero(known)
-    attenuation = attenuation_inside(slices_hu[rows], region.mask[rows])
-    base = base_matrix(
-        diameter[rows] if np.isfinite(diameter).any() else None,
-        region.diameter_mm[rows],
-        region.area_mm2[rows],
-        attenuation,
-    )
+    slices_hu, region = nodules_found(config, cohort, nodules, diagnosis)
+    rows, base = base_of(nodules, slices_hu, region)
     rating, patients = rating_of(nodules)[rows], nodules.patient_ids[rows]
-    own_folds = [_among(one, rows, len(diameter)) for one in folds]
+    own_folds = [_among(one, rows, len(nodules.labels)) for one in folds]
+    fewest = min(len(train) for one in own_folds for train, _ in one)
+    if fewest < 2 * base.shape[1]:
+        print(
+            f"the primary question needs {2 * base.shape[1]} nodules in every training fold; one holds {fewest}"
+        )
+        return None
 
     def test(parts: Sequence[tuple[Features, Sequence[Fold]]], draws: int) -> NestedResult:
         made = [Part(features[rows].astype(np.float64), own) for features, own in parts]
@@ -151,6 +151,35 @@ def ask(
     over = r2_over_twins(found["features"], twins, patients, config.n_bootstrap, config.seed)
     answers = {name: _answer(result, patients, config) for name, result in found.items()}
     return Answer(answers, over)
+
+
+def nodules_found(
+    config: ProbeConfig, cohort: Cohort, nodules: NoduleSet, diagnosis: pd.DataFrame | None
+) -> tuple[NDArray[np.float32], NoduleRegion]:
+    """Return the center slice of each nodule at 0.5 mm per pixel, (n, 100, 100) HU, and where it lies on it."""
+    wide = among(nodule_set(cohort, config.rule, SPEC, diagnosis=diagnosis), nodules)
+    slices_hu = wide.crops_hu[:, 1]
+    return slices_hu, nodule_region(slices_hu, SPEC.mm_per_px)
+
+
+def base_of(
+    nodules: NoduleSet, slices_hu: NDArray[np.float32], region: NoduleRegion
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the nodules that the question is asked of, and what size and attenuation say of them.
+
+    Nodules of unknown diameter leave the question; if no diameter is known, it leaves the base.
+    """
+    diameter = nodules.diameter_mm
+    has_any = bool(np.isfinite(diameter).any())
+    rows = np.flatnonzero(np.isfinite(diameter)) if has_any else np.arange(len(diameter))
+    base = base_matrix(
+        diameter[rows] if has_any else None,
+        region.diameter_mm[rows],
+        region.area_mm2[rows],
+        attenuation_inside(slices_hu[rows], region.mask[rows]),
+        is_small=len(rows) < FEW_NODULES,
+    )
+    return rows, base
 
 
 def rating_of(nodules: NoduleSet) -> NDArray[np.float64]:

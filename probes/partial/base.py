@@ -29,6 +29,7 @@ def base_matrix(
     image_diameter_mm: npt.ArrayLike,
     mask_area_mm2: npt.ArrayLike,
     attenuation: Attenuation,
+    is_small: bool = False,
 ) -> Floats:
     """Join intercept, sizes and attenuation of N nodules; see docs/decisions/0005-the-primary-question.md.
 
@@ -37,11 +38,19 @@ def base_matrix(
         image_diameter_mm: Measured in the image, (N,), above 0.
         mask_area_mm2: Area of the mask, (N,), above 0.
         attenuation: Inside the mask.
+        is_small: Take ln diameter and its square (of the image, where no diameter is known), ln mask area, the share
+            above 150 HU and the mean alone, as suits fewer than 100 nodules.
 
     Returns:
         (N, Q). Columns that do not vary, or that others span, do no harm: fits use the pseudo-inverse.
     """
     size = np.log(np.asarray(image_diameter_mm, dtype=np.float64))
+    if is_small:
+        own = size if diameter_mm is None else np.log(np.asarray(diameter_mm, dtype=np.float64))
+        area = np.log(np.asarray(mask_area_mm2, dtype=np.float64))
+        return np.column_stack(
+            [np.ones_like(own), own, own**2, area, attenuation.share_above_150, attenuation.mean]
+        )
     columns = [np.ones_like(size), size, size**2, np.log(np.asarray(mask_area_mm2, dtype=np.float64))]
     if diameter_mm is not None:
         columns += list(natural_spline(np.log(np.asarray(diameter_mm, dtype=np.float64))).T)

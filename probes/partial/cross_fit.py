@@ -67,7 +67,11 @@ class FittedFold:
         shrink = self.singular**2 / (self.singular**2 + PENALTIES[:, None])  # (L, K)
         left_over = total - (1.0 - (1.0 - shrink) ** 2) @ squared  # (L, M)
         freedom = len(self.train) - self.span.shape[1] - shrink.sum(1)
-        chosen = np.argmin(left_over / freedom[:, None] ** 2, axis=0)
+        # A penalty so small that no freedom is left fits everything and says nothing.
+        per_freedom = np.where(
+            freedom[:, None] > 0, left_over / np.maximum(freedom[:, None], 1e-9) ** 2, np.inf
+        )
+        chosen = np.argmin(per_freedom, axis=0)
         weighted = shrink[chosen].T * rotated  # (K, M): fitted values in the basis `left`
         fitted_sd = np.sqrt((weighted**2).sum(0) / len(self.train))
         return self.onto_test @ (weighted / self.singular[:, None]), observed, fitted_sd

@@ -44,7 +44,8 @@ def pretrain(folder: Path, *words: str) -> int:
 
 
 def probe(folder: Path, *words: str) -> int:
-    runs = ["--runs_dir", str(folder / "runs"), "--n_bootstrap", "50", "--folds", "2", "--repeats", "1"]
+    few = ["--n_bootstrap", "50", "--draws", "99", "--folds", "2", "--repeats", "1"]
+    runs = ["--runs_dir", str(folder / "runs"), *few]
     return run_entry_point("probe_malignancy", ProbeConfig, run_probe, None, [*runs, *words])
 
 

@@ -130,6 +130,7 @@ def probed(cohort: Cohort, backbone: str, tmp_path: Path, rule: str = "given") -
         folds=3,
         repeats=1,
         n_bootstrap=50,
+        draws=99,
         device="cpu",
         runs_dir=str(tmp_path / "runs"),
     )

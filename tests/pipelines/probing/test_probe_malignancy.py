@@ -83,6 +83,7 @@ def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Record
         "folds": 3,
         "repeats": 1,
         "n_bootstrap": 20,
+        "draws": 99,
         "device": "cpu",
     }
     config = ProbeConfig(

@@ -1,0 +1,112 @@
+"""The primary question, asked of cohorts whose answer is known, and the reading inside the nodule."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from pipelines.backbones.features import inside_and_around, patch_shares
+from pipelines.probing.question import Answer, RowAnswer, rating_of
+from probes.statistics.estimate import Estimate
+from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
+
+N = 60
+LABELS = (np.arange(N) % 2).tolist()
+QUESTION = {"size_mm": 28.0, "n_bootstrap": 200, "draws": 199, "features": "roi", "window": "full"}
+
+
+def nodule_with_grain(number: int) -> np.ndarray:
+    """As NIfTI has it, (x, y, z): a ball of one size and one distribution of HU; coarse grain where the label is 1, fine grain where it is 0."""
+    generator = np.random.default_rng(number)
+    z, y, x = np.mgrid[:5, :40, :40]
+    inside = (2 * (z - 2)) ** 2 + (y - 20) ** 2 + (x - 20) ** 2 <= 8**2
+    grain = gaussian_filter(generator.normal(size=inside.shape), (0, *(1.5 if LABELS[number] else 0.5,) * 2))
+    ranks = grain[inside].argsort().argsort() / inside.sum()
+    volume = np.full(inside.shape, -850.0) + generator.normal(0, 10, inside.shape)
+    volume[inside] = -100 + 300 * ranks
+    return volume.T
+
+
+@pytest.fixture(scope="module")
+def grained(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    root = tmp_path_factory.mktemp("grained")
+    return probed(
+        cohort_of(root, nodule_with_grain, LABELS),
+        backbone(root / "b", holdout=1.0),
+        root / "runs",
+        **QUESTION,
+    )
+
+
+def test_grain_that_size_and_hu_do_not_show_is_known_to_the_dictionary(grained: Recorder) -> None:
+    assert grained.metrics["probe/dictionary_nested_z"] > 3
+    assert grained.metrics["probe/random_words_nested_z"] > 3
+    assert grained.metrics["probe/dictionary_partial_r2"] > 0.3
+
+
+def test_every_row_of_the_question_is_stored(grained: Recorder) -> None:
+    table = grained.tables["tables/question.csv"].set_index("row")
+    assert set(table.index) == {"features", "random", "dictionary", "random_words"}
+    assert table.loc["features", "nested_z"] == grained.metrics["probe/nested_z"]
+    assert 1 / 200 <= grained.metrics["probe/nested_p"] <= 1
+    low, value, high = (
+        grained.metrics[f"probe/partial_spearman{end}"] for end in ("_ci_low", "", "_ci_high")
+    )
+    assert low <= value <= high
+
+
+def test_random_weights_of_another_seed_are_not_learned(grained: Recorder) -> None:
+    assert grained.metrics["probe/over_random_r2_ci_low"] < 0.05
+
+
+def test_features_of_constant_images_answer_nothing(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path, lambda number: np.full((40, 40, 5), -700), LABELS[:40])
+    run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **QUESTION)
+    assert (run.metrics["probe/nested_z"], run.metrics["probe/nested_p"]) == (0.0, 1.0)
+    assert run.metrics["probe/over_random_r2"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_on_a_constant_grid_inside_around_and_everywhere_agree() -> None:
+    tokens = torch.randn(3, 1, 8).expand(3, 16, 8)
+    mask, ring = torch.rand(3, 16), torch.rand(3, 16)
+    found = inside_and_around(tokens, mask, ring).unflatten(1, (3, 8))
+    torch.testing.assert_close(found, tokens[:, :3], atol=1e-6, rtol=0)
+
+
+def test_tokens_are_weighted_by_their_share_of_the_mask() -> None:
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, 2:6, 2:5] = True  # 2 x 2 px of the first patch, 2 x 1 of the second, and the same below
+    shares = patch_shares(mask, 4)
+    torch.testing.assert_close(shares, torch.tensor([[4.0, 2.0, 4.0, 2.0]]) / 16)
+    ring = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    tokens = torch.tensor([[[1.0], [5.0], [3.0], [9.0]]])
+    mean = (4 * 1 + 2 * 5 + 4 * 3 + 2 * 9) / 12
+    torch.testing.assert_close(inside_and_around(tokens, shares, ring), torch.tensor([[mean, 9.0, 5.0]]))
+    faint = torch.tensor([[0.25, 0.1, 0.25, 0.1]])  # shares below half of the largest do not give the maximum
+    assert inside_and_around(tokens, faint, ring)[0, 1] == 3.0
+    without_ring = inside_and_around(tokens, shares, torch.zeros(1, 4))[0]
+    assert without_ring[2] == without_ring[0]
+
+
+@pytest.mark.parametrize(
+    ("p", "low", "learned"), [(0.01, 0.001, True), (0.06, 0.001, False), (0.01, -0.001, False)]
+)
+def test_learned_takes_both_the_test_and_the_gap_to_random_weights(
+    p: float, low: float, learned: bool
+) -> None:
+    one = Estimate(0.1, 0.0, 0.2)
+    answer = Answer({"features": RowAnswer(2.0, p, one, one)}, Estimate(0.01, low, 0.02))
+    assert answer.is_learned is learned
+    assert (": learned" in str(answer)) is learned
+
+
+def test_the_rating_is_the_readers_mean_where_they_rated(small_cohort) -> None:
+    from pipelines.nodule.labeled import nodule_set
+    from transforms.nodule_crop import CropSpec
+
+    nodules = nodule_set(small_cohort, "consensus", CropSpec(size_mm=24.0, out_px=16))
+    expected = [sum(ratings) / len(ratings) for ratings in nodules.table["malignancy_ratings"]]
+    np.testing.assert_allclose(rating_of(nodules), expected)
+    assert len(set(expected)) > 2
