@@ -18,7 +18,7 @@ QUESTION = {"size_mm": 28.0, "n_bootstrap": 200, "draws": 199, "features": "roi"
 
 
 def nodule_with_grain(number: int) -> np.ndarray:
-    """As NIfTI has it, (x, y, z): a ball of one size and one distribution of HU; coarse grain where the label is 1, fine grain where it is 0."""
+    """A ball of one size and one distribution of HU, (x, y, z): coarse grain where the label is 1, else fine grain."""
     generator = np.random.default_rng(number)
     z, y, x = np.mgrid[:5, :40, :40]
     inside = (2 * (z - 2)) ** 2 + (y - 20) ** 2 + (x - 20) ** 2 <= 8**2
