@@ -208,3 +208,59 @@ def test_a_rule_leaves_its_tables_as_they_were() -> None:
     before = nodules.copy(deep=True)
     label_nodules("consensus", NO_MARKS, nodules)
     pd.testing.assert_frame_equal(nodules, before)
+
+
+EDGES: list[tuple[LabelRule, list[int], bool | None]] = [
+    ("consensus", [3, 3, 4, 4], True),  # median 3.5
+    ("consensus", [2, 3, 3, 4], False),
+    ("consensus", [4, 4], None),
+    ("consensus_clear", [3, 4, 3, 4], True),  # mean 3.5
+    ("consensus_clear", [3, 3, 4], None),
+    ("consensus_clear", [2, 3, 2, 3], False),  # mean 2.5
+    ("consensus_clear", [3, 3, 2], None),
+    ("consensus_clear", [5, 5], None),
+    ("lora", [3, 3], True),
+    ("lora", [3, 2], False),
+    ("lora", [5], None),
+    ("any_reader", [3], False),
+    ("any_reader", [3, 4], True),
+]
+
+
+@pytest.mark.parametrize(("rule", "ratings", "label"), EDGES)
+def test_a_rating_on_the_edge_of_a_rule_falls_on_its_stated_side(
+    rule: LabelRule, ratings: list[int], label: bool | None
+) -> None:
+    labeled = label_nodules(rule, NO_MARKS, nodules_rated(ratings))
+    assert labeled.nodules["is_malignant"].tolist() == ([] if label is None else [label])
+
+
+def test_luna_keeps_a_mark_of_exactly_3_mm() -> None:
+    rows = marks(*[("patient-0", 0.0, 5)] * 3).assign(
+        cluster_id=0, series_uid="1.2", diameter_mm=[3.0, 3.0, 3.0]
+    )
+    assert label_nodules("luna_fmcib", rows, nodules_rated([5, 5, 5])).nodules["is_malignant"].tolist() == [
+        True
+    ]
+
+
+@pytest.mark.parametrize("rating", [0, 6])
+def test_ratings_run_from_1_to_5(rating: int) -> None:
+    with pytest.raises(LabelError, match=f"malignancy rating {rating} is not"):
+        label_nodules("any_reader", NO_MARKS, nodules_rated([rating]))
+    assert label_nodules("any_reader", NO_MARKS, nodules_rated([1], [5])).counts.n_malignant == 1
+
+
+@pytest.mark.parametrize(("diagnosis", "label"), [(0, None), (1, False), (2, True), (3, True)])
+def test_a_primary_and_a_metastatic_diagnosis_are_malignant(diagnosis: int, label: bool | None) -> None:
+    table = pd.DataFrame({"patient_id": ["patient-0"], "diagnosis": [diagnosis]})
+    labeled = label_nodules("tcia_diagnosis", NO_MARKS, nodules_rated([3]), table)
+    assert labeled.nodules["is_malignant"].tolist() == ([] if label is None else [label])
+
+
+def test_of_nodules_as_large_the_first_bears_the_diagnosis() -> None:
+    nodules = nodules_rated([3], [3], patients=["a", "a"], diameters=[7.0, 7.0])
+    labeled = label_nodules(
+        "tcia_diagnosis", NO_MARKS, nodules, pd.DataFrame({"patient_id": ["a"], "diagnosis": [2]})
+    )
+    assert labeled.nodules["nodule_id"].tolist() == ["nodule-0"]
