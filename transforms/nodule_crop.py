@@ -109,8 +109,9 @@ def crop_nodule(
     size_mm = _size_mm(spec, diameter_mm)
     if is_patch and spec.form in ("cube", "planes"):
         raise NoCropError(
+            "crop reaches outside a patch",
             f"the form {spec.form} reaches outside a patch in z, which is only as long as its nodule: "
-            "the border would tell the label; use the form triplet"
+            "the border would tell the label; use the form triplet",
         )
     match spec.form:
         case "triplet":
@@ -121,8 +122,9 @@ def crop_nodule(
             is_replicated = is_clipped or any(crop.is_replicated for crop in crops)
             if is_patch and is_replicated:
                 raise NoCropError(
+                    "crop reaches outside a patch",
                     f"slices within {spec.z_range_mm} mm reach outside this patch of {len(volume_hu)} slices, which "
-                    "is as long as its nodule: the repeats would tell the label; use the form triplet"
+                    "is as long as its nodule: the repeats would tell the label; use the form triplet",
                 )
             return Crop(np.stack([crop.hu for crop in crops]), is_replicated)
         case "cube":
@@ -139,7 +141,9 @@ def _size_mm(spec: CropSpec, diameter_mm: float | None) -> float:
     if spec.size_in_diameters is None:
         return spec.size_mm
     if diameter_mm is None or not diameter_mm > 0:
-        raise NoCropError(f"a crop sized by the nodule needs its diameter in mm, got {diameter_mm}")
+        raise NoCropError(
+            "diameter not known", f"a crop sized by the nodule needs its diameter in mm, got {diameter_mm}"
+        )
     return spec.size_in_diameters * diameter_mm
 
 
@@ -177,8 +181,9 @@ def _refuse_gap(at: Placement, gaps: Collection[int], size_mm: float) -> None:
     crossed = [gap for gap in gaps if gap + 1 > low and gap < high]
     if crossed:
         raise NoCropError(
+            "slices are missing inside the crop",
             f"slices are missing after slice {crossed[0]}, inside the {size_mm:.0f} mm of the crop; "
-            "use the form triplet"
+            "use the form triplet",
         )
 
 

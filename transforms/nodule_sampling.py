@@ -57,11 +57,15 @@ def place(geometry: VolumeGeometry, center_lps_mm: ArrayLike) -> Placement:
     steps = geometry.steps_zyx
     index = geometry.to_index(center_lps_mm)
     if index.shape != (3,) or not np.isfinite(index).all():
-        raise NoCropError(f"a nodule's center is three finite numbers in LPS mm, got {center_lps_mm!r}")
+        raise NoCropError(
+            "center is no point",
+            f"a nodule's center is three finite numbers in LPS mm, got {center_lps_mm!r}",
+        )
     for name, at, length in zip(("slice", "row", "column"), index, geometry.shape, strict=True):
         if not -0.5 <= at < length - 0.5:
             raise NoCropError(
-                f"the nodule's center lies at {name} {at:.1f}, outside the {length} {name}s of its volume"
+                "center outside the volume",
+                f"the nodule's center lies at {name} {at:.1f}, outside the {length} {name}s of its volume",
             )
     _refuse_missing_slice(geometry, float(index[0]))
     return Placement(index, geometry.spacing_mm, steps)
@@ -76,7 +80,8 @@ def _refuse_missing_slice(geometry: VolumeGeometry, slice_number: float) -> None
         away_mm = abs(float(at_mm) - offsets[int(np.floor(slice_number + 0.5))])
         if away_mm > 0.6 * geometry.spacing_mm[0]:
             raise NoCropError(
-                f"the nodule's center lies {away_mm:.1f} mm from the nearest slice, where slices are missing"
+                "center where slices are missing",
+                f"the nodule's center lies {away_mm:.1f} mm from the nearest slice, where slices are missing",
             )
 
 

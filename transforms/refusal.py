@@ -47,7 +47,16 @@ class TransformError(Refusal):
 
 
 class NoCropError(Refusal):
-    """A nodule has no crop as asked: its center lies outside the volume, the crop would reach across a gap, ..."""
+    """A nodule has no crop as asked: its center lies outside the volume, the crop would reach across a gap, ...
+
+    Attributes:
+        kind: The reason in a few words without numbers, by which nodules that are left out are counted.
+    """
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        """Keep the kind beside the sentence."""
+        super().__init__(sentence)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)

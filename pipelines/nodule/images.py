@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.baselines import FloorSettings, folds_of, labels_of, score_floor
 from pipelines.nodule.figures import MALIGNANT
@@ -69,6 +70,11 @@ def measure_images(cohort: Cohort, labeled: Labeled, settings: FloorSettings) ->
     except NoNodulesError as reason:
         print(f"pixels: not measured: {reason}")
         return None
+    print(
+        Accounting.of(
+            "nodules", small.labeled.counts.n_given, "cropped", len(small.labels), small.dropped["kind"]
+        )
+    )
     tell_of_doubtful_places(small)
     wide = nodule_set(cohort, rule, WIDE_SPEC)
     nodules = small.table

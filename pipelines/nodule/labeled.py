@@ -39,7 +39,8 @@ class NoduleSet:
             nodules on coarser ones end in padding.
         is_replicated: Whether a slice stands in for a missing neighbor, (n,).
         mm_per_px: Pixel size of each crop, (n,).
-        dropped: nodule_id and reason of each nodule without a label or without a crop.
+        dropped: nodule_id, reason and kind (the reason without numbers) of each nodule that the rule looked at and
+            that has no row in `table`.
         labeled: What the rule said.
         place_mm: For the form `slices`, how far above the nodule's center each slice lies, (n, S): NaN where there is
             none (padding, or beyond an end of the volume or a gap, where the crop repeats the last slice). How many
@@ -108,23 +109,23 @@ def nodule_set(
     kept: list[dict[Hashable, Any]] = []
     crops: list[Crop] = []
     scales: list[float] = []
-    refused: list[tuple[str, str]] = []
+    refused: list[tuple[str, str, str]] = []
     for nodule in labeled.nodules.to_dict("records"):
         row = series.get(str(nodule["volume_id"]))
         try:
             if row is None:
-                raise NoCropError("its series is not in the cohort")
+                raise NoCropError("series not in the cohort", "its series is not in the cohort")
             own = _slice_spec(row, spec) if whole_slice else spec
             center_hu = _center_hu(cohort, row, nodule)
             crops.append(_crop(cohort, row, nodule, own, whole_slice))
         except NoCropError as error:
-            refused.append((str(nodule["nodule_id"]), str(error)))
+            refused.append((str(nodule["nodule_id"]), str(error), f"no crop ({error.kind})"))
             continue
         kept.append(nodule | _of_series(row, nodule) | {"center_hu": center_hu})
         scales.append(own.mm_per_px)
-    dropped = pd.concat(
-        [labeled.dropped, pd.DataFrame(refused, columns=["nodule_id", "reason"])], ignore_index=True
-    )
+    unlabeled = labeled.dropped.assign(kind=labeled.dropped["reason"])
+    dropped = pd.concat([unlabeled, pd.DataFrame(refused, columns=list(unlabeled))], ignore_index=True)
+    Accounting.of("nodules", labeled.counts.n_given, "cropped", len(kept), dropped["kind"])
     if not kept:
         reason = f": {dropped['reason'].iloc[-1]}" if len(dropped) else ""
         raise NoNodulesError(f"rule '{rule}' and these crops leave no nodule of cohort {cohort.root}{reason}")
@@ -140,9 +141,10 @@ def nodule_set(
 
 
 def tell_of_doubtful_places(nodules: NoduleSet) -> None:
-    """Print what became of every labeled nodule, and how many show no nodule at their center."""
+    """Print the first labeled nodule that has no crop, and how many show no nodule at their center."""
     n, refused = len(nodules.labels), nodules.dropped.iloc[len(nodules.labeled.dropped) :]
-    print(Accounting.of("labeled nodules", nodules.labeled.counts.n_labeled, "cropped", n, refused["reason"]))
+    if len(refused):
+        print(f"{len(refused)} labeled nodules have no crop; of the first {refused['reason'].iloc[0]}")
     n_dark = int((nodules.table["center_hu"] < AIR_AND_LUNG_HU).sum())
     if n_dark > 0.05 * n:
         print(
@@ -202,7 +204,10 @@ def _of_series(row: Row, nodule: Row) -> dict[Hashable, Any]:
 
 def _slice_spec(row: Row, spec: CropSpec) -> CropSpec:
     if row["kind"] == "patch":
-        raise NoCropError("its volume is a patch cut around the nodule; whole slices need whole series")
+        raise NoCropError(
+            "patch without a whole slice",
+            "its volume is a patch cut around the nodule; whole slices need whole series",
+        )
     sides = [
         float(n) * float(s) for n, s in zip(list(row["shape"])[1:], list(row["spacing_mm"])[1:], strict=True)
     ]

@@ -28,6 +28,7 @@ class MaskedCrops:
 
     Attributes:
         kept: Rows of the given table that have a crop and a mask, (n,).
+        dropped: nodule_id, reason and kind of the other rows.
         crops_hu: (n, 3, P, P) float32.
         masks: Nodule on the middle slice, (n, P, P) bool.
         reader_masks: One array (readers, P, P) bool per nodule; empty where no reader's own mark is known.
@@ -36,6 +37,7 @@ class MaskedCrops:
     """
 
     kept: NDArray[np.int64]
+    dropped: pd.DataFrame
     crops_hu: NDArray[np.float32]
     masks: NDArray[np.bool_]
     reader_masks: list[NDArray[np.bool_]]
@@ -64,18 +66,25 @@ def masked_crops(
     has_masks = [read_mask(cohort.root, str(nodule_id)) is not None for nodule_id in table["nodule_id"]]
     source: MaskSource = "contours" if any(has_masks) else "discs"
     kept, crops, masks, readers = [], [], [], []
+    dropped: list[tuple[str, str, str]] = []
+
+    def leave_out(nodule: Row, kind: str, reason: str = "") -> None:
+        dropped.append((str(nodule["nodule_id"]), reason or kind, kind))
+
     for number, nodule in enumerate(table.to_dict("records")):
         row = series[str(nodule["volume_id"])]
         shift = np.random.default_rng([seed, number]).uniform(-jitter_mm, jitter_mm, 2)
         center = np.array([float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]) + np.append(shift, 0.0)
         try:
             crop = crop_at(cohort, row, center, spec).hu
-        except NoCropError:
-            continue  # moved out of a small volume
+        except NoCropError as error:  # moved out of a small volume
+            leave_out(nodule, f"no crop beside its center ({error.kind})", str(error))
+            continue
         marks = marks_of(cohort.annotations, nodule)
         if source == "contours":
             found = read_mask(cohort.root, str(nodule["nodule_id"]))
             if found is None:
+                leave_out(nodule, "no mask")
                 continue
             own, by_reader = _outlines(found, marks, row, center, spec)
         else:
@@ -83,16 +92,19 @@ def masked_crops(
             by_reader = np.array([disc(mark, center, spec) for mark in marks], dtype=bool).reshape(
                 -1, *own.shape
             )
-        if own.any():
-            kept.append(number)
-            crops.append(crop)
-            masks.append(own)
-            readers.append(by_reader)
+        if not own.any():
+            leave_out(nodule, "mask does not reach the middle slice")
+            continue
+        kept.append(number)
+        crops.append(crop)
+        masks.append(own)
+        readers.append(by_reader)
     if not kept:
         raise NoNodulesError(
             f"none of the {len(table)} nodules of cohort {cohort.root} has a mask on its middle slice"
         )
-    return MaskedCrops(np.array(kept), np.stack(crops), np.stack(masks), readers, source)
+    left_out = pd.DataFrame(dropped, columns=["nodule_id", "reason", "kind"])
+    return MaskedCrops(np.array(kept), left_out, np.stack(crops), np.stack(masks), readers, source)
 
 
 def disc(mark: Row, center_lps_mm: NDArray[np.float64], spec: CropSpec) -> NDArray[np.bool_]:

@@ -32,7 +32,7 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     """
     cohort, loaded = open_both(config)
     size_px, device = loaded.backbone.image_px, choose_device(config.device)
-    everyone = labeled_nodules(config, run, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
+    everyone = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
     nodules, planes = with_planes(config, cohort, everyone, loaded, device)
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules")
     folds = settled_folds(config, run, cohort, loaded, nodules)
@@ -65,9 +65,6 @@ def with_planes(
     spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     cut = nodule_set(cohort, config.rule, spec)
     nodules = among(everyone, cut)
-    if len(nodules.labels) < len(everyone.labels):
-        n_without = len(everyone.labels) - len(nodules.labels)
-        print(f"{n_without} nodules have no coronal and sagittal plane and are left out")
     crops_hu = among(cut, nodules).crops_hu
     tokens = torch.from_numpy(np.stack([_encode(config, loaded, planes, device) for planes in crops_hu]))
     is_real = torch.ones(tokens.shape[:2], dtype=torch.bool)

@@ -28,9 +28,9 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     """Cross-fit the dense probe on learned tokens, on those of random weights and on pixels, in the same folds."""
     cohort, loaded = open_both(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    everyone = labeled_nodules(config, run, cohort, spec)
+    everyone = labeled_nodules(config, cohort, spec)
     crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
-    nodules = of_rows(everyone, crops.kept)
+    nodules = of_rows(everyone, crops.kept, crops.dropped)
     print(
         f"backbone {loaded.source}; {len(crops.kept)} of {len(everyone.labels)} nodules have masks: {crops.source}"
     )

@@ -19,7 +19,7 @@ from pipelines.probing.question import ask
 from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.setup import (
     ProbeError,
-    count_tested,
+    account,
     labeled_nodules,
     log_scores,
     open_cohort,
@@ -46,11 +46,11 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     backbones = open_together(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     diagnosis = read_diagnoses(config.diagnosis)
-    nodules = labeled_nodules(config, run, cohort, spec, config.input == "whole_slice", diagnosis)
+    nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
     tell_of_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     every_fold = [fold for plan in plans for fold in plan.folds]
-    tested = count_tested(nodules, every_fold)
+    tested = account(run, nodules, every_fold)
     # What is pooled is ranked together: one prior and one shuffle of the labels for all.
     prior = float(nodules.labels[tested].mean())
     shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)

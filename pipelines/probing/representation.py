@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -23,7 +22,7 @@ from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.folds import patients_to_test
 from pipelines.probing.representation_figures import map_figure, spectrum_figure
-from pipelines.probing.setup import labeled_nodules, of_rows, open_both, tag_probe
+from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.probing.view_slices import slices_of
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
@@ -67,10 +66,13 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     cohort, loaded = open_both(config)
     patients, leak = patients_to_test(loaded, cohort, "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    nodules = of_patients(labeled_nodules(config, run, cohort, spec), patients)
+    nodules = of_patients(labeled_nodules(config, cohort, spec), patients)
     n_patients = len(np.unique(nodules.patient_ids))
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
     tag_probe(run, cohort, loaded, leak, nodules.mm_per_px)
+    n_given = nodules.labeled.counts.n_given
+    print(Accounting.of("nodules", n_given, "measured", len(nodules.labels), nodules.dropped["kind"]))
+    run.log_table(nodules.dropped, "tables/dropped.parquet")
 
     networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
     device = choose_device(config.device)
@@ -110,14 +112,13 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
         TooFewError: If they have fewer than two.
     """
     chosen = np.isin(nodules.patient_ids, sorted(patients))
-    n_seen = len(chosen) - int(chosen.sum())
-    seen = Counter({"of patients that the backbone has seen": n_seen} if n_seen else {})
-    print(Accounting("nodules", len(chosen), "measured", int(chosen.sum()), seen))
     if chosen.sum() < 2:
         raise TooFewError(
             f"{len(patients)} held-out patients have {int(chosen.sum())} labeled nodules; two are needed"
         )
-    return of_rows(nodules, np.flatnonzero(chosen))
+    return of_rows(
+        nodules, np.flatnonzero(chosen), left_out(nodules, ~chosen, "patient that the backbone saw")
+    )
 
 
 def crops_one_slice_further(

@@ -44,24 +44,24 @@ def open_both(config: ProbeBase) -> tuple[Cohort, LoadedBackbone]:
 
 def labeled_nodules(
     config: NoduleProbe,
-    run: Run,
     cohort: Cohort,
     spec: CropSpec,
     whole_slice: bool = False,
     diagnosis: pd.DataFrame | None = None,
 ) -> NoduleSet:
-    """Label and crop the nodules of a probe, and say what became of every row: in print, and as a table of its run."""
+    """Label and crop the nodules of a probe."""
     nodules = nodule_set(cohort, config.rule, spec, whole_slice, diagnosis)
     print(nodules.labeled.counts)
     tell_of_doubtful_places(nodules)
-    run.log_table(nodules.dropped, "tables/dropped.parquet")
     return nodules
 
 
-def of_rows(nodules: NoduleSet, rows: NDArray[np.int64]) -> NoduleSet:
-    """Return the nodules at these rows, in this order."""
+def of_rows(nodules: NoduleSet, rows: NDArray[np.int64], dropped: pd.DataFrame) -> NoduleSet:
+    """Return the nodules at these rows, in this order; `dropped` says of the others why they are left out."""
+    Accounting.of("nodules", len(nodules.labels), "kept", len(rows), dropped["kind"])
     return dataclasses.replace(
         nodules,
+        dropped=pd.concat([nodules.dropped, dropped], ignore_index=True),
         table=nodules.table.iloc[rows].reset_index(drop=True),
         crops_hu=nodules.crops_hu[rows],
         is_replicated=nodules.is_replicated[rows],
@@ -72,8 +72,36 @@ def of_rows(nodules: NoduleSet, rows: NDArray[np.int64]) -> NoduleSet:
 
 def among(nodules: NoduleSet, others: NoduleSet) -> NoduleSet:
     """Return those nodules that others, cropped in another way, hold too."""
-    is_shared = nodules.table["nodule_id"].isin(others.table["nodule_id"]).to_numpy()
-    return nodules if is_shared.all() else of_rows(nodules, np.flatnonzero(is_shared))
+    ids = nodules.table["nodule_id"]
+    is_shared = ids.isin(others.table["nodule_id"]).to_numpy()
+    reasons = others.dropped[others.dropped["nodule_id"].isin(ids[~is_shared])]
+    return nodules if is_shared.all() else of_rows(nodules, np.flatnonzero(is_shared), reasons)
+
+
+def left_out(nodules: NoduleSet, is_left_out: NDArray[np.bool_], reason: str) -> pd.DataFrame:
+    """Rows of `NoduleSet.dropped` for nodules that one reason leaves out."""
+    ids = nodules.table["nodule_id"][is_left_out]
+    return pd.DataFrame({"nodule_id": ids, "reason": reason, "kind": reason})
+
+
+def account(run: Run, nodules: NoduleSet, folds: Sequence[Fold]) -> NDArray[np.int64]:
+    """Print, and log as tables/dropped.parquet, what became of every nodule that the label rule looked at.
+
+    Returns:
+        Rows of the nodules that some fold tests, ascending.
+    """
+    tested, fitted = (np.unique(np.concatenate([fold[part] for fold in folds])) for part in (1, 0))
+    rows = np.arange(len(nodules.labels))
+    untested, is_fitted = ~np.isin(rows, tested), np.isin(rows, fitted)
+    reasons = (
+        left_out(nodules, untested & is_fitted, "fitted on, never tested"),
+        left_out(nodules, untested & ~is_fitted, "neither fitted on nor tested"),
+    )
+    dropped = pd.concat([nodules.dropped, *reasons], ignore_index=True)
+    n_given = nodules.labeled.counts.n_given
+    print(Accounting.of("nodules", n_given, "tested", len(tested), dropped["kind"]))
+    run.log_table(dropped, "tables/dropped.parquet")
+    return tested
 
 
 def pixels_of(
@@ -91,18 +119,9 @@ def settled_folds(
     """Make the folds of a probe, write them into its run, and tag the run with what its figures rest on."""
     plan = fold_plan(config, loaded, nodules)
     tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
+    account(run, nodules, plan.folds)
     run.log_table(plan.table, "tables/splits.parquet")
-    count_tested(nodules, plan.folds)
     return plan.folds
-
-
-def count_tested(nodules: NoduleSet, folds: Sequence[Fold]) -> NDArray[np.int64]:
-    """Return the rows of the nodules that some fold tests, and print how many are not and why."""
-    tested, fitted = (np.unique(np.concatenate([fold[part] for fold in folds])) for part in (1, 0))
-    rest = np.setdiff1d(np.arange(len(nodules.labels)), tested)
-    reasons = np.where(np.isin(rest, fitted), "fitted on, never tested", "neither fitted on nor tested")
-    print(Accounting.of("nodules", len(nodules.labels), "tested", len(tested), reasons.tolist()))
-    return tested
 
 
 def log_scores(

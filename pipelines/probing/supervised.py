@@ -44,7 +44,7 @@ from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 def run_supervised(config: SupervisedConfig, run: Run) -> None:
     """Cross-fit the networks and print them beside diameter and pixels on the same nodules and folds."""
     cohort = open_cohort(config)
-    flat, cubes = inputs_of(config, run, cohort)
+    flat, cubes = inputs_of(config, cohort)
     tell_of_unknown_diameters(flat)
     loaded = open_backbone(config.backbone) if config.backbone else None
     folds = settled_folds(config, run, cohort, loaded, flat)
@@ -71,13 +71,13 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     log_scores(run, flat, rows)
 
 
-def inputs_of(config: SupervisedConfig, run: Run, cohort: Cohort) -> tuple[NoduleSet, NoduleSet | None]:
+def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, NoduleSet | None]:
     """Return crops and cubes of the same nodules; no cubes where the cohort cannot give any, with a printed reason.
 
     Raises:
         NoNodulesError: If there are no crops, or networks=3d and there are no cubes.
     """
-    flat = labeled_nodules(config, run, cohort, CropSpec(size_mm=config.size_mm, out_px=config.image_px))
+    flat = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=config.image_px))
     if config.networks == "2d":
         return flat, None
     try:
@@ -90,9 +90,6 @@ def inputs_of(config: SupervisedConfig, run: Run, cohort: Cohort) -> tuple[Nodul
         print(f"supervised_3d: not measured: {reason}")
         return flat, None
     with_cube = among(flat, cubes)
-    n_without = len(flat.labels) - len(with_cube.labels)
-    if n_without:
-        print(f"{n_without} nodules have no cube and are left out of every row")
     return with_cube, among(cubes, with_cube)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.backbones.view_retrieval import SliceSample, sample_slices
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe, read_yaml
@@ -20,7 +22,7 @@ from transforms.views.config import ViewConfig
 def slices_of(
     loaded: LoadedBackbone, cohort: Cohort, patients: set[str], n_slices: int
 ) -> tuple[SliceSample, str]:
-    """Choose up to `n_slices` slices of `patients`, and say where it is known from how their views are drawn.
+    """Choose up to `n_slices` slices of `patients`, print what became of the others, and say how views are known.
 
     Raises:
         TooFewError: If they have fewer than two slices.
@@ -31,7 +33,16 @@ def slices_of(
             f"{len(patients)} held-out patients have {len(index)} slices in cohort {cohort.root}; retrieval needs two"
         )
     views, origin = training_views(loaded)
-    return sample_slices(index, views, n_slices), origin
+    sample = sample_slices(index, views, n_slices)
+    n_all, n_chosen = sum(int(shape[0]) for shape in cohort.series["shape"]), len(sample.rows)
+    others = {
+        "of patients that the backbone saw": n_all - len(index),
+        f"beyond slices={n_slices}": len(index) - n_chosen,
+    }
+    print(
+        Accounting("slices", n_all, "compared", n_chosen, +Counter(others))
+    )  # + leaves reasons of none away
+    return sample, origin
 
 
 def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:

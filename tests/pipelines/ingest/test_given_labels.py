@@ -215,7 +215,8 @@ def test_nodules_without_a_crop_and_centers_without_a_nodule_are_told(
     probed(cohort, backbone, tmp_path)
     shown = capsys.readouterr().out
     assert "23 of 23 nodules show nothing above -700 HU within 2 mm of their center" in shown
-    assert "24 labeled nodules: 23 cropped, 1 left out: 1 the nodule's center lies at" in shown
+    assert "24 nodules: 23 tested, 1 left out: 1 no crop (center outside the volume)" in shown
+    assert "1 labeled nodules have no crop; of the first the nodule's center lies at" in shown
 
 
 def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(

@@ -1,5 +1,6 @@
 """Folds of a probe, and what is said of the nodules that none of them tests."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from pipelines.backbones.folder import LoadedBackbone
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import DenseConfig, SupervisedConfig
 from pipelines.probing.folds import fold_plan
-from pipelines.probing.setup import among, count_tested
+from pipelines.probing.setup import account, among
+from pipelines.tracking.run import SilentRun
 from probes.labels import Labeled, RuleCounts
 from probes.splits import is_held_out
 
@@ -32,7 +34,7 @@ def nodule_set(n: int = N_PATIENTS) -> NoduleSet:
     )
     counts = RuleCounts("given", n, n // 2, n - n // 2, n, 0, "not read", {})
     crops = np.arange(n, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 2, 2), np.float32)
-    dropped = pd.DataFrame({"nodule_id": [], "reason": []})
+    dropped = pd.DataFrame({"nodule_id": [], "reason": [], "kind": []})
     return NoduleSet(table, crops, np.zeros(n, bool), np.ones(n), dropped, Labeled(table, dropped, counts))
 
 
@@ -56,7 +58,7 @@ def test_nodules_that_no_fold_tests_are_counted_with_the_reason(capsys: pytest.C
     nodules = nodule_set()
     unseen = [is_held_out(f"p{number}", 0.5) for number in range(N_PATIENTS)]
     plan = fold_plan(DenseConfig(), backbone(holdout=0.5, leak=""), nodules)
-    tested = count_tested(nodules, plan.folds)
+    tested = account(SilentRun(), nodules, plan.folds)
     assert tested.tolist() == np.flatnonzero(unseen).tolist()
     n = sum(unseen)
     assert 10 < n < 30
@@ -65,13 +67,19 @@ def test_nodules_that_no_fold_tests_are_counted_with_the_reason(capsys: pytest.C
     )
     # The article's split of unseen patients alone: the others are in neither part.
     article = fold_plan(DenseConfig(split="article"), backbone(holdout=0.5, leak=""), nodules)
-    count_tested(nodules, article.folds)
+    account(SilentRun(), nodules, article.folds)
     assert f"{N_PATIENTS - n} neither fitted on nor tested" in capsys.readouterr().out
 
 
 def test_nodules_are_matched_to_other_crops_of_them_by_name() -> None:
     nodules = nodule_set()
-    some = among(nodules, nodule_set(3))
+    kinds = pd.DataFrame(
+        {"nodule_id": [f"n{n}" for n in range(3, N_PATIENTS)], "reason": "gap", "kind": "gap"}
+    )
+    some = among(nodules, replace(nodule_set(3), dropped=kinds))
+    assert some.dropped["nodule_id"].tolist() == kinds["nodule_id"].tolist()
+    with pytest.raises(RuntimeError, match="the rest went missing"):
+        among(nodules, nodule_set(3))  # nothing says why the others are not there
     assert some.table["nodule_id"].tolist() == ["n0", "n1", "n2"]
     assert some.crops_hu[:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]
     assert among(some, nodules) is some

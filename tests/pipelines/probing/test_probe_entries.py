@@ -29,7 +29,7 @@ from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
 from pipelines.probe_supervised import SupervisedConfig, run_supervised
 from pipelines.probing.folds import patients_to_test
 from pipelines.probing.representation import crops_one_slice_further
-from pipelines.probing.setup import ProbeError, of_rows
+from pipelines.probing.setup import ProbeError, left_out, of_rows
 from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out
@@ -371,7 +371,11 @@ def test_slices_of_unlike_spacings_are_one_array_whose_padding_says_nothing_of_t
     swapped = copy.copy(small_cohort)
     swapped.nodules = small_cohort.nodules.assign(diameter_mm=30.0)
     np.testing.assert_array_equal(nodule_set(swapped, "any_reader", spec).place_mm, nodules.place_mm)
-    half = of_rows(nodules, np.arange(2))
+    others = left_out(nodules, np.arange(len(nodules.labels)) >= 2, "not asked for")
+    half = of_rows(nodules, np.arange(2), others)
+    assert half.dropped["kind"].tolist() == ["not asked for"] * (len(nodules.labels) - 2)
+    with pytest.raises(RuntimeError, match="the rest went missing"):
+        of_rows(nodules, np.arange(2), others.iloc[1:])
     assert half.place_mm.shape == (2, longest)
     assert nodule_set(small_cohort, "any_reader", SPEC).place_mm is None
 

@@ -17,9 +17,11 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import NODULES, SERIES, write_table
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
+from pipelines.nodule.crops import crop_at
 from pipelines.probe_malignancy import ProbeConfig, run_probe
 from pipelines.tracking.run import SilentRun
 from probes.splits import is_held_out
+from transforms.refusal import NoCropError
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=14)
 N_PATIENTS = 60
@@ -154,3 +156,49 @@ def test_a_whole_slice_through_a_nodule_off_the_grid_is_left_out_of_every_row(tm
     run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", input="whole_slice")
     assert run.metrics["probe/n_nodules"] == 13
     assert run.tables["tables/dropped.parquet"]["nodule_id"].tolist() == [off["nodule_id"][3]]
+
+
+def planted_in_crops(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[str], Any]) -> None:
+    """Call `spoil` with the volume of every seventh patient before its nodule is cropped."""
+
+    def crop(cohort: Cohort, row: Any, *arguments: Any) -> Any:
+        if list(cohort.series["volume_id"]).index(row["volume_id"]) % 7 == 6:
+            spoil(row["volume_id"])
+        return crop_at(cohort, row, *arguments)
+
+    monkeypatch.setattr("pipelines.nodule.labeled.crop_at", crop)
+
+
+def test_a_bug_in_every_seventh_crop_ends_the_probe_and_makes_no_smaller_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = cohort_of(tmp_path, noise, [number % 2 for number in range(28)])
+    planted_in_crops(monkeypatch, lambda _: np.zeros(3) + np.zeros(4))
+    with pytest.raises(ValueError, match="operands could not be broadcast"):
+        probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs")
+
+
+def test_nodules_without_a_crop_and_those_only_trained_on_are_counted_and_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = cohort_of(tmp_path, noise, [number % 2 for number in range(56)])
+    unlabeled = cohort.nodules.assign(label=cohort.nodules["label"].where(cohort.nodules.index > 0))
+    write_table(cohort.root / "nodules.parquet", unlabeled, NODULES)
+
+    def spoil(volume_id: str) -> None:
+        raise NoCropError("center outside the volume", f"the center lies outside {volume_id}")
+
+    planted_in_crops(monkeypatch, spoil)
+    run = probed(cohort, backbone(tmp_path / "b", holdout=0.6), tmp_path / "runs")
+    left_out, seen = run.tables["tables/dropped.parquet"], "fitted on, never tested"
+    n_tested, n_seen = int(run.metrics["probe/n_nodules"]), int((left_out["kind"] == seen).sum())
+    assert left_out["kind"].value_counts().to_dict() == {
+        "the table of nodules states no label": 1,
+        "no crop (center outside the volume)": 8,
+        seen: n_seen,
+    }
+    shown = capsys.readouterr().out
+    assert f"56 nodules: {n_tested} tested, {len(left_out)} left out: {n_seen} {seen}; 8 no crop" in shown
+    tested = run.tables["tables/predictions.parquet"]["nodule_id"].tolist()
+    assert sorted([*tested, *left_out["nodule_id"]]) == sorted(cohort.nodules["nodule_id"])
+    assert len(tested) == n_tested
