@@ -66,11 +66,7 @@ def masked_crops(
     has_masks = [read_mask(cohort.root, str(nodule_id)) is not None for nodule_id in table["nodule_id"]]
     source: MaskSource = "contours" if any(has_masks) else "discs"
     kept, crops, masks, readers = [], [], [], []
-    dropped: list[tuple[str, str, str]] = []
-
-    def leave_out(nodule: Row, kind: str, reason: str = "") -> None:
-        dropped.append((str(nodule["nodule_id"]), reason or kind, kind))
-
+    dropped: list[tuple[Any, str, str]] = []
     for number, nodule in enumerate(table.to_dict("records")):
         row = series[str(nodule["volume_id"])]
         shift = np.random.default_rng([seed, number]).uniform(-jitter_mm, jitter_mm, 2)
@@ -78,13 +74,13 @@ def masked_crops(
         try:
             crop = crop_at(cohort, row, center, spec).hu
         except NoCropError as error:  # moved out of a small volume
-            leave_out(nodule, f"no crop beside its center ({error.kind})", str(error))
+            dropped.append((nodule["nodule_id"], str(error), f"no crop beside its center ({error.kind})"))
             continue
         marks = marks_of(cohort.annotations, nodule)
         if source == "contours":
             found = read_mask(cohort.root, str(nodule["nodule_id"]))
             if found is None:
-                leave_out(nodule, "no mask")
+                dropped.append((nodule["nodule_id"], "no mask", "no mask"))
                 continue
             own, by_reader = _outlines(found, marks, row, center, spec)
         else:
@@ -93,7 +89,7 @@ def masked_crops(
                 -1, *own.shape
             )
         if not own.any():
-            leave_out(nodule, "mask does not reach the middle slice")
+            dropped.append((nodule["nodule_id"], off := "mask does not reach the middle slice", off))
             continue
         kept.append(number)
         crops.append(crop)
