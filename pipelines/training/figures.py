@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from monai.transforms.compose import Compose
+from monai.transforms.utility.dictionary import CopyItemsd
 
+from pipelines.cohort.meta_volume import mapped_volume
 from pipelines.cohort.slices import SliceIndex
 from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan
-from transforms.views.batch import draw_views, render_views
+from transforms.hounsfield import RandWindowHUd, WindowHU
+from transforms.triplet import SliceTripletd
+from transforms.views.batch import draw_views, sample_state
+from transforms.views.config import ViewConfig
+from transforms.views.intensity import gaussian_blur, jitter_brightness_contrast
+from transforms.views.view_crop import RandViewCropd
 
 matplotlib.use("Agg")
 
+_VIEWS = ("first", "second")
+_SLICE_HU = (-1350.0, 150.0)
 _CURVES = {
     "loss": ("loss/total", "loss/dino", "loss/simclr", "loss/mae", "loss/gram", "loss/koleo", "loss/ibot"),
     "entropy": ("teacher/entropy", "student/entropy", "teacher/gain"),
@@ -33,25 +45,63 @@ def view_sheet(
     index: SliceIndex, plan: BatchPlan, config: PretrainConfig, step: int, count: int = 6
 ) -> Figure:
     """Show slices of a step's batch beside the two views that the network sees of them, with scale and window."""
-    batch = index.read(plan.rows(step * config.accumulation)[:count])
-    views = render_views(batch, draw_views(batch, config.views, config.seed, step), config.views)
-    mean, std = np.array(config.views.mean)[:, None, None], np.array(config.views.std)[:, None, None]
-    rows = len(batch.sample_keys)
-    figure = Figure(figsize=(7.5, 2.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False)
-    for i in range(rows):
-        height, width = batch.size_hw[i].tolist()
-        axes[i, 0].imshow(batch.triplets_hu[i, 1, :height, :width].numpy(), cmap="gray", vmin=-1350, vmax=150)
-        axes[i, 0].set_title("slice, -1350 .. 150 HU", fontsize=8)
-        for view in range(2):
-            gray = (views.global_views[view, i].numpy() * std + mean).clip(0, 1)[1]
-            low, high = views.window_hu[view, i].tolist()
-            axes[i, 1 + view].imshow(gray, cmap="gray", vmin=0, vmax=1)
-            title = f"{views.mm_per_pixel[view, i]:.2f} mm/px, {low:.0f} .. {high:.0f} HU"
-            axes[i, 1 + view].set_title(title, fontsize=8)
+    rows = plan.rows(step * config.accumulation)[:count]
+    figure = Figure(figsize=(7.5, 2.5 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    for (first, *others), row in zip(axes, rows.tolist(), strict=True):
+        shown = slice_and_views(index, row, config.views, config.seed, step)
+        first.imshow(WindowHU(*_SLICE_HU)(shown["image"][1]).numpy(), cmap="gray", vmin=0, vmax=1)
+        first.set_title("slice, {:.0f} .. {:.0f} HU".format(*_SLICE_HU), fontsize=8)
+        for axis, view in zip(others, _VIEWS, strict=True):
+            axis.imshow(shown[view][1].numpy(), cmap="gray", vmin=0, vmax=1)
+            low, high = shown[f"{view}_window_hu"]
+            title = f"{shown[f'{view}_mm_per_pixel']:.2f} mm/px, {low:.0f} .. {high:.0f} HU"
+            axis.set_title(title, fontsize=8)
     for axis in axes.flat:
         axis.set_axis_off()
     return figure
+
+
+def slice_and_views(
+    index: SliceIndex, row: int, config: ViewConfig, seed: int, step: int
+) -> dict[Hashable, Any]:
+    """Cut one triplet and its two global views by MONAI's transforms, under the generators of the batched path.
+
+    Returns:
+        `image`: the triplet (3, H, W) in HU; `first` and `second`: gray in [0, 1], (3, S, S), each with
+        `<view>_mm_per_pixel` and `<view>_window_hu`.
+    """
+    batch = index.read([row])
+    (series,) = index.cohort.series[
+        index.cohort.series["volume_id"] == index.volume_ids[index.volume[row]]
+    ].to_dict("records")
+    crop = RandViewCropd(_VIEWS, config, body_key="body", point_key="point")
+    window = RandWindowHUd(_VIEWS, config.window)
+    chain = Compose([SliceTripletd("image"), CopyItemsd("image", times=2, names=_VIEWS), crop, window])
+    key = int(batch.sample_keys[0])  # after Compose, which seeds what it is given
+    crop.set_random_state(state=sample_state(seed, step, key, "crop"))
+    window.set_random_state(state=sample_state(seed, step, key, "window"))
+    shown: dict[Hashable, Any] = chain(
+        {
+            "image": mapped_volume(index.cohort, series),
+            "z": int(index.z[row]),
+            "body": batch.body[0].numpy(),
+            "point": batch.center_yx_px[0].numpy(),
+        }
+    )
+    draws = draw_views(batch, config, seed, step)
+    for number, view in enumerate(_VIEWS):
+        gray = shown[view].as_tensor()[None]
+        if any(config.color_jitter):
+            brightness, contrast = (
+                torch.from_numpy(drawn[number].astype(np.float32))
+                for drawn in (draws.brightness, draws.contrast)
+            )
+            gray = jitter_brightness_contrast(gray, brightness, contrast)
+        if any(config.gaussian_blur):
+            gray = gaussian_blur(gray, torch.from_numpy(draws.blur_px[number].astype(np.float32)))
+        shown[view] = gray[0]
+    return shown
 
 
 def curves(run: Run) -> Iterator[tuple[Figure, str]]:
