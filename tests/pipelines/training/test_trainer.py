@@ -1,5 +1,7 @@
 """The loop: resuming equals never stopping, accumulation averages, and the clock is the update."""
 
+import copy
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,12 +14,13 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from models.backbone import build_backbone
+from models.losses.objective import Batch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
-from pipelines.training.loader import BatchPlan, MicroBatches, _begin_worker, stream_batches
+from pipelines.training.loader import BatchError, BatchPlan, MicroBatches, _begin_worker, stream_batches
 from pipelines.training.trainer import NonFiniteLossError, Trainer
 from transforms.views.batch import ViewDraws, draw_views
 
@@ -174,6 +177,57 @@ def test_training_moves_the_student_and_spreads_no_nan(small_cohort: Cohort) -> 
     assert history[-1]["loss/dino"] > 0
 
 
+def test_the_teacher_follows_the_student_of_this_update(small_cohort: Cohort) -> None:
+    config = config_of(("optim.ema_momentum", "0.0"), ("optim.ema_momentum_end", "0.0"))
+    trainer = build(config)
+    before = {name: p.clone() for name, p in trainer.networks.student.named_parameters()}
+    trainer.update(batches_for(config, small_cohort))
+    student, teacher = (
+        dict(n.named_parameters()) for n in (trainer.networks.student, trainer.networks.teacher)
+    )
+    assert any(not torch.equal(student[name], before[name]) for name in before)
+    assert all(torch.equal(student[name], teacher[name]) for name in before)
+
+
+def test_the_frozen_gram_teacher_is_an_earlier_teacher_until_its_step_comes(small_cohort: Cohort) -> None:
+    config = config_of(("gram_refresh_steps", "3"), ("optim.ema_momentum", "0.5"), ("optim.lr", "1e-2"))
+    trainer = build(config)
+    stream = batches_for(config, small_cohort)
+    teachers, frozen = [], []
+    for _ in range(7):
+        teachers.append(trainer.networks.teacher.head.last.weight.clone())
+        trainer.update(stream)
+        assert trainer.networks.gram_teacher is not None
+        frozen.append(trainer.networks.gram_teacher.head.last.weight.clone())
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(teachers))
+    for update, weight in enumerate(frozen):
+        assert torch.equal(weight, teachers[update // 3 * 3]), update
+
+
+def test_masks_differ_between_updates_micro_batches_and_processes_and_are_drawn_again_alike(
+    small_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(("accumulation", "2"), ("steps", "2"), ("objective.ibot_weight", "1.0"))
+
+    def drawn(rank: int) -> list[tuple[int, ...]]:
+        monkeypatch.setattr("pipelines.training.trainer.world", lambda: (rank, 1))
+        trainer, masks = build(config), []
+
+        def note(_: object, inputs: tuple[object, Batch]) -> None:
+            masks.append(tuple(copy.deepcopy(inputs[1].rng).permutation(50).tolist()))
+
+        trainer.objective.register_forward_pre_hook(note)
+        stream = batches_for(config, small_cohort)
+        for _ in range(config.steps):
+            trainer.update(stream)
+        return masks
+
+    first, second = drawn(0), drawn(1)
+    assert len(first) == len(second) == 4
+    assert len({*first, *second}) == 8
+    assert drawn(1) == second
+
+
 def test_accumulation_averages_gradients_and_centers(small_cohort: Cohort) -> None:
     plain = ("objective.koleo_weight", "0"), ("objective.gram_weight", "0"), ("steps", "1")
     large, parts = config_of(*plain, ("batch_size", "8")), config_of(*plain, ("accumulation", "2"))
@@ -232,5 +286,5 @@ def test_each_epoch_deals_every_slice_once_whatever_the_processes() -> None:
     ],
 )
 def test_batches_that_cannot_be_are_refused(fields: tuple[int, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(BatchError, match=words):
         BatchPlan(*fields)

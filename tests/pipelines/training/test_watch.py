@@ -135,3 +135,43 @@ def test_what_knows_no_prototypes_goes_on_after_it_was_restored_to_a_gpu() -> No
         second.restore({name: tensor.cpu().to("cuda") for name, tensor in tensors.items()}, facts)
         second.observe(one)
     assert second.buckets[0].samples == 8
+
+
+def judged(watcher: Watcher, step: int, gain: float, tokens: Tensor | None = None) -> Verdict:
+    """The verdict on a window of this gain, as an objective without prototypes states it."""
+    if tokens is None:
+        tokens = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
+    watcher.buckets.clear()
+    watcher.observe(Seen(None, None, tokens, torch.tensor(gain)))
+    return watcher.report(step)[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "below", "above"), [(0.5, 0.59, 0.61), (0.0, 0.09, 0.11), (-2.0, 0.09, 0.11)]
+)
+def test_a_run_learns_when_its_gain_is_above_the_threshold_and_has_risen_by_it(
+    first: float, below: float, above: float
+) -> None:
+    watcher = Watcher(CONFIG, K, TEMP)
+    assert judged(watcher, 1, first) == "too early"
+    assert judged(watcher, 20, below) != "learning"
+    assert judged(watcher, 30, above) == "learning"
+
+
+def test_codes_of_full_entropy_on_features_of_one_direction_are_collapse_and_not_the_wall() -> None:
+    watcher = Watcher(CONFIG, K, TEMP)
+    one_direction = torch.randn(2, 64, 1, generator=torch.Generator().manual_seed(2)) * torch.arange(16.0)
+    assert judged(watcher, 20, 0.0) == "wall"
+    assert judged(watcher, 30, 0.0, one_direction) == "collapsed"
+
+
+@pytest.mark.parametrize(("step", "verdict"), [(9, "too early"), (10, "wall"), (11, "wall")])
+def test_the_first_verdict_falls_at_the_minimum_step(step: int, verdict: Verdict) -> None:
+    assert judged(Watcher(CONFIG, K, TEMP), step, 0.0) == verdict
+
+
+@pytest.mark.parametrize(("step", "is_hopeless"), [(69, False), (70, True)])
+def test_a_run_is_hopeless_when_trouble_has_lasted_for_the_patience(step: int, is_hopeless: bool) -> None:
+    watcher = Watcher(CONFIG, K, TEMP)
+    judged(watcher, 20, 0.0)
+    assert watcher.is_hopeless(step) == is_hopeless
