@@ -65,6 +65,8 @@ def _look_at_all(files: Iterable[Path]) -> list[LookedAt]:
 def read_dicom(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str, Any], NDArray[np.int16]]:
     """Read one series; with witness "simpleitk" every voxel is compared with SimpleITK's reading.
 
+    It calls what `LoadDicomSeries` wraps: `prepare` has many processes, and MONAI would cost each of them 900 MB.
+
     Raises:
         SeriesRefusedError: If it is not right, or the witness reads it otherwise.
     """
