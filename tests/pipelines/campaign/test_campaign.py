@@ -1,6 +1,5 @@
 """A campaign run for real on this machine, with rehearsals in place of trainings."""
 
-import json
 import os
 import signal
 import threading
@@ -22,7 +21,8 @@ from pipelines.campaign.plan import arm_hours, check_store, plan_table
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.run import CampaignConfig, alone, run_campaign
 from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
-from pipelines.campaign.stages import check_words, resolve_lines
+from pipelines.campaign.stages import check_words
+from pipelines.cohort.tables import CohortError
 from pipelines.command.cli import run_entry_point
 from pipelines.tracking.arms import ArmRecord, read_arms
 from pipelines.tracking.heartbeat import HOURS
@@ -44,8 +44,6 @@ TREE: dict[str, Any] = {
 def call(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Write a campaign file and call the entry point on it; returns the exit code."""
     monkeypatch.setattr(campaign, "JOBS", own_store / "jobs")
-    # The same check without a process of its own, which would import everything once more for each test.
-    monkeypatch.setattr(campaign, "check_words", resolve_lines)
 
     def run(*words: str, **changes: Any) -> int:
         file = own_store / "campaign.yaml"
@@ -184,7 +182,7 @@ def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path
     spec = load_campaign("article_vit_l")
     arms_ = expand(spec)[:1]
     line = stage_words(spec, arms_[0], ["0"])[0]
-    configuration = json.loads(json.dumps(resolve_lines([("a", *line)])[0]))
+    configuration = check_words([("a", *line)])[0]
     hours = arm_hours(spec, arms_[0], configuration, 46.0)
     assert hours == pytest.approx(2000 * 16 / 46.0 / 3600.0 + 3 * 0.15)
     assert f"{hours:7.3f} h" in plan_table(spec, arms_, [configuration])
@@ -309,9 +307,8 @@ def test_a_server_that_asks_for_a_password_answers(monkeypatch: pytest.MonkeyPat
         server.server_close()
 
 
-@pytest.mark.slow
-def test_the_check_in_a_process_of_its_own_is_the_same_check() -> None:
+def test_a_cohort_that_is_missing_is_named_before_anything_starts() -> None:
     lines = [("a", "pretrain", ["--recipe", "wall"]), ("b", "rehearsal", ["--steps", "7"])]
-    assert check_words(lines) == json.loads(json.dumps(resolve_lines(lines)))
-    with pytest.raises(ValueError, match="no cohort in nowhere"):
+    assert [one["steps"] for one in check_words(lines)] == [3000, 7]
+    with pytest.raises(CohortError, match="no cohort in nowhere"):
         check_words(lines, ["nowhere"])

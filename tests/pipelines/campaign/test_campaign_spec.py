@@ -12,7 +12,7 @@ from pipelines.campaign.executors import open_executor
 from pipelines.campaign.plan import plan_table
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, campaign_names, load_campaign
-from pipelines.campaign.stages import resolve_lines
+from pipelines.campaign.stages import check_words
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
 
@@ -45,7 +45,7 @@ def test_every_campaign_resolves_and_opens_with_command_time_and_expectation(nam
     spec = load_campaign(name)
     arms = expand(spec)
     lines = [(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])]
-    resolved = iter(resolve_lines(lines))
+    resolved = iter(check_words(lines))
     of_arms = [[next(resolved) for _ in arm.stages] for arm in arms]
     refuse_alike(arms, of_arms)
     head = (CAMPAIGNS / f"{name}.yaml").read_text().split("\nname:")[0]
@@ -68,7 +68,7 @@ def test_the_article_s_arms_see_its_views_and_its_optimizer_in_true_hu(name: str
     spec = load_campaign(name)
     lines = [(arm.name, *stage_words(spec, arm, ["0"])[0]) for arm in expand(spec)]
     size = {"article_vit_l": ("vit_large", 16, True)}.get(name, ("vit_small", 64, False))
-    for one in resolve_lines(lines):
+    for one in check_words(lines):
         # RandomResizedCrop lies anywhere in the slice; AdamW over all parameters, one group.
         assert (one["views.center"], one["views.window.policy"]) == ("uniform", "article")
         assert (one["views.window.hu_scale"], one["optim.decay_everything"]) == (1.0, True)
@@ -96,9 +96,9 @@ def test_words_carry_every_value_through_the_strict_door(tmp_path: Path) -> None
         arms=[{"name": "a", "overrides": overrides, "seeds": [3]}],
     )
     (line,) = stage_words(spec, expand(spec)[0], ["0"])
-    (configuration,) = resolve_lines([("a", *line)])
+    (configuration,) = check_words([("a", *line)])
     assert configuration["optim.lr"] == 1e-05
-    assert configuration["views.fraction"] == (0.25, 1.0)
+    assert configuration["views.fraction"] == [0.25, 1.0]
     assert (configuration["compile"], configuration["device"]) == (True, "cpu")
     assert (configuration["steps"], configuration["seed"], configuration["recipe"]) == (7, 3, "demo")
 
@@ -107,7 +107,7 @@ def test_later_stages_work_on_the_backbone_of_the_first_run(tmp_path: Path) -> N
     stages = {"pretrain": {}, "probe_malignancy": {"window": "wide"}}
     spec = written(tmp_path, stages=stages, arms=[{"name": "a", "seeds": [3]}])
     lines = stage_words(spec, expand(spec)[0], ["abc", "def"])
-    configuration = resolve_lines([("a", *line) for line in lines])[1]
+    configuration = check_words([("a", *line) for line in lines])[1]
     assert configuration["backbone"] == "runs:/abc/backbone"
     # The seed makes arms; folds of a probe stay the same for all of them.
     assert (configuration["seed"], configuration["window"]) == (0, "wide")
@@ -116,7 +116,7 @@ def test_later_stages_work_on_the_backbone_of_the_first_run(tmp_path: Path) -> N
 def test_hopeless_arms_are_told_so(tmp_path: Path) -> None:
     stop = {"hopeless": True, "patience_steps": 77}
     spec = written(tmp_path, stages={"pretrain": {}}, arms=[{"name": "a"}], stop=stop)
-    (configuration,) = resolve_lines([("a", *line) for line in stage_words(spec, expand(spec)[0], ["0"])])
+    (configuration,) = check_words([("a", *line) for line in stage_words(spec, expand(spec)[0], ["0"])])
     assert (configuration["stop_when"], configuration["watch.patience_steps"]) == ("hopeless", 77)
 
 
@@ -186,7 +186,7 @@ def test_two_arms_alike_are_refused_by_what_they_resolve_to(tmp_path: Path) -> N
     arms_tree = [{"name": "a", "overrides": {"lr": 0.001}}, {"name": "b"}]
     spec = written(tmp_path, arms=arms_tree)
     arms = expand(spec)
-    resolved = resolve_lines([(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])])
+    resolved = check_words([(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])])
     with pytest.raises(CampaignError, match="arms a and b are alike"):
         refuse_alike(arms, [[one] for one in resolved])
 
@@ -196,7 +196,7 @@ def test_a_key_that_no_entry_point_knows_names_its_arm(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"unknown recipe key 'lrr'; did you mean 'lr'\? \(arm a, rehearsal\)"
     ):
-        resolve_lines([("a", *line) for line in stage_words(spec, expand(spec)[0], ["0"])])
+        check_words([("a", *line) for line in stage_words(spec, expand(spec)[0], ["0"])])
 
 
 def test_an_unknown_executor_and_gpus_that_are_not_there_are_refused(
@@ -238,7 +238,7 @@ def older(tmp_path: Path) -> CampaignSpec:
 def test_a_campaign_registered_with_older_names_keeps_its_hash_and_its_arms_run(older: CampaignSpec) -> None:
     arms = expand(older)
     assert design_sha256(older, arms) == OLDER_SHA256
-    resolved = resolve_lines([(arm.name, *line) for arm in arms for line in stage_words(older, arm, ["0"])])
+    resolved = check_words([(arm.name, *line) for arm in arms for line in stage_words(older, arm, ["0"])])
     assert [one["features"] for one in resolved] == ["neighborhood", "class_token", "neighborhood"]
 
 

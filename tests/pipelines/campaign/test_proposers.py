@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.campaign import research as campaign_research
 from pipelines.campaign import run as campaign
 from pipelines.campaign.proposers import open_proposer
 from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, inside_space
@@ -20,7 +19,6 @@ from pipelines.campaign.records import find_parent
 from pipelines.campaign.research import MOST_REFUSALS
 from pipelines.campaign.run import CampaignConfig, run_campaign
 from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec, ProposerSpec
-from pipelines.campaign.stages import resolve_lines
 from pipelines.command.cli import run_entry_point
 from pipelines.tracking.arms import read_arms
 from pipelines.tracking.store import client
@@ -209,8 +207,6 @@ def test_optuna_prunes_the_arm_that_lags_behind_its_peers() -> None:
 def search(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Call a campaign of rehearsals whose arms a proposer adds; returns the exit code."""
     monkeypatch.setattr(campaign, "JOBS", own_store / "jobs")
-    for module in (campaign, campaign_research):
-        monkeypatch.setattr(module, "check_words", resolve_lines)
 
     def call(kind: str, hours: float = 1.0) -> int:
         tree = {

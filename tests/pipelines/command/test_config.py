@@ -36,6 +36,7 @@ class Schema:
     name: str = "x"
     from_: str = "dicom"
     flag: bool = False
+    share: Literal["half"] | float = 0.5
     optim: Section = field(default_factory=Section)
 
 
@@ -68,6 +69,17 @@ def test_text_stays_text_and_lists_become_tuples() -> None:
         ({}, [("lr", "1")], "unknown recipe key 'lr'; did you mean 'optim.lr'?"),
         ({"optim": {"knd": "a"}}, [], "unknown recipe key 'optim.knd'; did you mean 'optim.kind'?"),
         ({"optim": 3}, [], "recipe key 'optim' is a section; it was given 3"),
+        ({"optim": 3}, [("optim.lr", "1")], "recipe key 'optim' is a section; it was given 3"),
+        ({"optim": None}, [], "recipe key 'optim' is a section; it was given None"),
+        ({"steps": "x", "stpes": 3}, [], "unknown recipe key 'stpes'; did you mean 'steps'?"),
+        ({1: 3}, [], "unknown recipe key '1'"),
+        ({"from_": "png"}, [], "unknown recipe key 'from_'; did you mean 'from'?"),
+        (
+            {"share": "third"},
+            [],
+            "recipe key 'share' was given 'third': input should be 'half' or"
+            " input should be a valid number, unable to parse string as a number",
+        ),
         ({}, [("optim.lr", "-1")], "optim: lr must be above 0, got -1.0"),
     ],
 )
@@ -105,6 +117,12 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         find_recipe("dmeo")
 
 
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_an_unknown_recipe(name: str) -> None:
+    with pytest.raises(RecipeError, match="is neither a file nor a name in recipes"):
+        find_recipe(name)
+
+
 def test_a_recipe_is_found_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("steps: 3\n")
@@ -112,12 +130,45 @@ def test_a_recipe_is_found_by_path(tmp_path: Path) -> None:
     assert (config.steps, config.flag, name) == (3, True, "mine")
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b", "a: b: c"])
-def test_a_broken_recipe_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[1, 2", "is not valid YAML near line 1"),
+        (b"a: b: c", "is not valid YAML near line 1"),
+        (b"- a\n- b", "holds a list; it must be a mapping of keys"),
+        (b"false", "holds a bool; it must be a mapping of keys"),
+        (b"seed: 2026-13-45", "is not valid YAML"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not text in UTF-8"),
+        (b"\x00\x01\x02", "is not valid YAML"),
+        (b"steps: " + b"[" * 3000 + b"]" * 3000, "is nested too deep"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_named_in_one_sentence(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text(text)
-    with pytest.raises(RecipeError, match=r"broken\.yaml"):
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"^recipe broken\.yaml {sentence}$") as caught:
         read_yaml(path)
+    assert caught.value.exit_code == 2
+
+
+def test_a_recipe_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RecipeError, match=r"^recipe mine cannot be read: Is a directory$"):
+        read_yaml(tmp_path / "mine")
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing yet\n")
+    assert load_recipe(Schema, read_yaml(path)) == Schema()
+
+
+@pytest.mark.parametrize("text", ["2026-13-45", "[" * 3000, "9" * 5000, "{a: b: c}"])
+def test_an_override_that_is_no_yaml_value_names_its_key(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"^recipe key 'steps' was given .*which is not a YAML value$"):
+        load_recipe(Schema, {}, [("steps", text)])
 
 
 @pytest.mark.parametrize("words", [["steps", "3"], ["--steps"], ["--steps", "3", "more"]])

@@ -1,0 +1,42 @@
+"""JSON schemas of the files that users write, by which an editor completes keys, explains and checks them.
+
+Run: python -m pipelines.command.schema
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from pipelines.command.config import adapter
+from pipelines.runtime.paths import PROJECT_ROOT
+
+SCHEMAS = {
+    "recipe": "pipelines.pretrain:PretrainConfig",
+    "campaign": "pipelines.campaign.spec:CampaignSpec",
+}
+"""Kind of file -> the configuration that it fills; its schema is `mlflow_projects/<kind>.schema.json`."""
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """Titles would repeat the keys in other letters."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def schema_text(kind: str) -> str:
+    """Return the JSON schema of a kind of file."""
+    module, _, name = SCHEMAS[kind].partition(":")
+    configuration = getattr(importlib.import_module(module), name)
+    tree = adapter(configuration).json_schema(schema_generator=_WithoutTitles)
+    return json.dumps({"$schema": _WithoutTitles.schema_dialect} | tree, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    for one in SCHEMAS:
+        file = PROJECT_ROOT / "mlflow_projects" / f"{one}.schema.json"
+        file.write_text(schema_text(one), encoding="utf-8")
