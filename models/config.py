@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveInt
+
 Arch = Literal["vit_small", "vit_large", "custom", "timm"]
 
 
@@ -16,12 +18,12 @@ class BackboneConfig:
     """`vit_small` and `vit_large` are the article's ViT-S/14 and ViT-L/14; `custom` reads the five fields below;
     `timm` takes `timm_name`."""
     timm_name: str = ""
-    depth: int = 4
-    embed_dim: int = 96
-    heads: int = 4
-    patch_px: int = 14
-    registers: int = 4
-    image_px: int = 224
+    depth: PositiveInt = 4
+    embed_dim: PositiveInt = 96
+    heads: PositiveInt = 4
+    patch_px: PositiveInt = 14
+    registers: NonNegativeInt = 4
+    image_px: PositiveInt = 224
     init: Literal["timm", "xavier"] = "timm"
     """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
     weights: str = ""

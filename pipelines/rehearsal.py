@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat
 
 from pipelines.command.cli import main
 
@@ -32,9 +33,9 @@ class RehearsalConfig:
     """Passed on by a campaign; nothing is read."""
     backbone: str = ""
     """Passed on by a campaign; nothing is read."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     steps: int = 3
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     seconds: float = 0.0
     """How long all steps take together."""
     ending: Literal["finished", "refused", "crashed", "killed"] = "finished"

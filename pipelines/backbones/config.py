@@ -1,4 +1,4 @@
-"""What `embed` and `export` are configured by; nothing heavy is imported here."""
+"""What encoding, `embed` and `export` are configured by; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,25 @@ from pipelines.ingest.config import FolderFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedConfig:
+class EncodeSettings:
+    """What of a slice is shown to the network, and how."""
+
+    size_mm: float = 0.0
+    """Side of the square field of view around the middle of the slice; 0 shows the whole slice."""
+    window: OneWindow = "lung"
+    batch_size: int = 32
+    """Slices at a time: memory is bounded by it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown."""
+        if not self.size_mm >= 0 or self.batch_size < 1:
+            raise ValueError(
+                f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig(EncodeSettings):
     """What to embed, with what, and where the table goes."""
 
     source: str = "cohorts/phantom"
@@ -22,22 +40,15 @@ class EmbedConfig:
     out: str = "exports/embeddings.parquet"
     features: SliceFeature = "class_token"
     """`both` joins the class token and the mean of the patch tokens."""
-    size_mm: float = 0.0
-    """Side of the square field of view around the middle of each slice; 0 shows the whole slice."""
-    window: OneWindow = "lung"
-    batch_size: int = 32
     keep_ids: bool = False
     """Write patient ids and folder names as they are: all of them are public."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be shown or written."""
+        EncodeSettings.__post_init__(self)
         if not self.out.endswith(".parquet"):
             raise ValueError(f"out={self.out} must end in .parquet")
-        if not self.size_mm >= 0 or self.batch_size < 1:
-            raise ValueError(
-                f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

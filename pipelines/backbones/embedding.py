@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.backbones.config import EmbedConfig
-from pipelines.backbones.encode import EncodedSlices, EncodeSettings, encode_slices
+from pipelines.backbones.encode import EncodedSlices, encode_slices
 from pipelines.backbones.features import image_features
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.backbones.scale import tag_scale
@@ -51,9 +51,6 @@ class _Table:
 
     def __init__(self, config: EmbedConfig, loaded: LoadedBackbone) -> None:
         self.config, self.loaded = config, loaded
-        self.settings = EncodeSettings(
-            size_mm=config.size_mm, window=config.window, batch_size=config.batch_size
-        )
         self.device = choose_device(config.device)
         self.n_volumes = self.n_slices = 0
         self.mm_per_px: list[float] = []
@@ -89,7 +86,7 @@ class _Table:
             raise NothingReadError(f"no CT series could be read in {self.config.source}; {why}")
 
     def _batches(self, volume: CtVolume) -> Iterator[pa.RecordBatch]:
-        for part in encode_slices(volume, self.loaded, self.settings, self.device):
+        for part in encode_slices(volume, self.loaded, self.config, self.device):
             self.n_slices += len(part.z)
             self.mm_per_px.append(part.mm_per_px)
             yield pa.RecordBatch.from_pydict(self._columns(volume, part), schema=self.schema)

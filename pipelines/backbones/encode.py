@@ -20,7 +20,7 @@ from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
 from models.backbone import Tokens
-from pipelines.backbones.feature_names import OneWindow
+from pipelines.backbones.config import EncodeSettings
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.ingest.config import FolderFormat
@@ -30,24 +30,6 @@ from transforms.dicom.series import CtSeries
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_sampling import place, sample_windows
 from transforms.triplet import SliceTriplet
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodeSettings:
-    """What of a slice is shown to the network, and how."""
-
-    size_mm: float = 0.0
-    """Side of the square field of view around the middle of the slice; 0 shows the whole slice."""
-    window: OneWindow = "lung"
-    batch_size: int = 32
-    """Slices at a time: memory is bounded by it."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
-        if not self.size_mm >= 0 or self.batch_size < 1:
-            raise ValueError(
-                f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"
-            )
 
 
 @dataclass(frozen=True)

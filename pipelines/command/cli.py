@@ -109,10 +109,10 @@ def run_entry_point(
     except (Interrupted, KeyboardInterrupt) as ending:
         code = ending.exit_code if isinstance(ending, Interrupted) else 130
         return _end(name, run, "KILLED", code, str(ending) or "interrupted")
-    except (Refusal, ValueError, FileNotFoundError) as refusal:
+    except Refusal as refusal:
         if os.environ.get("DINOX_TRACEBACK"):
             traceback.print_exc()
-        code = away_code if isinstance(refusal, StoreAwayError) else getattr(refusal, "exit_code", 2)
+        code = away_code if isinstance(refusal, StoreAwayError) else refusal.exit_code
         return _end(name, run, "FAILED", code, " ".join(str(refusal).split()))
     except BaseException as error:
         # The message may hold a path of a patient's folder; it stays in the trace.

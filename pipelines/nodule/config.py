@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from probes.label_rules import LabelRule
 
@@ -18,7 +21,7 @@ class NodulesConfig:
     rule: LabelRule = "consensus"
     diagnosis: str = ""
     """CSV of TCIA's diagnoses (patient_id, diagnosis); the rule tcia_diagnosis needs it."""
-    folds: int = 5
-    repeats: int = 3
-    n_bootstrap: int = 2000
-    seed: int = 0
+    folds: Annotated[int, Field(ge=2)] = 5
+    repeats: PositiveInt = 3
+    n_bootstrap: PositiveInt = 2000
+    seed: NonNegativeInt = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
 from pipelines.backbones.feature_names import FeatureName, NoduleFeature, OneWindow, WindowName
 from probes.label_rules import LabelRule
 
@@ -18,7 +20,7 @@ class ProbeBase:
     cohort: str = "cohorts/phantom"
     backbone: str = ""
     """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     device: str = "auto"
 
 
@@ -27,7 +29,7 @@ class NoduleProbe(ProbeBase):
     """A probe of labeled nodules, each seen through a crop."""
 
     rule: LabelRule = "consensus"
-    size_mm: float = 50.0
+    size_mm: PositiveFloat = 50.0
     """Side of the crop; at the backbone's input size this fixes the mm per pixel and per patch."""
 
 
@@ -64,7 +66,7 @@ class ProbeConfig(FoldedProbe):
     """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""
     input: Literal["crop", "whole_slice"] = "crop"
     """`whole_slice` is the article's: the slice through the nodule, resized to the input, nodule and all."""
-    image_px: int = 0
+    image_px: NonNegativeInt = 0
     """Input size; 0 takes the backbone's own."""
     window: WindowName = "lung"
     features: FeatureName = "class_token"
@@ -121,7 +123,7 @@ class RepresentationConfig(NoduleProbe):
     other_window: OneWindow = "wide"
     """Window against which the stability is measured."""
     features: NoduleFeature = "class_token"
-    slices: int = 512
+    slices: PositiveInt = 512
     """Slices whose two views give the alignment."""
 
     def __post_init__(self) -> None:
@@ -172,15 +174,15 @@ class SupervisedConfig(FoldedProbe):
     networks: Literal["both", "2d", "3d"] = "both"
     weights: str = ""
     """A .safetensors file of timm's resnet18 to start the 2D network from, such as ImageNet's; "" is random."""
-    size_mm: float = 40.0
+    size_mm: PositiveFloat = 40.0
     """Side of the crop, and of the cube."""
-    image_px: int = 32
-    cube_px: int = 16
+    image_px: PositiveInt = 32
+    cube_px: PositiveInt = 16
     """Side of the cube in voxels."""
-    lr: float = 3e-4
-    batch_size: int = 32
-    max_epochs: int = 0
+    lr: PositiveFloat = 3e-4
+    batch_size: PositiveInt = 32
+    max_epochs: NonNegativeInt = 0
     """0 takes 40 on a GPU and 6 on a CPU, where an epoch of the 3D network takes minutes."""
-    patience: int = 5
+    patience: NonNegativeInt = 5
     """Epochs without a lower loss on the patients set aside after which training stops."""
-    n_bootstrap: int = 2000
+    n_bootstrap: PositiveInt = 2000

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
 from transforms.views.config import ViewConfig
 
@@ -17,8 +19,8 @@ class OptimConfig:
     min_lr: float = 1e-6
     warmup_steps: int = 2500
     """Linear warm-up, then cosine to `min_lr` at the last step; at most half of the run."""
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.04
+    weight_decay: NonNegativeFloat = 0.04
+    weight_decay_end: NonNegativeFloat = 0.04
     decay_everything: bool = False
     """Decay biases, norms, tokens and positions too, as plain AdamW over all parameters does."""
     ema_momentum: float = 0.996
@@ -72,22 +74,22 @@ class PretrainConfig:
     """A pretraining run; a step is an optimizer update, everywhere."""
 
     cohort: str = "cohorts/phantom"
-    seed: int = 0
-    steps: int = 100_000
-    batch_size: int = 64
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = 100_000
+    batch_size: PositiveInt = 64
     """Slices of one forward pass over all processes: what KoLeo, NT-Xent and Sinkhorn see."""
-    accumulation: int = 1
+    accumulation: PositiveInt = 1
     """Forward passes of one update; gradients and centers are averaged over them."""
     holdout: Literal["half_a", "half_b"] | float = 0.2
     """Patients left out: a fraction by the hash of their id, or one half for cross-fitting."""
     slices: Literal["all", "inner"] = "all"
     """`inner` leaves out slices whose neighbor is missing, at an edge or a gap: there a channel is a copy."""
-    max_patients: int = 0
+    max_patients: NonNegativeInt = 0
     """Train on the first so many patients by the hash of their id; 0 takes all."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    gram_refresh_steps: int = 0
+    gram_refresh_steps: NonNegativeInt = 0
     """0 aligns Gram matrices with the current teacher; else with a frozen one, renewed every so many updates."""
     views: ViewConfig = field(default_factory=ViewConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -98,13 +100,13 @@ class PretrainConfig:
     compile: bool = False
     workers: int = -1
     """Loader processes; -1 takes what suits the device."""
-    nproc: int = 1
+    nproc: PositiveInt = 1
     """Processes on this machine, one device each."""
-    log_every: int = 50
-    eval_every: int = 0
+    log_every: PositiveInt = 50
+    eval_every: NonNegativeInt = 0
     """Retrieval and figures every so many updates; 0 takes a tenth of the run. The first and last step count too."""
-    eval_slices: int = 1024
-    save_every: int = 500
+    eval_slices: NonNegativeInt = 1024
+    save_every: PositiveInt = 500
     keep_backbones: bool = False
     """Keep the backbone of every evaluation as an artifact, for a scaling curve afterwards."""
     runs_dir: str = "runs"
@@ -115,11 +117,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be."""
-        counts = {"steps": self.steps, "batch_size": self.batch_size, "accumulation": self.accumulation}
-        counts |= {"log_every": self.log_every, "save_every": self.save_every, "nproc": self.nproc}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be 1 or more, got {count}")
         if self.batch_size < 2 and (self.objective.koleo_weight or self.objective.kind == "simclr"):
             raise ValueError(
                 f"KoLeo and SimCLR need a neighbor: batch_size is {self.batch_size}, give 2 or more"

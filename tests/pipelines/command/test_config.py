@@ -186,7 +186,12 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
             [("backbone.image_px", "71"), ("views.size_px", "71")],
             "71 is not a multiple of the patch of 14 px",
         ),
-        ([("accumulation", "0")], "accumulation must be 1 or more, got 0"),
+        ([("accumulation", "0")], "recipe key 'accumulation' was given 0: input should be greater than 0"),
+        (
+            [("backbone.heads", "0")],
+            "recipe key 'backbone.heads' was given 0: input should be greater than 0",
+        ),
+        ([("seed", "-1")], "recipe key 'seed' was given -1: input should be greater than or equal to 0"),
         ([("holdout", "1.0")], "holdout is the share of patients left out"),
         (
             [

@@ -115,3 +115,13 @@ def test_ctrl_c_ends_with_130_and_the_run_killed(own_store: Path) -> None:
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "interrupted\n")
     assert only_run(own_store).info.status == "KILLED"
+
+
+def test_a_shape_error_is_no_refusal_but_a_bug_with_its_trace(own_store: Path) -> None:
+    command = script("np.zeros((2, 3)) + np.zeros((4, 5))")
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert "operands could not be broadcast" in done.stderr.splitlines()[-1]
+    run = only_run(own_store)
+    assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", "ValueError")
