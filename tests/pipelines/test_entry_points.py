@@ -23,6 +23,7 @@ from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.pretrain import run_pretrain
 from pipelines.probe_malignancy import ProbeConfig, run_probe
 from pipelines.probing.malignancy import pooled
+from pipelines.probing.setup import ProbeError
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
 from probes.scoring import NoduleScores
@@ -151,7 +152,7 @@ def test_scores_of_cross_fitted_backbones_are_pooled_and_never_twice() -> None:
     one = NoduleScores({"features": np.array([0.1, nan, 0.3, nan])}, shuffled)
     other = NoduleScores({"features": np.array([nan, 0.2, nan, nan])}, shuffled)
     np.testing.assert_array_equal(pooled([one, other]).rows["features"], [0.1, 0.2, 0.3, nan])
-    with pytest.raises(ValueError, match="2 nodules are tested by several backbones"):
+    with pytest.raises(ProbeError, match="2 nodules are tested by several backbones"):
         pooled([one, one])
     with pytest.raises(ValueError, match="shuffle once for all"):
         pooled([one, replace(other, shuffled_labels=shuffled[::-1])])
