@@ -71,13 +71,13 @@ def encode(
     backbone: str | LoadedBackbone = "",
     settings: EncodeSettings | None = None,
     *,
-    folder_format: FolderFormat = "dicom",
+    folder_format: FolderFormat = "auto",
     device: str = "auto",
 ) -> Iterator[EncodedVolume]:
     """Encode a folder of CT, a cohort, or one volume.
 
     Args:
-        source: A folder with any number of series, a NIfTI file, a cohort folder, or a volume in memory.
+        source: A folder with any number of series, a file of one volume, a cohort folder, or a volume in memory.
         backbone: Opened, or its name: runs:/<id>/backbone, a folder, or timm:<name>; "" takes that of the newest
             finished pretrain run.
         settings: Field of view and window.

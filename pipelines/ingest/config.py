@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FolderFormat = Literal["dicom", "nifti", "png"]
+FolderFormat = Literal["auto", "dicom", "nifti", "metaimage", "nrrd", "png"]
 SourceFormat = Literal[FolderFormat, "hub"]
 PHANTOM_COHORT = "cohorts/phantom"
 
@@ -15,10 +15,10 @@ class PrepareConfig:
     """What to prepare, and into which cohort."""
 
     source: str = ""
-    """Folder of CT (or a NIfTI file, or a data set of the Hub); empty writes the phantom and prepares that."""
+    """Folder of CT (or one file, or a data set of the Hub); empty writes the phantom and prepares that."""
     cohort: str = PHANTOM_COHORT
-    from_: SourceFormat = "dicom"
-    """Format of the source; `from` on the command line."""
+    from_: SourceFormat = "auto"
+    """Format of the source, found by itself by default; `from` on the command line."""
     witness: Literal["none", "simpleitk"] = "none"
     """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
     annotations: str = ""
@@ -34,14 +34,14 @@ class PrepareConfig:
         """Refuse combinations that mean nothing."""
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
-        if self.witness != "none" and self.from_ != "dicom":
+        if self.witness != "none" and self.from_ not in ("auto", "dicom"):
             raise ValueError(
                 f"witness={self.witness} compares DICOM files; it cannot be had with from={self.from_}"
             )
-        is_phantom = not self.source and self.from_ == "dicom"
+        is_phantom = not self.source and self.from_ in ("auto", "dicom")
         if not is_phantom and self.cohort == PHANTOM_COHORT:
             raise ValueError(
                 f"{self.cohort} is the phantom's cohort; name another for this source as cohort=DIR"
             )
-        if not self.source and self.from_ in ("nifti", "png"):
+        if not self.source and self.from_ in ("nifti", "metaimage", "nrrd", "png"):
             raise ValueError(f"from={self.from_} needs a source; name the folder as source=DIR")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.ingest.config import FolderFormat
-from pipelines.ingest.sources.formats import READERS, find_jobs
+from pipelines.ingest.sources.dicom import DicomJob
+from pipelines.ingest.sources.formats import find_jobs, read_job
 from pipelines.ingest.sources.found import Job
 from pipelines.phantom.source import public_patient_ids
 from pipelines.runtime.parallel import available_cores
@@ -69,7 +70,7 @@ class CtFolder:
         refused: Files and series that cannot be read right; complete when the volumes are through.
     """
 
-    def __init__(self, root: Path, folder_format: FolderFormat = "dicom", keep_ids: bool = False) -> None:
+    def __init__(self, root: Path, folder_format: FolderFormat = "auto", keep_ids: bool = False) -> None:
         """Find what there is to read.
 
         Raises:
@@ -82,7 +83,6 @@ class CtFolder:
             self._pseudonyms = Pseudonyms.of_user(public_patient_ids(root), keep_ids)
             found = find_jobs(folder_format, root, self._pseudonyms, None, available_cores())
             self.jobs, self.refused = found.jobs, found.refused
-        self._format = folder_format
 
     def __iter__(self) -> Iterator[CtVolume]:
         """Read volume by volume; what cannot be read right is added to `refused` and left out."""
@@ -104,10 +104,10 @@ class CtFolder:
                 yield volume
 
     def _read(self, job: Job) -> CtVolume:
-        if self._format == "dicom":
+        if isinstance(job, DicomJob):
             loaded = LoadDicomSeries(allow_gaps=True)(job.files)
             ids = (loaded.meta[name] for name in ("patient_id", "study_uid", "series_uid"))
             patient_id = self._pseudonyms.patient(*ids)
             return replace(CtVolume.from_memory(loaded), volume_id=job.volume_id, patient_id=patient_id)
-        row, volume_hu = READERS[self._format](job, self._pseudonyms, "none")
+        row, volume_hu = read_job(job, self._pseudonyms, "none")
         return CtVolume.from_row(row | {"shape": volume_hu.shape}, volume_hu)

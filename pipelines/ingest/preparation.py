@@ -18,8 +18,8 @@ from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
 from pipelines.ingest.refused_table import refused_table, with_refused_rows
-from pipelines.ingest.sources.formats import READERS, find_jobs
-from pipelines.ingest.sources.found import Job, ReadJob
+from pipelines.ingest.sources.formats import find_jobs, read_job
+from pipelines.ingest.sources.found import Job
 from pipelines.ingest.sources.hub import fetch_from_hub
 from pipelines.phantom.source import public_patient_ids, write_phantom
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
@@ -165,7 +165,7 @@ def _read_all(
     jobs: list[Job], config: PrepareConfig, root: Path, pseudonyms: Pseudonyms
 ) -> dict[str, list[RefusedFile]]:
     """Read every job; by volume_id the files of those that are refused, with the reason."""
-    prepare_one = partial(_prepare_one, root, READERS[config.from_], pseudonyms, config.witness)
+    prepare_one = partial(_prepare_one, root, pseudonyms, config.witness)
     workers = config.workers or available_cores()
     refused: dict[str, list[RefusedFile]] = {}
     with progress(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
@@ -178,10 +178,10 @@ def _read_all(
     return refused
 
 
-def _prepare_one(root: Path, read: ReadJob, pseudonyms: Pseudonyms, witness: str, job: Job) -> str:
+def _prepare_one(root: Path, pseudonyms: Pseudonyms, witness: str, job: Job) -> str:
     """Read one job and write its volume; the reason where it is refused, else ""."""
     try:
-        row, volume_hu = read(job, pseudonyms, witness)
+        row, volume_hu = read_job(job, pseudonyms, witness)
     except SeriesRefusedError as refusal:
         return refusal.reason
     except OSError as error:

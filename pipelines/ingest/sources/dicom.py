@@ -1,7 +1,7 @@
 """DICOM folders as a source: any number of series mixed in one tree."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,16 @@ class DicomJob(Job):
     note: str = ""
 
 
-def find_dicom(root: Path, workers: int, pseudonyms: Pseudonyms) -> Found:
-    """Look at every file below `root` (or at that one file) and sort the CT slices into volumes.
+def find_dicom(
+    root: Path, workers: int, pseudonyms: Pseudonyms, files: Sequence[Path] | None = None
+) -> Found:
+    """Look at every file below `root`, or at that one file, or at those given, and sort the CT slices into volumes.
 
     Raises:
         TransformError: If `root` is neither a file nor a folder.
     """
-    files = [root] if root.is_file() else sorted(walk_files(root))
+    if files is None:
+        files = [root] if root.is_file() else sorted(walk_files(root))
     chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
     seen: list[LookedAt] = []
     with progress(total=len(files), desc="headers", unit="file") as bar:

@@ -1,14 +1,8 @@
 """What every source gives `prepare`: jobs to read, files refused, and for each job a volume or a refusal."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipelines.cohort.pseudonyms import Pseudonyms
 from transforms.refusal import Refusal, RefusedFile
 
 
@@ -39,10 +33,3 @@ class Found:
 
     jobs: list[Job] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
-
-
-ReadJob = Callable[[Job, Pseudonyms, str], tuple[dict[str, Any], NDArray[np.int16]]]
-"""(job, pseudonyms, witness) -> a row of the series table, without shape and hash, and voxels (Z, Y, X) int16 HU.
-
-Raises SeriesRefusedError with the reason where the job cannot be read right.
-"""

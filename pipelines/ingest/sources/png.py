@@ -72,6 +72,15 @@ def _refuse_shared_ids(found: Found) -> None:
     found.jobs = [job for job in found.jobs if counts[job.volume_id] == 1]
 
 
+def has_png_index(source: Path) -> bool:
+    """Whether a CSV there is an index of PNG slices."""
+    try:
+        _read_index(source)
+    except SourceError:
+        return False
+    return True
+
+
 def _read_index(source: Path) -> tuple[Path, pd.DataFrame]:
     candidates = [source] if source.is_file() else sorted(source.rglob("*.csv"))
     for path in candidates:
@@ -163,14 +172,12 @@ def _only(rows: pd.DataFrame, column: str) -> str:
     return str(values[0])
 
 
-def read_png_job(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str, Any], NDArray[np.int16]]:
-    """Read the slices of one series. The ids are as `find_png` made them; there is no witness for PNG.
+def read_png_job(job: PngJob) -> tuple[dict[str, Any], NDArray[np.int16]]:
+    """Read the slices of one series. The ids are as `find_png` made them.
 
     Raises:
         SeriesRefusedError: If they are not HU + 32768, or not one volume.
     """
-    if not isinstance(job, PngJob):
-        raise TypeError("read_png_job reads what find_png found")
     if len(job.files) < 2:
         raise SeriesRefusedError("the series is one slice: a volume needs two")
     volume_hu = read_png_slices(job.files)

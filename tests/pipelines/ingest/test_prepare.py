@@ -158,7 +158,7 @@ def test_refused_files_are_counted_by_series_folder_and_reason(
     table = prepared.cohort.refused.set_index("folder")
     assert list(table.index) == [".", "links", "slope", "position"]
     assert list(table["n_files"]) == [1, 1, 5, 5]
-    assert table.loc[".", "reason"] == "a NIfTI file; read it with from=nifti"
+    assert table.loc[".", "reason"] == "a file of another format beside DICOM series; read it with from=nifti"
     assert "RescaleSlope" in table.loc["slope", "reason"]
     assert "two slices with different pixels" in table.loc["position", "reason"]
     hashed = prepare_cohort(config(source, tmp_path / "d")).cohort.refused

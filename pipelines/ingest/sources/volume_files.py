@@ -1,0 +1,190 @@
+"""Files that hold a whole volume (NIfTI, MetaImage, NRRD) as a source: one file, or a folder of them."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.cohort.folder import is_volume_id
+from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
+from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
+from pipelines.ingest.sources.found import Found, Job
+from transforms.dicom.tree import walk_files
+from transforms.metaimage import metaimage_files, read_metaimage
+from transforms.nifti import nifti_files, read_nifti
+from transforms.nrrd import nrrd_files, read_nrrd
+from transforms.refusal import RefusedFile, SeriesRefusedError
+from transforms.volume_file import FileVolume
+
+VolumeFormat = Literal["nifti", "metaimage", "nrrd"]
+
+
+@dataclass(frozen=True)
+class _Format:
+    title: str
+    endings: tuple[str, ...]
+    files: Callable[[Path], tuple[Path, ...]]
+    read: Callable[[Path], FileVolume]
+
+
+FORMATS: dict[VolumeFormat, _Format] = {
+    "nifti": _Format("NIfTI", (".nii.gz", ".nii", ".hdr", ".hdr.gz"), nifti_files, read_nifti),
+    "metaimage": _Format("MetaImage", (".mha", ".mhd"), metaimage_files, read_metaimage),
+    "nrrd": _Format("NRRD", (".nrrd", ".nhdr"), nrrd_files, read_nrrd),
+}
+"""By the endings of names, in whatever case: files of two parts are known by their header."""
+PATCH_BELOW_MM = (100.0, 150.0, 150.0)
+"""A volume smaller than this along (z, y, x) is a patch around a nodule: no adult chest fits."""
+
+
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+){3,}")
+
+
+@dataclass(frozen=True)
+class VolumeJob(Job):
+    """A file that holds one volume, with the file of its voxels where that is another."""
+
+    format: VolumeFormat = "nifti"
+
+
+def format_of(path: Path) -> VolumeFormat | None:
+    """The format that a name says; None where it says none."""
+    name = path.name.lower()
+    return next((kind for kind, known in FORMATS.items() if name.endswith(known.endings)), None)
+
+
+def find_volume_files(
+    source: Path,
+    formats: Sequence[VolumeFormat],
+    pseudonyms: Pseudonyms,
+    table: AnnotationTable | None,
+    files: Sequence[Path] | None = None,
+) -> Found:
+    """List the files of some formats in a folder, with the patient and series that the annotation table says.
+
+    A file's volume_id is its name where that is a UID, starts with a public patient id, or all ids are kept, and no
+    other file has it; else a hash of its path. A name that is a UID (as in LUNA16) is the SeriesInstanceUID.
+
+    Args:
+        source: A file or a folder.
+        formats: Those that are read; other files are refused.
+        pseudonyms: Replaces ids.
+        table: Nodules, which may say the patient of a file.
+        files: Those of the folder that are looked at; None for all.
+
+    Raises:
+        TransformError: If `source` is neither a file nor a folder.
+        AnnotationTableError: If the table names no files though these have no UID.
+    """
+    root = source.parent if source.is_file() else source
+    if files is None:
+        files = [source] if source.is_file() else list(walk_files(source))
+    found = Found()
+    parts = {path: _parts(path) for path in files if format_of(path) in formats}
+    voxels = {part for of_volume in parts.values() for part in of_volume[1:]}
+    endings = ", ".join(ending for kind in formats for ending in FORMATS[kind].endings)
+    titles = " or ".join(FORMATS[kind].title for kind in formats)
+    found.refused = [
+        RefusedFile(path, "", f"not a {titles} file by its name ({endings})")
+        for path in files
+        if path not in parts and path not in voxels
+    ]
+    _add_jobs(found, parts, root, pseudonyms, table.of_files() if table else {})
+    if table and "file" not in table.rows and not any(job.series_uid for job in found.jobs):
+        raise AnnotationTableError(
+            f"annotations={table.path} has no column file, and no name of a file here is a series UID; add the column "
+            f"with paths below {root}"
+        )
+    return found
+
+
+def _add_jobs(
+    found: Found,
+    parts: Mapping[Path, tuple[Path, ...]],
+    root: Path,
+    pseudonyms: Pseudonyms,
+    said: Mapping[str, tuple[str, str, str]],
+) -> None:
+    """Add a job for each volume, with its ids; `said` is what the annotation table says of each file."""
+    files = list(parts)
+    relatives = [Path(os.path.relpath(path, root)).as_posix() for path in files]
+    names = Counter(map(_stem, files))
+    stems = [
+        _stem(path) if names[_stem(path)] == 1 else relative.replace("/", "__")
+        for path, relative in zip(files, relatives, strict=True)
+    ]
+    file_names = Counter(map(_file_name, stems))
+    for path, relative, stem in zip(files, relatives, stems, strict=True):
+        patient_id, series_uid, reason = said.get(relative, ("", "", ""))
+        if reason:
+            found.refused.append(RefusedFile(path, "", reason))
+        else:
+            public_id = _public_prefix(stem, pseudonyms)
+            series_uid = pseudonyms.uid("series", series_uid)
+            if not series_uid and (public_id in lidc_scans() or _UID.fullmatch(stem)):
+                series_uid = public_id if public_id in lidc_scans() else stem
+            file_name = _file_name(stem)
+            # Names that differ only in what an id cannot hold would be one volume, the last of them.
+            is_id = is_volume_id(file_name) and file_names[file_name] == 1
+            is_shown = is_id and (pseudonyms.keep_ids or public_id or _UID.fullmatch(stem))
+            volume_id = file_name if is_shown else pseudonyms.hashed_name(str(path.resolve()))
+            # Where nothing says the patient, the file stands for one.
+            patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
+            kind = format_of(path) or "nifti"
+            found.jobs.append(VolumeJob(volume_id, parts[path], series_uid, patient, kind))
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    """The file and that of its voxels; the file alone where its header is not right, which reading will refuse."""
+    kind = format_of(path)
+    try:
+        return FORMATS[kind].files(path) if kind else (path,)
+    except (SeriesRefusedError, OSError):
+        return (path,)
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"\.[A-Za-z]+(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def _file_name(stem: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
+
+
+def _public_prefix(stem: str, pseudonyms: Pseudonyms) -> str:
+    """The public id that a name begins with, up to a character that is no letter or digit; "" if none."""
+    ends = [i for i in range(len(stem) + 1) if i == len(stem) or not stem[i].isalnum()]
+    return max((stem[:i] for i in ends if stem[:i] in pseudonyms.public_names), key=len, default="")
+
+
+def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]:
+    """Read one file.
+
+    Raises:
+        SeriesRefusedError: If it is no right CT volume.
+    """
+    volume = FORMATS[job.format].read(job.files[0])
+    extent_mm = np.multiply(volume.volume_hu.shape, volume.spacing_mm)
+    row = {
+        "volume_id": job.volume_id,
+        "patient_id": job.patient_id,
+        "study_uid": "",
+        "series_uid": job.series_uid,
+        "spacing_mm": list(volume.spacing_mm),
+        **volume.geometry.as_row(),
+        "manufacturer": "",
+        "kernel": "",
+        "slice_thickness_mm": None,
+        "transfer_syntax": "",
+        "is_lossy": False,
+        "n_padding_voxels": volume.n_padding_voxels,
+        "kind": "patch" if bool((extent_mm < PATCH_BELOW_MM).all()) else "series",
+        "notes": "; ".join(volume.notes),
+    }
+    return row, volume.volume_hu
