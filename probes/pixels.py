@@ -9,11 +9,10 @@ from probes.heads.linear import LinearProbe, cross_fit
 from probes.splits import Splits
 from probes.statistics.checks import Floats, Ints, finite_features
 from transforms.hounsfield import WindowHU
+from transforms.window_policy import CLINICAL_LUNG_HU
 
 PIXEL_SIZE_MM, PIXEL_OUT_PX = 24.0, 32
 """Crop on which the pixel floor is measured: wider crops dilute the nodule (0.840 at 48 mm against 0.861)."""
-
-PIXEL_WINDOW_HU = (-1350.0, 150.0)
 
 
 def pixel_features(crops_hu: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -25,7 +24,7 @@ def pixel_features(crops_hu: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     Returns:
         (N, C * P * P) in [0, 1].
     """
-    return np.asarray(WindowHU(*PIXEL_WINDOW_HU)(crops_hu).reshape(len(crops_hu), -1), dtype=np.float32)
+    return np.asarray(WindowHU(*CLINICAL_LUNG_HU)(crops_hu).reshape(len(crops_hu), -1), dtype=np.float32)
 
 
 class PixelProbe:

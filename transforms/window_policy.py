@@ -10,6 +10,18 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+CLINICAL_LUNG_HU = (-1350.0, 150.0)
+"""The lung window of radiologists, level -600 and width 1500: policy `fixed`, the baseline of pixels, figures."""
+ARTICLE_LUNG_HU = (-1250.0, 250.0)
+"""The lung window of the article's probes, level -500 and width 1500: in it frozen backbones are shown nodules."""
+PROBE_WINDOWS_HU: dict[str, tuple[float, float]] = {
+    "lung": ARTICLE_LUNG_HU,
+    "mediastinal": (-160.0, 240.0),
+    "wide": (-600.0, 600.0),
+    "full": (-1000.0, 1000.0),
+}
+"""Lower and upper edges: the article's probe windows (level/width -500/1500, 40/400, 0/1200), and all of the nodule."""
+
 WindowPolicy = Literal["lung_aware", "clinical", "article", "fixed"]
 
 UNIFORMS_PER_WINDOW = 3
@@ -36,9 +48,9 @@ class WindowConfig:
     policy: WindowPolicy = "lung_aware"
     per: Literal["view", "sample"] = "view"
     """Whether each view of a sample draws its own window, or all views of a sample share one."""
-    low_hu: float = -1350.0
+    low_hu: float = CLINICAL_LUNG_HU[0]
     """Lower edge of policy `fixed`, HU."""
-    high_hu: float = 150.0
+    high_hu: float = CLINICAL_LUNG_HU[1]
     """Upper edge of policy `fixed`, HU (default: lung, level -600, width 1500)."""
     hu_scale: float = 1.0
     """Factor on HU before windowing; 0.1 repeats an encoding error of the published runs, as an arm."""

@@ -16,14 +16,8 @@ from pipelines.backbones.feature_names import FeatureName, SliceFeature, WindowN
 from pipelines.runtime.atomic import make_folder, write_atomically
 from probes.nodule_rays import NoduleRegion
 from transforms.hounsfield import WindowHU
+from transforms.window_policy import PROBE_WINDOWS_HU
 
-WINDOWS_HU: dict[str, tuple[float, float]] = {
-    "lung": (-1250.0, 250.0),
-    "mediastinal": (-160.0, 240.0),
-    "wide": (-600.0, 600.0),
-    "full": (-1000.0, 1000.0),
-}
-"""Lower and upper edges: the article's probe windows (level/width -500/1500, 40/400, 0/1200), and all of the nodule."""
 STACKED = ("lung", "mediastinal", "wide")
 
 NEIGHBORHOOD_MM = 10.0
@@ -79,11 +73,11 @@ def encode(
 
 
 def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
-    """Show HU (B, 3, S, S) through a window of `WINDOWS_HU`, normalized as in the backbone's pretraining."""
+    """Show HU (B, 3, S, S) through a window of `PROBE_WINDOWS_HU`, normalized as in the backbone's pretraining."""
     mean, std = (
         torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
-    return (WindowHU(*WINDOWS_HU[window])(hu * hu_scale) - mean) / std
+    return (WindowHU(*PROBE_WINDOWS_HU[window])(hu * hu_scale) - mean) / std
 
 
 def patch_shares(where: NDArray[np.bool_], patch_px: int) -> torch.Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from pipelines.backbones.features import WINDOWS_HU
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.tracking.names import Tag
 from pipelines.tracking.stored_runs import StoredRun
+from transforms.window_policy import ARTICLE_LUNG_HU
 
 LEAKS = {
     "": "",
@@ -79,7 +79,7 @@ def _summary(loaded: LoadedBackbone) -> str:
 
 
 def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
-    low, high = WINDOWS_HU["lung"]
+    low, high = ARTICLE_LUNG_HU
     mean, std = list(loaded.backbone.mean), list(loaded.backbone.std)
     size, scale = loaded.backbone.image_px, loaded.hu_scale
     seen = loaded.record.get("mm_per_pixel")

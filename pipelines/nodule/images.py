@@ -26,6 +26,7 @@ from probes.splits import Splits
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
 from transforms.nodule_sampling import place
+from transforms.window_policy import CLINICAL_LUNG_HU
 
 PIXEL_SPEC = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
 WIDE_SPEC = CropSpec(size_mm=50.0, out_px=100)
@@ -107,10 +108,11 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
     half = WIDE_SPEC.size_mm / 2
     for axis in axes.flat:
         axis.set_axis_off()
+    low, high = CLINICAL_LUNG_HU
     for axis, number in zip(axes.flat, shown.tolist(), strict=False):
         nodule = table.iloc[number]
         extent = (-half, half, half, -half)
-        axis.imshow(nodules.wide_hu[number, 1], cmap="gray", vmin=-1350, vmax=150, extent=extent)
+        axis.imshow(nodules.wide_hu[number, 1], cmap="gray", vmin=low, vmax=high, extent=extent)
         color = MALIGNANT if nodule["is_malignant"] else "#6fb7ff"
         outline = _outline(cohort, nodule, series.loc[nodule["volume_id"]])
         if outline is None and nodule["diameter_mm"] > 0:
@@ -125,7 +127,7 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
         size = f"{nodule['diameter_mm']:.0f} mm" if nodule["diameter_mm"] > 0 else "size unknown"
         axis.set_title(f"{size}   {ratings}", fontsize=7)
     figure.suptitle(
-        f"{WIDE_SPEC.size_mm:.0f} mm crops, -1350 .. 150 HU; red: malignant\n"
+        f"{WIDE_SPEC.size_mm:.0f} mm crops, {low:.0f} .. {high:.0f} HU; red: malignant\n"
         "outline: at least half of the readers; dotted ring: readers' diameter",
         fontsize=8,
     )

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.backbones.features import WINDOWS_HU, encode
+from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.nodule.masks import MaskedCrops, masked_crops
 from pipelines.probing.config import DenseConfig
@@ -20,6 +20,7 @@ from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
 from transforms.hounsfield import WindowHU
 from transforms.nodule_crop import CropSpec
+from transforms.window_policy import ARTICLE_LUNG_HU, PROBE_WINDOWS_HU
 
 matplotlib.use("Agg")
 
@@ -64,7 +65,7 @@ def tokens_of(
             ("random_weights", random_twin(loaded, config.seed)),
         )
     }
-    gray = WindowHU(*WINDOWS_HU[config.window])(torch.from_numpy(crops.crops_hu))
+    gray = WindowHU(*PROBE_WINDOWS_HU[config.window])(torch.from_numpy(crops.crops_hu))
     patch = loaded.backbone.patch_px
     pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
     return tokens | {"pixels": pixels.numpy()}
@@ -92,8 +93,9 @@ def example_figure(crops: MaskedCrops, count: int = 12) -> Figure:
     axes = figure.subplots(3, 4, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
+    low, high = ARTICLE_LUNG_HU
     for axis, number in zip(axes.flat, shown.tolist(), strict=False):
-        axis.imshow(crops.crops_hu[number, 1], cmap="gray", vmin=-1250, vmax=250)
+        axis.imshow(crops.crops_hu[number, 1], cmap="gray", vmin=low, vmax=high)
         axis.contour(crops.masks[number], levels=[0.5], colors="tab:orange", linewidths=1)
     figure.suptitle(f"masks: {crops.source}", fontsize=9)
     return figure

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from pipelines.backbones.features import WINDOWS_HU
 from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set
@@ -39,6 +38,7 @@ from probes.supervised import SupervisedProbe
 from transforms.hounsfield import WindowHU
 from transforms.nodule_crop import CropSpec
 from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
+from transforms.window_policy import ARTICLE_LUNG_HU
 
 
 def run_supervised(config: SupervisedConfig, run: Run) -> None:
@@ -127,10 +127,10 @@ def _scores(
 
 def _gray_2d(nodules: NoduleSet) -> torch.Tensor:
     """Triplets under the lung window, normalized as ImageNet's networks expect, (n, 3, P, P)."""
-    gray = WindowHU(*WINDOWS_HU["lung"])(torch.from_numpy(nodules.crops_hu))
+    gray = WindowHU(*ARTICLE_LUNG_HU)(torch.from_numpy(nodules.crops_hu))
     return (gray - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
 def _gray_3d(nodules: NoduleSet) -> torch.Tensor:
     """Cubes under the lung window, centered on mid-gray, (n, 1, P, P, P)."""
-    return (WindowHU(*WINDOWS_HU["lung"])(torch.from_numpy(nodules.crops_hu)) - 0.5) / 0.25
+    return (WindowHU(*ARTICLE_LUNG_HU)(torch.from_numpy(nodules.crops_hu)) - 0.5) / 0.25

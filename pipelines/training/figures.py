@@ -23,11 +23,11 @@ from transforms.views.batch import draw_views, sample_state
 from transforms.views.config import ViewConfig
 from transforms.views.intensity import gaussian_blur, jitter_brightness_contrast
 from transforms.views.view_crop import RandViewCropd
+from transforms.window_policy import CLINICAL_LUNG_HU
 
 matplotlib.use("Agg")
 
 _VIEWS = ("first", "second")
-_SLICE_HU = (-1350.0, 150.0)
 _CURVES = {
     "loss": ("loss/total", "loss/dino", "loss/simclr", "loss/mae", "loss/gram", "loss/koleo", "loss/ibot"),
     "entropy": ("teacher/entropy", "student/entropy", "teacher/gain"),
@@ -50,8 +50,8 @@ def view_sheet(
     axes = figure.subplots(len(rows), 3, squeeze=False)
     for (first, *others), row in zip(axes, rows.tolist(), strict=True):
         shown = slice_and_views(index, row, config.views, config.seed, step)
-        first.imshow(WindowHU(*_SLICE_HU)(shown["image"][1]).numpy(), cmap="gray", vmin=0, vmax=1)
-        first.set_title("slice, {:.0f} .. {:.0f} HU".format(*_SLICE_HU), fontsize=8)
+        first.imshow(WindowHU(*CLINICAL_LUNG_HU)(shown["image"][1]).numpy(), cmap="gray", vmin=0, vmax=1)
+        first.set_title("slice, {:.0f} .. {:.0f} HU".format(*CLINICAL_LUNG_HU), fontsize=8)
         for axis, view in zip(others, _VIEWS, strict=True):
             axis.imshow(shown[view][1].numpy(), cmap="gray", vmin=0, vmax=1)
             low, high = shown[f"{view}_window_hu"]

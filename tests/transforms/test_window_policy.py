@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from transforms.window_policy import WindowConfig, WindowPolicy, windows_from_uniforms
+from probes.pixels import pixel_features
+from transforms.window_policy import (
+    ARTICLE_LUNG_HU,
+    CLINICAL_LUNG_HU,
+    PROBE_WINDOWS_HU,
+    WindowConfig,
+    WindowPolicy,
+    windows_from_uniforms,
+)
 
 PRESETS_HU = ((-600, 1500), (40, 400), (-200, 2000), (400, 1800))
 """Level and width: lung, mediastinum, wide, bone."""
@@ -36,3 +44,12 @@ def test_the_other_policies_reach_the_edges_that_they_state() -> None:
 
 def test_a_scale_of_the_hu_is_the_inverse_scale_of_the_window() -> None:
     assert edges("fixed", 0, 0, hu_scale=0.1) == pytest.approx([-13500, 1500])
+
+
+def test_the_two_lung_windows_are_named_apart_and_keep_their_values() -> None:
+    """Figures and tables of results rest on them: the baseline of pixels on one, features of crops on the other."""
+    assert CLINICAL_LUNG_HU == (-1350, 150)
+    assert PROBE_WINDOWS_HU["lung"] == ARTICLE_LUNG_HU == (-1250, 250)
+    assert (WindowConfig().low_hu, WindowConfig().high_hu) == CLINICAL_LUNG_HU
+    zero = np.zeros((1, 3, 1, 1), dtype=np.float32)
+    assert pixel_features(zero)[0] == pytest.approx([0.9] * 3)

@@ -263,3 +263,11 @@ def test_real_patches_emptied_of_their_image_score_one_half(
     )
     counts, _ = describe(patches)
     assert (counts["nodules"], counts["patients"]) == (740, 414)
+
+
+@pytest.mark.parametrize("option", ["--folds=1", "--repeats=0", "--n_bootstrap=0", "--seed=-1"])
+def test_numbers_that_give_no_folds_are_refused_before_anything_is_read(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_entry_point("nodules", NodulesConfig, run_nodules, None, [option]) == 2
+    assert "must be" in (said := capsys.readouterr().err) or "should be" in said
