@@ -1,19 +1,23 @@
 """Print one table of all benchmarks: `python -m benchmarks`, or `python -m benchmarks views loading` for some.
 
-Every module of this folder that has a function `measure()` takes part. Figures are ratios against a peer in the
-same process; the machine stands above the table, because even ratios depend on it.
+Every module of this folder that has a function `measure(tiny)` takes part; `tiny` is a size that only shows that it
+runs. Figures are ratios against a peer in the same process; the machine stands above the table, because even ratios
+depend on it.
 """
 
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pkgutil import iter_modules
 
 import torch
+
+from benchmarks.timing import Row
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "monai", "pillow", "pydicom", "SimpleITK")
 
@@ -41,32 +45,45 @@ def _versions() -> Iterator[str]:
             yield f"{package} missing"
 
 
-def verdict(ratio: float, target: str) -> str:
+def verdict(row: Row) -> str:
     """Whether a ratio meets a target like ">= 7" or "<= 1.5"; empty where there is none."""
-    if not target:
+    if not row.target:
         return ""
-    relation, _, bound = target.partition(" ")
-    is_met = ratio >= float(bound) if relation == ">=" else ratio <= float(bound)
+    if row.missing:
+        return f"not judged: no {row.missing}"
+    relation, _, bound = row.target.partition(" ")
+    is_met = row.ratio >= float(bound) if relation == ">=" else row.ratio <= float(bound)
     return "met" if is_met else "missed"
 
 
-def main(chosen: list[str]) -> None:
-    """Measure the chosen modules, or all, and print the table as Markdown."""
-    names = sorted(
-        module.name for module in iter_modules([str(Path(__file__).parent)]) if module.name != "__main__"
-    )
-    unknown = sorted(set(chosen) - set(names))
+def benchmarks() -> dict[str, Callable[..., Iterable[Row]]]:
+    """Every benchmark of this folder by the name of its module."""
+    names = sorted(m.name for m in iter_modules([str(Path(__file__).parent)]) if m.name != "__main__")
+    modules = {name: import_module(f"benchmarks.{name}") for name in names}
+    return {name: module.measure for name, module in modules.items() if hasattr(module, "measure")}
+
+
+def main(chosen: list[str]) -> int:
+    """Measure the chosen benchmarks, or all, and print the table as Markdown; 1 if one failed, after all others."""
+    measures = benchmarks()
+    unknown = sorted(set(chosen) - set(measures))
     if unknown:
-        raise SystemExit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(names)}")
+        raise SystemExit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(measures)}")
     print(machine(), end="\n\n", flush=True)
     print("| benchmark | measured | ratio | target | | |\n|---|---|---|---|---|---|", flush=True)
-    for name in chosen or names:
-        measure = getattr(import_module(f"benchmarks.{name}"), "measure", None)
-        for line in measure() if measure else []:
-            ratio, target = float(line["ratio"]), str(line["target"])
-            cells = (name, line["name"], f"{ratio:.3g}", target, verdict(ratio, target), line["unit"])
-            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    failed = []
+    for name in chosen or measures:
+        try:
+            for row in measures[name]():
+                cells = (name, row.name, f"{row.ratio:.3g}", row.target, verdict(row), row.unit)
+                print(f"| {' | '.join(cells)} |", flush=True)
+        except Exception:  # One that fails must not hide what the others find.
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from benchmarks.timing import one_thread, row
+from benchmarks.timing import Row, one_thread
 from models.backbone import build_backbone
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
 from pipelines.phantom.wall_slices import chest_slices
@@ -36,18 +37,21 @@ EASY = (
 )
 
 
-def measure() -> Iterator[dict[str, object]]:
+def measure(tiny: bool = False) -> Iterator[Row]:
     """Train, then compare gradients on batches that were not trained on."""
     with one_thread():
-        trainer, gain = learned()
+        trainer, gain = learned(2 if tiny else UPDATES)
         unseen = [views for _, views in zip(range(BATCHES), views_of(trainer.config, seed=1), strict=False)]
         exact = [gradients(trainer, views) for views in unseen]
-        for name, changes in {"bf16": {"precision": "bf16"}, "compiled fp32": {"compile": True}}.items():
+        ways: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}, "compiled fp32": {"compile": True}}
+        if tiny:
+            del ways["compiled fp32"]  # Compiling takes most of a minute.
+        for name, changes in ways.items():
             worst = min(
                 lowest_cosine(reference, gradients(trainer, views, **changes))
                 for reference, views in zip(exact, unseen, strict=True)
             )
-            yield row(
+            yield Row(
                 f"gradient in {name}, a network off the wall (G {gain:.2f} nats)",
                 worst,
                 ">= 0.99",
@@ -85,14 +89,14 @@ def views_of(config: PretrainConfig, seed: int) -> Iterator[Views]:
         yield render_views(batch, draw_views(batch, config.views, seed, step), config.views)
 
 
-def gradients(trainer: Trainer, views: Views, **changes: object) -> dict[str, Tensor]:
+def gradients(trainer: Trainer, views: Views, **changes: Any) -> dict[str, Tensor]:
     """Return the student's gradients on one batch, in a copy of the trainer whose configuration has `changes`."""
     config = replace(trainer.config, **changes)
     copy = Trainer(config, trainer.device, build_backbone(config.backbone))
     copy.networks.load_state_dict(trainer.networks.state_dict())
     copy.objective.load_state_dict(trainer.objective.state_dict())
     copy.networks.train()
-    copy._forward(views, moment(config.optim, config.steps // 2, config.steps), part=0).total.backward()
+    copy._forward(views, moment(config.optim, config.steps // 2, config.steps), part=0).total.backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in copy.networks.student.named_parameters() if p.grad is not None}
 
 

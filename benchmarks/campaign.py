@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.timing import row
+from benchmarks.timing import Row
 from pipelines.runtime.paths import PROJECT_ROOT
 
 PARALLEL = 4
@@ -28,8 +28,9 @@ CAMPAIGN = "import sys; sys.argv = ['campaign', '--spec', '{spec}', '--parallel'
 STORE = f"from pipelines.tracking.store import client\nclient().search_runs(['0'])\n{PEAK}"
 
 
-def measure(arms: int = 12) -> Iterator[dict[str, object]]:
+def measure(tiny: bool = False, arms: int = 12) -> Iterator[Row]:
     """Compare wall time and memory."""
+    arms = 1 if tiny else arms
     with tempfile.TemporaryDirectory(prefix="dinox-bench-") as folder:
         root = Path(folder)
         environment = os.environ | {
@@ -45,11 +46,11 @@ def measure(arms: int = 12) -> Iterator[dict[str, object]]:
         with_mb = peak_mb(CAMPAIGN.format(spec=campaign_file(root, arms), parallel=PARALLEL), environment)
         campaign_s = time.perf_counter() - start
     name = f"campaign of {arms} no-op arms, {PARALLEL} at a time"
-    yield row(
+    yield Row(
         f"{name}, over the bare processes", campaign_s / bare_s, "", f"{campaign_s:.0f} s : {bare_s:.0f} s"
     )
-    yield row(f"{name}, overhead an arm / 2 s", (campaign_s - bare_s) / arms / 2.0, "<= 1", "wall time")
-    yield row(
+    yield Row(f"{name}, overhead an arm / 2 s", (campaign_s - bare_s) / arms / 2.0, "<= 1", "wall time")
+    yield Row(
         "memory of a campaign, over MLflow with a store open",
         with_mb / own_mb,
         "",
@@ -90,5 +91,5 @@ def peak_mb(code: str, environment: dict[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    for line in measure(64):
-        print(f"{line['name']}: {line['ratio']:.2f} {line['target']} ({line['unit']})")
+    for line in measure(arms=64):
+        print(f"{line.name}: {line.ratio:.2f} {line.target} ({line.unit})")

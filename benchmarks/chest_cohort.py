@@ -15,17 +15,24 @@ from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, empty_table
 from pipelines.phantom.anatomy import NOISE_HU, Thorax, chest_hu, grow_vessels
 from pipelines.phantom.shapes import Grid
 
-N_VOLUMES, N_SLICES, SIZE_PX, SPACING_MM = 2, 48, 512, (1.25, 0.34, 0.34)
+N_VOLUMES, SHAPE, SPACING_MM = 2, (48, 512, 512), (1.25, 0.34, 0.34)
+TINY_SHAPE = (26, 96, 96)
 PNG_OFFSET = 32768
 
 
 @dataclass(frozen=True)
 class ChestCohort:
-    """A cohort of synthetic chests of 512 x 512 px, and its slices as PNG in the order of the index."""
+    """A cohort of synthetic chests, and its slices as PNG in the order of the index."""
 
     index: SliceIndex
     png_paths: list[Path]
+    shape: tuple[int, int, int]
     folder: TemporaryDirectory[str]  # goes when the process does
+
+    @property
+    def slice_px(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        return self.shape[1:]
 
     def volume(self, row: int) -> tuple[NDArray[np.int16], int]:
         """The mapped volume and the slice index of one row of the index."""
@@ -34,18 +41,19 @@ class ChestCohort:
 
     def inner_rows(self) -> NDArray[np.int64]:
         """Rows whose neighbors both exist."""
-        return np.flatnonzero((self.index.z > 0) & (self.index.z < N_SLICES - 1))
+        return np.flatnonzero((self.index.z > 0) & (self.index.z < self.shape[0] - 1))
 
 
 @cache
-def chest_cohort() -> ChestCohort:
+def chest_cohort(tiny: bool = False) -> ChestCohort:
     """Make the cohort once per process, about 200 MB on disk, all of it in the page cache afterwards."""
+    shape = TINY_SHAPE if tiny else SHAPE
     folder = TemporaryDirectory(prefix="dinox-bench-")
     root = Path(folder.name)
     writer = CohortWriter(root / "cohort")
     png_paths = []
     for number in range(N_VOLUMES):
-        volume_hu = _chest(number)
+        volume_hu = _chest(number, shape)
         writer.add_volume(_series_row(f"chest-{number}"), volume_hu)
         for z, slice_hu in enumerate(volume_hu):
             png_paths.append(root / f"{number}-{z:03d}.png")
@@ -53,12 +61,12 @@ def chest_cohort() -> ChestCohort:
     writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), empty_table(REFUSED), "benchmark")
     writer.close()
     cohort = Cohort.open(root / "cohort")
-    return ChestCohort(SliceIndex(cohort, list(cohort.series["patient_id"])), png_paths, folder)
+    return ChestCohort(SliceIndex(cohort, list(cohort.series["patient_id"])), png_paths, shape, folder)
 
 
-def _chest(seed: int) -> NDArray[np.int16]:
+def _chest(seed: int, shape: tuple[int, int, int]) -> NDArray[np.int16]:
     rng = np.random.default_rng(seed)
-    grid = Grid((N_SLICES, SIZE_PX, SIZE_PX), SPACING_MM)
+    grid = Grid(shape, SPACING_MM)
     thorax = Thorax.draw(rng, grid)
     volume = chest_hu(grid, thorax, grow_vessels(thorax, rng), rng)
     volume += np.float32(NOISE_HU) * rng.standard_normal(volume.shape, dtype=np.float32)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from pipelines.campaign.arms import arm_of
 from pipelines.campaign.records import find_parent
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord
@@ -40,7 +41,7 @@ def table_of(records: Sequence[ArmRecord]) -> pd.DataFrame:
     """Lay out the last figures of every finished arm."""
     rows = []
     for record in records:
-        arm, metrics = record.arm, record.metrics
+        arm, metrics = arm_of(record), record.metrics
         is_without = float(str(arm.overrides.get("objective.koleo_weight", 0.1))) == 0.0
         rows.append(
             {

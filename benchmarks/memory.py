@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.timing import row
+from benchmarks.timing import Row
 from pipelines.phantom.wall_cohort import make_wall_cohort
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.store import STORE_ENV
@@ -15,7 +15,7 @@ UPDATES, SETTLED, EVERY = 2000, 500, 100
 """An evaluation and a checkpoint every 100 updates. Up to the fifth evaluation the allocator's pools still fill (some
 45 MiB), so memory is compared from there on: a leak would go on."""
 
-CHILD = f"""
+CHILD = """
 import sys
 from pathlib import Path
 from pipelines.command.cli import run_entry_point
@@ -23,35 +23,36 @@ from pipelines.pretrain import run_pretrain
 from pipelines.training.config import PretrainConfig
 from pipelines.training.trainer import Trainer
 
-plain = Trainer.update
+plain, settled, updates = Trainer.update, int(sys.argv[1]), int(sys.argv[2])
 
 def watched(self, batches):
     plain(self, batches)
-    if self.step in ({SETTLED}, {UPDATES}):
+    if self.step in (settled, updates):
         resident = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))
         print("resident", self.step, resident.split()[1], flush=True)
 
 Trainer.update = watched
-sys.exit(run_entry_point("pretrain", PretrainConfig, run_pretrain, "wall", sys.argv[1:]))
+sys.exit(run_entry_point("pretrain", PretrainConfig, run_pretrain, "wall", sys.argv[3:]))
 """
 
 
-def measure() -> list[dict[str, object]]:
+def measure(tiny: bool = False) -> list[Row]:
     """Train in a process of its own and compare what it holds early and late."""
     if not Path("/proc/self/status").exists():
         return []
+    settled, updates, every = (2, 4, 2) if tiny else (SETTLED, UPDATES, EVERY)
     with TemporaryDirectory(prefix="dinox-bench-") as folder:
         make_wall_cohort(Path(folder) / "cohort", volumes=8, slices_each=32)
         settings = {
             "cohort": f"{folder}/cohort",
             "runs_dir": f"{folder}/runs",
-            "steps": UPDATES,
+            "steps": updates,
             "batch_size": 8,
             "backbone.depth": 1,
             "backbone.embed_dim": 16,
             "backbone.heads": 2,
-            "eval_every": EVERY,
-            "save_every": EVERY,
+            "eval_every": every,
+            "save_every": every,
             "eval_slices": 32,
             "workers": 0,
         }
@@ -63,17 +64,21 @@ def measure() -> list[dict[str, object]]:
         }
         # The folder is the child's: a store keeps artifacts below the folder in which it is made.
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, *words], cwd=folder, env=environment, capture_output=True, text=True
+            [sys.executable, "-c", CHILD, str(settled), str(updates), *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("resident")]
     resident_mib = {int(step): int(kib) / 1024 for _, step, kib in lines}
     return [
-        row(
-            f"memory that a run gains from update {SETTLED} to {UPDATES}",
-            resident_mib[UPDATES] - resident_mib[SETTLED],
+        Row(
+            f"memory that a run gains from update {settled} to {updates}",
+            resident_mib[updates] - resident_mib[settled],
             "<= 20",
-            f"MiB on {resident_mib[SETTLED]:.0f} MiB, with {(UPDATES - SETTLED) // EVERY} evaluations and checkpoints",
+            f"MiB on {resident_mib[settled]:.0f} MiB, with {(updates - settled) // every} evaluations and checkpoints",
         )
     ]

@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.timing import row
+from benchmarks.timing import Row
 from pipelines.cohort.folder import Cohort, CohortWriter
 from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
@@ -38,14 +39,14 @@ SIZE_PX, SPACING_MM = 512, (1.25, 0.7, 0.7)
 FEW_SERIES, ROUNDS = 4, 3
 
 
-def measure() -> Iterator[dict[str, object]]:
+def measure(tiny: bool = False) -> Iterator[Row]:
     """Start in fresh processes, in turn on the large cohort and on one of four series."""
     with TemporaryDirectory(prefix="dinox-bench-") as folder:
         many, few = Path(folder) / "many", Path(folder) / "few"
-        write_sparse_cohort(many, SERIES_COUNT)
+        write_sparse_cohort(many, 2 * FEW_SERIES if tiny else SERIES_COUNT)
         write_sparse_cohort(few, FEW_SERIES)
         starts: dict[Path, list[dict[str, float]]] = {many: [], few: []}
-        for _ in range(ROUNDS):
+        for _ in range(1 if tiny else ROUNDS):
             for root, measured in starts.items():
                 measured.append(_start_in_a_process(root))
     cpu_s, wall_s, memory_mb, mapped_mb = (
@@ -54,11 +55,11 @@ def measure() -> Iterator[dict[str, object]]:
     )
     name = f"start on {SERIES_COUNT} series, {SLICE_COUNT} slices"
     seconds = f"{wall_s[many]:.1f} s on the wall; {FEW_SERIES} series: {cpu_s[few]:.1f} s"
-    yield row(name, cpu_s[many], "<= 5", f"seconds of one core to the first batch ({seconds})")
+    yield Row(name, cpu_s[many], "<= 5", f"seconds of one core to the first batch ({seconds})")
     mapped = f"{FEW_SERIES} series: {memory_mb[few]:.0f}; and {mapped_mb[many]:.0f} of mapped files"
-    yield row(name, memory_mb[many], "<= 300", f"MB beyond imports at its peak ({mapped})")
+    yield Row(name, memory_mb[many], "<= 300", f"MB beyond imports at its peak ({mapped})")
     growth = memory_mb[many] / memory_mb[few]
-    yield row(f"{name}, memory", growth, "<= 1.5", f"times that of {FEW_SERIES} series")
+    yield Row(f"{name}, memory", growth, "<= 1.5", f"times that of {FEW_SERIES} series")
 
 
 def write_sparse_cohort(root: Path, n_series: int) -> None:
@@ -112,10 +113,11 @@ def _nodules(ids: list[str]) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     for axis, low, high in (("x", -300.0, -50.0), ("y", -300.0, -50.0), ("z", 20.0, 250.0)):
         nodules[f"{axis}_lps_mm"] = rng.uniform(low, high, n)
+    ratings: list[Any] = [[3, 3, 3]] * n
     return nodules.assign(
         nodule_id=[f"nodule-{i}" for i in range(n)],
         diameter_mm=rng.uniform(3, 30, n),
-        malignancy_ratings=[[3, 3, 3]] * n,
+        malignancy_ratings=ratings,
         n_readers=3,
         source="pylidc",
         flag="",

@@ -1,16 +1,28 @@
 """Times of several ways to do one thing, taken in turn, so that a busy machine slows all of them alike."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 from time import process_time
+from typing import NamedTuple
 
 import torch
 
 ROUNDS = 7
 
 
-def median_cpu_seconds(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+class Row(NamedTuple):
+    """One line of the table: `target` is like ">= 7" or "<= 1.5", or empty where nothing is promised."""
+
+    name: str
+    ratio: float
+    target: str
+    unit: str
+    missing: str = ""
+    """What this processor lacks and the target needs; then it is not judged."""
+
+
+def median_cpu_seconds(ways: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
     """Run every way once to warm up, then `rounds` times in turn; return the median of each.
 
     Seconds are processor time of this process, which other programs on the machine disturb less than a clock on
@@ -36,8 +48,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def row(name: str, ratio: float, target: str, unit: str) -> dict[str, object]:
-    """One line of the table: `target` is like ">= 7" or "<= 1.5", or empty where nothing is promised."""
-    return {"name": name, "ratio": ratio, "target": target, "unit": unit}

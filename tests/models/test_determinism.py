@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from models.aggregators import build_aggregator
-from models.backbone import BackboneConfig, build_backbone
-from models.head import HeadConfig, ProjectionHead
+from models.backbone import build_backbone
+from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
+from models.head import ProjectionHead
 from models.losses.koleo import koleo_loss
-from models.losses.objective import Batch, Objective, ObjectiveConfig
+from models.losses.objective import Batch, Objective
 from models.student_teacher import Network, StudentTeacher
 
 OBJECTIVES = {

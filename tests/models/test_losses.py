@@ -20,8 +20,13 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
-@pytest.mark.parametrize("n_student", [2, 3, 6])
-def test_dino_equals_a_loop_over_pairs_of_views(rng: torch.Generator, n_student: int) -> None:
+@pytest.mark.parametrize(
+    ("n_student", "teacher_temp", "student_temp"),
+    [(2, 0.04, 0.1), (3, 0.04, 0.1), (6, 0.04, 0.1), (2, 0.07, 0.1), (2, 0.04, 0.3)],
+)
+def test_dino_equals_a_loop_over_pairs_of_views(
+    rng: torch.Generator, n_student: int, teacher_temp: float, student_temp: float
+) -> None:
     student = torch.randn(n_student, 5, 7, generator=rng, dtype=torch.float64)
     logits = torch.randn(2, 5, 7, generator=rng, dtype=torch.float64)
     center = torch.randn(7, generator=rng, dtype=torch.float64)
@@ -31,10 +36,10 @@ def test_dino_equals_a_loop_over_pairs_of_views(rng: torch.Generator, n_student:
             if s == t:
                 continue
             for b in range(5):
-                p = torch.softmax((logits[t, b] - center) / 0.04, dim=0)
-                q = torch.softmax(student[s, b] / 0.1, dim=0)
+                p = torch.softmax((logits[t, b] - center) / teacher_temp, dim=0)
+                q = torch.softmax(student[s, b] / student_temp, dim=0)
                 terms.append(-(p * q.log()).sum())
-    found = dino_loss(student, teacher_probabilities(logits, center, 0.04), 0.1)
+    found = dino_loss(student, teacher_probabilities(logits, center, teacher_temp), student_temp)
     assert found.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-12)
 
 

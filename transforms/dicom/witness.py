@@ -44,7 +44,7 @@ def _read(header: SliceHeader) -> NDArray[np.float64]:
         import SimpleITK
     except ImportError:
         raise TransformError("witness=simpleitk needs SimpleITK; install it or take witness=none") from None
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]  # they quote header text
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # they quote header text
     try:
         image = SimpleITK.ReadImage(str(header.path), imageIO="GDCMImageIO")
     except RuntimeError:

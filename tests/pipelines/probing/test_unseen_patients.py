@@ -1,0 +1,39 @@
+"""Whom a probe may test follows from what is on record of the backbone."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.backbone import build_backbone
+from models.config import BackboneConfig
+from pipelines.backbones.folder import LoadedBackbone
+from pipelines.probing.folds import unseen_patients
+from probes.splits import is_held_out
+
+PATIENTS = np.array([f"patient-{number}" for number in range(40)])
+HALF = {str(patient) for patient in PATIENTS if is_held_out(str(patient), "half_a")}
+
+
+def loaded(source: str = "folder", **record: object) -> LoadedBackbone:
+    config = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
+    with torch.device("meta"):
+        backbone = build_backbone(config)
+    return LoadedBackbone(backbone, config, source, dict(record), "", {})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        (loaded(holdout="half_a", leak=""), HALF),
+        # A leak on record weighs more than the share that was to be left out: nobody counts as unseen.
+        (loaded(holdout="half_a", leak="no_holdout"), set()),
+        (loaded(holdout=0.0, leak=""), set()),
+        (loaded(recipe="somebody's"), None),
+        (loaded("timm:vit_small_patch14_dinov2"), {str(patient) for patient in PATIENTS}),
+    ],
+)
+def test_unseen_patients_are_those_that_the_record_vouches_for(
+    backbone: LoadedBackbone, expected: set[str] | None
+) -> None:
+    assert 0 < len(HALF) < len(PATIENTS)
+    assert unseen_patients(backbone, PATIENTS) == expected

@@ -1,0 +1,85 @@
+"""Every setting of objective and optimizer changes what a run learns: none is read and then ignored."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+import torch
+
+from models.backbone import build_backbone
+from models.config import ObjectiveConfig
+from pipelines.command.config import load_recipe
+from pipelines.training.config import OptimConfig, PretrainConfig
+from pipelines.training.trainer import Trainer
+from transforms.views.batch import Views
+
+UPDATES = 3
+SMALL = {
+    "steps": UPDATES,
+    "batch_size": 4,
+    "backbone": {"arch": "custom", "depth": 1, "embed_dim": 16, "heads": 2, "image_px": 28},
+    "head": {"prototypes": 32},
+    "views": {"size_px": 28},
+    "optim": {"warmup_steps": 0, "lr": 1e-2},
+}
+WITHOUT_VIEWS = {"objective.kind": "mae", "objective.gram_weight": "0", "objective.koleo_weight": "0"}
+# Each setting with another value, and what else must be set for it to count.
+SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
+    "objective.kind": ("simclr", {}),
+    "objective.gram_weight": ("0.5", {}),
+    "objective.gram_registers": ("true", {}),
+    "objective.koleo_weight": ("0.2", {}),
+    "objective.koleo_on": ("class_token", {}),
+    "objective.student_temp": ("0.2", {}),
+    "objective.center": ("sinkhorn", {}),
+    "objective.center_momentum": ("0.5", {}),
+    "objective.simclr_temp": ("0.2", {"objective.kind": "simclr"}),
+    "objective.ibot_weight": ("1.0", {}),
+    "objective.ibot_mask": ("[0.7, 0.8]", {"objective.ibot_weight": "1.0"}),
+    "objective.mae_mask": ("0.4", WITHOUT_VIEWS),
+    "optim.lr": ("1e-3", {}),
+    "optim.min_lr": ("1e-3", {}),
+    "optim.warmup_steps": ("1", {}),
+    "optim.weight_decay": ("0.5", {}),
+    "optim.weight_decay_end": ("0.5", {}),
+    "optim.decay_everything": ("true", {}),
+    "optim.ema_momentum": ("0.5", {}),
+    "optim.ema_momentum_end": ("0.5", {}),
+    "optim.teacher_temp": ("0.1", {"optim.teacher_temp_warmup_steps": "2"}),
+    "optim.teacher_temp_start": ("0.1", {"optim.teacher_temp_warmup_steps": "2"}),
+    "optim.teacher_temp_warmup_steps": ("2", {"optim.teacher_temp_start": "0.1"}),
+    "optim.clip_norm": ("0.01", {}),
+}
+
+
+def learned(settings: dict[str, str]) -> torch.Tensor:
+    """All weights of student and teacher after three updates on views of noise, in one row."""
+    config = load_recipe(PretrainConfig, SMALL, list(settings.items()))
+    torch.manual_seed(0)
+    trainer = Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
+    views = noise()
+    for _ in range(UPDATES):
+        trainer.update(views)
+    return torch.cat([tensor.flatten() for tensor in trainer.networks.state_dict().values()])
+
+
+def noise() -> Iterator[Views]:
+    draw = torch.Generator().manual_seed(0)
+    while True:
+        views = torch.randn(2, 4, 3, 28, 28, generator=draw)
+        outside = torch.zeros(2, 4, dtype=torch.bool)
+        yield Views(views, None, torch.ones(2, 4), outside, torch.zeros(2, 4, 2))
+
+
+def test_no_setting_is_left_out_here() -> None:
+    named = {f"objective.{field.name}" for field in fields(ObjectiveConfig)}
+    named |= {f"optim.{field.name}" for field in fields(OptimConfig)}
+    assert set(SETTINGS) == named
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_changes_what_is_learned(name: str) -> None:
+    value, needed = SETTINGS[name]
+    plain = learned(needed)
+    assert torch.equal(plain, learned(needed))
+    assert not torch.equal(plain, learned(needed | {name: value}))
