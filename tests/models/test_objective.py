@@ -222,3 +222,17 @@ def test_the_gain_of_simclr_is_the_infonce_bound() -> None:
 def test_impossible_objectives_are_refused(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ObjectiveConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("mae_mask", "shown"), [(0.25, 3), (0.5, 2), (0.75, 1), (0.99, 1)])
+def test_a_masked_autoencoder_is_shown_the_stated_share_of_patches(
+    mae_mask: float, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, objective = build(ObjectiveConfig(kind="mae", gram_weight=0, koleo_weight=0, mae_mask=mae_mask))
+    backbone, seen = networks.student.backbone, []
+    encode = backbone.encode_visible
+    monkeypatch.setattr(
+        backbone, "encode_visible", lambda images, keep: seen.append(keep.shape) or encode(images, keep)
+    )
+    objective(networks, batch())
+    assert seen == [(8, shown)]  # of the 2 x 2 patches of 8 images

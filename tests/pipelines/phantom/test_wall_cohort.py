@@ -12,6 +12,7 @@ from pipelines.phantom.wall_cohort import make_wall_cohort
 from pipelines.phantom.wall_slices import chest_slices
 from pipelines.training.config import PretrainConfig
 from pipelines.training.run import divide_patients
+from probes.splits import patient_hash
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,12 @@ def test_the_recipe_trains_on_2048_slices(tmp_path: Path) -> None:
     cohort = Cohort.open(tmp_path / "wall")
     config = load_recipe(PretrainConfig, read_yaml(find_recipe("wall")))
     assert len(divide_patients(cohort, config).train) * 128 == 2048
+
+
+def test_max_patients_keeps_the_first_by_hash_and_holds_out_the_same(tmp_path: Path) -> None:
+    make_wall_cohort(tmp_path / "wall", slices_each=1)
+    cohort = Cohort.open(tmp_path / "wall")
+    every = divide_patients(cohort, PretrainConfig())
+    few = divide_patients(cohort, PretrainConfig(max_patients=3))
+    assert few.train == sorted(every.train, key=patient_hash)[:3]
+    assert few.held_out == every.held_out

@@ -175,3 +175,13 @@ def test_a_run_is_hopeless_when_trouble_has_lasted_for_the_patience(step: int, i
     watcher = Watcher(CONFIG, K, TEMP)
     judged(watcher, 20, 0.0)
     assert watcher.is_hopeless(step) == is_hopeless
+
+
+def test_thresholds_of_gain_and_entropy_decide_the_verdict() -> None:
+    def verdict(gain: float, share: float, **thresholds: float) -> Verdict:
+        watcher = Watcher(WatchConfig(min_steps=0, **thresholds), 64, 0.1)
+        watcher._judge(0, 0.0, math.log(64), 10.0)
+        return watcher._judge(1, gain, share * math.log(64), 10.0)
+
+    assert (verdict(0.4, 0.9), verdict(0.4, 0.9, learning_gain=0.5)) == ("learning", "wall")
+    assert (verdict(0.0, 0.6), verdict(0.0, 0.6, wall_share=0.7)) == ("wall", "collapsed")
