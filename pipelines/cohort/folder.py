@@ -228,6 +228,7 @@ def write_volume(
     volume_hu: NDArray[np.int16],
     n_files: int = 1,
     witness: str = "none",
+    source_stamp: str = "",
 ) -> None:
     """Write one volume, its body grid, and then its row: with the row it is there.
 
@@ -237,6 +238,7 @@ def write_volume(
         volume_hu: (Z, Y, X) int16 HU, z toward the head.
         n_files: Source files that the volume was read from.
         witness: Another reader whose reading was the same.
+        source_stamp: Tells these source files from changed ones; "" where none are looked at again.
 
     Raises:
         ValueError: If the id cannot be a file name, or the volume is not three-dimensional int16.
@@ -249,6 +251,7 @@ def write_volume(
     volume_hu = np.ascontiguousarray(volume_hu)
     measured = {"shape": list(volume_hu.shape), "sha256": voxel_sha256(volume_hu)}
     full_row = {**row, **measured, "n_files": n_files, "witness": witness}
+    full_row["source_stamp"] = source_stamp
     missing = set(SERIES.names) - set(full_row)
     if missing:
         raise ValueError(f"the row of a volume lacks {', '.join(sorted(missing))}")

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
 from pipelines.ingest.refused_table import refused_table, with_refused_rows
+from pipelines.ingest.sources.dicom import DicomJob
 from pipelines.ingest.sources.formats import find_jobs, read_job
 from pipelines.ingest.sources.found import Job
 from pipelines.ingest.sources.hub import fetch_from_hub
@@ -61,7 +64,8 @@ class NothingReadError(Refusal):
 def prepare_cohort(config: PrepareConfig) -> Prepared:
     """Read what is not yet in the cohort, then write its tables.
 
-    May be called again at any time, and by several processes at once: only what is missing is read.
+    May be called again at any time, and by several processes at once: only what is missing is read, and what has
+    changed at its source since, by size or time of change.
 
     Raises:
         NothingReadError: If the source holds nothing that can be read.
@@ -78,6 +82,8 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
     root = Path(config.cohort)
     try:
         with contextlib.closing(CohortWriter(root)) as writer:
+            for volume_id in _otherwise_parted(writer, found.jobs):
+                writer.forget(volume_id)
             missing = [job for job in found.jobs if not _is_up_to_date(writer, job, config.witness)]
             refused_jobs = _read_all(missing, config, root, pseudonyms)
             for volume_id in refused_jobs:
@@ -151,10 +157,11 @@ def _source_folder(config: PrepareConfig) -> Path:
 
 
 def _is_up_to_date(writer: CohortWriter, job: Job, witness: str) -> bool:
-    """Whether the cohort holds the volume as it would be read now: of as many files, of the same patient, witnessed."""
+    """Whether the cohort holds the volume as it would be read now: of the same files and patient, witnessed."""
     row = writer.row_of(job.volume_id)
     return row is not None and (
         row["n_files"] == len(job.files)
+        and row.get("source_stamp", "") in ("", _stamp(job.files))  # older cohorts have none
         and job.patient_id in ("", row["patient_id"])
         and job.series_uid in ("", row["series_uid"])
         and witness in ("none", row.get("witness"))
@@ -178,8 +185,32 @@ def _read_all(
     return refused
 
 
+def _otherwise_parted(writer: CohortWriter, jobs: Sequence[Job]) -> list[str]:
+    """Volumes of the cohort whose slices are in other volumes now, since their series is parted otherwise."""
+    volume_ids = {job.volume_id for job in jobs}
+    series = {job.series_uid: bool(job.note) for job in jobs if isinstance(job, DicomJob)}
+    outdated = [uid for uid, is_parted in series.items() if is_parted and writer.row_of(uid)]
+    for uid in series:
+        for number in itertools.count(1):
+            if not writer.row_of(f"{uid}_part-{number}"):
+                break
+            outdated.append(f"{uid}_part-{number}")
+    return [volume_id for volume_id in outdated if volume_id not in volume_ids]
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """Tells the files of a volume from changed ones: a hash of sizes and times of change, which says no name."""
+    try:
+        statuses = [path.stat() for path in files]
+    except OSError:
+        return "missing"
+    lines = sorted(f"{status.st_size} {status.st_mtime_ns}" for status in statuses)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
 def _prepare_one(root: Path, pseudonyms: Pseudonyms, witness: str, job: Job) -> str:
     """Read one job and write its volume; the reason where it is refused, else ""."""
+    stamp = _stamp(job.files)  # before they are read: what changes meanwhile is read again next time
     try:
         row, volume_hu = read_job(job, pseudonyms, witness)
     except SeriesRefusedError as refusal:
@@ -188,7 +219,7 @@ def _prepare_one(root: Path, pseudonyms: Pseudonyms, witness: str, job: Job) -> 
         return f"a file cannot be read ({error.strerror})"
     except MemoryError:
         return "the volume does not fit into memory"
-    write_volume(root, row, volume_hu, len(job.files), witness)
+    write_volume(root, row, volume_hu, len(job.files), witness, stamp)
     return ""
 
 
