@@ -62,7 +62,7 @@ class SliceIndex:
         return len(self.z)
 
     def read(self, rows: Iterable[int]) -> TripletBatch:
-        """Read the triplets around some slices, padded to the largest of them: `SliceTriplet` for a batch, without MONAI.
+        """Read the triplets around some slices, padded to the largest: `SliceTriplet` for a batch, without MONAI.
 
         Where a neighbor is missing (volume edge) or lies across a gap, z itself is repeated.
         """
