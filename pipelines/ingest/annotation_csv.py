@@ -3,7 +3,8 @@
 Columns: `file` (as seen from the source folder, or from the table's own) or `series_uid`; `patient_id`; `x_lps_mm`,
 `y_lps_mm`, `z_lps_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which
 the label rule `given` reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what
-needs it. Further columns are kept, unless their name says that they name a person.
+needs it. Further columns are kept, unless their name says that they name a person. Tables of LUNA16 and LUNA25 are
+known by their columns, and nothing else of them is kept.
 """
 
 import math
@@ -21,6 +22,7 @@ import pandas as pd
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES, empty_table
+from pipelines.ingest.table_text import TableTextError, luna_columns, read_table_text
 from transforms.geometry import VolumeGeometry
 from transforms.refusal import Refusal
 
@@ -56,18 +58,18 @@ class AnnotationTable:
         if not path.is_file():
             raise AnnotationTableError(f"annotations={path} is no file; name a CSV of nodules")
         try:
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-            raise AnnotationTableError(f"annotations={path} cannot be read as CSV in UTF-8") from None
-        rows.columns = [str(name).strip() for name in rows.columns]
+            rows = read_table_text(path.read_bytes())
+            luna = luna_columns(rows)
+        except TableTextError as error:
+            raise AnnotationTableError(f"annotations={path} {error}") from None
+        if luna is not None:
+            return cls(path, luna)
         missing = [name for name in ("patient_id", *_COORDINATES) if name not in rows]
         for choice in (("file", "series_uid"), ("malignancy_ratings", "label")):
             if not set(choice) & set(rows):
                 missing.append(" or ".join(choice))
         if missing:
             raise AnnotationTableError(f"annotations={path} lacks the column(s) {', '.join(missing)}")
-        for name in rows:
-            rows[name] = rows[name].str.strip()
         return cls(path, rows)
 
     def seen_from(self, source: Path) -> "AnnotationTable":
@@ -184,7 +186,12 @@ def _nodule(
 ) -> dict[str, Any]:
     """One row as a nodule. Raises RowRefusedError with the reason to refuse it."""
     series_uid = row.get("series_uid") or str(volume["series_uid"])
-    if pseudonyms.patient(row["patient_id"], "", series_uid) != volume["patient_id"]:
+    has_opinion = (
+        "malignancy_ratings" in row or "label" in row
+    )  # LUNA16's tables have none, and name no patient
+    if (row["patient_id"] or has_opinion) and pseudonyms.patient(row["patient_id"], "", series_uid) != volume[
+        "patient_id"
+    ]:
         raise RowRefusedError("its patient_id is not the patient of its volume")
     center = [_number(row, name) for name in _COORDINATES]
     geometry = VolumeGeometry.from_row(volume)
@@ -198,7 +205,7 @@ def _nodule(
     label = row.get("label", "").removesuffix(".0")  # pandas writes 1.0 where another row has no label
     if label not in ("", "0", "1"):
         raise RowRefusedError("label is not 0 or 1")
-    if not ratings and not label:
+    if has_opinion and not ratings and not label:
         raise RowRefusedError("it has neither malignancy_ratings nor label")
     known = {
         "nodule_id": _nodule_id(row, number, volume_id, pseudonyms),

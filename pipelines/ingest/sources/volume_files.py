@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from pipelines.cohort.folder import is_volume_id
 from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
 from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
 from pipelines.ingest.sources.found import Found, Job
+from pipelines.ingest.table_text import patients_by_series
 from transforms.dicom.tree import walk_files
 from transforms.metaimage import metaimage_files, read_metaimage
 from transforms.nifti import nifti_files, read_nifti
@@ -96,6 +97,8 @@ def find_volume_files(
         if path not in parts and path not in voxels
     ]
     _add_jobs(found, parts, root, pseudonyms, table.of_files() if table else {})
+    if table is not None:
+        _name_patients(found, pseudonyms, patients_by_series(table.rows))
     if table and "file" not in table.rows and not any(job.series_uid for job in found.jobs):
         raise AnnotationTableError(
             f"annotations={table.path} has no column file, and no name of a file here is a series UID; add the column "
@@ -140,6 +143,14 @@ def _add_jobs(
             found.jobs.append(VolumeJob(volume_id, parts[path], series_uid, patient, kind))
 
 
+def _name_patients(found: Found, pseudonyms: Pseudonyms, patients: Mapping[str, str]) -> None:
+    """Files that are named by a series are of the patient that the table names for it."""
+    for i, job in enumerate(found.jobs):
+        if job.series_uid == job.volume_id and job.series_uid in patients:
+            patient = pseudonyms.patient(patients[job.series_uid], "", job.series_uid)
+            found.jobs[i] = replace(job, patient_id=patient)
+
+
 def _parts(path: Path) -> tuple[Path, ...]:
     """The file and that of its voxels; the file alone where its header is not right, which reading will refuse."""
     kind = format_of(path)
@@ -171,6 +182,7 @@ def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]
     """
     volume = FORMATS[job.format].read(job.files[0])
     extent_mm = np.multiply(volume.volume_hu.shape, volume.spacing_mm)
+    is_small = bool((extent_mm < PATCH_BELOW_MM).all())
     row = {
         "volume_id": job.volume_id,
         "patient_id": job.patient_id,
@@ -184,7 +196,9 @@ def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]
         "transfer_syntax": "",
         "is_lossy": False,
         "n_padding_voxels": volume.n_padding_voxels,
-        "kind": "patch" if bool((extent_mm < PATCH_BELOW_MM).all()) else "series",
+        "kind": "patch"
+        if is_small and job.series_uid != job.volume_id
+        else "series",  # named as the series itself
         "notes": "; ".join(volume.notes),
     }
     return row, volume.volume_hu

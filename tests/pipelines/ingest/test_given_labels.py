@@ -295,7 +295,7 @@ def test_series_uids_meet_dicom_but_no_nifti(
 ) -> None:
     columns = tuple(name for name in COLUMNS if name not in ("file", "diameter_mm"))
     with pytest.raises(
-        AnnotationTableError, match="has no column file, and a NIfTI file knows no series UID"
+        AnnotationTableError, match="has no column file, and no name of a file here is a series UID"
     ):
         cohort_of(columns)
     write_ct_series(tmp_path / "s")
