@@ -5,6 +5,7 @@ are read word by word. Sources: PS3.3 C.7.6.1.1.2, C.8.15.2.1.1, C.8.16.1 and C.
 """
 
 import re
+from functools import lru_cache
 
 from transforms.refusal import SeriesRefusedError
 
@@ -53,10 +54,18 @@ def check_is_attenuation(values: str) -> None:
     Raises:
         SeriesRefusedError: For what the values name; words in them are told apart by anything but letters and digits.
     """
+    reason = _reason(values)
+    if reason:
+        raise SeriesRefusedError(reason)
+
+
+@lru_cache(maxsize=64)  # the slices of a series say the same
+def _reason(values: str) -> str:
     for value in values.upper().split("\\"):
         words = _WORD.findall(value)
         for start in range(len(words)):
             for length in range(1, _LONGEST + 1):
                 reason = _REASONS.get(tuple(words[start : start + length]))
                 if reason:
-                    raise SeriesRefusedError(reason)
+                    return reason
+    return ""

@@ -5,9 +5,11 @@ are (each rotation of a sequence may have its own AcquisitionNumber). So the pla
 comes of it lies at least as evenly as it did together, and never where one part fills the holes of another.
 """
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +25,12 @@ _PHASES = ("TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "Con
 _MIN_PASS = 3
 """Fewer slices in a row are no pass: any two lie evenly."""
 _MAX_PASSES = 8
+
+
+@lru_cache(maxsize=64)  # the slices of a series have one
+def _axial_normal(orientation: tuple[float, ...]) -> tuple[float, ...] | None:
+    vectors = np.array(orientation)
+    return tuple(slice_normal(vectors).tolist()) if is_axial(vectors) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +55,9 @@ class SlicePlace:
     @classmethod
     def of(cls, header: SliceHeader, n_frames: int = 1) -> "SlicePlace":
         """Take a header; a file of several frames is one place."""
-        orientation = np.array(header.orientation)
-        axial = is_axial(orientation)
-        along = float(np.array(header.position_lps_mm) @ slice_normal(orientation)) if axial else 0.0
+        normal = _axial_normal(header.orientation)
+        axial = normal is not None
+        along = sum(map(operator.mul, header.position_lps_mm, normal)) if normal is not None else 0.0
         return cls(
             header.path,
             header.series_uid,
