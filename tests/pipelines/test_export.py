@@ -228,9 +228,9 @@ class LoopbackHub(BaseHTTPRequestHandler):
 def upload(endpoint: str, folder: Path, repository: str) -> subprocess.CompletedProcess[str]:
     """Push in a process of its own: huggingface_hub reads its address when it is imported."""
     code = (
-        "import sys; from pathlib import Path; from pipelines.backbones.exporting import push\n"
+        "import sys; from pathlib import Path; from pipelines.backbones.exporting import ExportError, push\n"
         "try: print(push(Path(sys.argv[1]), sys.argv[2], True))\n"
-        "except ValueError as error: sys.exit(f'REFUSED {error}')"
+        "except ExportError as error: sys.exit(f'REFUSED {error}')"
     )
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1"}
     words = [sys.executable, "-W", "ignore", "-c", code, str(folder), repository]
