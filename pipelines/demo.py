@@ -57,10 +57,10 @@ def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) 
     print()
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in arms[1:]]
-        started = [
-            start(entry_point, name, *parameters, log=log)
-            for (name, parameters), log in zip(arms, [None, *logs], strict=True)
-        ]
+        started = []
+        for (name, parameters), log in zip(arms, [None, *logs], strict=True):
+            started.append(start(entry_point, name, *parameters, log=log))
+            stack.callback(started[-1].wait)  # After Ctrl-C too, which each of them answers by itself.
         codes = [process.wait() for process in started]
         for log, code in zip(logs, codes[1:], strict=True):
             if code:

@@ -1,7 +1,7 @@
 """Fixtures that every room may use: one sphere of known size, one small phantom source, and real CT if named."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.phantom.shapes import Grid, paint, sphere_coverage
 from pipelines.phantom.source import write_phantom
+from tests.processes import OpenProcess, opening_processes
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ def small_phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "source"
     write_phantom(root, n_patients=6, size_px=64, height_mm=30.0, workers=1)
     return root
+
+
+@pytest.fixture
+def open_process() -> Iterator[OpenProcess]:
+    """A `subprocess.Popen` whose processes are killed, with their children, and waited for when the test ends."""
+    with opening_processes() as start:
+        yield start
 
 
 class HostCopies(TorchDispatchMode):

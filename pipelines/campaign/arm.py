@@ -179,8 +179,11 @@ def _call(command: list[str]) -> int:
     try:
         code = process.wait()
     except KeyboardInterrupt:
+        # To be asked again changes nothing: what was started saves, and is waited for.
+        heard_by = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         process.terminate()
         code = process.wait()
+        signal.signal(signal.SIGTERM, heard_by)
     return 128 - code if code < 0 else code
 
 

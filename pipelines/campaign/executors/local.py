@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class LocalExecutor:
             self._parallel = min(self._parallel, room)
         self.threads = max(cores // self._parallel, 1)
         self._canceled_at: dict[str, float] = {}
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._pids: dict[str, int] = {}
 
     @property
     def parallel(self) -> int:
@@ -72,7 +73,7 @@ class LocalExecutor:
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
             if devices:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-            self._started[str(folder)] = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.campaign.arm"],
                 cwd=PROJECT_ROOT,
                 env=environment,
@@ -82,6 +83,9 @@ class LocalExecutor:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
+        self._pids[str(folder)] = process.pid
+        # An arm may outlive this executor; whoever lives on waits for it, so that it is not collected while it runs.
+        threading.Thread(target=process.wait, name=f"wait for {job.name}", daemon=True).start()
         return str(folder)
 
     def find(self, name: str) -> str:
@@ -91,8 +95,6 @@ class LocalExecutor:
 
     def poll(self, handle: str) -> JobState:
         """Return whether the job's lock is held."""
-        if handle in self._started and self._started[handle].poll() is not None:
-            del self._started[handle]
         path = Path(handle) / "lock"
         if not path.is_file():
             return "ended"
@@ -123,8 +125,8 @@ class LocalExecutor:
         return path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:] if path.is_file() else ""
 
     def _pid(self, handle: str) -> int:
-        if handle in self._started:
-            return self._started[handle].pid
+        if handle in self._pids:
+            return self._pids[handle]
         path = Path(handle) / "pid"
         return int(path.read_text(encoding="ascii") or 0) if path.is_file() else 0
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,10 +26,12 @@ from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
 from pipelines.campaign.stages import check_words
 from pipelines.cohort.tables import CohortError
 from pipelines.command.cli import run_entry_point
+from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord, read_arms
 from pipelines.tracking.heartbeat import HOURS
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
+from tests.processes import WAIT_S, OpenProcess, wait_until
 
 Call = Callable[..., int]
 TREE: dict[str, Any] = {
@@ -259,16 +263,45 @@ def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
     executor = LocalExecutor(ResourcesSpec(), 1, tmp_path)
     handle = executor.submit(Job(plan, ResourcesSpec()))
     try:
-        command, deadline = b"", time.monotonic() + 30
-        while (
-            not command and time.monotonic() < deadline
-        ):  # A process that is only starting has no words yet.
-            command = Path(f"/proc/{executor._pid(handle)}/cmdline").read_bytes()
+        words = Path(f"/proc/{executor._pid(handle)}/cmdline")
+        wait_until(words.read_bytes)  # A process that is only starting has none yet.
+        command = words.read_bytes()
         assert b"pipelines.campaign.arm" in command
         assert b"secret" not in command
     finally:
         os.killpg(executor._pid(handle), signal.SIGKILL)
-        executor._started[handle].wait()
+        # The executor itself waits for what it started: no zombie stays.
+        wait_until(lambda: not words.exists())
+    assert executor.poll(handle) == "ended"
+
+
+STAGE = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+print("begun", flush=True)
+sys.stdin.read()
+print("saved", flush=True)
+"""
+ARM = f"""
+import signal, sys
+from pipelines.campaign import arm
+signal.signal(signal.SIGTERM, arm._interrupt)
+sys.exit(arm._call([sys.executable, "-c", {STAGE!r}]))
+"""
+
+
+def test_an_arm_that_is_asked_twice_to_stop_still_waits_for_what_it_started(
+    open_process: OpenProcess,
+) -> None:
+    pipe = subprocess.PIPE
+    arm = open_process([sys.executable, "-c", ARM], cwd=PROJECT_ROOT, stdin=pipe, stdout=pipe, text=True)
+    assert arm.stdout.readline() == "begun\n"
+    arm.terminate()
+    assert arm.stdout.readline() == "asked\n"
+    arm.terminate()
+    arm.stdin.close()
+    assert arm.stdout.readline() == "saved\n"
+    assert arm.wait(WAIT_S) == 0
 
 
 def test_arms_elsewhere_need_a_server_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

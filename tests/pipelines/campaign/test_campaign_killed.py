@@ -1,5 +1,6 @@
 """Kill -9 of the campaign and of its arms, over and over: nothing is lost, runs twice, or is paid twice."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord, ledger, read_arms, total
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
+from tests.processes import OpenProcess, wait_until
 
 KILLS = 20
 PARALLEL = 2
@@ -59,10 +61,10 @@ def campaign_file(folder: Path, cohort: Cohort) -> Path:
     return file
 
 
-def started(file: Path, log: Path) -> subprocess.Popen[bytes]:
+def started(open_process: OpenProcess, file: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipelines.campaign", "--spec", str(file), "--parallel", str(PARALLEL)]
     with log.open("ab") as out:
-        return subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=out, stderr=out, start_new_session=True)
+        return open_process(command, cwd=PROJECT_ROOT, stdout=out, stderr=out)
 
 
 def running_arms() -> list[int]:
@@ -84,26 +86,29 @@ def complete(arm: ArmRecord) -> bool:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing_and_pay_nothing_twice(own_store: Path, small_cohort: Cohort) -> None:
+def test_twenty_kills_lose_nothing_and_pay_nothing_twice(
+    own_store: Path, small_cohort: Cohort, open_process: OpenProcess
+) -> None:
     file, log, rng = campaign_file(own_store, small_cohort), own_store / "log.txt", random.Random(0)
     begun = time.time()
-    process = started(file, log)
+    process = started(open_process, file, log)
     killed_arms = 0
     for number in range(KILLS):
-        # On a busy machine an arm takes long to start: every other kill waits for one, so that arms are hit too.
-        deadline = time.monotonic() + 120.0
-        while number % 2 and not running_arms() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
-        time.sleep(rng.uniform(2.0, 8.0))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(2.0, 8.0))  # Any instant will do.
+        if number % 2:
+            # An arm may take long to start: every other kill waits for one, so that arms are hit too.
+            wait_until(lambda campaign=process: running_arms() or campaign.poll() is not None, every_s=0.2)
         arms = running_arms()
         if number % 2 and arms:
-            os.kill(rng.choice(arms), signal.SIGKILL)
-            killed_arms += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(arms), signal.SIGKILL)
+                killed_arms += 1
         else:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         if process.poll() is not None:
-            process = started(file, log)
+            process = started(open_process, file, log)
     assert process.wait(900) == 0, log.read_text()[-3000:]
     wall_hours = (time.time() - begun) / 3600.0
 
@@ -123,6 +128,6 @@ def test_twenty_kills_lose_nothing_and_pay_nothing_twice(own_store: Path, small_
     assert used.cost == pytest.approx(0.5 * used.hours)
 
     before = {arm.run_id: arm for arm in arms_now}
-    assert started(file, log).wait(300) == 0
+    assert started(open_process, file, log).wait(300) == 0
     assert {arm.run_id: arm for arm in read_arms()} == before
     shutil.rmtree(Path(arms_now[0].job).parent)

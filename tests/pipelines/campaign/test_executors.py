@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines.campaign.executors.skypilot import SkyPilotExecutor, deployable_c
 from pipelines.campaign.spec import CampaignError, CampaignSpec, ResourcesSpec, load_campaign
 from pipelines.runtime.extras import MissingPackageError
 from pipelines.runtime.paths import PROJECT_ROOT
+from tests.processes import WAIT_S, OpenProcess, answers, free_port, wait_until
 
 PLAN = ArmPlan(
     "small",
@@ -161,23 +161,25 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert visible_gpus() == []
 
 
-def test_a_job_whose_lock_is_held_by_anybody_is_running_and_can_be_canceled(tmp_path: Path) -> None:
+def test_a_job_whose_lock_is_held_by_anybody_is_running_and_can_be_canceled(
+    tmp_path: Path, open_process: OpenProcess
+) -> None:
     # What a campaign finds that was killed and called again: no child of its own, only the lock.
     folder = tmp_path / "job-1"
     folder.mkdir()
     holder = (
         "import fcntl, os, sys, time; from pathlib import Path; lock = open(sys.argv[1] + '/lock', 'a');"
-        "fcntl.flock(lock, fcntl.LOCK_EX); Path(sys.argv[1], 'pid').write_text(str(os.getpid())); time.sleep(60)"
+        "fcntl.flock(lock, fcntl.LOCK_EX); Path(sys.argv[1], 'pid').write_text(str(os.getpid())); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", holder, str(folder)], start_new_session=True)
-    while not (folder / "pid").is_file():
-        time.sleep(0.02)
+    process = open_process([sys.executable, "-c", holder, str(folder)])
+    pid = folder / "pid"
+    wait_until(lambda: pid.is_file() and pid.read_text() == str(process.pid), process)
     executor = LocalExecutor(ResourcesSpec(), 1, tmp_path)
     assert executor.find("job-1") == str(folder)
     assert executor.find("job-2") == ""
     assert executor.poll(str(folder)) == "running"
     executor.cancel(str(folder))
-    assert process.wait(20) == -signal.SIGTERM
+    assert process.wait(WAIT_S) == -signal.SIGTERM
     assert executor.poll(str(folder)) == "ended"
 
 
@@ -231,31 +233,18 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_process: OpenProcess) -> str:
     """A tracking server with artifacts of its own."""
     port = free_port()
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
     command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    log = (tmp_path / "server.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with (tmp_path / "server.log").open("wb") as log:
+        process = open_process(command, stdout=log, stderr=log)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    for _ in range(600):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(20)
-    log.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    wait_until(lambda: answers(port), process)
+    return f"http://127.0.0.1:{port}"
 
 
 CAMPAIGN = {
@@ -311,10 +300,7 @@ def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> Non
     executor = SubmititExecutor(ResourcesSpec(memory_gb=1.0), 1, own_store, cluster="local")
     handle = executor.submit(Job(plan, ResourcesSpec(memory_gb=1.0)))
     assert executor.poll(handle) == "running"
-    for _ in range(600):
-        if executor.poll(handle) == "ended":
-            break
-        time.sleep(0.1)
+    wait_until(lambda: executor.poll(handle) == "ended")
     assert run_status(run.run_id) == "FINISHED", executor.logs(handle)
 
 

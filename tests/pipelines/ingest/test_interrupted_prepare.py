@@ -1,18 +1,23 @@
 """`prepare`, killed or doubled at any instant, ends in the same bytes as if nobody had touched it."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipelines.cohort.folder import Cohort
+from tests.processes import OpenProcess
 
 pytestmark = pytest.mark.slow
+
+Start = Callable[[Path], "subprocess.Popen[bytes]"]
 
 PROGRAM = """
 import sys
@@ -32,10 +37,16 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def start(program: Path, source: Path, cohort: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, str(program), str(source), str(cohort)]
-    with program.with_suffix(".stderr").open("ab") as log:
-        return subprocess.Popen(command, start_new_session=True, stderr=log)
+@pytest.fixture
+def start(program: Path, small_phantom_source: Path, open_process: OpenProcess) -> Start:
+    """Starts to prepare the phantom into a cohort."""
+
+    def begin(cohort: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, str(program), str(small_phantom_source), str(cohort)]
+        with program.with_suffix(".stderr").open("ab") as log:
+            return open_process(command, stderr=log)
+
+    return begin
 
 
 def said(program: Path) -> str:
@@ -57,11 +68,9 @@ def assert_only_whole_files(cohort: Path) -> None:
         assert Cohort(cohort).verify() == []
 
 
-def test_killed_50_times_it_resumes_to_the_same_bytes(
-    program: Path, small_phantom_source: Path, tmp_path: Path
-) -> None:
+def test_killed_50_times_it_resumes_to_the_same_bytes(start: Start, program: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    assert start(program, small_phantom_source, tmp_path / "undisturbed").wait() == 0, said(program)
+    assert start(tmp_path / "undisturbed").wait() == 0, said(program)
     duration = time.monotonic() - began
     draw = random.Random(0)
     cohort = tmp_path / "killed"
@@ -70,8 +79,9 @@ def test_killed_50_times_it_resumes_to_the_same_bytes(
         if draw.random() < 0.3:  # else all volumes are soon there, and nothing is left to interrupt
             for row in (cohort / "rows").glob("[!.]*.json"):
                 row.unlink()
-        process = start(program, small_phantom_source, cohort)
-        time.sleep(draw.uniform(0.3, 1.1) * duration)
+        process = start(cohort)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.3, 1.1) * duration)  # Any instant will do.
         if process.poll() is None:
             # Half of the time the parent alone, so that its workers have to notice.
             (os.killpg if round_number % 2 else os.kill)(process.pid, signal.SIGKILL)
@@ -81,12 +91,12 @@ def test_killed_50_times_it_resumes_to_the_same_bytes(
         if n_killed == 50:
             break
     assert n_killed == 50
-    assert start(program, small_phantom_source, cohort).wait() == 0, said(program)
+    assert start(cohort).wait() == 0, said(program)
     assert contents(cohort) == contents(tmp_path / "undisturbed")
 
 
-def test_two_at_once_do_no_harm(program: Path, small_phantom_source: Path, tmp_path: Path) -> None:
-    assert start(program, small_phantom_source, tmp_path / "alone").wait() == 0, said(program)
-    both = [start(program, small_phantom_source, tmp_path / "both") for _ in range(2)]
+def test_two_at_once_do_no_harm(start: Start, program: Path, tmp_path: Path) -> None:
+    assert start(tmp_path / "alone").wait() == 0, said(program)
+    both = [start(tmp_path / "both") for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0], said(program)
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")

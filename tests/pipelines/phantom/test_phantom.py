@@ -2,7 +2,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from pipelines.phantom.source import (
 from pipelines.phantom.truth import PhantomError, read_truth, rows_of
 from probes.labels import label_nodules
 from probes.size_baseline import mean_characteristics
+from tests.processes import OpenProcess, wait_until
 
 SMALL = {"n_patients": 3, "size_px": 64, "height_mm": 26.0}
 
@@ -223,23 +223,18 @@ def test_a_killed_writer_leaves_nothing_half_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_of_a_killed_writer_end_too(tmp_path: Path) -> None:
+def test_workers_of_a_killed_writer_end_too(tmp_path: Path, open_process: OpenProcess) -> None:
     root = tmp_path / "p"
     code = (
         "from pathlib import Path; from pipelines.phantom.source import write_phantom\n"
         f"write_phantom(Path({str(root)!r}), workers=2)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    writer = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
-    while not list(tmp_path.glob(".p.partial-*/PHANTOM-0005")):
-        time.sleep(0.05)
+    writer = open_process([sys.executable, "-c", code], env=environment)
+    wait_until(lambda: any(tmp_path.glob(".p.partial-*/PHANTOM-0005")), writer)
     writer.kill()
     writer.wait()
-    for _ in range(100):
-        if not is_group_alive(writer.pid):
-            break
-        time.sleep(0.1)
-    assert not is_group_alive(writer.pid)
+    wait_until(lambda: not is_group_alive(writer.pid))
     assert not root.exists()
 
 

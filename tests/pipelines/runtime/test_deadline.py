@@ -1,39 +1,41 @@
 """The dead man's switch: a process ends at its deadline, whatever it does and whoever is gone."""
 
+import signal
 import subprocess
 import sys
-import time
 
 from pipelines.runtime.paths import PROJECT_ROOT
+from tests.processes import WAIT_S
 
-DEAF = """
+WATCHED = """
 import os, signal, sys, time
 from pipelines.runtime import interrupts
-interrupts.GRACE_S = 0.5
-os.environ[interrupts.DEADLINE_ENV] = repr(time.time() + 0.5)
+{before}
+interrupts.GRACE_S = {grace_s}
+os.environ[interrupts.DEADLINE_ENV] = repr(time.time() + {left_s})
 interrupts.watch_deadline()
 interrupts.watch_deadline()
 {body}
 """
+LONG_S = 10 * WAIT_S  # Whoever has to wait for this has not been ended.
+SLEEPS = f"time.sleep({LONG_S})"
 
 
-def ended(body: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", DEAF.format(body=body)]
-    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+def ended(before: str, body: str, left_s: float, grace_s: float) -> int:
+    """Exit code of a process that watches its deadline; minus the signal that ended it."""
+    program = WATCHED.format(before=before, body=body, left_s=left_s, grace_s=grace_s)
+    return subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, timeout=WAIT_S).returncode
 
 
 def test_a_process_is_asked_first() -> None:
-    body = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\ntime.sleep(30)"
-    assert ended(body).returncode == 7
+    answers = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))"
+    assert ended(answers, SLEEPS, left_s=0.5, grace_s=LONG_S) == 7
 
 
 def test_one_that_is_deaf_to_signals_and_holds_the_interpreter_is_ended_by_the_kernel() -> None:
-    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsum(range(10**13))"
-    assert ended(body).returncode == -14
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    assert ended(deaf, "sum(range(10**13))", left_s=0.5, grace_s=0.5) == -signal.SIGALRM
 
 
 def test_a_deadline_that_has_passed_ends_at_once() -> None:
-    body = "time.sleep(30)"
-    before = time.monotonic()
-    assert ended(body).returncode == -15
-    assert time.monotonic() - before < 25
+    assert ended("", SLEEPS, left_s=-LONG_S, grace_s=LONG_S) == -signal.SIGTERM

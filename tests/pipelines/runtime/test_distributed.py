@@ -1,7 +1,6 @@
 """Two processes that share a batch do what one process does with all of it."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.distributed import WorldError, choose_device, choose_precision
+from tests.processes import WAIT_S, OpenProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SETUP = """
@@ -119,15 +119,15 @@ with process_group(torch.device("cpu")):
 """
 
 
-def start(tmp_path: Path, source: str, words: list[str], processes: int) -> list[subprocess.Popen[str]]:
+def start(
+    open_process: OpenProcess, tmp_path: Path, source: str, words: list[str], processes: int
+) -> list[subprocess.Popen[str]]:
     script = tmp_path / "worker.py"
     script.write_text(source)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    port = str(free_port())
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        subprocess.Popen(
+        open_process(
             [sys.executable, str(script), *words],
             env=environment | {"RANK": str(rank), "WORLD_SIZE": str(processes)},
             stderr=subprocess.PIPE,
@@ -137,21 +137,23 @@ def start(tmp_path: Path, source: str, words: list[str], processes: int) -> list
     ]
 
 
-def test_what_the_first_process_refuses_ends_all_with_the_same_sentence(tmp_path: Path) -> None:
-    for rank, process in enumerate(start(tmp_path, REFUSAL, [], 2)):
-        _, said = process.communicate(timeout=120)
+def test_what_the_first_process_refuses_ends_all_with_the_same_sentence(
+    tmp_path: Path, open_process: OpenProcess
+) -> None:
+    for rank, process in enumerate(start(open_process, tmp_path, REFUSAL, [], 2)):
+        _, said = process.communicate(timeout=WAIT_S)
         assert process.returncode == 1
         assert said.splitlines()[-1] == f"rank {rank}: no space left"
         assert "Traceback" not in said
 
 
 def train(
-    tmp_path: Path, cohort: Cohort, processes: int, kind: str, koleo_on: str
+    open_process: OpenProcess, tmp_path: Path, cohort: Cohort, processes: int, kind: str, koleo_on: str
 ) -> dict[str, torch.Tensor]:
     out = tmp_path / f"{processes}.safetensors"
-    started = start(tmp_path, WORKER, [str(cohort.root), str(out), kind, koleo_on], processes)
+    started = start(open_process, tmp_path, WORKER, [str(cohort.root), str(out), kind, koleo_on], processes)
     for process in started:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=WAIT_S)
         assert process.returncode == 0, said
         assert "deprecated" not in said
     return load_file(out)
@@ -167,9 +169,9 @@ def train(
     ],
 )
 def test_two_processes_equal_one_in_float64(
-    tmp_path: Path, small_cohort: Cohort, kind: str, koleo_on: str
+    tmp_path: Path, small_cohort: Cohort, open_process: OpenProcess, kind: str, koleo_on: str
 ) -> None:
-    one, two = (train(tmp_path, small_cohort, processes, kind, koleo_on) for processes in (1, 2))
+    one, two = (train(open_process, tmp_path, small_cohort, n, kind, koleo_on) for n in (1, 2))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         tolerance = 1e-4 if name == "gain" else 1e-8
@@ -178,11 +180,11 @@ def test_two_processes_equal_one_in_float64(
 
 @pytest.mark.parametrize("kind", ["dino", pytest.param("mae", marks=pytest.mark.slow)])
 def test_the_first_report_after_two_processes_resume_is_that_of_a_run_that_never_stopped(
-    tmp_path: Path, small_cohort: Cohort, kind: str
+    tmp_path: Path, small_cohort: Cohort, open_process: OpenProcess, kind: str
 ) -> None:
     words = [str(small_cohort.root), str(tmp_path / "checkpoints"), kind, "class_token"]
-    for process in start(tmp_path, RESUMED, words, 2):
-        _, said = process.communicate(timeout=120)
+    for process in start(open_process, tmp_path, RESUMED, words, 2):
+        _, said = process.communicate(timeout=WAIT_S)
         assert process.returncode == 0, said
 
 

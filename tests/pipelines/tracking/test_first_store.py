@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.runtime.paths import PROJECT_ROOT
+from tests.processes import OpenProcess
 
 OPENS = "from pipelines.tracking.store import client; print(len(client().search_experiments()))"
 
 
 @pytest.mark.slow  # MLflow takes seconds to import and to migrate a store
-def test_processes_that_start_at_once_make_one_store(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_make_one_store(tmp_path: Path, open_process: OpenProcess) -> None:
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     started = [
-        subprocess.Popen(
+        open_process(
             [sys.executable, "-c", OPENS],
             cwd=PROJECT_ROOT,
             env=os.environ | store,

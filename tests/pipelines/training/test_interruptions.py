@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipelines.tracking.run import SilentRun
 from pipelines.training import run as training_run
 from pipelines.training.config import PretrainConfig
 from pipelines.training.trainer import Trainer
+from tests.processes import OpenProcess
 
 STEPS = 6
 QUICK = {
@@ -281,7 +281,7 @@ def test_a_training_within_one_process_is_not_several() -> None:
 
 
 FOLLOW = """
-import subprocess, sys, time
+import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", '''
 import sys, time
 from pipelines.runtime.interrupts import StopWatch
@@ -291,24 +291,20 @@ while watch.exit_code is None:
     time.sleep(0.02)
 print(watch.exit_code, flush=True)
 '''])
-time.sleep(60)
+sys.stdin.read()
 """
 
 
-def test_the_end_of_the_process_above_is_heard() -> None:
+def test_the_end_of_the_process_above_is_heard(open_process: OpenProcess) -> None:
     environment = {
         **os.environ,
         "MLFLOW_RUN_ID": "any",
         "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
     }
     environment.pop("DINOX_DEADLINE", None)
-    above = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", FOLLOW], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert above.stdout is not None
+    pipe, command = subprocess.PIPE, [sys.executable, "-W", "ignore", "-c", FOLLOW]
+    above = open_process(command, env=environment, stdin=pipe, stdout=pipe, text=True)
     assert above.stdout.readline() == "listening\n"
-    time.sleep(0.1)
     above.kill()
     above.wait()
     assert above.stdout.readline() == "143\n"
-    above.stdout.close()

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 
 from pipelines.cohort.folder import Cohort
 from pipelines.training.checkpoint import lock_folder
+from tests.processes import OpenProcess, answers, free_port, kill_group, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,10 @@ TINY = {
 class Place:
     """A folder with a store and its runs, and the commands that a user would type there."""
 
-    def __init__(self, folder: Path, cohort: Cohort, steps: int, store: Path | str) -> None:
+    def __init__(
+        self, open_process: OpenProcess, folder: Path, cohort: Cohort, steps: int, store: Path | str
+    ) -> None:
+        self.open_process = open_process
         folder.mkdir(exist_ok=True)
         self.runs = folder / "runs"
         if isinstance(store, Path):
@@ -57,14 +60,10 @@ class Place:
 
     def open(self, words: list[str]) -> subprocess.Popen[str]:
         out = subprocess.PIPE
-        return subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=out, stderr=out, text=True)
+        return self.open_process(words, cwd=ROOT, env=self.environment, stdout=out, stderr=out, text=True)
 
     def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
-        try:
-            _, said = process.communicate(timeout=300)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
+        _, said = process.communicate(timeout=300)
         assert process.returncode == code, said
         return said
 
@@ -85,12 +84,22 @@ class Place:
         return weights, {name: {(p.step, p.value) for p in points} for name, points in curves.items()}
 
 
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+def stop_while(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Stop a process while a condition holds that only it can change."""
+    while True:
+        wait_until(holds, process)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if holds():
+            return
+        process.send_signal(signal.SIGCONT)
+
+
+def is_free(folder: Path) -> bool:
+    lock = lock_folder(folder)
+    if lock is not None:
+        lock.close()
+    return lock is not None
 
 
 def assert_same(one: Place, other: Place, steps: int) -> None:
@@ -101,11 +110,13 @@ def assert_same(one: Place, other: Place, steps: int) -> None:
         assert torch.equal(tensor, others[name]), name
 
 
-def test_thirty_kills_leave_no_trace(small_cohort: Cohort, blank_store: Path, tmp_path: Path) -> None:
+def test_thirty_kills_leave_no_trace(
+    small_cohort: Cohort, blank_store: Path, tmp_path: Path, open_process: OpenProcess
+) -> None:
     steps, kills, draw = 200, 30, random.Random(0)
-    whole = Place(tmp_path / "whole", small_cohort, steps, blank_store)
+    whole = Place(open_process, tmp_path / "whole", small_cohort, steps, blank_store)
     whole.finish(whole.start())
-    broken = Place(tmp_path / "broken", small_cohort, steps, blank_store)
+    broken = Place(open_process, tmp_path / "broken", small_cohort, steps, blank_store)
     inside_a_save = 0
     for number in range(kills):
         before = broken.step
@@ -118,7 +129,7 @@ def test_thirty_kills_leave_no_trace(small_cohort: Cohort, blank_store: Path, tm
             if number % 3:
                 time.sleep(draw.uniform(0.0, 0.03))
             else:
-                wait_until(lambda: any(broken.runs.glob("*/checkpoints/*.part")), process)
+                stop_while(lambda: any(broken.runs.glob("*/checkpoints/*.part")), process)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -141,20 +152,16 @@ def test_thirty_kills_leave_no_trace(small_cohort: Cohort, blank_store: Path, tm
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_end_of_mlflow_run_saves_and_stops_the_training(
-    small_cohort: Cohort, blank_store: Path, tmp_path: Path, number: int
+    small_cohort: Cohort, blank_store: Path, tmp_path: Path, open_process: OpenProcess, number: int
 ) -> None:
     steps = 150
-    place = Place(tmp_path, small_cohort, steps, blank_store)
+    place = Place(open_process, tmp_path, small_cohort, steps, blank_store)
     above = place.start_project()
     wait_until(lambda: place.step >= 3, above)
     above.send_signal(number)
     above.communicate()
     (folder,) = place.runs.iterdir()
-    deadline = time.monotonic() + 60
-    while (lock := lock_folder(folder)) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    lock.close()
+    wait_until(lambda: is_free(folder))
     stopped_at = place.step
     assert 3 <= stopped_at < steps
     ended = MlflowClient(place.store).get_run(folder.name)
@@ -164,18 +171,18 @@ def test_the_end_of_mlflow_run_saves_and_stops_the_training(
 
     done = place.start_project(resume="auto")
     place.finish(done)
-    whole = Place(tmp_path / "whole", small_cohort, steps, blank_store)
+    whole = Place(open_process, tmp_path / "whole", small_cohort, steps, blank_store)
     whole.finish(whole.start())
     assert_same(place, whole, steps)
 
 
 def test_two_processes_stop_together_and_go_on_together(
-    small_cohort: Cohort, blank_store: Path, tmp_path: Path
+    small_cohort: Cohort, blank_store: Path, tmp_path: Path, open_process: OpenProcess
 ) -> None:
     steps = 30
-    whole = Place(tmp_path / "whole", small_cohort, steps, blank_store)
+    whole = Place(open_process, tmp_path / "whole", small_cohort, steps, blank_store)
     whole.finish(whole.start(nproc=2))
-    broken = Place(tmp_path / "broken", small_cohort, steps, blank_store)
+    broken = Place(open_process, tmp_path / "broken", small_cohort, steps, blank_store)
     process = broken.start(nproc=2)
     wait_until(lambda: broken.step >= 3, process)
     process.terminate()
@@ -187,9 +194,9 @@ def test_two_processes_stop_together_and_go_on_together(
 
 
 def test_a_sentence_of_several_processes_keeps_its_code(
-    small_cohort: Cohort, blank_store: Path, tmp_path: Path
+    small_cohort: Cohort, blank_store: Path, tmp_path: Path, open_process: OpenProcess
 ) -> None:
-    place = Place(tmp_path, small_cohort, 4, blank_store)
+    place = Place(open_process, tmp_path, small_cohort, 4, blank_store)
     said = place.finish(place.start(nproc=2, batch_size=5), code=2)
     assert set(said.splitlines()) == {"batch_size 5 cannot be shared evenly by 2 processes"}
 
@@ -197,10 +204,8 @@ def test_a_sentence_of_several_processes_keeps_its_code(
 class Server:
     """MLflow's own server on a port of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, open_process: OpenProcess, folder: Path) -> None:
+        self.open_process, self.port = open_process, free_port()
         self.folder, self.address = folder, f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -210,43 +215,31 @@ class Server:
         words += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
         words += ["--artifacts-destination", str(folder / "artifacts")]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        log = (folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            [str(BIN / "mlflow"), *words], env=environment, start_new_session=True, stdout=log, stderr=log
-        )
-        log.close()
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.2)
-        raise AssertionError((folder / "server.log").read_text())
+        with (folder / "server.log").open("ab") as log:
+            command = [str(BIN / "mlflow"), *words]
+            self.process = self.open_process(command, env=environment, stdout=log, stderr=log)
+        wait_until(lambda: answers(self.port), self.process)
 
     def stop(self) -> None:
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        kill_group(self.process)
 
 
 def test_a_real_server_that_stops_gets_everything_later(
-    small_cohort: Cohort, blank_store: Path, tmp_path: Path
+    small_cohort: Cohort, blank_store: Path, tmp_path: Path, open_process: OpenProcess
 ) -> None:
     steps = 60
-    whole = Place(tmp_path / "whole", small_cohort, steps, blank_store)
+    whole = Place(open_process, tmp_path / "whole", small_cohort, steps, blank_store)
     whole.finish(whole.start())
-    server = Server(tmp_path)
+    server = Server(open_process, tmp_path)
     server.start()
-    try:
-        place = Place(tmp_path / "served", small_cohort, steps, server.address)
-        process = place.start()
-        wait_until(lambda: place.step >= 7, process)
-        server.stop()
-        said = place.finish(process, code=2)
-        assert "updates are done and saved, but the tracking store is away" in said
-        assert place.step == steps
-        server.start()
-        place.finish(place.start(resume="auto"))
-        assert_same(place, whole, steps)
-    finally:
-        server.stop()
+    place = Place(open_process, tmp_path / "served", small_cohort, steps, server.address)
+    process = place.start()
+    wait_until(lambda: place.step >= 7, process)
+    server.stop()
+    said = place.finish(process, code=2)
+    assert "updates are done and saved, but the tracking store is away" in said
+    assert place.step == steps
+    server.start()
+    place.finish(place.start(resume="auto"))
+    assert_same(place, whole, steps)

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.runtime.json_files import DamagedFileError
 from pipelines.training.run_folder import ResumeError, RunFolder
+from tests.processes import OpenProcess
 
 CONFIG = {"steps": 100, "optim.lr": 1e-3, "views.fraction": (0.5, 1.0), "workers": 0, "cohort": "a/b"}
 DEFAULTS = {"views.size_px": 224, "views.mirror": "x"}
@@ -127,40 +128,34 @@ def test_a_record_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
 
 
 HOLD = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 from pipelines.training.checkpoint import lock_folder
 held = lock_folder(Path(sys.argv[1]))
 child = os.fork()  # as a loader process is made, which inherits every open file
-if child == 0:
-    time.sleep(60)
-    os._exit(0)
-print(held is not None, child, flush=True)
-time.sleep(60)
+if child:
+    print(held is not None, flush=True)
+sys.stdin.read()
+os._exit(0)
 """
 
 
-def test_a_held_run_is_passed_over_and_a_killed_one_is_free_at_once(tmp_path: Path) -> None:
+def test_a_held_run_is_passed_over_and_a_killed_one_is_free_at_once(
+    tmp_path: Path, open_process: OpenProcess
+) -> None:
     create(tmp_path, "older", age_s=100)
     path = create(tmp_path, "newer")
-    holder = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    is_held, child = holder.stdout.readline().split()
-    try:
-        assert is_held == "True"
-        assert find(tmp_path) == "older"
-        with pytest.raises(ResumeError, match="held by another process"):
-            find(tmp_path, "newer")
-        with pytest.raises(ResumeError, match="is being trained by another process"):
-            RunFolder.create(tmp_path, "newer", "demo", "sha", CONFIG)
-        holder.kill()
-        holder.wait()
-        assert find(tmp_path) == "newer"  # though its loader process lives on
-    finally:
-        os.kill(int(child), 9)
-        holder.stdout.close()
+    pipe, command = subprocess.PIPE, [sys.executable, "-W", "ignore", "-c", HOLD, str(path)]
+    holder = open_process(command, stdin=pipe, stdout=pipe, text=True)
+    assert holder.stdout.readline() == "True\n"
+    assert find(tmp_path) == "older"
+    with pytest.raises(ResumeError, match="held by another process"):
+        find(tmp_path, "newer")
+    with pytest.raises(ResumeError, match="is being trained by another process"):
+        RunFolder.create(tmp_path, "newer", "demo", "sha", CONFIG)
+    holder.kill()
+    holder.wait()
+    assert find(tmp_path) == "newer"  # though its loader process lives on
 
 
 def test_a_changed_hyper_parameter_is_refused_unless_it_is_named(tmp_path: Path) -> None:

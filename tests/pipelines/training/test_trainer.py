@@ -22,6 +22,7 @@ from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchError, BatchPlan, MicroBatches, _begin_worker, stream_batches
 from pipelines.training.trainer import NonFiniteLossError, Trainer
+from tests.processes import WAIT_S, wait_until
 from transforms.views.batch import ViewDraws, draw_views
 
 TINY = {
@@ -145,22 +146,28 @@ def test_a_signal_to_the_whole_group_leaves_the_loader_to_the_training(
 
 def test_loader_processes_end_when_their_parent_insists() -> None:
     fork = multiprocessing.get_context("fork")
-    ready = fork.Event()
+    ready, lives_on = fork.Event(), fork.Event()
 
     def wait() -> None:
         _begin_worker(0)
+        held_back = signal.getsignal(signal.SIGTERM)
         ready.set()
-        time.sleep(60)
+        wait_until(lambda: signal.getsignal(signal.SIGTERM) is not held_back)
+        lives_on.set()
+        time.sleep(10 * WAIT_S)
 
     loader = fork.Process(target=wait)
     loader.start()
-    assert ready.wait(30)
-    loader.terminate()
-    loader.join(0.5)
-    assert loader.is_alive()
-    loader.terminate()
-    loader.join(30)
-    assert loader.exitcode == -signal.SIGTERM
+    try:
+        assert ready.wait(WAIT_S)
+        loader.terminate()
+        assert lives_on.wait(WAIT_S)
+        loader.terminate()
+        loader.join(WAIT_S)
+        assert loader.exitcode == -signal.SIGTERM
+    finally:
+        loader.kill()
+        loader.join()
 
 
 def test_training_moves_the_student_and_spreads_no_nan(small_cohort: Cohort) -> None:
