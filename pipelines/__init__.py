@@ -1,1 +1,1 @@
-"""Entry points: the only room with a clock, a seed, a device, a process group and MLflow."""
+"""Entry points and their code: only this package reads clocks, sets seeds, chooses devices and writes to MLflow."""

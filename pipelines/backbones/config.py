@@ -1,4 +1,4 @@
-"""What encoding, `embed` and `export` are configured by; nothing heavy is imported here."""
+"""Configuration of encoding, `embed` and `export`; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipelines.ingest.config import FolderFormat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeSettings:
-    """What of a slice is shown to the network, and how."""
+    """Field of view and CT window of the slices that the network gets."""
 
     size_mm: float = 0.0
     """Side of the square field of view around the middle of the slice; 0 shows the whole slice."""
     window: OneWindow = "lung"
     batch_size: int = 32
-    """Slices at a time: memory is bounded by it."""
+    """Slices per forward pass; it limits the memory used."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
+        """Refuse a negative size and an empty batch."""
         if not self.size_mm >= 0 or self.batch_size < 1:
             raise ValueError(
                 f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"
@@ -29,7 +29,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig(EncodeSettings):
-    """What to embed, with what, and where the table goes."""
+    """What to embed, with which backbone, and where to write the table."""
 
     source: str = "cohorts/phantom"
     """A folder with any number of CT series, a NIfTI file, or a cohort folder."""
@@ -41,11 +41,11 @@ class EmbedConfig(EncodeSettings):
     features: SliceFeature = "class_token"
     """`both` joins the class token and the mean of the patch tokens."""
     keep_ids: bool = False
-    """Write patient ids and folder names as they are: all of them are public."""
+    """Write patient ids and folder names unchanged, because all of them are public."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be shown or written."""
+        """Refuse settings of encoding that are not possible, and an output that is not parquet."""
         EncodeSettings.__post_init__(self)
         if not self.out.endswith(".parquet"):
             raise ValueError(f"out={self.out} must end in .parquet")
@@ -53,7 +53,7 @@ class EmbedConfig(EncodeSettings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    """Which backbone goes where, and what its card says that no run knows."""
+    """Which backbone to export, where to, and facts of its model card that no run records."""
 
     backbone: str = ""
     """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
@@ -62,10 +62,10 @@ class ExportConfig:
     onnx: Literal["auto", "yes", "no"] = "auto"
     """`auto` writes model.onnx where the extra `export` is installed."""
     license: str = "apache-2.0"
-    """Of the weights, an identifier of the SPDX list in lower case."""
+    """License of the weights: an SPDX identifier in lower case."""
     training_data: str = ""
-    """What it was trained on, in words, with that data's license and citation."""
+    """Description of the training data, with their license and citation."""
     push_to: str = ""
     """OWNER/NAME of a repository of the Hugging Face Hub to upload the folder to."""
     private: bool = True
-    """Whether a repository that the upload makes is private."""
+    """Whether a repository that the upload creates is private."""

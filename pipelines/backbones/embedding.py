@@ -1,4 +1,4 @@
-"""A folder of CT, or a cohort, in; a parquet of embeddings out, one row a slice."""
+"""Embeddings of a folder of CT or of a cohort as a parquet table, one row per slice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.tracking.run import Run
 
 
 def run_embed(config: EmbedConfig, run: Run) -> None:
-    """Embed every slice that can be read right; the rest is counted, with the reason most often met."""
+    """Embed every slice that can be read correctly; files left out are counted, with the most frequent reason."""
     ensure_cohort(Path(config.source))
     loaded = open_backbone(chosen_backbone(config.backbone))
     source, out = CtFolder(Path(config.source), config.from_, config.keep_ids), Path(config.out)
@@ -39,7 +39,7 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     run.log_metrics({f"embed/{name}": float(count) for name, count in counts.items()})
     tag_scale(run, loaded, np.array(table.mm_per_px))
     print(
-        f"{out}: {table.n_slices} slices of {table.n_volumes} volumes, {loaded.backbone.embed_dim} numbers a token"
+        f"{out}: {table.n_slices} slices of {table.n_volumes} volumes, tokens of length {loaded.backbone.embed_dim}"
     )
     if reasons:
         reason, count = reasons.most_common(1)[0]
@@ -47,7 +47,7 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
 
 
 class _Table:
-    """The rows of one run; volumes are written as they come, so memory holds one batch of slices."""
+    """The rows of one run; volumes are written one by one, so memory holds one batch of slices."""
 
     def __init__(self, config: EmbedConfig, loaded: LoadedBackbone) -> None:
         self.config, self.loaded = config, loaded

@@ -1,11 +1,11 @@
-"""A door for use: CT in, tokens with their places in millimeters out.
+"""Python API: encode CT volumes into tokens with their positions in millimeters.
 
 from pipelines.backbones.encode import encode
 
 for volume in encode("scans/patient_7", "runs:/<id>/backbone"):
-    volume.class_token        # (Z, D), one a slice
+    volume.class_token        # (Z, D), one per slice
     volume.patch_tokens       # (Z, N, D)
-    volume.patch_lps_mm       # (Z, N, 3), where each patch lies in the patient
+    volume.patch_lps_mm       # (Z, N, 3), position of each patch in the patient
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from transforms.triplet import SliceTriplet
 
 @dataclass(frozen=True)
 class EncodedSlices:
-    """Tokens of consecutive slices of one volume, and where they lie.
+    """Tokens of consecutive slices of one volume, with their positions.
 
     Attributes:
         z: Index of each slice, (B,).
         tokens: On the CPU, float32: class token (B, D), patch tokens (B, N, D), rows of patches first.
-        center_lps_mm: Middle of each field of view, (B, 3).
-        patch_lps_mm: Middle of each patch, (B, N, 3).
-        mm_per_px: Side of a pixel that the network saw.
+        center_lps_mm: Center of each field of view, LPS mm, (B, 3).
+        patch_lps_mm: Center of each patch, LPS mm, (B, N, 3).
+        mm_per_px: Pixel size of the network's input.
         is_replicated: A neighbor that does not exist was replaced by the slice itself, (B,).
     """
 
@@ -55,7 +55,7 @@ class EncodedSlices:
 
 @dataclass(frozen=True)
 class EncodedVolume:
-    """Tokens of every slice of a volume, and where they lie; attributes as in `EncodedSlices`."""
+    """Tokens of every slice of a volume, with their positions; attributes as in `EncodedSlices`."""
 
     volume_id: str
     class_token: NDArray[np.float32]
@@ -85,11 +85,11 @@ def encode(
         device: Where to compute.
 
     Yields:
-        One volume after another; memory holds one at a time. What cannot be read right is left out: iterate over
-        `pipelines.ingest.ct_volumes.CtFolder` and call `encode` on each volume to see what and why.
+        One volume after another; memory holds one at a time. Files that cannot be read correctly are left out: iterate
+        over `pipelines.ingest.ct_volumes.CtFolder` and call `encode` on each volume to see which, and why.
 
     Raises:
-        ValueError: If the source or the backbone does not exist.
+        Refusal: If the source or the backbone does not exist.
     """
     loaded = backbone if isinstance(backbone, LoadedBackbone) else open_backbone(chosen_backbone(backbone))
     volumes: Iterable[CtVolume]
@@ -114,10 +114,10 @@ def encode(
 def encode_slices(
     volume: CtVolume, loaded: LoadedBackbone, settings: EncodeSettings, device: torch.device
 ) -> Iterator[EncodedSlices]:
-    """Encode every slice of a volume with its two neighbors, some slices at a time.
+    """Encode every slice of a volume with its two neighbors, in batches.
 
-    Rows of the image run to the patient's back and columns to the left, whichever way the array runs; outside the
-    slice lies air.
+    Rows of the image run to the patient's back and columns to the left, for any orientation of the array; outside the
+    slice is air.
 
     Raises:
         ValueError: If the volume's axes are not (z toward the head, y, x).
@@ -153,7 +153,7 @@ def encode_slices(
 
 
 def _patch_grid(size_px: int, patch_px: int, steps_yx: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Voxel index of the middle of each patch relative to the middle of the image, (N, 3), z 0, rows first."""
+    """Return the voxel index of each patch center relative to the image center, (N, 3), z 0, rows first."""
     from_middle = (np.arange(size_px // patch_px) + 0.5) * patch_px - size_px / 2
     y, x = np.meshgrid(from_middle * steps_yx[0], from_middle * steps_yx[1], indexing="ij")
     return np.stack([np.zeros(y.size), y.ravel(), x.ravel()], axis=1)
@@ -162,7 +162,7 @@ def _patch_grid(size_px: int, patch_px: int, steps_yx: NDArray[np.float64]) -> N
 def _places(
     geometry: VolumeGeometry, index_zyx: NDArray[np.float64], z: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """LPS mm of some points (N, 3) in each of the slices `z`, (B, N, 3)."""
+    """Return the positions in LPS mm of points (N, 3) in each of the slices `z`, (B, N, 3)."""
     points = np.repeat(index_zyx[None], len(z), axis=0)
     points[..., 0] = z[:, None]
     return geometry.to_lps(points)

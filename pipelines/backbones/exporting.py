@@ -29,15 +29,15 @@ from transforms.refusal import Refusal
 
 OPSET = 18
 TIMM_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
-"""Largest difference of a token that counts as the same; float32 tokens after the final norm are of order 1."""
+"""Largest allowed difference of a token; float32 tokens after the final norm are of order 1."""
 
 
 class ExportError(Refusal):
-    """An export that cannot be made, that reads otherwise than it was written, or that cannot be uploaded."""
+    """An export that cannot be made, whose tokens differ when it is read again, or that cannot be uploaded."""
 
 
 def run_export(config: ExportConfig, run: Run) -> None:
-    """Write weights, ONNX and card, each checked against the backbone itself, then upload if asked."""
+    """Write weights, ONNX and model card, check their tokens against the backbone, then upload if asked."""
     out = Path(config.out)
     _refuse_other_things(out)
     with_onnx = _is_onnx_wanted(config.onnx)
@@ -61,7 +61,7 @@ def run_export(config: ExportConfig, run: Run) -> None:
 
 def _refuse_other_things(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "dinox.json").is_file())):
-        raise ExportError(f"{out} holds something that is no export; name a new folder as out=DIR")
+        raise ExportError(f"{out} exists and is not an export; give a new folder as out=DIR")
 
 
 def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
@@ -76,12 +76,12 @@ def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
 
 
 def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
-    """Write weights and timm's config, and open them with timm to see that the tokens are the same.
+    """Write weights and timm's config, and open them with timm to check that the tokens are the same.
 
-    Paths of this machine, from which the backbone may have had its first weights, stay here.
+    Paths of this machine, such as that of the initial weights, are not exported.
 
     Raises:
-        ExportError: If timm makes other tokens of them.
+        ExportError: If timm computes different tokens.
     """
     plain = BackboneConfig(arch="timm", timm_name=loaded.timm_config["architecture"])
     named = plain if loaded.config.timm_name else loaded.config
@@ -111,16 +111,16 @@ class _BothTokens(nn.Module):
 
 
 def export_onnx(backbone: Backbone, path: Path) -> None:
-    """Write a backbone as ONNX with a free batch size, and run it to see that the tokens are the same.
+    """Write a backbone as ONNX with a free batch size, and run it to check that the tokens are the same.
 
     Raises:
-        ExportError: If ONNX Runtime makes other tokens of it.
+        ExportError: If ONNX Runtime computes different tokens.
     """
     import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     model = _BothTokens(backbone.cpu()).eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The exporter warns of its own insides.
+        warnings.simplefilter("ignore")  # The exporter warns about its own internals.
         torch.onnx.export(
             model,
             (_probe_images(backbone, 2),),
@@ -152,13 +152,13 @@ def _probe_images(backbone: Backbone, batch: int) -> Tensor:
 def _refuse_difference(reader: str, difference: float, tolerance: float) -> None:
     if not difference <= tolerance:
         raise ExportError(
-            f"{reader} makes tokens of the exported folder that differ by {difference:.2g}, more than {tolerance:g}:"
-            " do not use it; another version of it may agree"
+            f"{reader} computes tokens from the exported folder that differ by {difference:.2g}, more than"
+            f" {tolerance:g}: do not use this export; another version of {reader} may agree"
         )
 
 
 def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
-    """Gather what the store knows of a backbone; little, when its run is not in this store."""
+    """Collect the facts of a backbone from the store; few, when its run is not in this store."""
     query = f"tags.`{Tag.BACKBONE_SHA}` = '{loaded.sha256}' and tags.`{Tag.ENTRY_POINT}` LIKE 'probe%'"
     probes = search_runs(StoredRun, None, f"{query} and attributes.status = 'FINISHED'")
     facts = CardFacts(probes=probes, training_data=config.training_data, license=config.license)
@@ -168,7 +168,7 @@ def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
         with tempfile.TemporaryDirectory() as folder:
             recipe = fetch_artifact(loaded.run_id, "config.yaml", Path(folder)).read_text(encoding="utf-8")
     except NotInStoreError as error:
-        print(f"the card says little of the pretraining: {error}")
+        print(f"the model card has no details of the pretraining: {error}")
         return facts
     return dataclasses.replace(facts, pretraining=read_run(StoredRun, loaded.run_id), recipe=recipe)
 
@@ -177,7 +177,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
     """Upload an exported folder to the Hugging Face Hub and return its address there.
 
     Raises:
-        ExportError: If the extra `hub` is missing, the name cannot be, or the Hub refuses or cannot be reached.
+        ExportError: If the extra `hub` is missing, the name is invalid, or the Hub refuses or cannot be reached.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ExportError("push_to needs huggingface_hub; install the extra: pip install -e '.[hub]'")
@@ -195,7 +195,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
     except HFValidationError:
         raise ExportError(
-            f"push_to={repository} cannot be a repository of the Hub; write OWNER/NAME"
+            f"push_to={repository} is not a valid repository name of the Hub; write OWNER/NAME"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""The names by which windows and features are chosen; apart from what computes them, which needs torch."""
+"""Names of CT windows and features; separate from the code that computes them, which needs torch."""
 
 from typing import Literal
 
@@ -7,8 +7,8 @@ OneWindow = Literal["lung", "mediastinal", "wide", "full"]
 WindowName = Literal[OneWindow, "stacked"]
 """`stacked` joins the features under the article's three, lung, mediastinal and wide."""
 SliceFeature = Literal["class_token", "mean_patch", "both"]
-"""What says something of a whole image."""
+"""One vector per image."""
 NoduleFeature = Literal[SliceFeature, "neighborhood"]
-"""One vector a nodule; `neighborhood` is the mean of the patches within 10 mm of its center."""
+"""One vector per nodule; `neighborhood` is the mean of the patches within 10 mm of its center."""
 FeatureName = Literal[NoduleFeature, "roi", "patches"]
 """`roi` reads patches inside the nodule and around it; `patches` keeps all of them."""

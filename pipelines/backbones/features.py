@@ -1,4 +1,4 @@
-"""Frozen features of crops, computed once: by weights and crops, a second probe reads them from disk."""
+"""Frozen features of crops, computed once: a second probe of the same weights and crops reads them from disk."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def encode(
     """Encode crops with a frozen backbone.
 
     Args:
-        backbone: In evaluation.
+        backbone: In evaluation mode.
         crops_hu: (n, 3, P, P), or (n, S, 3, P, P), HU.
         mm_per_px: Pixel size of the crops.
         window: CT window; `stacked` joins the features of all three.
-        features: Which tokens.
+        features: Tokens to use.
         device: Where to compute.
-        hu_scale: What the backbone's pretraining multiplied HU by.
-        batch_size: Images at a time: memory is bounded by it.
-        region: Where the nodules lie on these crops (n, 3, P, P); for `roi`, which joins mean and maximum inside the
+        hu_scale: Factor by which the backbone's pretraining multiplied HU.
+        batch_size: Images per forward pass; it limits the memory used.
+        region: Mask and ring of the nodules on crops (n, 3, P, P); for `roi`, which joins mean and maximum inside the
             mask and the mean in the ring.
 
     Returns:
@@ -73,7 +73,7 @@ def encode(
 
 
 def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
-    """Show HU (B, 3, S, S) through a window of `PROBE_WINDOWS_HU`, normalized as in the backbone's pretraining."""
+    """Apply to HU (B, 3, S, S) a window of `PROBE_WINDOWS_HU`, normalized as in the backbone's pretraining."""
     mean, std = (
         torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
@@ -81,7 +81,7 @@ def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: f
 
 
 def patch_shares(where: NDArray[np.bool_], patch_px: int) -> torch.Tensor:
-    """Return which share of each patch belongs to a mask (B, P, P): (B, N)."""
+    """Return the share of each patch, (B, N), that lies in a mask (B, P, P)."""
     covered = torch.from_numpy(where.astype(np.float32))[:, None]
     return torch.nn.functional.avg_pool2d(covered, patch_px).flatten(1)
 
@@ -91,8 +91,8 @@ def inside_and_around(patch_tokens: torch.Tensor, mask: torch.Tensor, ring: torc
 
     Args:
         patch_tokens: (B, N, D).
-        mask: Share of each patch inside the nodule, (B, N); some patch of each image has one above 0.
-        ring: Share of each patch in the ring, (B, N). Without a ring inside the image the nodule's mean stands there.
+        mask: Share of each patch inside the nodule, (B, N); each image has a patch with a share above 0.
+        ring: Share of each patch in the ring, (B, N). Without a ring inside the image the nodule's mean is used.
 
     Returns:
         (B, 3 D). A token counts for the maximum if its share is at least half of the largest.
@@ -111,7 +111,7 @@ def _weighted_mean(tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
-    """Return one vector an image, (B, D) or, for `both`, (B, 2 D)."""
+    """Return one vector per image, (B, D) or, for `both`, (B, 2 D)."""
     match features:
         case "class_token":
             return tokens.class_token
@@ -142,20 +142,20 @@ def _near_center(patches: int, patch_mm: float) -> torch.Tensor:
 
 
 class FeatureCache:
-    """Features on disk under a hash of everything that made them."""
+    """Features on disk, by a hash of everything they depend on."""
 
     def __init__(self, folder: Path) -> None:
         """Use `folder`; it is made at the first write."""
         self.folder = folder
 
     def key(self, backbone_sha: str, crops_hu: NDArray[np.float32], **settings: Any) -> str:
-        """Hash what features depend on: of the nodules the crops themselves, wherever and however they were cut."""
+        """Hash what features depend on: weights, settings and the voxels of the crops, not how they were cut."""
         crops_sha = hashlib.sha256(np.ascontiguousarray(crops_hu).data).hexdigest()
         parts = {"backbone": backbone_sha, "crops": crops_sha, "shape": crops_hu.shape} | settings
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def read(self, key: str) -> NDArray[np.float32] | None:
-        """Return the features under a key, or None; a damaged file is none, since they can be computed again."""
+        """Return the features under a key, or None; a damaged file counts as None, since they can be computed again."""
         path = self.folder / f"{key}.npy"
         try:
             with path.open("rb") as file:
@@ -165,6 +165,6 @@ class FeatureCache:
         return found
 
     def write(self, key: str, features: NDArray[np.float32]) -> None:
-        """Keep features under a key; a reader sees them whole or not at all."""
+        """Write features under a key, atomically."""
         make_folder(self.folder)
         write_atomically(self.folder / f"{key}.npy", lambda file: np.save(file, features))

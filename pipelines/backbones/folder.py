@@ -1,4 +1,4 @@
-"""Backbones on disk and by name: saved as safetensors that plain timm opens, found by run, folder or timm name."""
+"""Backbones on disk: saved as safetensors that timm opens without this project, found by run, folder or timm name."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A frozen backbone with what is known of its past.
+    """A frozen backbone with the record of its pretraining.
 
     Attributes:
-        backbone: In evaluation, without gradient.
-        source: How it was named.
-        record: The pretraining record (recipe, holdout, mm per pixel, window policy ...); empty when none came along.
+        backbone: In evaluation mode, without gradients.
+        source: The name that it was opened by.
+        record: The pretraining record (recipe, holdout, mm per pixel, window policy ...); empty without one.
         sha256: Hash of the weights.
-        timm_config: What timm's config.json says of the architecture.
+        timm_config: timm's config.json of the architecture.
     """
 
     backbone: Backbone
@@ -55,18 +55,18 @@ class LoadedBackbone:
 
     @property
     def run_id(self) -> str:
-        """The run that made it; "" when unknown."""
+        """Id of the run that trained it; "" when unknown."""
         return str(self.record.get("run_id", ""))
 
     @property
     def named_run(self) -> str:
-        """The run that it was opened from by `runs:/<id>`; "" for a folder or a timm name."""
+        """Id of the run in `runs:/<id>`; "" if it was opened from a folder or a timm name."""
         is_run = self.source.startswith("runs:/")
         return self.source.removeprefix("runs:/").partition("/")[0] if is_run else ""
 
     @property
     def hu_scale(self) -> float:
-        """What its pretraining multiplied HU by."""
+        """Factor by which its pretraining multiplied HU."""
         return float(self.record.get("hu_scale", 1.0))
 
 
@@ -84,13 +84,13 @@ def save_backbone(
     Args:
         folder: Made when missing.
         backbone: The weights.
-        config: How it was built.
-        record: What is known of its past.
-        timm_config: timm's config where it is known already; otherwise it follows from `config`.
+        config: Its architecture.
+        record: The pretraining record.
+        timm_config: timm's config if it is known already; otherwise it follows from `config`.
     """
     make_folder(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.vit.state_dict().items()}
-    # `save_file` makes a file that only its owner may read.
+    # Not `save_file`: its files can be read by their owner alone.
     write_atomically(folder / _WEIGHTS, lambda file: file.write(save(state)))
     timm_config = timm_config or _timm_config(backbone, config)
     fields = {name: getattr(config, name) for name in BackboneConfig.__slots__}
@@ -101,7 +101,7 @@ def save_backbone(
 
 def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
     vit, size = backbone.vit, backbone.image_px
-    # `pretrained` of timm gives the article's shapes the LayerScale that the article leaves out.
+    # timm adds LayerScale to these architectures by default; the article does without.
     arguments: dict[str, Any] = {} if config.weights == "timm" else {"init_values": None}
     match config.arch:
         case "vit_small" | "vit_large":
@@ -137,7 +137,7 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
 
 
 def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
-    """Return what a `local-dir:` name says beyond its architecture."""
+    """Return the model arguments of a `local-dir:` name; {} for other names."""
     if not timm_name.startswith("local-dir:"):
         return {}
     path = Path(timm_name.removeprefix("local-dir:")) / _TIMM
@@ -148,8 +148,8 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
     """Open a backbone by `runs:/<id>/backbone`, a folder, or `timm:<name>`.
 
     Args:
-        name: How it is named; a bare `runs:/<id>` means its `backbone`.
-        image_px: Build it for this input instead of its own; positions are interpolated.
+        name: One of these three forms; `runs:/<id>` alone means its `backbone`.
+        image_px: Input size to build it for instead of its own; position embeddings are interpolated.
 
     Raises:
         BackboneError: If the run, folder or timm name does not exist or holds no backbone.
@@ -194,7 +194,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file.
 
     Raises:
-        BackboneError: If it is damaged, or cannot be read.
+        BackboneError: If the file is damaged or cannot be read.
     """
     try:
         return load_file(path)
@@ -220,7 +220,7 @@ def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
 
 
 def chosen_backbone(name: str) -> str:
-    """Return the name given, else that of the newest finished pretrain run.
+    """Return `name`, or if it is "" the backbone of the newest finished pretrain run.
 
     Raises:
         BackboneError: If none was given and there is none.
@@ -237,7 +237,7 @@ def chosen_backbone(name: str) -> str:
 
 
 def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
-    """Return the same architecture with random weights: the floor of every probe."""
+    """Return the same architecture with random weights: the baseline of every probe."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = _build(loaded.timm_config, loaded.backbone.image_px)

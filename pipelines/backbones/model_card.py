@@ -1,4 +1,4 @@
-"""A model card in Markdown, filled from the runs that made and probed a backbone; what is not known is said to be."""
+"""A model card in Markdown, from the runs that trained and probed a backbone; unknown facts are marked as unknown."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from transforms.window_policy import ARTICLE_LUNG_HU
 
 LEAKS = {
     "": "",
-    "no_holdout": "tested on patients of the pretraining, nobody was held out",
-    "allowed": "tested on patients of the pretraining too, as was asked for",
-    "unknown": "nobody knows whether tested patients were in the pretraining",
+    "no_holdout": "tested on patients of the pretraining, because no patients were held out",
+    "allowed": "tested on patients of the pretraining too, as requested by an option",
+    "unknown": "it is unknown whether tested patients were in the pretraining",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """All that a card is filled from.
+    """The facts that a card is written from.
 
     Attributes:
-        pretraining: The run that made the backbone; None when the store does not know it.
+        pretraining: The run that trained the backbone; None when it is not in the store.
         recipe: Its resolved configuration, as YAML; "" when unknown.
-        probes: Runs that probed these very weights.
-        training_data: In words, by whoever exports; "" when not said.
+        probes: Runs that probed exactly these weights.
+        training_data: Description by the person who exports; "" without one.
         license: Of the weights, an identifier of the SPDX list.
     """
 
@@ -41,7 +41,7 @@ class CardFacts:
 
 
 def model_card(loaded: LoadedBackbone, facts: CardFacts, has_onnx: bool) -> str:
-    """Write the card of a backbone."""
+    """Return the card of a backbone as Markdown."""
     sections = [
         _front_matter(facts),
         _summary(loaded),
@@ -74,7 +74,7 @@ def _summary(loaded: LoadedBackbone) -> str:
         f"timm's `{loaded.timm_config['architecture']}` with the arguments in config.json: {millions:.1f} M parameters,"
         f" {len(backbone.vit.blocks)} blocks, patch {backbone.patch_px} px, input {backbone.image_px} x"
         f" {backbone.image_px} px, tokens of {backbone.embed_dim} numbers. Pretrained without labels; a frozen"
-        f" extractor of features, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
+        f" feature extractor, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
     )
 
 
@@ -84,9 +84,9 @@ def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
     size, scale = loaded.backbone.image_px, loaded.hu_scale
     seen = loaded.record.get("mm_per_pixel")
     scales = f"{seen[0]:.2f} to {seen[1]:.2f} mm per pixel" if seen else "an unknown scale"
-    scaled = "" if scale == 1.0 else f"hu = hu * {scale}  # what its pretraining multiplied HU by\n"
+    scaled = "" if scale == 1.0 else f"hu = hu * {scale}  # as in its pretraining\n"
     onnx = (
-        "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalized as above, and gives `class_token` and"
+        "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalized as above, and returns `class_token` and"
         " `patch_tokens` for any batch size."
         if has_onnx
         else ""
@@ -109,7 +109,7 @@ class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 
 
 def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
-    said = facts.training_data or "Whoever exported this backbone did not say what it was trained on."
+    said = facts.training_data or "No description of the training data was given at export."
     lines = [f"## Training data\n\n{said}"]
     if facts.pretraining is not None:
         metrics = facts.pretraining.metrics
@@ -121,8 +121,8 @@ def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
         lines.append(f"SHA-256 of the cohort (volume ids and voxels): `{loaded.record['cohort_sha']}`.")
     if "holdout" in loaded.record:
         lines.append(
-            f"Held out: patients by the hash of their id, share `{loaded.record['holdout']}`; who they are"
-            " is no part of this folder."
+            f"Held out: patients by the hash of their id, share `{loaded.record['holdout']}`; their ids"
+            " are not in this folder."
         )
     return "\n\n".join(lines)
 
@@ -130,7 +130,7 @@ def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
 def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
     record = loaded.record
     if not record:
-        return "## Training\n\nNo record of its training came with these weights."
+        return "## Training\n\nThese weights have no record of their training."
     commit = facts.pretraining.tags.get(Tag.GIT_COMMIT, "unknown") if facts.pretraining else "unknown"
     text = (
         f"## Training\n\nRecipe `{record.get('recipe') or 'none'}`, {record.get('steps', 'unknown')} optimizer updates,"
@@ -144,7 +144,7 @@ def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
 
 def _results(facts: CardFacts) -> str:
     parts = [
-        "## Results\n\nEach figure with its 95% interval, beside what the same test gives without this network."
+        "## Results\n\nEach figure with its 95% interval, beside the same test without this network (baselines)."
     ]
     runs = ([facts.pretraining] if facts.pretraining else []) + list(facts.probes)
     for run in runs:
@@ -157,9 +157,7 @@ def _results(facts: CardFacts) -> str:
                 f"{heading}\n\n| figure | value | 95% interval |\n|---|---|---|\n" + "\n".join(lines)
             )
     if len(parts) == 1:
-        return (
-            "## Results\n\nNo test of these weights is on record: nothing is known of what they are good for."
-        )
+        return "## Results\n\nNo test of these weights is recorded: their performance is unknown."
     if facts.pretraining is not None and Tag.STATUS in facts.pretraining.tags:
         parts.append(f"Verdict of the pretraining on itself: {facts.pretraining.tags[Tag.STATUS]}.")
     return "\n\n".join(parts)
@@ -175,7 +173,7 @@ def _with_intervals(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _beside(name: str, end: str) -> str:
-    """Name of an interval's end; a stratum such as `_6_15mm` stands after it."""
+    """Return the name of an interval's end; a stratum such as `_6_15mm` follows it."""
     stem, mark, stratum = name.partition("_6_15mm")
     return f"{stem}_ci_{end}{mark}{stratum}"
 
@@ -183,16 +181,16 @@ def _beside(name: str, end: str) -> str:
 def _limits(loaded: LoadedBackbone) -> str:
     leak = loaded.record.get("leak")
     lines = [
-        "It knows axial CT of the chest alone: other anatomy, other modalities and other orientations are out of"
+        "It was trained on axial CT of the chest only: other anatomy, modalities and orientations are out of"
         " distribution, and so is a scale outside the one above.",
         "It has seen the scanners, reconstruction kernels, doses, ages and diseases of its training data; performance"
         " on other populations is unknown until it is measured there.",
-        "Malignancy is largely told by size: a probe on these features is worth what it adds to the diameter alone.",
-        "Labels of readers are opinions; an agreement with them is no agreement with pathology.",
+        "Malignancy depends largely on size: judge a probe on these features by what it adds to the diameter alone.",
+        "Labels of readers are opinions; agreement with them is not agreement with pathology.",
     ]
     if leak:
         lines.append(
-            f"No patients were held out of its pretraining ({leak}): tests on the same data flatter it."
+            f"No patients were held out of its pretraining ({leak}): tests on the same data are too optimistic."
         )
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 

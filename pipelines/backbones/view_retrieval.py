@@ -1,9 +1,8 @@
-"""View retrieval: two training-style views of many slices through frozen backbones, and whether they find each other.
+"""View retrieval: encode two training-style views of many slices with frozen backbones; do they find each other?
 
-A run that trains and the probe of what it made ask the same question here, under the same metric names. They differ in
-the slices: a run takes `eval_slices` of its held-out patients, of inner slices alone where it trains on those; the
-probe takes its own `slices`, of all. Top-1 falls, and `retrieval/ratio`, the hits, grows, with their number
-`retrieval/n`.
+A pretraining run and the probe of its backbone both use this code and log the same metric names. They differ in the
+slices: a run takes `eval_slices` of its held-out patients, inner slices only if it trains on those; the probe takes
+its own `slices`, from all. With their number `retrieval/n`, top-1 falls and `retrieval/ratio`, the hits, grows.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ Tokens = dict[TokenName, NDArray[np.float32]]
 Found = dict[tuple[NetworkName, TokenName], RetrievalResult]
 
 _VIEW_SEED = 2**31 - 1
-"""Views of an evaluation are the same at every step and in every run."""
+"""Fixed, so that the views of an evaluation are the same at every step and in every run."""
 
 
 @dataclass(frozen=True)
 class SliceSample:
-    """Some slices of some patients, and how a view of them is drawn.
+    """Some slices of some patients, and the configuration of their views.
 
     Attributes:
         index: All slices of the patients.
-        rows: Those chosen, (N,).
+        rows: Chosen slices, (N,).
         views: Two global views; local ones are not drawn.
     """
 
@@ -60,19 +59,19 @@ class SliceSample:
 
     @property
     def slice_index(self) -> NDArray[np.int32]:
-        """Place of each slice in its volume, (N,)."""
+        """Index of each slice in its volume, (N,)."""
         return np.asarray(self.index.z[self.rows], dtype=np.int32)
 
 
 def sample_slices(index: SliceIndex, views: ViewConfig, at_most: int) -> SliceSample:
-    """Choose up to so many slices, evenly over the volumes of an index; none of an empty one."""
+    """Choose at most `at_most` slices, evenly over the volumes of an index; none if it is empty."""
     count = min(at_most, len(index))
     rows = np.linspace(0, len(index) - 1, count) if count else np.zeros(0)
     return SliceSample(index, rows.astype(np.int64), dataclasses.replace(views, n_local=0))
 
 
 def render_rows(sample: SliceSample, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Render the two views of some slices, (2, B, 3, S, S): the same views whenever they are asked for."""
+    """Render the two views of some slices, (2, B, 3, S, S): the same views at every call."""
     batch = sample.index.read(rows)
     draws = draw_views(batch, sample.views, _VIEW_SEED, 0)
     return render_views(batch.to(device), draws, sample.views).global_views
@@ -82,10 +81,10 @@ def render_rows(sample: SliceSample, rows: NDArray[np.int64], device: torch.devi
 def encode_views(
     sample: SliceSample, backbones: Mapping[NetworkName, Backbone], device: torch.device, batch_size: int = 64
 ) -> dict[NetworkName, Tokens]:
-    """Encode both views of every slice with every backbone, in evaluation; each view is rendered once.
+    """Encode both views of every slice with every backbone, in evaluation mode; each view is rendered once.
 
     Returns:
-        By backbone and token: (2, N, D). Memory is bounded by the batch, beside these.
+        By backbone and token: (2, N, D). Apart from these, memory holds one batch.
     """
     parts: dict[NetworkName, dict[TokenName, list[torch.Tensor]]] = {
         name: {"class_token": [], "mean_patch": []} for name in backbones
@@ -121,9 +120,9 @@ def retrieve(
 
 
 def retrieval_metrics(found: Found) -> dict[str, float]:
-    """Name what was found: `retrieval/[<network>_][mean_patch_]<share>`; the backbone's class token has no prefix.
+    """Return metrics named `retrieval/[<network>_][mean_patch_]<share>`; the backbone's class token has no prefix.
 
-    What is not finite, such as an interval over a single patient, has no name.
+    Values that are not finite, such as an interval over a single patient, are left out.
     """
     metrics: dict[str, float] = {}
     for (network, token), one in found.items():

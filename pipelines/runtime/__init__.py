@@ -1,1 +1,1 @@
-"""Files, locks, processes, signals, progress and paths: what every other folder stands on."""
+"""Files, locks, processes, signals, progress and paths, used by every other folder."""

@@ -1,6 +1,6 @@
-"""Files that are whole or not there, and locks: a process killed at any instant leaves no half file and no held lock.
+"""Atomic file writes, and locks: a process killed at any instant leaves no partial file and no held lock.
 
-What the disk does not let us write is refused in one sentence, whoever writes.
+Every error of the disk while writing becomes one sentence (`TargetError`).
 """
 
 import contextlib
@@ -17,12 +17,12 @@ TEMPORARY = ".tmp"
 
 
 class TargetError(Refusal):
-    """A file or folder cannot be written: it is not ours to write, the disk is full, or something is in its place."""
+    """A file or folder cannot be written: no permission, disk full, or the path is taken by something else."""
 
 
 @contextlib.contextmanager
 def writing(target: Path, *also: Path) -> Iterator[None]:
-    """Turn what the disk refuses at `target`, above or below it into a TargetError; so with `also`.
+    """Turn an OSError about `target`, its parents, files below it or `also` into a TargetError.
 
     Errors about other files pass through.
     """
@@ -33,30 +33,30 @@ def writing(target: Path, *also: Path) -> Iterator[None]:
         if named and named not in {target, *target.parents, *also} and target not in named.parents:
             raise
         raise TargetError(
-            f"{target} cannot be written: {error.strerror or error}; make room or give the right to write there,"
-            " or name another place"
+            f"{target} cannot be written: {error.strerror or error}; free disk space or give write permission,"
+            " or choose another path"
         ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing.
+    """Make a folder and its missing parents.
 
     Raises:
-        TargetError: If that cannot be.
+        TargetError: If it cannot be made.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside its place, force it to disk, then rename it into place.
+    """Write a temporary file in the same folder, force it to disk, then rename it to `path`.
 
     Args:
         path: The file to make or replace; its folder exists.
         write: Called with the open file.
 
     Raises:
-        TargetError: If the disk does not take it; what was at `path` stays as it was.
+        TargetError: If it cannot be written; an older file at `path` stays unchanged.
     """
     temporary = path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     with writing(path, temporary):
@@ -70,7 +70,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Force a finished file to disk, then rename it into its place, and force that to disk too."""
+    """Force a finished file to disk, then rename it to `path`, and force the folder to disk too."""
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)
@@ -86,7 +86,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def exclusively(lock: Path) -> Iterator[None]:
-    """Hold a lock file for oneself; waits for others. The kernel lets go of it if the process is killed."""
+    """Hold a lock file exclusively; waits for other processes. The kernel releases it if the process is killed."""
     with writing(lock):
         file = lock.open("a")
     with file:
@@ -95,10 +95,10 @@ def exclusively(lock: Path) -> Iterator[None]:
 
 
 class SharedPresence:
-    """Says that this process writes into a folder, and clears what killed writers left there once nobody else does."""
+    """Shared lock of all processes that write into a folder; the only one left may remove files of killed writers."""
 
     def __init__(self, lock: Path) -> None:
-        """Take a share of the lock file `lock`, made when missing."""
+        """Hold the lock file `lock` in shared mode; it is made when missing."""
         with writing(lock):
             self._file = lock.open("a")
         fcntl.flock(self._file, fcntl.LOCK_SH)
@@ -108,7 +108,7 @@ class SharedPresence:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self._file, fcntl.LOCK_SH)  # a failed change may have let go of our share
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # a failed upgrade may have released the shared lock
             return
         for folder in folders:
             for left in folder.glob(f".*{TEMPORARY}"):
@@ -116,5 +116,5 @@ class SharedPresence:
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Let go of the share."""
+        """Release the lock."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""Several processes and their devices: join the process group, agree, choose the device."""
+"""Several processes and their devices: process group, shared values, choice of device and precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class WorldError(Refusal):
-    """Processes or devices that cannot be had as asked."""
+    """The requested processes or devices are not available."""
 
 
 def rank() -> int:
@@ -27,11 +27,11 @@ def rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that torchrun announces, if any, and leave it at the end."""
+    """Join the process group of torchrun, if there is one, and leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    # What processes say to each other beside tensors, such as that they were asked to stop, must not wait for a GPU.
+    # Messages that are no tensors, such as a request to stop, must not wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
@@ -50,10 +50,10 @@ def from_rank_zero(value: T) -> T:
 
 
 def done_by_rank_zero(task: Callable[[], T]) -> T:
-    """Do something in rank 0 alone and return its value in every process.
+    """Run `task` in rank 0 alone and return its value in every process.
 
     Raises:
-        Refusal: In every process, if rank 0 refuses: none is left to wait for it.
+        Refusal: In every process, if rank 0 raises it, so that none waits for rank 0.
     """
     value, refusal = None, None
     if rank() == 0:
@@ -68,7 +68,7 @@ def done_by_rank_zero(task: Callable[[], T]) -> T:
 
 
 def agreed_stop(code: int | None) -> int | None:
-    """Return the exit code that any process was asked to end with: all of them leave after the same step."""
+    """Return the exit code if any process was asked to stop, so that all stop after the same step."""
     if not dist.is_initialized():
         return code
     asked = torch.tensor([code or 0])
@@ -77,7 +77,7 @@ def agreed_stop(code: int | None) -> int | None:
 
 
 def widest_over_ranks(span: list[float]) -> list[float]:
-    """Return the least and the largest of the ends [low, high] that the processes saw."""
+    """Return the smallest low and the largest high of [low, high] over all processes."""
     if not dist.is_initialized():
         return span
     ends = torch.tensor([-span[0], span[1]], dtype=torch.float64)
@@ -86,10 +86,10 @@ def widest_over_ranks(span: list[float]) -> list[float]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that a recipe names; `auto` takes a GPU where there is one.
+    """Return the device of this process; `auto` takes a GPU where there is one.
 
     Raises:
-        WorldError: If the named device is not there.
+        WorldError: If the device does not exist.
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
@@ -108,7 +108,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             raise WorldError(
-                f"device '{name}' is not on this machine; give cpu, or auto to take what is there"
+                f"device '{name}' is not on this machine; give cpu, or auto to take what is available"
             )
         torch.cuda.set_device(device)
     return device

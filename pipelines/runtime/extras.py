@@ -1,4 +1,4 @@
-"""Packages that only some uses need: imported when asked for, and missed in one sentence."""
+"""Packages that only some uses need: imported when needed; a missing one is reported in one sentence."""
 
 from __future__ import annotations
 

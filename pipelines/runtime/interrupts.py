@@ -1,4 +1,4 @@
-"""Asked to stop: finish the step, save, and say with which signal. At its deadline a process asks itself."""
+"""Stop requests (signals): finish the step, save, and exit with the signal's code. A deadline sends one too."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 from types import FrameType
 
 DEADLINE_ENV = "DINOX_DEADLINE"
-"""Seconds since the epoch after which an arm of a campaign ends itself, whether or not the campaign lives."""
+"""Seconds since the epoch after which an arm of a campaign ends itself, whether or not the campaign still runs."""
 GRACE_S = 60.0
 """How long a process that was asked to stop may take to save."""
 
 
 class Interrupted(Exception):
-    """Asked to stop: what was done is saved. It is no refusal, and no bug.
+    """The process was asked to stop and saved its work; neither a refusal nor a bug.
 
     Attributes:
         exit_code: 128 + signal: 130 after Ctrl-C, 143 after SIGTERM.
@@ -33,8 +33,8 @@ _watches: list[threading.Timer] = []
 def watch_deadline() -> None:
     """End this process at the deadline in its environment, if there is one.
 
-    It is asked by SIGTERM, so that a training saves; `GRACE_S` later the kernel ends it, whatever it is doing. Only
-    the first call of a process starts the watch; it must come from the main thread.
+    It gets SIGTERM, so that a training saves; `GRACE_S` later the kernel ends it in any case. Only the first call of
+    a process starts the watch; it must come from the main thread.
     """
     given = os.environ.get(DEADLINE_ENV)
     if not given or _watches:
@@ -48,15 +48,15 @@ def watch_deadline() -> None:
 
 
 def _parent_to_follow() -> int | None:
-    """Process id of the `mlflow run` above, which forwards no signal; None when there is none to follow.
+    """Process id of the parent `mlflow run`, which forwards no signal; None when there is none to follow.
 
-    An arm of a campaign outlives the campaign; its deadline ends it.
+    An arm of a campaign may run longer than the campaign; its deadline ends it.
     """
     return os.getppid() if "MLFLOW_RUN_ID" in os.environ and DEADLINE_ENV not in os.environ else None
 
 
 def end_with_parent(every_s: float = 1.0) -> None:
-    """Send this process SIGTERM when the `mlflow run` above it is gone."""
+    """Send this process SIGTERM when its parent `mlflow run` has ended."""
     parent = _parent_to_follow()
 
     def follow() -> None:
@@ -69,17 +69,17 @@ def end_with_parent(every_s: float = 1.0) -> None:
 
 
 class StopWatch:
-    """Hears SIGTERM and SIGINT, and the end of the `mlflow run` above, which forwards neither."""
+    """Notices SIGTERM and SIGINT, and the end of the parent `mlflow run`, which forwards neither."""
 
     def __init__(self) -> None:
-        """Listen from now on; `close` gives the old handlers back."""
+        """Install the handlers; `close` restores the old ones."""
         self._signal: int | None = None
         self._parent = _parent_to_follow()
         self._before = {
-            number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGINT)
         }
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _notice(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
     @property
@@ -90,6 +90,6 @@ class StopWatch:
         return None if self._signal is None else 128 + self._signal
 
     def close(self) -> None:
-        """Give the old handlers back."""
+        """Restore the old handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""JSON that this program wrote and others may have damaged since."""
+"""JSON files that this program wrote and that may have been damaged since."""
 
 import json
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from transforms.refusal import Refusal
 
 
 class DamagedFileError(Refusal):
-    """A file does not hold what this program once wrote there."""
+    """A file is damaged: it no longer holds what this program wrote."""
 
 
 def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
@@ -17,11 +17,11 @@ def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        keys: What it must hold.
-        remedy: What to do about a damaged one, for the sentence.
+        keys: Required keys.
+        remedy: What to do about a damaged file; the end of the error message.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the file does not exist.
         DamagedFileError: If it is damaged, or cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""One command line in several processes of this machine; torch is imported when there are several."""
+"""One command line in several processes of this machine; torch is imported only then."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipelines.runtime.interrupts import GRACE_S, end_with_parent
 from pipelines.runtime.parallel import available_cores
 
 
-def launch(words: list[str], nproc: int) -> int:
-    """Run `python WORDS` in `nproc` processes and return the exit code of the first that failed, or 0.
+def launch(arguments: list[str], nproc: int) -> int:
+    """Run `python ARGUMENTS` in `nproc` processes and return the exit code of the first that failed, or 0.
 
-    A signal to this process reaches them all, and they may take `GRACE_S` to save. torchrun itself would end with 1
-    whatever happened, and hide our sentence below a page of its own.
+    A signal to this process is forwarded to all, and they may take `GRACE_S` to save. torchrun itself would always
+    end with 1 and hide our error message below a long report.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -36,7 +36,7 @@ def launch(words: list[str], nproc: int) -> int:
         shutdown_timeout=int(GRACE_S),
     )
     try:
-        elastic_launch(config, sys.executable)(*words)
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         failures = error.failures.values()
         first = min(failures, key=lambda failure: failure.timestamp)

@@ -1,4 +1,4 @@
-"""Jobs over processes, where one job that kills its process does not take the others along."""
+"""Jobs in parallel processes; a job that crashes its process does not affect the others."""
 
 import multiprocessing
 import os
@@ -14,21 +14,21 @@ R = TypeVar("R")
 
 
 class Crashed:
-    """Stands in the place of a result: the job ended its process (a decoder's crash, or memory ran out)."""
+    """Replaces the result of a job that ended its process (a decoder crashed, or memory ran out)."""
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Iterator[tuple[J, R | Crashed]]:
-    """Yield each job with its result as they end.
+    """Yield each job with its result, in the order in which jobs end.
 
     Args:
         function: Called with one job; a module-level function, or a partial of one.
-        jobs: What to do, picklable.
-        workers: Processes; 1 works in this process, where a crash is not survived.
+        jobs: Arguments of the calls, picklable.
+        workers: Processes; 1 works in this process, where a crash ends everything.
     """
     if workers == 1 or len(jobs) < 2:
         yield from ((job, function(job)) for job in jobs)
@@ -44,7 +44,7 @@ def run_jobs(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Ite
 
 
 def _run_until_crash(function: Callable[[J], R], jobs: dict[int, J], workers: int) -> Iterator[tuple[int, R]]:
-    """Results as they come, by number; ends early, without a word, when a process dies."""
+    """Yield results by job number as jobs end; stops early, without an error, when a process crashes."""
     context = multiprocessing.get_context("spawn")  # no copy of this process's threads and open databases
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_follow_parent) as pool:
         futures = {pool.submit(function, job): number for number, job in jobs.items()}
@@ -58,7 +58,7 @@ def _run_until_crash(function: Callable[[J], R], jobs: dict[int, J], workers: in
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is killed, so that nobody goes on writing."""
+    """Leave Ctrl-C to the parent, and end when the parent is killed, so that no orphan goes on writing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -1,4 +1,4 @@
-"""Where the project lies on this machine."""
+"""Location of the project on this machine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line now and then in a log file."""
+"""Progress of long work: a live bar on a terminal, a line every 15 seconds in a log file."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from tqdm import tqdm
 
 
 def progress(jobs: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
-    """Wrap jobs, or make a bar that is moved by `update`; options are tqdm's own."""
+    """Wrap jobs, or make a bar that `update` advances; options are tqdm's own."""
     return tqdm(jobs, mininterval=0.2 if sys.stderr.isatty() else 15.0, **options)

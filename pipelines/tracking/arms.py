@@ -11,13 +11,13 @@ from pipelines.tracking.names import Tag
 from pipelines.tracking.stored_runs import StoredRun, search_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
-"""What a campaign and an arm may be called."""
+"""Allowed names of campaigns and arms."""
 _SILENCE_S = 6 * HEARTBEAT_S
-"""An attempt that was not heard of for so long is taken for dead by a machine that cannot look at it."""
+"""After so long without a heartbeat, another machine takes an attempt for dead."""
 
 
 class ArmRecord(StoredRun):
-    """What MLflow says of one arm."""
+    """One arm as recorded in MLflow."""
 
     @property
     def name(self) -> str:
@@ -26,7 +26,7 @@ class ArmRecord(StoredRun):
 
     @property
     def stage_run_ids(self) -> list[str]:
-        """Run of each stage; the first is the arm's own."""
+        """Run ids of the stages; the first is the arm's own run."""
         return [self.run_id, *(id_ for id_ in self.tags.get(Tag.STAGES, "").split(",") if id_)]
 
     @property
@@ -41,12 +41,12 @@ class ArmRecord(StoredRun):
 
     @property
     def job(self) -> str:
-        """The executor's handle of the newest attempt; "" when the campaign died before it knew."""
+        """The executor's handle of the newest attempt; "" when the campaign ended before it was stored."""
         return self.tags.get(Tag.JOB, "")
 
     @property
     def ending(self) -> str:
-        """How the newest attempt says it ended: finished, refused, interrupted, crashed; "" while it has not."""
+        """How the newest attempt ended, as it logged itself: finished, refused, interrupted, crashed; "" before."""
         return self.tags.get(Tag.ARM_END, "")
 
     @property
@@ -81,18 +81,18 @@ class ArmRecord(StoredRun):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the newest attempt came so far that it wrote to its run."""
+        """Whether the newest attempt has started and written to its run."""
         return self.tags.get(Tag.BEGUN) == str(self.attempt)
 
     def is_alive(self, now: float) -> bool:
-        """Whether the newest attempt gave a sign of life a short while ago."""
+        """Whether the newest attempt sent a heartbeat recently."""
         last = float(self.tags.get(Tag.ATTEMPT_STARTED, "0"))
         if self.has_begun:
             last = float(self.tags[Tag.BEGUN_AT]) + 3600.0 * self.metrics.get(HOURS, 0.0)
         return self.is_open and not self.ending and now - last < _SILENCE_S
 
     def leased_hours(self, now: float) -> float:
-        """Hours that the running attempt may go on before it ends itself."""
+        """Hours until the running attempt ends itself."""
         if not self.is_open:
             return 0.0
         return max(float(self.tags.get(Tag.LEASE_HOURS, "0")) - self._age(now), 0.0)
@@ -104,17 +104,17 @@ class ArmRecord(StoredRun):
         return max((now - started) / 3600.0, self.metrics.get(HOURS, 0.0))
 
     def hours_of_ended_attempt(self, now: float) -> float:
-        """Wall hours of the newest attempt, once nothing of it runs any more.
+        """Wall hours of the newest attempt, once it no longer runs.
 
-        One that ended by itself says so exactly, and its machine was there before it. One that was killed may have
-        lived until its next sign of life; of one that never began, all is counted since its start.
+        One that ended by itself logged its hours; the time before it began is added. One that was killed may have
+        run until its next heartbeat. For one that never began, all time since its submission counts.
         """
-        said, age = self.metrics.get(HOURS, 0.0), self._age(now)
+        logged, age = self.metrics.get(HOURS, 0.0), self._age(now)
         if not self.has_begun:
             return age
         before = (float(self.tags[Tag.BEGUN_AT]) - float(self.tags[Tag.ATTEMPT_STARTED])) / 3600.0
-        said += 0.0 if self.is_pending else max(before, 0.0)
-        return said if self.ending else min(said + HEARTBEAT_S / 3600.0, age)
+        logged += 0.0 if self.is_pending else max(before, 0.0)
+        return logged if self.ending else min(logged + HEARTBEAT_S / 3600.0, age)
 
 
 @dataclass(frozen=True, slots=True)

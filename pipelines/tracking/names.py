@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 PARAMETER = "cfg."
-"""What the name of every parameter begins with; the key of the configuration follows."""
+"""Prefix of the name of every parameter, before the key of the configuration."""
 
 
 class UnlistedNameError(RuntimeError):
@@ -26,7 +26,7 @@ class Metric:
     """A metric, or a family of metrics.
 
     Attributes:
-        pattern: The name; of a family, alternatives stand in braces with commas between, as in a shell.
+        pattern: The name; in a family, alternatives are in braces with commas between, as in a shell.
         unit: Of the value.
         meaning: One line.
     """
@@ -51,7 +51,7 @@ _COUNT, _SHARE, _AUROC, _NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
 _TRAINING = (
     Metric("data/train_patients", _COUNT, "patients that are trained on"),
     Metric("data/held_out_patients", _COUNT, "patients held out for retrieval and probes"),
-    Metric("data/train_slices", _COUNT, "slices that are drawn from"),
+    Metric("data/train_slices", _COUNT, "slices of these patients, sampled in training"),
     Metric("loss/total", "nats for DINO", "weighted sum of the terms, which is minimized"),
     Metric(
         "loss/{dino,ibot}", _NATS, "cross-entropy of student and teacher over views, and over hidden patches"
@@ -71,7 +71,9 @@ _TRAINING = (
     Metric("teacher/prototypes_used", _COUNT, "exp of the entropy of the mean code: prototypes in use"),
     Metric("teacher/effective_rank", _COUNT, "effective rank of the teacher's class tokens (RankMe)"),
     Metric("teacher/cosine", "-1 .. 1", "mean cosine of the class tokens of two slices"),
-    Metric("teacher/center_norm", "logits", "norm of the center that is taken from the teacher's logits"),
+    Metric(
+        "teacher/center_norm", "logits", "norm of the center that is subtracted from the teacher's logits"
+    ),
     Metric("teacher/verdict", "0, 1, 2, 3", "too early, wall, collapsed, learning"),
     Metric("student/entropy", _NATS, "mean entropy of the student's code of one view"),
     Metric("optim/lr", "none", "learning rate"),
@@ -110,7 +112,7 @@ _RETRIEVAL = (
     Metric(
         "retrieval/trajectory_{top1,ratio}",
         "as top1, ratio",
-        "the same of each backbone kept on the way, by step",
+        "the same of each backbone kept during training, by step",
     ),
 )
 _PROBES = (
@@ -121,7 +123,9 @@ _PROBES = (
         _AUROC,
         "of the features, diameter alone, features and diameter, pixels, random weights, shuffled labels, ResNet18",
     ),
-    Metric("probe/gain_over_diameter" + CI + _STRATUM, "AUROC", "features and diameter, less diameter alone"),
+    Metric(
+        "probe/gain_over_diameter" + CI + _STRATUM, "AUROC", "features and diameter, minus diameter alone"
+    ),
     Metric("probe/gain_over_diameter_p" + _STRATUM, "p", "two-sided p of this gain"),
     Metric(
         "probe/{n_nodules,n_positive,n_patients}" + _STRATUM,
@@ -131,7 +135,7 @@ _PROBES = (
     Metric(
         "probe/{,random_,dictionary_,random_words_}nested_z",
         "standard deviations",
-        "primary test, do features know the rating beyond size and attenuation: how far above its reference",
+        "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
     ),
     Metric("probe/nested_p", "p", "one-sided p of the primary test, by sign flips"),
     Metric(
@@ -143,21 +147,23 @@ _PROBES = (
     Metric(
         "probe/{random_,dictionary_,random_words_}partial_r2",
         "share of variance",
-        "the same of random weights, of whitened patches with words learned without labels, and with random words",
+        "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
     ),
     Metric(
-        "probe/over_random_r2" + CI, "share of variance", "partial R2 less that of five random-weight twins"
+        "probe/over_random_r2" + CI,
+        "share of variance",
+        "partial R2 minus that of five networks with random weights",
     ),
     Metric("probe/max_epochs", _COUNT, "most epochs of a supervised network"),
     Metric(
         "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,
         _AUROC,
-        "of one way to make one vector of the slices of a nodule",
+        "of one way to combine the slices of a nodule into one vector",
     ),
     Metric(
         "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain" + CI,
         "AUROC",
-        "this way, less the center slice alone",
+        "this way, minus the center slice alone",
     ),
     Metric(
         "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain_p_holm",
@@ -170,12 +176,12 @@ _PROBES = (
         "Dice, 0 .. 1",
         "of predicted masks; of readers",
     ),
-    Metric("dense/gain_over_pixels" + CI, "Dice", "features, less gray values"),
+    Metric("dense/gain_over_pixels" + CI, "Dice", "features, minus gray values"),
     Metric("dense/gain_over_pixels_p", "p", "two-sided p of this gain"),
     Metric("dense/n_nodules", _COUNT, "tested nodules"),
 )
 _REPRESENTATION = (
-    Metric("representation/{,random_}n_features", _COUNT, "numbers of a feature"),
+    Metric("representation/{,random_}n_features", _COUNT, "length of a feature vector"),
     Metric("representation/{,random_}active_dims", _COUNT, "dimensions with a standard deviation above 0.01"),
     Metric(
         "representation/{,random_}{,centered_}cosine",
@@ -187,15 +193,17 @@ _REPRESENTATION = (
         _COUNT,
         "effective rank (RankMe); without the mean",
     ),
-    Metric("representation/{,random_}uniformity", "log", "log mean exp(-2 squared distance); -4 is even"),
-    Metric("representation/{,random_}class_separation", "cosine", "mean within a class, less across classes"),
+    Metric("representation/{,random_}uniformity", "log", "log mean exp(-2 squared distance); -4 is uniform"),
+    Metric(
+        "representation/{,random_}class_separation", "cosine", "mean within a class, minus across classes"
+    ),
     Metric(
         "representation/{,random_}alignment" + CI, "0 .. 4", "mean squared distance of two views of a slice"
     ),
     Metric(
         "representation/{,random_}knn_auroc" + CI,
         _AUROC,
-        "malignant share of the 20 nearest nodules of others",
+        "score: malignant share of the 20 nearest nodules of other patients",
     ),
     Metric(
         "representation/{,random_}{manufacturer,kernel}_accuracy" + CI,
@@ -205,7 +213,7 @@ _REPRESENTATION = (
     Metric(
         "representation/{,random_}moved_by_{window,one_slice}" + CI,
         "none",
-        "squared distance under another window, one slice further, over that of two nodules",
+        "squared distance to the same nodule under another window, one slice further, over that of two nodules",
     ),
     Metric("representation/n_nodules", _COUNT, "nodules that were encoded"),
 )
@@ -216,8 +224,12 @@ _COHORTS = (
         "prepare/{refused_files,refused_rows}", _COUNT, "files, and rows of annotations, that were refused"
     ),
     Metric("nodules/{scans,patients,volumes,annotations,nodules}", _COUNT, "of the cohort"),
-    Metric("nodules/flagged", _COUNT, "nodules with a doubt noted in the column flag"),
-    Metric("nodules/nodules_of_{1,2,3,4,more}_readers", _COUNT, "nodules marked by so many readers"),
+    Metric("nodules/flagged", _COUNT, "nodules with a problem noted in the column flag"),
+    Metric(
+        "nodules/nodules_of_{1,2,3,4,more}_readers",
+        _COUNT,
+        "nodules by the number of readers who marked them",
+    ),
     Metric(
         "nodules/{diameter,diameter_where_imaged,volume,characteristics,image_diameter,pixels,pixels_without_repeats}"
         "_auroc" + CI + "{,_6_15mm,_3_6mm,_6_10mm,_10_15mm,_15_40mm}",
@@ -246,14 +258,14 @@ IMAGES: dict[str, str] = {
     "tokens/gram": "cosine of all patches with some patches",
     "tokens/class_map": "first two principal components of the class tokens, by patient",
 }
-"""Images of a pretraining by key, one a step."""
+"""Images of a pretraining by key, one per step."""
 
 
 def refuse_unlisted(names: Iterable[str], listed: Container[str]) -> None:
-    """Refuse to log what nobody could look up.
+    """Refuse to log names that are not in the list.
 
     Raises:
-        UnlistedNameError: Naming what is not listed.
+        UnlistedNameError: With the names that are not listed.
     """
     unknown = [name for name in names if name not in listed]
     if unknown:
@@ -263,19 +275,19 @@ def refuse_unlisted(names: Iterable[str], listed: Container[str]) -> None:
 
 
 class Tag(StrEnum):
-    """A tag of an MLflow run; its value is the name that stands in the store."""
+    """A tag of an MLflow run; its value is the name in the store."""
 
     meaning: str
 
     def __new__(cls, name: str, meaning: str = "") -> Tag:
-        """Keep what the tag means beside its name."""
+        """Keep the meaning of the tag beside its name."""
         member = str.__new__(cls, name)
         member._value_, member.meaning = name, meaning
         return member
 
     # Every run
     ENTRY_POINT = "dinox.entry_point", "entry point that wrote the run"
-    GIT_COMMIT = "dinox.git_commit", "commit of the code, with -dirty where files differed from it"
+    GIT_COMMIT = "dinox.git_commit", "commit of the code, with -dirty if files differed from it"
     RECIPE = "dinox.recipe", "name of the recipe"
     COHORT_SHA = "dinox.cohort_sha", "SHA-256 of the cohort: its volume ids and voxels"
     COHORT_KIND = "dinox.cohort_kind", "what the cohort is made of: real CT, phantom or synthetic slices"
@@ -314,7 +326,7 @@ class Tag(StrEnum):
     ARM_OF = "dinox.arm_of", "arm that this later stage belongs to"
     STAGE = "dinox.stage", "entry point of this later stage"
     STAGES = "dinox.stages", "runs of the later stages, with commas between"
-    NUMBER = "dinox.number", "place of the arm in the order in which arms were added"
+    NUMBER = "dinox.number", "number of the arm in the order in which arms were added"
     SEED = "dinox.seed", "seed of the arm"
     OVERRIDES = "dinox.overrides", "keys that make the arm differ, as JSON"
     ENTRY_POINTS = "dinox.entry_points", "stages of the arm with their keys, as JSON"
@@ -323,10 +335,10 @@ class Tag(StrEnum):
     HYPOTHESIS = "dinox.hypothesis", "why a proposer added the arm"
     ARM_STATUS = (
         "dinox.arm_status",
-        "how the arm stands: finished, pruned, interrupted, refused, died, arm budget",
+        "state of the arm: finished, pruned, interrupted, refused, died, arm budget",
     )
     ARM_END = "dinox.arm_end", "how the newest attempt ended: finished, refused, interrupted or crashed"
-    PRUNED = "dinox.pruned", "yes: the proposer gave the arm up"
+    PRUNED = "dinox.pruned", "yes: the proposer stopped the arm"
     DONE = "dinox.done", "yes: this stage is done and is not run again"
     ATTEMPT = "dinox.attempt", "number of the newest attempt"
     ATTEMPT_STARTED = "dinox.attempt_started", "when it was submitted, seconds since 1970"

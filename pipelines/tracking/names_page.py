@@ -22,14 +22,14 @@ def names_page() -> str:
         "",
         "## Parameters",
         "",
-        "`cfg.<key>`: each key of the configuration; `--help` of the entry point says what it means.",
+        "`cfg.<key>`: each key of the configuration; `--help` of the entry point explains it.",
         "",
         "## Metrics",
     ]
     for group, metrics in groupby(LISTED, key=lambda metric: metric.pattern.partition("/")[0]):
         lines += ["", f"### {group}", "", "| metric | unit | meaning |", "| --- | --- | --- |"]
         lines += [f"| `{one.pattern}` | {one.unit} | {one.meaning} |" for one in metrics]
-    lines += ["", "## Images of a pretraining, one a step", "", "| key | what it shows |", "| --- | --- |"]
+    lines += ["", "## Images of a pretraining, one per step", "", "| key | what it shows |", "| --- | --- |"]
     lines += [f"| `{key}` | {meaning} |" for key, meaning in IMAGES.items()]
     lines += ["", "## Tags", "", "| tag | meaning |", "| --- | --- |"]
     lines += [f"| `{tag}` | {tag.meaning} |" for tag in Tag]
@@ -37,9 +37,9 @@ def names_page() -> str:
         "",
         "## Older names",
         "",
-        "They are read as the names of today, in the store, in recipes and on the command line.",
+        "They are read as the current names, in the store, in recipes and on the command line.",
         "",
-        "| older | today |",
+        "| older | current |",
         "| --- | --- |",
         *(f"| metrics `{old}...` | `{new}...` |" for old, new in METRICS.items()),
         *(f"| option `{old}` | `{new}` |" for old, new in KEYS.items()),

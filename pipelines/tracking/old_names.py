@@ -1,4 +1,4 @@
-"""What earlier versions wrote otherwise: metrics of older runs, keys and values of older recipes and command lines."""
+"""Names of earlier versions: metrics of older runs, keys and values of older recipes and command lines."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ METRICS = {
     "representation/centred_": "representation/centered_",
     "representation/random_centred_": "representation/random_centered_",
 }
-"""Beginning of a metric's old name -> beginning of its name."""
+"""Old prefix of a metric -> current prefix."""
 KEYS = {"licence": "license"}
 VALUES = {"features": {"neighbourhood": "neighborhood"}}
-"""Key -> old value -> value."""
+"""Key -> old value -> current value."""
 
 
 def current_metric(name: str) -> str:
-    """Return the name under which a metric is logged today."""
+    """Return the current name of a metric."""
     for old, new in METRICS.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -27,22 +27,22 @@ def current_metric(name: str) -> str:
 
 
 def current_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return what a run logged, under the names of today."""
+    """Return the metrics of a run under their current names."""
     return {current_metric(name): value for name, value in metrics.items()}
 
 
 def current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the top level of a configuration with the keys and values of today."""
+    """Return the top level of a configuration with current keys and values."""
     return {KEYS.get(key, key): current_value(key, value) for key, value in tree.items()}
 
 
 def current_value(key: str, value: Any) -> Any:
-    """Return what a value of a configuration's key is called today."""
+    """Return the current spelling of a value of a configuration key."""
     return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
 def current_params(params: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters of a run with the keys and values of today."""
+    """Return the parameters of a run with current keys and values."""
     flat = {
         name.removeprefix(PARAMETER): value for name, value in params.items() if name.startswith(PARAMETER)
     }

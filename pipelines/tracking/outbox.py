@@ -1,6 +1,6 @@
-"""What the tracking store cannot take now waits on disk, in order, and is delivered when it can be reached again.
+"""Records wait on disk, in order, while the tracking store cannot be reached, and are delivered when it can again.
 
-Every record is a file that is whole or absent, so a killed run loses none; delivering one twice changes nothing.
+Every record is written atomically, so a killed run loses none; delivering one twice changes nothing.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from transforms.refusal import Refusal
 Kind = Literal["batch", "file", "image", "status"]
 
 RETRY_S = 30.0
-"""Between two attempts to reach a store that was away; records of that time go straight to disk."""
+"""Seconds between two attempts to reach the store; records in between go straight to disk."""
 
 
 class StoreAwayError(Refusal):
-    """The tracking store cannot be reached, or cannot answer."""
+    """The tracking store cannot be reached or does not answer; trying again later may help."""
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class Record:
     """One record on its way to the store.
 
     Attributes:
-        run_id: The run that it belongs to.
+        run_id: MLflow run that it belongs to.
         kind: `batch` (metrics, params, tags), `file` (a file or folder as artifact), `image` (a PNG of a step),
-            or `status` (how the run stands).
+            or `status` (of the run).
         content: Plain values, as the kind needs them.
-        payload: The file or folder that goes along; "" without one.
+        payload: The file or folder to send; "" without one.
     """
 
     run_id: str
@@ -45,53 +45,55 @@ class Letter:
 
 
 class Outbox:
-    """A folder of letters that wait; it is made when the first one has to."""
+    """A folder of waiting records; it is made for the first one."""
 
-    def __init__(self, folder: Path, deliver: Callable[[Letter], None], retry_s: float = RETRY_S) -> None:
-        """Use `folder`; letters that an earlier process left there are delivered first.
+    def __init__(self, folder: Path, deliver: Callable[[Record], None], retry_s: float = RETRY_S) -> None:
+        """Use `folder`; records of an earlier process in it are delivered first.
 
         Args:
-            folder: Where letters wait.
-            deliver: Hands one letter to the store; raises StoreAwayError when that is away.
+            folder: Where records wait.
+            deliver: Sends one record to the store; raises StoreAwayError if the store cannot be reached.
             retry_s: Seconds between two attempts.
         """
         self.folder, self._deliver, self._retry_s = folder, deliver, retry_s
         self._next_attempt = 0.0
 
     def __len__(self) -> int:
-        """Return how many letters wait."""
+        """Return the number of waiting records."""
         return len(self._waiting())
 
-    def post(self, letter: Letter) -> None:
-        """Deliver a letter after all that wait, or keep it."""
+    def post(self, record: Record) -> None:
+        """Deliver a record after all waiting ones, or keep it on disk."""
         if self.flush():
             try:
-                self._deliver(letter)
+                self._deliver(record)
                 return
             except StoreAwayError:
                 self._note_absence()
-                print("the tracking store is away: records wait in the run's folder and training goes on")
-        self._keep(letter)
+                print(
+                    "the tracking store cannot be reached: records wait in the run's folder and training goes on"
+                )
+        self._keep(record)
 
     def flush(self, is_last: bool = False) -> bool:
-        """Deliver what waits, oldest first; at most once every `retry_s`, unless it is the last attempt.
+        """Deliver waiting records, oldest first; at most once every `retry_s`, unless it is the last attempt.
 
         Returns:
-            Whether nothing waits any more.
+            Whether none is left.
         """
         if time.monotonic() < self._next_attempt and not is_last:
             return False
         waiting = self._waiting()
         for path in waiting:
             try:
-                self._deliver(Letter(**json.loads(path.read_text(encoding="utf-8"))))
+                self._deliver(Record(**json.loads(path.read_text(encoding="utf-8"))))
             except StoreAwayError:
                 self._note_absence()
                 return False
             path.unlink()
             _remove(path.with_suffix(".payload"))
         if waiting:
-            print(f"the tracking store is back: {len(waiting)} records delivered")
+            print(f"the tracking store answers again: {len(waiting)} records delivered")
         self._next_attempt = 0.0
         return True
 
@@ -101,20 +103,20 @@ class Outbox:
     def _note_absence(self) -> None:
         self._next_attempt = time.monotonic() + self._retry_s
 
-    def _keep(self, letter: Letter) -> None:
+    def _keep(self, record: Record) -> None:
         with writing(self.folder):
-            self._write(letter)
+            self._write(record)
 
-    def _write(self, letter: Letter) -> None:
+    def _write(self, record: Record) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         waiting = self._waiting()
         path = self.folder / f"{int(waiting[-1].stem) + 1 if waiting else 0:08d}.json"
-        fields = asdict(letter)
-        if letter.payload:
+        fields = asdict(record)
+        if record.payload:
             copy = path.with_suffix(".payload")
             _remove(copy)  # what a process killed while copying left behind
             copy.mkdir()
-            source, target = Path(letter.payload), copy / Path(letter.payload).name
+            source, target = Path(record.payload), copy / Path(record.payload).name
             if source.is_dir():
                 shutil.copytree(source, target)
             else:

@@ -14,7 +14,7 @@ from pipelines.tracking.store import STORE_ENV, NotInStoreError, answering, clie
 
 @answering()
 def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
-    """Return the newest finished pretrain run that holds a backbone, or None.
+    """Return the id of the newest finished pretrain run that holds a backbone, or None.
 
     The wrapper run that a resumed training leaves behind holds none and carries `Tag.RESUMES`.
     """
@@ -29,7 +29,7 @@ def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
 
 @answering()
 def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
-    """Copy an artifact of a run into a folder and return where it lies.
+    """Copy an artifact of a run into a folder and return its path there.
 
     Raises:
         NotInStoreError: If the run does not exist or holds no such artifact.
@@ -43,14 +43,14 @@ def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
 
 @answering()
 def artifacts(run_id: str, folder: str = ".") -> list[str]:
-    """Return the paths of what a run holds directly in a folder of its artifacts."""
+    """Return the paths of the artifacts directly in a folder of a run."""
     found = client().list_artifacts(run_id, None if folder == "." else folder)
     return [str(file.path) for file in found]
 
 
 @answering()
 def get_run(run_id: str) -> MlflowRun:
-    """Return what the store has of a run.
+    """Return a run of the store.
 
     Raises:
         NotInStoreError: If the run does not exist.
@@ -72,7 +72,7 @@ def run_tags(run_id: str) -> dict[str, str]:
 
 
 def run_metrics(run_id: str) -> dict[str, float]:
-    """Return the last value of every metric of a run, under its name of today."""
+    """Return the last value of every metric of a run, under its current name."""
     return current_metrics(get_run(run_id).data.metrics)
 
 
@@ -88,7 +88,7 @@ def experiment_of(run_id: str) -> str:
 
 @answering()
 def newest_run(entry_point: str, name: str) -> str:
-    """Return the newest run of an entry point that bears a name.
+    """Return the id of the newest run of an entry point with this name.
 
     Raises:
         NotInStoreError: If there is none.

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
-from pipelines.tracking.outbox import Kind, Letter, Outbox
+from pipelines.tracking.outbox import Kind, Outbox, Record
 from pipelines.tracking.reading import get_run
 from pipelines.tracking.store import StoreRefusedError, answering, client
 
@@ -44,9 +44,9 @@ def git_commit() -> str:
         return "unknown"
 
 
-def _git(*words: str) -> str:
+def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+        ["git", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 
@@ -61,11 +61,11 @@ class Run:
 
     @classmethod
     def start(cls, entry_point: str) -> Run:
-        """Attach to the run that `mlflow run` made for this process, else make one in the chosen experiment.
+        """Attach to the run that `mlflow run` made for this process, else create one in the chosen experiment.
 
         Raises:
             StoreAwayError: If the store does not answer.
-            StoreRefusedError: If it cannot be opened, or refuses the run or experiment that the environment names.
+            StoreRefusedError: If it cannot be opened, or rejects the run or experiment named in the environment.
         """
         if int(os.environ.get("RANK", "0")) > 0:
             return SilentRun()
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether `mlflow run` above this process owns the run and will close it."""
+        """Whether a parent `mlflow run` owns the run and will close it."""
         return os.environ.get("MLFLOW_RUN_ID") == self.run_id
 
     @property
@@ -99,7 +99,7 @@ class Run:
         """Attach to another run of the same store.
 
         Raises:
-            NotInStoreError: If the store does not know it.
+            NotInStoreError: If it is not in the store.
         """
         get_run(run_id)
         return Run(self.store, run_id)
@@ -111,7 +111,7 @@ class Run:
 
     @answering()
     def history(self, metric: str) -> list[tuple[int, float]]:
-        """Return the (step, value) pairs of a metric, one a step, in order."""
+        """Return the (step, value) pairs of a metric, one per step, in order."""
         points = self.store.get_metric_history(self.run_id, metric)
         return sorted({point.step: point.value for point in points}.items())
 
@@ -163,7 +163,7 @@ class Run:
         self._log_written(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def log_table(self, table: pd.DataFrame, path: str) -> None:
-        """Write a table as an artifact; the ending of `path` says parquet or csv."""
+        """Write a table as an artifact; as CSV or parquet by the ending of `path`."""
         write = table.to_csv if Path(path).suffix == ".csv" else table.to_parquet
         self._log_written(path, lambda file: write(file, index=False))
 
@@ -174,7 +174,7 @@ class Run:
             self.log_file(file, str(Path(path).parent))
 
     def log_file(self, file: Path, folder: str = "") -> None:
-        """Copy a file, or a folder with all it holds, into the run's artifacts."""
+        """Copy a file, or a folder with its contents, into the run's artifacts."""
         self._post("file", {"folder": "" if folder == "." else folder}, file)
 
     def finish(self, status: str) -> None:
@@ -182,20 +182,20 @@ class Run:
         self._post("status", {"status": status})
 
     def reopen(self) -> None:
-        """Mark a run as running again: one that was planned, or that ended before it was done."""
+        """Mark a run as running again: one that was planned, or that ended early."""
         self._post("status", {"status": "RUNNING"})
 
     def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
-        letter = Letter(self.run_id, kind, content, str(payload or ""))
+        record = Record(self.run_id, kind, content, str(payload or ""))
         if self.outbox is None:
-            _deliver(self.store, letter)
+            _deliver(self.store, record)
         else:
-            self.outbox.post(letter)
+            self.outbox.post(record)
 
     def buffer_in(self, folder: Path) -> Outbox:
-        """From now on keep in `folder` what the store cannot take, instead of failing; returns what keeps it.
+        """From now on keep records in `folder` while the store cannot be reached, instead of failing.
 
-        A training must not wait minutes for a server that is away, so requests give up early from now on.
+        A training must not wait minutes for a server, so requests also time out early from now on.
         """
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
@@ -204,9 +204,9 @@ class Run:
 
 
 @answering()
-def _deliver(store: MlflowClient, letter: Letter) -> None:
-    content, run_id, payload = letter.content, letter.run_id, Path(letter.payload)
-    match letter.kind:
+def _deliver(store: MlflowClient, record: Record) -> None:
+    content, run_id, payload = record.content, record.run_id, Path(record.payload)
+    match record.kind:
         case "batch":
             store.log_batch(
                 run_id,
@@ -229,7 +229,7 @@ def _deliver(store: MlflowClient, letter: Letter) -> None:
 
 
 class SilentRun(Run):
-    """Stands in for the run in processes other than the first: it writes nothing."""
+    """The run in processes other than the first: it writes nothing."""
 
     def __init__(self) -> None:
         """Attach to nothing."""

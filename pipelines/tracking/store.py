@@ -1,4 +1,4 @@
-"""The tracking store in force: how it is opened, and what it means when it says no or does not answer."""
+"""The tracking store in use: how it is opened, and how its errors become one sentence."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REASON_LENGTH = 200
 
 
 class StoreRefusedError(Refusal):
-    """The tracking store said no, or cannot be opened: trying again would not help."""
+    """The tracking store rejected a request, or cannot be opened; trying again would not help."""
 
 
 class NotInStoreError(StoreRefusedError):
@@ -39,7 +39,7 @@ class NotInStoreError(StoreRefusedError):
 
 
 def tracking_uri() -> str:
-    """Return the store in force: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
+    """Return the address of the store in use: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
     return os.environ.get(STORE_ENV) or f"{_SQLITE}{PROJECT_ROOT / 'mlflow.db'}"
 
 
@@ -55,12 +55,12 @@ def _without_secrets(text: str) -> str:
 
 
 def client() -> MlflowClient:
-    """Open the store in force; processes that find no sqlite file yet make it one after the other.
+    """Open the store in use; processes that find no sqlite file yet create it one after the other.
 
-    MLflow lets two of them create and migrate the tables at once, and all but one end with a database error.
+    Without the lock, processes that create the tables at the same time end with a database error, all but one.
 
     Raises:
-        StoreAwayError: If a database server is away.
+        StoreAwayError: If a database server cannot be reached.
         StoreRefusedError: If the store cannot be opened: an unknown kind, a missing driver, a damaged file.
     """
     uri = tracking_uri()
@@ -91,17 +91,17 @@ def _opened(uri: str) -> MlflowClient:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn what goes wrong between us and the store into one sentence.
+    """Turn errors of MLflow and of the network into one sentence.
 
     Raises:
-        StoreAwayError: If it cannot be reached or cannot answer: it may do so later.
-        StoreRefusedError: If it said no.
+        StoreAwayError: If the store cannot be reached or has a temporary error.
+        StoreRefusedError: If it rejects the request.
     """
     try:
         yield
     except (MlflowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
-            raise  # What was to be sent is not there: ours.
+            raise  # The file to send does not exist: our bug.
         code = status_code(error)
         if code >= 500:
             raise StoreAwayError(_away()) from error
@@ -114,7 +114,7 @@ def answering() -> Iterator[None]:
 
 
 def status_code(error: MlflowException | OSError) -> int:
-    """Return the HTTP status that the store answered with, or could have: 503 when it does not answer."""
+    """Return the HTTP status of an error of the store, or the nearest one: 503 when it does not answer."""
     if isinstance(error, MlflowException):
         return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
     if isinstance(error, RequestException):
@@ -127,6 +127,6 @@ def _away() -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in short, without what a server sent for people or a URI holds of secrets."""
+    """Return the message of an error, shortened, without a server's page and without secrets of a URI."""
     text = _without_secrets(str(error).split("[SQL")[0].split(" Response body")[0])
     return textwrap.shorten(text, _REASON_LENGTH, placeholder=" ...").rstrip(".")

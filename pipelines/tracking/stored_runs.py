@@ -1,4 +1,4 @@
-"""Runs as the MLflow store holds them, read in bulk: what campaigns and reports are made of."""
+"""Runs as the MLflow store holds them, read in bulk for campaigns and reports."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ R = TypeVar("R", bound="StoredRun")
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What the store says of one run.
+    """One run as recorded in the store.
 
     Attributes:
         status: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
-        metrics: The last value of each, under its name of today.
-        params: With the keys and values of today.
+        metrics: The last value of each, under its current name.
+        params: With current keys and values.
         started: Seconds since the epoch.
     """
 
@@ -35,7 +35,7 @@ class StoredRun:
 
     @property
     def entry_point(self) -> str:
-        """The entry point that wrote it; "" when none of ours did."""
+        """The entry point that wrote it; "" for a run of another program."""
         return self.tags.get(Tag.ENTRY_POINT, "")
 
 
@@ -43,7 +43,7 @@ def read_run(kind: type[R], run_id: str) -> R:
     """Read one run.
 
     Raises:
-        NotInStoreError: If the store does not have it.
+        NotInStoreError: If it is not in the store.
     """
     return _of(kind, get_run(run_id))
 

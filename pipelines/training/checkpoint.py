@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: atomic, checksummed, rotated, and read without running pickled code.
+"""Checkpoints: written atomically with a checksum, rotated, and read without running pickled code.
 
 One checkpoint is two files: `step_N.safetensors` (all tensors) and `step_N.json` (all else, with the sha256 of the
-first). The second is renamed into place last, so a checkpoint whose JSON exists is complete.
+first). The JSON file gets its name last, so a checkpoint whose JSON exists is complete.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from transforms.refusal import Refusal
 
 
 class CheckpointError(Refusal):
-    """A checkpoint that cannot be used: the sentence says why and what to do."""
+    """A checkpoint cannot be written or used; the message says why and what to do."""
 
 
 class Checkpoint(NamedTuple):
-    """All that a run needs to go on."""
+    """Everything that a run needs to continue."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -37,13 +37,13 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int = 2
 ) -> Path:
-    """Write a checkpoint and drop all but the newest `keep`.
+    """Write a checkpoint and delete all but the newest `keep`.
 
     Returns:
         The path of its JSON file.
 
     Raises:
-        CheckpointError: If the disk refuses; earlier checkpoints stay as they were.
+        CheckpointError: If it cannot be written; earlier checkpoints stay unchanged.
     """
     make_folder(folder)
     body, head = folder / f"step_{step:08d}.safetensors", folder / f"step_{step:08d}.json"
@@ -58,23 +58,23 @@ def save_checkpoint(
         part.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}: {reason}; earlier ones are untouched"
+            f"the checkpoint of step {step} could not be written to {folder}: {reason}; earlier ones are unchanged"
         ) from error
     heads = sorted(folder.glob("step_*.json"))
     for stale in heads[:-keep]:
         stale.unlink()
     kept = {one.stem for one in heads[-keep:]}
     for left in [*folder.glob("step_*.safetensors"), *folder.glob("step_*.part")]:
-        if left.stem not in kept:  # Rotated out, or left by a process that was killed while it saved.
+        if left.stem not in kept:  # Too old, or left by a process that was killed while it saved.
             left.unlink()
     return head
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint of a folder, or None where there is none.
+    """Read the newest checkpoint of a folder; None if there is none.
 
     Raises:
-        CheckpointError: If the newest one was truncated or changed since it was written.
+        CheckpointError: If the newest one is truncated or was changed since it was written.
     """
     heads = sorted(folder.glob("step_*.json"))
     if not heads:
@@ -89,7 +89,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     if not is_whole:
         raise CheckpointError(
             f"checkpoint {head.stem} in {folder} is truncated or was changed since it was written;"
-            f" delete {head.name} to go on from the one before it"
+            f" delete {head.name} to continue from the one before it"
         )
     return Checkpoint(int(record["step"]), load_file(body), record["facts"])
 
@@ -105,7 +105,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
+    """Load the state that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
@@ -134,12 +134,12 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], what: str) -> 
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Name tensors below a prefix."""
+    """Add a prefix and "/" to the names of tensors."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors below a prefix, by the rest of their names."""
+    """Return the tensors whose names begin with a prefix and "/", without it."""
     return {
         name.removeprefix(f"{prefix}/"): tensor
         for name, tensor in tensors.items()
@@ -148,17 +148,17 @@ def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def lock_folder(folder: Path) -> IO[str] | None:
-    """Hold a run's folder for this process; None if another process holds it.
+    """Lock a run's folder for this process; None if another process holds the lock.
 
-    The lock goes with the process, so a killed run is free at once: its loader processes, which live on for some
-    seconds, inherit no record lock, as they would one by `flock`.
+    The lock ends with the process, so the folder of a killed run is free at once. By `flock` its loader processes,
+    which run for some more seconds, would inherit the lock; a record lock they do not inherit.
     """
     make_folder(folder)
     with writing(folder / "lock"):
         handle = (folder / "lock").open("a", encoding="utf-8")
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX lets a system say either.
+    except (BlockingIOError, PermissionError):  # POSIX allows either error.
         handle.close()
         return None
     return handle

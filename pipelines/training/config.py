@@ -1,4 +1,4 @@
-"""What a pretraining run is configured by: recipes set these keys."""
+"""Configuration of a pretraining run: recipes set these keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class OptimConfig:
     """Largest gradient norm; 0 leaves gradients as they are."""
 
     def __post_init__(self) -> None:
-        """Refuse rates and momenta that cannot be."""
+        """Refuse rates and momenta out of range."""
         if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
             raise ValueError(
                 f"lr must be above 0 and min_lr between 0 and lr, got {self.lr} and {self.min_lr}"
@@ -44,53 +44,53 @@ class OptimConfig:
                 f"ema_momentum must lie in [0, 1], got {self.ema_momentum} .. {self.ema_momentum_end}"
             )
         if min(self.warmup_steps, self.teacher_temp_warmup_steps, self.clip_norm) < 0:
-            raise ValueError("warm-up steps and clip_norm cannot be negative; 0 leaves them out")
+            raise ValueError("warm-up steps and clip_norm cannot be negative; 0 turns them off")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchConfig:
-    """Thresholds of the verdict, all in one place."""
+    """Thresholds of the verdict."""
 
     window_samples: int = 4096
-    """Samples over which mean codes are taken; fewer make a mean look peaked."""
+    """Samples over which mean codes are computed; too few make a mean look peaked."""
     min_steps: int = 300
     """No verdict before this many updates."""
     learning_gain: float = 0.1
-    """Gain above which a run learns, in nats; it must also have risen by as much since step 0."""
+    """Gain above which a run learns, in nats; it must also have risen by this much since step 0."""
     wall_share: float = 0.5
     """Without gain: a mean code whose entropy is above this share of ln K is the wall, below it collapse."""
     patience_steps: int = 5000
-    """How long `stop_when: hopeless` bears wall or collapse. Center momentum 0.999 with KoLeo on logits dips to
-    collapse before it learns, so a patience below some 3000 updates would stop a run that is about to."""
+    """Updates of wall or collapse after which `stop_when: hopeless` stops. With center momentum 0.999 and KoLeo on
+    logits a run is collapsed for a while before it learns; a patience below about 3000 would stop it too early."""
 
     def __post_init__(self) -> None:
-        """Refuse windows that hold nothing."""
+        """Refuse an empty window and negative numbers of steps."""
         if self.window_samples < 1 or self.min_steps < 0 or self.patience_steps < 0:
             raise ValueError("window_samples must be 1 or more; min_steps and patience_steps 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """A pretraining run; a step is an optimizer update, everywhere."""
+    """A pretraining run; a step is always an optimizer update."""
 
     cohort: str = "cohorts/phantom"
     seed: NonNegativeInt = 0
     steps: PositiveInt = 100_000
     batch_size: PositiveInt = 64
-    """Slices of one forward pass over all processes: what KoLeo, NT-Xent and Sinkhorn see."""
+    """Slices of one forward pass over all processes; KoLeo, NT-Xent and Sinkhorn use all of them."""
     accumulation: PositiveInt = 1
-    """Forward passes of one update; gradients and centers are averaged over them."""
+    """Forward passes per update; gradients and centers are averaged over them."""
     holdout: Literal["half_a", "half_b"] | float = 0.2
-    """Patients left out: a fraction by the hash of their id, or one half for cross-fitting."""
+    """Patients held out: a fraction by the hash of their id, or one half for cross-fitting."""
     slices: Literal["all", "inner"] = "all"
-    """`inner` leaves out slices whose neighbor is missing, at an edge or a gap: there a channel is a copy."""
+    """`inner` leaves out slices without a neighbor, at an edge or a gap, where a channel is a copy of the slice."""
     max_patients: NonNegativeInt = 0
-    """Train on the first so many patients by the hash of their id; 0 takes all."""
+    """Train on this many patients, the first by the hash of their id; 0 takes all."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     gram_refresh_steps: NonNegativeInt = 0
-    """0 aligns Gram matrices with the current teacher; else with a frozen one, renewed every so many updates."""
+    """0 aligns Gram matrices with the current teacher; else with a frozen one, replaced every this many updates."""
     views: ViewConfig = field(default_factory=ViewConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
@@ -99,16 +99,16 @@ class PretrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     workers: int = -1
-    """Loader processes; -1 takes what suits the device."""
+    """Loader processes; -1 chooses by the device."""
     nproc: PositiveInt = 1
     """Processes on this machine, one device each."""
     log_every: PositiveInt = 50
     eval_every: NonNegativeInt = 0
-    """Retrieval and figures every so many updates; 0 takes a tenth of the run. The first and last step count too."""
+    """Updates between two evaluations (retrieval, figures), also done at first and last step; 0: a tenth of the run."""
     eval_slices: NonNegativeInt = 1024
     save_every: PositiveInt = 500
     keep_backbones: bool = False
-    """Keep the backbone of every evaluation as an artifact, for a scaling curve afterwards."""
+    """Keep the backbone of every evaluation as an artifact, for a scaling curve later."""
     runs_dir: str = "runs"
     resume: str = ""
     """`auto` continues the newest unfinished run of this recipe and cohort, a run id continues that one."""
@@ -116,7 +116,7 @@ class PretrainConfig:
     """Comma-separated keys that a resumed run may change."""
 
     def __post_init__(self) -> None:
-        """Refuse combinations that cannot be."""
+        """Refuse combinations that do not work."""
         if self.batch_size < 2 and (self.objective.koleo_weight or self.objective.kind == "simclr"):
             raise ValueError(
                 f"KoLeo and SimCLR need a neighbor: batch_size is {self.batch_size}, give 2 or more"
@@ -129,9 +129,9 @@ class PretrainConfig:
             raise ValueError(f"local views go with objective kind 'dino', not '{self.objective.kind}'")
         if self.compile and self.objective.kind == "mae":
             raise ValueError(
-                "compile does nothing for objective kind 'mae', which encodes parts of views; leave it off"
+                "compile has no effect for objective kind 'mae', which encodes parts of views; turn it off"
             )
         if not isinstance(self.holdout, str) and not 0 <= self.holdout < 1:
             raise ValueError(
-                f"holdout is the share of patients left out, from 0 to below 1, got {self.holdout}"
+                f"holdout is the share of patients held out, from 0 to below 1, got {self.holdout}"
             )

@@ -27,35 +27,35 @@ _LOGGED_ONCE = ("random_top1", "random_top1_ci_low", "random_top1_ci_high")
 
 
 class RetrievalEvaluation:
-    """A fixed set of held-out slices, seen through two training-style views each.
+    """A fixed set of held-out slices with two training-style views of each.
 
     Attributes:
-        sample: The slices; none when nobody is held out.
-        teacher_tokens: Class tokens of the teacher as last measured: both views of each slice, (2, n, D).
+        sample: The slices; none when no patient is held out.
+        teacher_tokens: Class tokens of the teacher at the last evaluation: both views of each slice, (2, n, D).
     """
 
     def __init__(
         self, cohort: Cohort, patients: list[str], config: PretrainConfig, device: torch.device
     ) -> None:
-        """Choose the slices: evenly over those of `patients`, at most `eval_slices`."""
+        """Choose at most `eval_slices` slices, evenly over those of `patients`."""
         index = SliceIndex(cohort, patients, config.slices == "inner")
         self.sample = sample_slices(index, config.views, config.eval_slices)
         self.config, self.device = config, device
         self.teacher_tokens = np.zeros((2, 0, 0), np.float32)
 
     def examples(self, training: SliceIndex, count: int = 4) -> torch.Tensor:
-        """Render the first view of a few slices, (B, 3, S, S); of `training` when nobody is held out."""
+        """Render the first view of a few slices, (B, 3, S, S); of `training` when no patient is held out."""
         sample = self.sample
         if not len(sample.rows):
             sample = SliceSample(training, np.arange(len(training), dtype=np.int64), sample.views)
         n_slices = len(sample.rows)
         shown = min(count, n_slices)
-        # The middles of equal parts: the first slice of a series shows little.
+        # The middles of equal parts, because the first slice of a series shows little.
         chosen = sample.rows[((np.arange(shown) + 0.5) / shown * n_slices).astype(np.int64)]
         return render_rows(sample, chosen, self.device)[0]
 
     def measure(self, networks: StudentTeacher) -> dict[str, float]:
-        """Return `retrieval/*` of teacher and student; empty when nobody is held out."""
+        """Return `retrieval/*` of teacher and student; empty when no patient is held out."""
         if len(self.sample.rows) < 2:
             return {}
         both = {"backbone": networks.teacher.backbone, "student": networks.student.backbone}
@@ -66,8 +66,8 @@ class RetrievalEvaluation:
         }
         return _logged(retrieval_metrics(found), _LOGGED)
 
-    def random_floor(self) -> dict[str, float]:
-        """Return `retrieval/random_*`: the same slices and views through random weights of this architecture."""
+    def random_baseline(self) -> dict[str, float]:
+        """Return `retrieval/random_*`: the same slices and views encoded with random weights of this architecture."""
         if len(self.sample.rows) < 2:
             return {}
         torch.manual_seed(self.config.seed)
@@ -78,5 +78,5 @@ class RetrievalEvaluation:
 
 
 def _logged(metrics: dict[str, float], names: tuple[str, ...]) -> dict[str, float]:
-    """Those metrics that are worth a curve; an interval over a single patient is none."""
+    """Return the metrics that are logged; an interval over a single patient does not exist."""
     return {key: metrics[key] for name in names if (key := f"retrieval/{name}") in metrics}

@@ -44,7 +44,7 @@ _UNITS = {"loss": "loss (nats for DINO)", "entropy": "nats", "retrieval": "top-1
 def view_sheet(
     index: SliceIndex, plan: BatchPlan, config: PretrainConfig, step: int, count: int = 6
 ) -> Figure:
-    """Show slices of a step's batch beside the two views that the network sees of them, with scale and window."""
+    """Show slices of a step's batch beside the two views that the network gets, with pixel size and window."""
     rows = plan.rows(step * config.accumulation)[:count]
     figure = Figure(figsize=(7.5, 2.5 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False)
@@ -65,7 +65,7 @@ def view_sheet(
 def slice_and_views(
     index: SliceIndex, row: int, config: ViewConfig, seed: int, step: int
 ) -> dict[Hashable, Any]:
-    """Cut one triplet and its two global views by MONAI's transforms, under the generators of the batched path.
+    """Cut one triplet and its two global views with MONAI transforms, with the random generators of the batched path.
 
     Returns:
         `image`: the triplet (3, H, W) in HU; `first` and `second`: gray in [0, 1], (3, S, S), each with
@@ -78,7 +78,7 @@ def slice_and_views(
     crop = RandViewCropd(_VIEWS, config, body_key="body", point_key="point")
     window = RandWindowHUd(_VIEWS, config.window)
     chain = Compose([SliceTripletd("image"), CopyItemsd("image", times=2, names=_VIEWS), crop, window])
-    key = int(batch.sample_keys[0])  # after Compose, which seeds what it is given
+    key = int(batch.sample_keys[0])  # after Compose, which seeds its transforms
     crop.set_random_state(state=sample_state(seed, step, key, "crop"))
     window.set_random_state(state=sample_state(seed, step, key, "window"))
     shown: dict[Hashable, Any] = chain(
@@ -105,7 +105,7 @@ def slice_and_views(
 
 
 def curves(run: Run) -> Iterator[tuple[Figure, str]]:
-    """Draw the run's loss, entropy and retrieval curves from what it logged."""
+    """Draw the run's loss, entropy and retrieval curves from its logged metrics."""
     for name, keys in _CURVES.items():
         histories = {key: run.history(key) for key in keys}
         drawn = {key: points for key, points in histories.items() if points}

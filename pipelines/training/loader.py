@@ -1,7 +1,7 @@
-"""From a cohort on disk to batches of triplets: which slices make up which step, read straight from the page cache.
+"""From a cohort on disk to batches of triplets: which slices belong to which step, read from the page cache.
 
-The order is a function of (seed, position) alone: it does not depend on the number of workers, of processes, or
-of interruptions.
+The order is a function of (seed, position) alone: it does not depend on the number of workers, processes or
+interruptions.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
 class BatchError(Refusal):
-    """Batches that cannot be filled from the training slices, or not shared by the processes."""
+    """There are too few training slices for a batch, or it cannot be divided among the processes."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which slices make up which micro-batch.
+    """Which slices belong to which micro-batch.
 
     Attributes:
         n_slices: Length of the index.
         batch_size: Slices of one forward pass over all processes.
-        accumulation: Forward passes of one update.
-        seed: Of the order.
-        rank: This process.
-        processes: How many share each batch.
+        accumulation: Forward passes per update.
+        seed: Seed of the order.
+        rank: Rank of this process.
+        processes: Number of processes that share each batch.
     """
 
     n_slices: int
@@ -49,7 +49,7 @@ class BatchPlan:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse batches that cannot be filled or shared."""
+        """Refuse batches that cannot be filled or divided."""
         if self.batch_size > self.n_slices:
             raise BatchError(
                 f"a batch of {self.batch_size} slices cannot be drawn from {self.n_slices} training slices;"
@@ -61,7 +61,7 @@ class BatchPlan:
             )
 
     def rows(self, micro: int) -> NDArray[np.int64]:
-        """Return this process's rows of micro-batch `micro`; each epoch deals all slices once."""
+        """Return this process's rows of micro-batch `micro`; each epoch takes every slice once, in a new order."""
         share = self.batch_size // self.processes
         first = micro * self.batch_size + self.rank * share
         positions = np.arange(first, first + share)
@@ -78,19 +78,19 @@ def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
 
 class DrawnBatch(NamedTuple):
-    """Triplets and the views that were drawn of them, for the device that trains to render."""
+    """Triplets and the random parameters of their views; the training device renders them."""
 
     triplets: TripletBatch
     draws: ViewDraws
 
 
 class MicroBatches(Dataset[DrawnBatch | Views]):
-    """One item is one whole micro-batch, so that any worker can make any of them alike."""
+    """One item is one whole micro-batch, so that it does not depend on the worker that makes it."""
 
     def __init__(
         self, index: SliceIndex, plan: BatchPlan, views: ViewConfig, seed: int, render: bool
     ) -> None:
-        """With `render` an item is views (CPU training), else raw int16 triplets with what is to be shown of them."""
+        """With `render` an item is views (CPU training), else raw int16 triplets with the view parameters."""
         self.index, self.plan, self.views, self.seed, self.render = index, plan, views, seed, render
 
     def __getitem__(self, micro: int) -> DrawnBatch | Views:
@@ -112,10 +112,10 @@ def stream_batches(
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_begin_worker if workers else None,
-        # A loader draws a seed that nothing here uses; it must not move the training's own generator.
+        # A loader draws a seed that is not used here; it must not advance the training's own generator.
         generator=torch.Generator(),
     )
-    # A loader process that is only starting would go at a signal: it comes to life with them held back.
+    # A signal would end a loader process that is still starting, so signals are blocked until it is ready.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         batches = iter(loader)
@@ -125,10 +125,10 @@ def stream_batches(
 
 
 def _begin_worker(_: int) -> None:
-    """Take one core, and leave it to the training to answer a signal that torchrun, Slurm or Ctrl-C send to all.
+    """Use one core, and ignore the first stop signal, which torchrun, Slurm and Ctrl-C send to all processes.
 
-    A loader process that went at once would take the training with it before it has saved. The second SIGTERM, by
-    which a dying parent ends what it left, counts.
+    A loader process that ended at once would crash the training before it has saved. The second SIGTERM, which an
+    ending parent sends to its children, ends the loader.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""One training run from cohort to exported backbone: what surrounds the loop of `pipelines.training.trainer`."""
+"""One training run from cohort to exported backbone, around the updates of `pipelines.training.trainer`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from transforms.views.batch import Views
 
 @dataclass(frozen=True)
 class Patients:
-    """Who is trained on, who is held out, and what that leaks."""
+    """Patients for training, patients held out, and the leak tag if tests would use training patients."""
 
     train: list[str]
     held_out: list[str]
@@ -58,7 +58,7 @@ class Patients:
 def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
     """Divide the cohort's patients by the hash of their ids.
 
-    If nobody would be left to train on, nobody is held out and the leak is "no_holdout".
+    If no patient would be left for training, none is held out and the leak is "no_holdout".
 
     Raises:
         CohortError: If the cohort holds no patient.
@@ -71,7 +71,7 @@ def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
     if not train:
         return Patients(everyone, [], "no_holdout")
     if config.max_patients:
-        # The hash orders patients, so the nearest to the held-out share come first whatever the cohort's size.
+        # In the order of the hash, so that the choice does not depend on the cohort's size.
         train = train[: config.max_patients]
     return Patients(train, held_out, "" if held_out else "no_holdout")
 
@@ -80,25 +80,25 @@ def train(config: PretrainConfig, run: Run) -> None:
     """Run or resume a pretraining; see `PretrainConfig`.
 
     Raises:
-        Interrupted: 130 or 143 when interrupted, after saving.
-        Refusal: If what was asked cannot be.
+        Interrupted: With exit code 130 or 143, after saving.
+        Refusal: If the configuration, cohort or run to resume does not allow it.
     """
     device = choose_device(config.device)
     if config.nproc > 1 and "RANK" not in os.environ:
         raise WorldError(
-            f"nproc={config.nproc} starts processes on the command line alone: --nproc {config.nproc}"
+            f"nproc={config.nproc} starts processes from the command line only; give --nproc {config.nproc}"
         )
     with process_group(device):
         done_by_rank_zero(lambda: ensure_cohort(Path(config.cohort)))
         if from_rank_zero(RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished"):
-            print(f"run {run.run_id} is trained to its end")
+            print(f"run {run.run_id} is already finished")
             return
         cohort = Cohort.open(Path(config.cohort))
         TrainingRun(config, run, cohort, device).go()
 
 
 class TrainingRun:
-    """A run with its folder, its data and its trainer."""
+    """A training run with its folder, data and trainer."""
 
     def __init__(self, config: PretrainConfig, run: Run, cohort: Cohort, device: torch.device) -> None:
         """Divide the patients, index their slices and build the networks; nothing is trained yet."""
@@ -137,7 +137,7 @@ class TrainingRun:
         runs_dir = PROJECT_ROOT / config.runs_dir
         flat = flatten(config)
         folder = None
-        # A run that is started again, as an arm of a campaign is, goes on where it was.
+        # A run that is started again, such as an arm of a campaign, continues from its checkpoint.
         is_begun = RunFolder.state(runs_dir, run.run_id) == "begun"
         resume = config.resume or (run.run_id if is_begun else "")
         if resume:
@@ -163,7 +163,7 @@ class TrainingRun:
             self.trainer.restore(checkpoint)
 
     def go(self) -> None:
-        """Train to the last step, evaluate, export; on a signal save and end with its code."""
+        """Train to the last step, evaluate, export; on a signal save and end with the signal's exit code."""
         stop = StopWatch()
         try:
             self._describe()
@@ -181,7 +181,7 @@ class TrainingRun:
                 self.folder.release()
 
     def _close(self, status: str) -> None:
-        """Say how a continued run ended; that of this process is closed by whoever started it."""
+        """Set the status of a continued run; the run of this process is closed by the command line."""
         if self.run is not self.wrapper:
             self.run.finish(status)
 
@@ -216,7 +216,7 @@ class TrainingRun:
         if trainer.step >= config.steps:  # Killed after its last step, before its export.
             verdict = trainer.watcher.report(trainer.step)[1]
         if trainer.step == 0:
-            self.run.log_metrics(self.evaluation.random_floor())
+            self.run.log_metrics(self.evaluation.random_baseline())
             self._evaluate()
         bar = progress(
             total=config.steps,
@@ -304,8 +304,8 @@ class TrainingRun:
     def _deliver_all(self) -> None:
         if not self.outbox.flush(is_last=True):
             raise StoreAwayError(
-                f"all {self.trainer.step} updates are done and saved, but the tracking store is away:"
-                f" {len(self.outbox)} records wait in {self.outbox.folder}; start it, and -P resume=auto delivers them"
+                f"all {self.trainer.step} updates are done and saved, but the tracking store cannot be reached:"
+                f" {len(self.outbox)} records wait in {self.outbox.folder}; start it, then -P resume=auto delivers them"
             )
 
     def _export(self, backbones: Mapping[str, Backbone], place: str = "") -> None:
@@ -334,7 +334,7 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
     local_px, patch_px = config.views.local_size_px, backbone.patch_px
     if (
         config.views.n_local and local_px % patch_px
-    ):  # The patch of a timm model is not known before it is built.
+    ):  # Checked here: the patch of a timm model is known only when it is built.
         raise BackboneError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
     source = config.backbone.weights
     if source.endswith(".safetensors"):
@@ -346,7 +346,7 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
     backbone.mean, backbone.std = (
         config.views.mean,
         config.views.std,
-    )  # What it is trained with is what probes show it.
+    )  # Probes normalize images as in training.
     return backbone
 
 

@@ -1,4 +1,4 @@
-"""The folder of a training run on this machine: its lock, its record, its checkpoints, and how a run is found again."""
+"""The folder of a training run on this machine: lock, record and checkpoints, and the search for a run to resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RECORD = "run.json"
 _FREE = {
     "resume",
     "allow_changes",
-    "cohort",  # Its content is compared by hash, wherever it lies.
+    "cohort",  # Its content is compared by hash, not its path.
     "runs_dir",
     "device",
     "workers",
@@ -28,18 +28,18 @@ _FREE = {
     "keep_backbones",
     "compile",
 }
-"""Keys that do not change what is learned: a resumed run may set them anew."""
+"""Keys that do not change what is learned; a resumed run may change them."""
 
 
 class ResumeError(Refusal):
-    """A run that cannot be trained or continued here."""
+    """A run cannot be trained or continued here."""
 
 
 class RunFolder:
-    """`runs/<run id>`: held by one process at a time."""
+    """`runs/<run id>`, locked by one process at a time."""
 
     def __init__(self, path: Path, lock: IO[str], is_resumed: bool = False) -> None:
-        """Hold the folder through its lock."""
+        """Keep the lock of the folder."""
         self.path, self._lock, self.is_resumed = path, lock, is_resumed
         self.checkpoints = path / "checkpoints"
 
@@ -74,14 +74,14 @@ class RunFolder:
     ) -> RunFolder | None:
         """Find the run to continue: a run id, or with "auto" the newest free unfinished one of this recipe and cohort.
 
-        One whose hyper-parameters differ, such as the cut off arm of a campaign, does not hide an older one that fits.
-        An option that a run does not name, because it began before there was such an option, had its default.
+        With "auto", a newer run with other hyper-parameters, such as an interrupted arm of a campaign, is passed over.
+        An option that is missing in the record, because it was added to the program later, counts as its default.
 
         Returns:
-            The folder, held; None when "auto" finds nothing to continue.
+            The locked folder; None when "auto" finds nothing to continue.
 
         Raises:
-            ResumeError: If the named run is not here, is finished or held, or if hyper-parameters differ that
+            ResumeError: If the named run is not here, is finished or locked, or if hyper-parameters differ that
                 `allowed` does not name.
         """
         if resume != "auto":
@@ -116,25 +116,25 @@ class RunFolder:
             raise refusals[0]
         if resume != "auto":
             raise ResumeError(
-                f"run '{resume}' cannot be resumed: it is finished, held by another process, or of another recipe or"
+                f"run '{resume}' cannot be resumed: it is finished, locked by another process, or of another recipe or"
                 " cohort"
             )
         return None
 
     @staticmethod
     def state(runs_dir: Path, run_id: str) -> Literal["absent", "begun", "finished"]:
-        """Say what this machine holds of a run: nothing, a training to go on with, or one that is exported."""
+        """Return the state of a run on this machine: no folder, a training to continue, or one that is exported."""
         record = runs_dir / run_id / _RECORD
         if not run_id or not record.is_file():
             return "absent"
         return "finished" if _read(record)["finished"] else "begun"
 
     def mark_finished(self) -> None:
-        """Say that the run is done: it is not resumed again."""
+        """Record that the run is finished, so that it is not resumed again."""
         self._write(_read(self.path / _RECORD) | {"finished": True})
 
     def release(self) -> None:
-        """Let go of the folder."""
+        """Release the lock of the folder."""
         self._lock.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -143,11 +143,11 @@ class RunFolder:
 
 
 def _read_if_whole(path: Path) -> dict[str, Any]:
-    """A record as `_read` gives it; a damaged one is passed over aloud, as that of a run that is finished."""
+    """Read a record as `_read` does; a damaged one is reported and counts as finished."""
     try:
         return _read(path)
     except DamagedFileError as damage:
-        print(f"passed over: {damage}")
+        print(f"skipped: {damage}")
         return {"finished": True}
 
 
@@ -157,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they read in a record."""
+    """Return the options as they are stored in a record (JSON types)."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
     return plain
 
@@ -168,6 +168,6 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: 
     if changed:
         key = changed[0]
         raise ResumeError(
-            f"the run to resume had {key}={before.get(key)}, this command says {plain[key]}: give the old value, or"
-            f" allow_changes={','.join(changed)} to mean it"
+            f"the run to resume had {key}={before.get(key)}, this command has {plain[key]}: give the old value, or"
+            f" allow_changes={','.join(changed)} to change it"
         )

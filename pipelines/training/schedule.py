@@ -1,4 +1,4 @@
-"""Every number that changes with time, as a pure function of the step (optimizer updates)."""
+"""Schedules: every number that changes during training, as a pure function of the step (optimizer updates)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tokens of a run look like on a few fixed slices, so that its steps can be leafed through."""
+"""Figures of the tokens of a run on a few fixed slices, comparable from step to step."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def token_figures(
     class_tokens: NDArray[np.float32],
     patient_ids: NDArray[np.str_],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw what a backbone says of some views.
+    """Draw the tokens of a backbone for some views.
 
     Args:
-        backbone: Looked at as in evaluation; its mode is given back.
+        backbone: Run in evaluation mode; its mode is restored.
         images: A few normalized views, (B, 3, S, S), on the backbone's device.
         views: How they were normalized.
-        class_tokens: Both views of many slices, (2, n, D); without any the map is left out.
+        class_tokens: Both views of many slices, (2, n, D); with n = 0 the map is left out.
         patient_ids: Patient of each of these slices, (n,).
 
     Yields:
@@ -59,7 +59,7 @@ def token_figures(
 def attention_figure(gray: Gray, attention: torch.Tensor) -> Figure:
     """Show views beside the attention of their class token: mean over heads, then some heads; attention (B, h, N).
 
-    Each map has its own colors; its range is stated in multiples of looking everywhere alike, 1 / N.
+    Each map has its own colors; its range is given in multiples of uniform attention, 1 / N.
     """
     n_patches = attention.shape[-1]
     side = round(n_patches**0.5)
@@ -72,7 +72,7 @@ def attention_figure(gray: Gray, attention: torch.Tensor) -> Figure:
         axes[row, 0].set_title(f"{float(attention[row].sum(-1).mean()):.0%} on patches", fontsize=7)
         for axis, name, one in zip(axes[row, 1:], names, maps[row], strict=True):
             axis.imshow(one.numpy(), cmap="viridis")
-            axis.set_title(f"{name}: {float(one.min()):.2g} .. {float(one.max()):.2g} x even", fontsize=7)
+            axis.set_title(f"{name}: {float(one.min()):.2g} .. {float(one.max()):.2g} x uniform", fontsize=7)
     return figure
 
 
@@ -107,8 +107,8 @@ def gram_figure(gray: Gray, patch_tokens: torch.Tensor) -> Figure:
 def class_map_figure(class_tokens: NDArray[np.float32], patient_ids: NDArray[np.str_]) -> Figure:
     """Show the class tokens of two views of each slice, (2, n, D), in their first two principal components.
 
-    One color a patient; a line joins the two views of a slice, so short lines between distant points are what
-    retrieval asks for.
+    One color per patient. A line joins the two views of a slice: retrieval is good where lines are short and points of
+    different slices are far apart.
     """
     scores, shares = principal_components(torch.from_numpy(class_tokens).flatten(0, 1), 2)
     points = scores.view(2, -1, 2).numpy()

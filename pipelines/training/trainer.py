@@ -1,4 +1,4 @@
-"""The training loop: one clock, named terms, and everything that a resumed run needs."""
+"""The training loop: one step counter, named loss terms, and the complete state that a resumed run needs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from transforms.views.batch import Views, render_views
 
 
 class NonFiniteLossError(Refusal):
-    """A term of the loss is no longer a number."""
+    """A term of the loss is NaN or infinite."""
 
 
 class Trainer:
-    """Student, teacher, objective and optimizer of one run, and the only code that moves them."""
+    """Student, teacher, objective and optimizer of one run, and the only code that updates them."""
 
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: Backbone) -> None:
         """Build everything around a backbone at step 0."""
@@ -51,7 +51,7 @@ class Trainer:
         self.watcher = Watcher(config.watch, config.head.prototypes, config.objective.student_temp)
         self.autocast_dtype = choose_precision(config.precision, device, backbone.embed_dim)
         if self.autocast_dtype is not None and device.type == "cpu":
-            # Only the student is differentiated.
+            # Only the student needs gradients.
             self.networks.student.backbone.attend_plainly()
         if device.type == "cuda":
             # Matrix products are full float32 by torch's default, convolutions (the patches) are not.
@@ -84,7 +84,7 @@ class Trainer:
                 means[name] = means.get(name, torch.zeros_like(mean)) + mean / self.config.accumulation
             self._note(terms, views)
 
-        # The student moves by gradient, the teacher and the centers after it.
+        # The student is updated by its gradient, then the teacher and the centers follow.
         self._note_sums({"optim/grad_norm": self._settle_gradients()})
         self.optimizer.step()
         self.networks.update_teacher(now.ema_momentum)
@@ -140,7 +140,7 @@ class Trainer:
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.float()
 
     def report(self) -> tuple[dict[str, float], Verdict]:
-        """Return the means since the last report, the watcher's metrics and its verdict; starts anew.
+        """Return the means since the last report, the watcher's metrics and its verdict; then resets the means.
 
         Raises:
             NonFiniteLossError: If a term of the loss was not finite; no later checkpoint is written.
@@ -164,7 +164,7 @@ class Trainer:
         return metrics, verdict
 
     def check_finite(self, metrics: dict[str, float]) -> None:
-        """Raise NonFiniteLossError naming the terms that are no numbers."""
+        """Raise NonFiniteLossError with the names of the terms that are not finite."""
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
         if bad:
             raise NonFiniteLossError(
@@ -173,18 +173,18 @@ class Trainer:
             )
 
     def check_sums(self) -> None:
-        """Raise NonFiniteLossError if a term since the last report was no number: nothing is made of such weights.
+        """Raise NonFiniteLossError if a term since the last report was not finite, before such weights are used.
 
-        Every process must call it, and all of them raise.
+        Every process must call it, and all of them raise it.
         """
         self.check_finite({name: float(mean_over_ranks(value)) for name, value in self.sums.items()})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Return everything that a resumed run needs, as tensors and as plain facts; every process must call it."""
         self.check_sums()
-        # Every process will resume from this one state. Sums are only ever read as means over processes, here and in
-        # the watcher, so they are saved as such: the mean of equal means is that mean. This run goes on with what it
-        # saved, or its later reports would differ from those of a resumed one in the last bits.
+        # Every process will resume from this one state. Sums are only used as means over processes, here and in the
+        # watcher, so the means are saved: the mean of equal means is that mean. This run continues with the saved
+        # values too; otherwise its later reports would differ from those of a resumed run in the last bits.
         self.sums = {name: mean_over_ranks(value) for name, value in self.sums.items()}
         watch_tensors, watch_facts = self.watcher.state()
         tensors = under("networks", self.networks.state_dict()) | under(

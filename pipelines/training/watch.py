@@ -1,8 +1,10 @@
-"""Watching a run from inside: what the teacher's codes say, and whether the run learns.
+"""Watches the teacher's codes during training and judges whether the run learns.
 
-The loss alone cannot tell: at ln K a network says nothing, and below it a collapsed teacher is predicted perfectly.
-The gain G = H(mean teacher p) - cross-view cross-entropy is a lower bound, in nats, of what the code of one view says
-about another view of the same slice; it is negative for an untrained network and zero at the wall and in collapse.
+The loss alone is not enough: at ln K the codes carry no information, and below ln K a low loss may be a collapsed
+teacher, which is easy to predict. The information gain between two views, G = H(mean teacher p) - cross-view
+cross-entropy (nats), is a lower bound of the information that the code of one view carries about another view of the
+same slice. It is negative for an untrained network, and zero at the entropy wall (the teacher outputs nearly the
+uniform distribution) and in collapse.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ VERDICT_NUMBER: dict[Verdict, float] = {"too early": 0, "wall": 1, "collapsed": 
 
 ADVICE: dict[Verdict, str] = {
     "too early": "too few updates to judge",
-    "learning": "the code of one view predicts that of the other beyond what their mean says",
-    "wall": "the teacher says the same near-uniform thing of every slice: give KoLeo the class token with center"
+    "learning": "the code of one view predicts that of the other better than the mean code does",
+    "wall": "the teacher outputs nearly the uniform distribution for all slices: give KoLeo the class token with center"
     " momentum 0.9, or head logits with 0.999 and more updates, or lower the teacher temperature",
-    "collapsed": "the teacher gives every slice the same few prototypes, so a low loss means nothing: with center"
+    "collapsed": "the teacher gives every slice the same few prototypes, so a low loss has no meaning: with center"
     " momentum 0.999 put KoLeo on head logits, else 0.9 with KoLeo on the class token, or lower the learning rate",
 }
 _BUCKETS = 8
@@ -39,7 +41,7 @@ _TOKENS_KEPT = 64
 
 @dataclass(slots=True)
 class _Bucket:
-    """Sums over some hundred samples; a window is a few of these."""
+    """Sums over some hundred samples; a window consists of a few buckets."""
 
     samples: int
     sums: Tensor  # (4,): cross-entropy, teacher entropy, student entropy, gain where there are no prototypes
@@ -51,7 +53,7 @@ class Watcher:
     """Running sums over the last `window_samples` samples, without a device synchronization until `report`."""
 
     def __init__(self, config: WatchConfig, prototypes: int, student_temp: float) -> None:
-        """Start with nothing seen."""
+        """Start with an empty window."""
         self.config = config
         self.log_k = math.log(prototypes)
         self.student_temp = student_temp
@@ -61,7 +63,7 @@ class Watcher:
 
     @torch.no_grad()
     def observe(self, seen: Seen) -> None:
-        """Take in one batch's codes and class tokens."""
+        """Add the codes and class tokens of one batch."""
         samples = seen.class_token.shape[1]
         # A copy: a view would keep all tokens of the batch alive, patches too.
         tokens = seen.class_token[0, -_TOKENS_KEPT:].float().clone()
@@ -135,12 +137,12 @@ class Watcher:
         return verdict
 
     def is_hopeless(self, step: int) -> bool:
-        """Whether wall or collapse has lasted for the patience."""
+        """Whether wall or collapse has lasted `patience_steps` updates."""
         since = self.hopeless_since
         return since is not None and step - since >= self.config.patience_steps
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that a resumed run needs to report the same numbers; every process must call it."""
+        """Return the state that a resumed run needs to report the same numbers; every process must call it."""
         tensors: dict[str, Tensor] = {}
         for i, bucket in enumerate(self.buckets):
             bucket.sums, bucket.mean_p = mean_over_ranks(bucket.sums), mean_over_ranks(bucket.mean_p)
@@ -152,7 +154,7 @@ class Watcher:
         }
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
+        """Load the state that `state` returned."""
         self.buckets = deque(
             _Bucket(samples, tensors[f"{i}.sums"], tensors[f"{i}.mean_p"], tensors[f"{i}.tokens"])
             for i, samples in enumerate(facts["samples"])

@@ -244,7 +244,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file_and_is_named(tmp_path: Pa
             lambda file: file.write(bytes(5000)),
             lambda file: np.lib.format.write_array(file, np.zeros(5000)),
         ):
-            with pytest.raises(TargetError, match=r"x\.npy cannot be written: .*; make room"):
+            with pytest.raises(TargetError, match=r"x\.npy cannot be written: .*; free disk space"):
                 write_atomically(path, write)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -63,7 +63,7 @@ def test_tokens_that_timm_would_make_otherwise_are_refused(
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ExportError, match="holds something that is no export"):
+    with pytest.raises(ExportError, match="exists and is not an export"):
         run_export(ExportConfig(out=str(tmp_path)), Run(client(), "none"))
 
 
@@ -88,7 +88,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
     assert card.startswith("---\nlicense: mit\nlibrary_name: timm\n")
     assert "| retrieval/top1 | 0.500 | 0.400 to 0.600 |" in card
     assert "| probe/auroc_6_15mm | 0.710 | 0.610 to 0.810 |" in card
-    assert "nobody was held out" in card
+    assert "no patients were held out" in card
     assert "95 axial slices of 4 patients; 2 patients were held out" in card
     for words in ("Six phantoms.", "abc123", "steps: 20", "0.90 to 1.20 mm per pixel", "learning"):
         assert words in card
@@ -101,7 +101,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
 def test_a_card_of_unknown_weights_says_that_nothing_is_known(saved: Path) -> None:
     card = model_card(open_backbone(str(saved)), CardFacts(), has_onnx=True)
     assert "did not say what it was trained on" in card
-    assert "No test of these weights is on record" in card
+    assert "No test of these weights is recorded" in card
     assert "`model.onnx` takes" in card
 
 
@@ -259,5 +259,5 @@ def test_a_hub_that_is_away_or_a_name_that_cannot_be_is_one_sentence(saved: Path
     assert away.returncode == 1
     assert "REFUSED" in away.stderr
     assert "is written, but could not be uploaded to lab/lung" in away.stderr
-    with pytest.raises(ExportError, match="cannot be a repository of the Hub; write OWNER/NAME"):
+    with pytest.raises(ExportError, match="is not a valid repository name of the Hub; write OWNER/NAME"):
         push(saved, "a/b/c d", True)

@@ -168,7 +168,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         file.write(b"new")
         raise OSError("disk full")
 
-    with pytest.raises(TargetError, match="file cannot be written: disk full; make room"):
+    with pytest.raises(TargetError, match="file cannot be written: disk full; free disk space"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

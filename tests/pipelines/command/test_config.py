@@ -200,7 +200,7 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
                 ("objective.koleo_weight", "0"),
                 ("compile", "true"),
             ],
-            "compile does nothing for objective kind 'mae'",
+            "compile has no effect for objective kind 'mae'",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from pipelines import rehearsal
 from pipelines.campaign.stages import run_stage
 from pipelines.command.cli import run_entry_point
-from pipelines.tracking.outbox import Letter, Outbox, StoreAwayError
+from pipelines.tracking.outbox import Outbox, Record, StoreAwayError
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import StoreRefusedError
 
@@ -178,13 +178,13 @@ def test_figures_and_folders_wait_with_their_bytes(loopback: LoopbackStore, tmp_
 def test_an_absent_store_is_asked_once_in_a_while(tmp_path: Path) -> None:
     asked = []
 
-    def deliver(letter: Letter) -> None:
-        asked.append(letter.content["number"])
+    def deliver(record: Record) -> None:
+        asked.append(record.content["number"])
         raise StoreAwayError("away")
 
     outbox = Outbox(tmp_path / "outbox", deliver, retry_s=60.0)
     for number in range(5):
-        outbox.post(Letter("run1", "batch", {"number": number}))
+        outbox.post(Record("run1", "batch", {"number": number}))
     assert asked == [0]
     assert len(outbox) == 5
     assert not outbox.flush(is_last=True)

@@ -177,8 +177,8 @@ def test_a_store_that_was_away_in_between_misses_nothing(
     (run,) = stored_runs(folder)
     assert_same(outcome(folder, run), undisturbed[1])
     said = capsys.readouterr().out
-    assert "the tracking store is away" in said
-    assert "the tracking store is back" in said
+    assert "the tracking store cannot be reached" in said
+    assert "the tracking store answers again" in said
 
 
 def test_a_store_that_stays_away_gets_everything_from_the_run_that_resumes(
@@ -188,7 +188,8 @@ def test_a_store_that_stays_away_gets_everything_from_the_run_that_resumes(
     at_step(4, lambda: cut_off(away))
     assert pretrain(folder, small_cohort) == 2
     assert (
-        f"all {STEPS} updates are done and saved, but the tracking store is away" in capsys.readouterr().err
+        f"all {STEPS} updates are done and saved, but the tracking store cannot be reached"
+        in capsys.readouterr().err
     )
     away.undo()
     assert pretrain(folder, small_cohort, resume="auto") == 0
@@ -228,7 +229,7 @@ def test_a_tampered_checkpoint_is_refused_and_the_one_before_it_serves(
     whole = newest.read_bytes()
     newest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert pretrain(folder, small_cohort, resume="auto") == 2
-    assert "delete step_00000005.json to go on from the one before it" in capsys.readouterr().err
+    assert "delete step_00000005.json to continue from the one before it" in capsys.readouterr().err
     newest.with_suffix(".json").unlink()
     assert pretrain(folder, small_cohort, resume="auto") == 0
     assert_same(outcome(folder, stored_runs(folder)[0]), undisturbed[1])
@@ -276,7 +277,7 @@ def test_a_store_that_does_not_know_the_run_is_named(
 
 
 def test_a_training_within_one_process_is_not_several() -> None:
-    with pytest.raises(WorldError, match="nproc=2 starts processes on the command line alone"):
+    with pytest.raises(WorldError, match="nproc=2 starts processes from the command line only"):
         run_pretrain(PretrainConfig(nproc=2), SilentRun())
 
 

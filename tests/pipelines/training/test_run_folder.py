@@ -70,7 +70,7 @@ def test_a_named_run_that_cannot_be_continued_is_refused(tmp_path: Path, run_id:
 def test_an_option_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
     create(tmp_path, "older")
     assert find(tmp_path, config=CONFIG | {"views.mirror": "x"}) == "older"
-    with pytest.raises(ResumeError, match=r"had views\.mirror=x, this command says y"):
+    with pytest.raises(ResumeError, match=r"had views\.mirror=x, this command has y"):
         find(tmp_path, config=CONFIG | {"views.mirror": "y"})
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_record_of_another_run_does_not_block_resume(
     other = create(tmp_path, "other")
     (other / "run.json").write_bytes(damage)
     assert find(tmp_path) == "mine"
-    assert f"passed over: {other / 'run.json'} is damaged" in capsys.readouterr().out
+    assert f"skipped: {other / 'run.json'} is damaged" in capsys.readouterr().out
     for look in (lambda: find(tmp_path, "other"), lambda: RunFolder.state(tmp_path, "other")):
         with pytest.raises(DamagedFileError, match=r"other/run\.json is damaged"):
             look()
@@ -149,7 +149,7 @@ def test_a_held_run_is_passed_over_and_a_killed_one_is_free_at_once(
     holder = open_process(command, stdin=pipe, stdout=pipe, text=True)
     assert holder.stdout.readline() == "True\n"
     assert find(tmp_path) == "older"
-    with pytest.raises(ResumeError, match="held by another process"):
+    with pytest.raises(ResumeError, match="locked by another process"):
         find(tmp_path, "newer")
     with pytest.raises(ResumeError, match="is being trained by another process"):
         RunFolder.create(tmp_path, "newer", "demo", "sha", CONFIG)
@@ -162,7 +162,7 @@ def test_a_changed_hyper_parameter_is_refused_unless_it_is_named(tmp_path: Path)
     create(tmp_path, "run")
     changed = CONFIG | {"optim.lr": 3e-4, "steps": 200}
     with pytest.raises(
-        ResumeError, match=r"had steps=100, this command says 200: .* allow_changes=steps,optim\.lr"
+        ResumeError, match=r"had steps=100, this command has 200: .* allow_changes=steps,optim\.lr"
     ):
         find(tmp_path, config=changed)
     with pytest.raises(ResumeError, match=r"had optim\.lr=0\.001"):
@@ -175,7 +175,7 @@ def test_a_newer_run_with_other_settings_does_not_hide_the_one_that_fits(tmp_pat
     other = RunFolder.create(tmp_path, "arm", "demo", "sha", CONFIG | {"steps": 900})
     other.release()
     assert find(tmp_path) == "mine"
-    with pytest.raises(ResumeError, match="had steps=900, this command says 7"):
+    with pytest.raises(ResumeError, match="had steps=900, this command has 7"):
         find(tmp_path, config=CONFIG | {"steps": 7})
 
 

@@ -48,7 +48,7 @@ def test_the_attention_figure_states_its_range_beside_even_attention() -> None:
     attention = torch.tensor([[[0.1, 0.2, 0.3, 0.2]]])
     figure = attention_figure(np.zeros((1, 2, 2), np.float32), attention)
     assert figure.axes[0].get_title() == "80% on patches"
-    assert figure.axes[2].get_title() == "head 1: 0.4 .. 1.2 x even"
+    assert figure.axes[2].get_title() == "head 1: 0.4 .. 1.2 x uniform"
 
 
 def test_every_figure_is_drawn_and_the_run_does_not_notice() -> None:
