@@ -1,4 +1,4 @@
-"""The whole path on a laptop: phantom, cohort, two pretrainings that differ in one thing, their probes, one table."""
+"""The whole pipeline on a laptop: phantom, cohort, two pretrainings that differ in one key, their probes, one table."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipelines.tracking.pages import compare_page
 from pipelines.tracking.reading import experiment_of, newest_run, run_metrics, run_tags
 
 LEARNS = ("optim.teacher_temp=0.02",)
-"""A teacher sharper than its student (0.1): what one view can predict of the other's code grows."""
+"""Teacher temperature below the student's (0.1): the information gain between two views grows."""
 MEETS_THE_WALL = ("optim.teacher_temp=0.1",)
-"""A teacher no sharper than its student: whatever a view predicts shrinks, down to ln K."""
+"""Teacher temperature equal to the student's: the gain shrinks and the loss stays at ln K (entropy wall)."""
 
 _ROWS = (
     ("loss (ln K = 6.24)", "loss/dino", ""),
@@ -35,24 +35,24 @@ _ROWS = (
 
 
 def start(entry_point: str, name: str, *parameters: str, log: IO[str] | None = None) -> subprocess.Popen[str]:
-    """Start an entry point as a user would, under a run name; its words go to `log`, or to this terminal."""
-    words = [word for parameter in parameters for word in ("-P", parameter)]
+    """Start an entry point as a user would, under a run name; its output goes to `log`, or to this terminal."""
+    arguments = [text for parameter in parameters for text in ("-P", parameter)]
     mlflow = Path(sys.executable).with_name("mlflow")
-    print(f"$ mlflow run . -e {entry_point} {' '.join(words)}".rstrip(), flush=True)
-    command = [str(mlflow), "run", ".", "-e", entry_point, "--run-name", name, *words]
-    # One thread each: two small networks side by side are faster on two cores than one after the other.
+    print(f"$ mlflow run . -e {entry_point} {' '.join(arguments)}".rstrip(), flush=True)
+    command = [str(mlflow), "run", ".", "-e", entry_point, "--run-name", name, *arguments]
+    # One thread each: on two cores two small networks at the same time are faster than one after the other.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=log, text=True)
 
 
 def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Run an entry point once per (run name, parameters) at the same time; only the first one is shown.
+    """Run an entry point once per (run name, parameters) at the same time; only the output of the first is shown.
 
     Returns:
         The ids of the runs.
 
     Raises:
-        subprocess.CalledProcessError: If one fails; what it said is printed.
+        subprocess.CalledProcessError: If one fails; its output is printed.
     """
     print()
     with contextlib.ExitStack() as stack:
@@ -73,7 +73,7 @@ def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) 
 
 
 def table(columns: list[dict[str, float]], statuses: list[str]) -> str:
-    """Lay the metrics of the two runs side by side, each with its interval."""
+    """Return the metrics of the two runs side by side, with their intervals."""
     heads = [choice[0].partition("=")[2] for choice in (LEARNS, MEETS_THE_WALL)]
     lines = [f"{'teacher temperature':24}" + "".join(f"{head:>28}" for head in heads)]
     lines.append(f"{'verdict':24}" + "".join(f"{status:>28}" for status in statuses))
@@ -97,7 +97,7 @@ def _cell(metrics: dict[str, float], key: str, interval: str) -> str:
 
 
 def main() -> int:
-    """Run the demo; the exit code of the first entry point that fails."""
+    """Run the demo and return 0, or the exit code of the first entry point that fails."""
     try:
         side_by_side("prepare", [("phantom", ())])
         arms = [(_name(choice), choice) for choice in (LEARNS, MEETS_THE_WALL)]
@@ -110,14 +110,14 @@ def main() -> int:
     columns = [run_metrics(one) | run_metrics(other) for one, other in zip(trained, probed, strict=True)]
     statuses = [run_tags(run_id)[Tag.STATUS] for run_id in trained]
     print("\n" + table(columns, statuses))
-    print("\nA phantom shows that the path works; it says nothing about patients.")
+    print("\nA phantom shows that the pipeline works; these results do not apply to patients.")
     print("Compare the two runs in the browser:  make ui")
     print(f"then open  {compare_page(trained, experiment_of(trained[0]))}")
     return 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:  # Minutes of work must not begin because someone asked what it does.
+    if sys.argv[1:]:  # `--help` must not start minutes of work.
         print(f"{__doc__} It takes no options.")
         sys.exit(0 if "--help" in sys.argv else 2)
     sys.exit(main())

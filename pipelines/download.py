@@ -1,7 +1,7 @@
 """LIDC-IDRI, or any collection of the NCI Imaging Data Commons, CT series by CT series.
 
-What would be fetched is known offline from the index that comes with the package, and is said first: number, size,
-license. A series folder that exists is whole: each is fetched into a folder beside the target, counted, and renamed.
+The index that comes with the package gives number, size and license offline; they are printed before the download. A
+series folder that exists is complete: each series is fetched into a folder beside the target, counted, and renamed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ INDEX_COLUMNS = (
 
 
 class DownloadError(Refusal):
-    """What cannot be fetched as asked."""
+    """The requested series cannot be fetched."""
 
 
 Fetch = Callable[[str, Path], None]
-"""Fetches the files of one SeriesInstanceUID into a folder; need not say whether it succeeded."""
+"""Fetches the files of one SeriesInstanceUID into a folder; it need not report success."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +56,9 @@ class DownloadConfig:
     target: str = "data/lidc"
     """Folder for PatientID / StudyInstanceUID / SeriesInstanceUID / *.dcm."""
     patients: str = ""
-    """Empty for all; else places in the sorted list of patients, from 1, or ids: `1-20`, `3,LIDC-IDRI-0078`."""
+    """Empty for all; else positions in the sorted list of patients, from 1, or ids: `1-20`, `3,LIDC-IDRI-0078`."""
     dry_run: bool = False
-    """Say what would be fetched, and stop."""
+    """Print what would be fetched, and stop."""
 
 
 def read_index() -> pd.DataFrame:
@@ -77,7 +77,7 @@ def read_index() -> pd.DataFrame:
 
 
 def select_ct_series(index: pd.DataFrame, collection: str, patients: str = "") -> pd.DataFrame:
-    """Return the CT series of a collection, ordered by patient, one row each.
+    """Return the CT series of a collection, ordered by patient, one row per series.
 
     Args:
         index: As `read_index` gives it.
@@ -95,46 +95,46 @@ def select_ct_series(index: pd.DataFrame, collection: str, patients: str = "") -
     series = index[(index["collection_id"] == collection) & (index["Modality"] == "CT")]
     if series.empty:
         raise DownloadError(f"collection '{collection}' holds no CT series")
-    everybody = sorted(series["PatientID"].unique())
-    chosen = _chosen_patients(patients, everybody) if patients.strip() else set(everybody)
+    everyone = sorted(series["PatientID"].unique())
+    chosen = _chosen_patients(patients, everyone) if patients.strip() else set(everyone)
     series = series[series["PatientID"].isin(chosen)]
     return series.sort_values(["PatientID", "SeriesInstanceUID"], ignore_index=True)
 
 
-def _chosen_patients(text: str, everybody: list[str]) -> set[str]:
-    """The patients that `1-20,LIDC-IDRI-0078` names."""
+def _chosen_patients(text: str, everyone: list[str]) -> set[str]:
+    """Return the patients given as `1-20,LIDC-IDRI-0078`."""
     chosen: set[str] = set()
-    for word in (part.strip() for part in text.split(",")):
-        if word in everybody:
-            chosen.add(word)
+    for part in (item.strip() for item in text.split(",")):
+        if part in everyone:
+            chosen.add(part)
             continue
-        places = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        places = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if places is None:
             raise DownloadError(
-                f"'{word}' is neither a patient of this collection nor a place such as 7 or 1-20"
+                f"'{part}' is neither a patient of this collection nor a position such as 7 or 1-20"
             )
         first, last = int(places[1]), int(places[2] or places[1])
-        if not 1 <= first <= last <= len(everybody):
+        if not 1 <= first <= last <= len(everyone):
             raise DownloadError(
-                f"patients {word} do not lie within 1-{len(everybody)}, the patients of this collection"
+                f"patients {part} do not lie within 1-{len(everyone)}, the patients of this collection"
             )
-        chosen.update(everybody[first - 1 : last])
+        chosen.update(everyone[first - 1 : last])
     return chosen
 
 
 def series_folder(target: Path, row: pd.Series) -> Path:
-    """Where a series goes: patient, study, series."""
+    """Return the folder of a series: patient, study, series."""
     return target / str(row["PatientID"]) / str(row["StudyInstanceUID"]) / str(row["SeriesInstanceUID"])
 
 
 def missing_series(selection: pd.DataFrame, target: Path) -> pd.DataFrame:
-    """Return the rows whose folder is not there yet."""
+    """Return the rows whose folder does not exist yet."""
     is_there = [series_folder(target, row).is_dir() for _, row in selection.iterrows()]
     return selection[[not there for there in is_there]]
 
 
 def describe(selection: pd.DataFrame, missing: pd.DataFrame) -> str:
-    """Say what was selected, how large it is, under which license, and how much of it is still to come."""
+    """Return a text with the selection, its size and license, and how much is still to be fetched."""
     licenses = ", ".join(sorted(selection["license_short_name"].unique()))
     sources = ", ".join(sorted(selection["source_DOI"].dropna().unique()))
     return (
@@ -150,22 +150,22 @@ def _gigabytes(series: pd.DataFrame) -> float:
 
 
 def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
-    """Fetch every series that is missing, whole or not at all; what an interruption left is continued.
+    """Fetch every missing series, complete or not at all; an interrupted download is continued.
 
     Raises:
-        DownloadError: If there is no room, or the files that arrived are not as many as the index says.
+        DownloadError: If the disk is too small, or the number of files that arrived differs from the index.
     """
     make_folder(target)
     free_gb = shutil.disk_usage(target).free / 1e9
     if free_gb < _gigabytes(missing):
         raise DownloadError(
-            f"{target} has {free_gb:.1f} GB free and {_gigabytes(missing):.1f} GB are to come;"
+            f"{target} has {free_gb:.1f} GB free and {_gigabytes(missing):.1f} GB are needed;"
             " choose fewer patients, or another target"
         )
     place = target.resolve()
     unfinished = place.with_name(
         f".{place.name}.unfinished"
-    )  # outside the target: `prepare` must not meet it
+    )  # outside the target, where `prepare` would read it
     total_mb = float(missing["series_size_MB"].sum())
     with tqdm(total=round(total_mb), unit="MB", desc="download", disable=None) as bar:
         for _, row in missing.iterrows():
@@ -183,7 +183,7 @@ def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> 
     if arrived != expected:
         raise DownloadError(
             f"series {row['SeriesInstanceUID']}: {arrived} of {expected} files arrived;"
-            " see whether the network is there, then run the same command again: it goes on where it stopped"
+            " check the network, then run the same command again: it continues where it stopped"
         )
     make_folder(folder.parent)
     with writing(folder, partial):
@@ -191,7 +191,7 @@ def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> 
 
 
 def fetch_from_idc() -> Fetch:
-    """Return the real thing: idc-index, which copies from the public bucket with s5cmd and needs no account."""
+    """Return a function that fetches with idc-index: it copies from the public bucket by s5cmd; no account needed."""
     try:
         from idc_index import IDCClient
     except ImportError as error:
@@ -205,7 +205,7 @@ def fetch_from_idc() -> Fetch:
             downloadDir=str(folder),
             seriesInstanceUID=[series_uid],
             dirTemplate=None,
-            use_s5cmd_sync=True,  # files that are there already stay
+            use_s5cmd_sync=True,  # files that exist already stay
             show_progress_bar=False,
         )
 
@@ -213,7 +213,7 @@ def fetch_from_idc() -> Fetch:
 
 
 def run_download(config: DownloadConfig, run: Run) -> None:
-    """Say what the selection is, then fetch what of it is missing."""
+    """Print the selection, then fetch its missing series."""
     target = Path(config.target)
     selection = select_ct_series(read_index(), config.collection, config.patients)
     missing = missing_series(selection, target)

@@ -1,4 +1,4 @@
-"""Entry point `embed`: a folder of CT, or a cohort, in; a parquet of embeddings out, one row a slice."""
+"""Entry point `embed`: embeddings of a folder of CT or of a cohort as a parquet table, one row per slice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["EmbedConfig", "run_embed"]
 
 
 def run_embed(config: EmbedConfig, run: Run) -> None:
-    """Embed every slice that can be read right; see `pipelines.backbones.embedding`."""
+    """Embed every slice that can be read correctly; see `pipelines.backbones.embedding`."""
     from pipelines.backbones.embedding import run_embed  # heavy: not for --help
 
     run_embed(config, run)

@@ -1,4 +1,4 @@
-"""Entry point `export`: a backbone as a folder that timm and ONNX Runtime open without this project, with its card."""
+"""Entry point `export`: a backbone as a folder that timm and ONNX Runtime open by themselves, with its model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entry point `export_png`: a cohort as 16-bit PNG slices (HU + 32768) with an index, as the Hub's form of LIDC is."""
+"""Entry point `export_png`: a cohort as 16-bit PNG slices (HU + 32768) with an index, like LIDC on the Hub."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportPngConfig:
-    """Which cohort to export, and where to."""
+    """Cohort to export, and folder to write."""
 
     cohort: str = "cohorts/phantom"
     out: str = "exports/png"
 
 
 def run_export_png(config: ExportPngConfig, run: Run) -> None:
-    """Export, and say what was written."""
+    """Export, and print what was written."""
     from pipelines.cohort.folder import Cohort  # heavy: not for --help
     from pipelines.cohort.png_export import export_png
 

@@ -1,4 +1,4 @@
-"""Make the bare `mlflow run . -e X` work in the environment that is installed.
+"""Make the plain `mlflow run . -e X` work in the installed environment.
 
 Without an `--env-manager` flag MLflow builds a fresh environment through pyenv, and fails where pyenv is
 missing; no environment variable changes that. MLflow loads this module early, as a run context provider, in every
@@ -25,7 +25,7 @@ _ENV_MANAGER_KEY = "ENV_MANAGER"
 
 
 class DinoxContext:
-    """The context provider that MLflow asks for: it adds no tags, loading it is the point."""
+    """The context provider that MLflow loads: it adds no tags; its purpose is that this module is imported."""
 
     def in_context(self) -> bool:
         """Return False: there is nothing to tag."""
@@ -37,13 +37,13 @@ class DinoxContext:
 
 
 def is_this_project(project_uri: str) -> bool:
-    """Tell whether a project URI is a local folder whose MLproject carries this project's name."""
+    """Return whether a project URI is a local folder whose MLproject has this project's name."""
     recipe = Path(project_uri.removeprefix("file://")) / "MLproject"
     if not recipe.is_file():
         return False
     lines = recipe.read_text(
         encoding="utf-8", errors="replace"
-    ).splitlines()  # Others may write as they like.
+    ).splitlines()  # Files of other projects may not be UTF-8.
     return any(line.split("#")[0].replace(" ", "") == f"name:{PROJECT_NAME}" for line in lines)
 
 
@@ -68,7 +68,7 @@ def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
             os.environ["PATH"] = os.pathsep.join([here, before or os.defpath])
         try:
             return run(self, project_uri, entry_point, params, version, backend_config, *rest, **named)
-        finally:  # The process that called `mlflow.projects.run` is not ours: its next child finds its own python.
+        finally:  # The calling process is not ours: its later children must find their own python.
             if before is None:
                 os.environ.pop("PATH", None)
             else:
@@ -77,14 +77,14 @@ def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
     return run_here
 
 
-def _mend(module: ModuleType) -> None:
-    # These names are private to MLflow. Where one is gone the bare command needs --env-manager; nobody else notices.
+def _patch(module: ModuleType) -> None:
+    # These names are private to MLflow. If one is gone, the plain command needs --env-manager; nothing else changes.
     backend: Any = getattr(module, "LocalBackend", None)
     if hasattr(backend, "run"):
         backend.run = wrap_run(backend.run)
 
 
-class _MendOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _PatchOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Find the backend module once, let its own loader run it, then wrap `run`."""
 
     def __init__(self) -> None:
@@ -109,10 +109,10 @@ class _MendOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         assert self._loader is not None
         self._loader.exec_module(module)
-        _mend(module)
+        _patch(module)
 
 
 if hasattr(sys.modules.get(_BACKEND), "LocalBackend"):
-    _mend(sys.modules[_BACKEND])
+    _patch(sys.modules[_BACKEND])
 else:
-    sys.meta_path.insert(0, _MendOnImport())
+    sys.meta_path.insert(0, _PatchOnImport())

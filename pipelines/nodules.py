@@ -1,4 +1,4 @@
-"""Entry point `nodules`: the nodules of a cohort under every label rule, and the floors that need no network."""
+"""Entry point `nodules`: the nodules of a cohort under every label rule, and the baselines that need no network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["NodulesConfig", "run_nodules"]
 
 
 def run_nodules(config: NodulesConfig, run: Run) -> None:
-    """Label the nodules under every rule and measure the floors; see `pipelines.nodule.overview`."""
+    """Label the nodules under every rule and measure the baselines; see `pipelines.nodule.overview`."""
     from pipelines.nodule.overview import run_nodules  # heavy: not for --help
 
     run_nodules(config, run)

@@ -1,4 +1,4 @@
-"""Entry point `prepare`: a folder of CT in, a cohort out; what cannot be read right is refused with its reason."""
+"""Entry point `prepare`: a folder of CT to a cohort; files that cannot be read correctly are refused with a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run_prepare(config: PrepareConfig, run: Run) -> None:
-    """Prepare, and record what came of it in the MLflow run."""
+    """Prepare the cohort, and log the counts to the MLflow run."""
     from pipelines.ingest.preparation import prepare_cohort  # heavy: not for --help
 
     prepared = prepare_cohort(config)
@@ -43,8 +43,8 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
     n_twice = int((cohort.nodules.groupby("volume_id")["source"].nunique() > 1).sum())
     if n_twice:
         print(
-            f"{n_twice} volumes have nodules of the annotation table beside those that were known of them: a rule that"
-            " reads ratings counts both; leave ratings out of the table and state a label, or leave the table out"
+            f"{n_twice} volumes have nodules of the annotation table in addition to nodules of the source: a rule that"
+            " reads ratings counts both; leave ratings out of the table and give a label, or leave the table out"
         )
 
 

@@ -1,4 +1,4 @@
-"""Entry point `pretrain`: a cohort in, a self-supervised backbone out, with a verdict on whether it learned."""
+"""Entry point `pretrain`: a cohort to a self-supervised backbone, with a verdict on whether it learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entry point `probe_aggregation`: does the third dimension tell anything, and which pooling keeps it?"""
+"""Entry point `probe_aggregation`: does the third dimension add information, and which pooling keeps it?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AggregationConfig", "run_aggregation"]
 
 
 def run_aggregation(config: AggregationConfig, run: Run) -> None:
-    """Encode slices and planes around each nodule, pool them in every way, and test each against the center slice."""
+    """Encode slices and planes around each nodule, pool them, and test each pooling against the center slice."""
     from pipelines.probing import aggregation  # heavy: not for --help
 
     aggregation.run_aggregation(config, run)

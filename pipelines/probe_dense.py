@@ -1,4 +1,4 @@
-"""Entry point `probe_dense`: do patch tokens say where the nodule is?"""
+"""Entry point `probe_dense`: do patch tokens show where the nodule is?"""
 
 from __future__ import annotations
 

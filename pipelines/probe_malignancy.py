@@ -1,4 +1,4 @@
-"""Entry point `probe_malignancy`: what a frozen backbone knows of nodules, beside what needs no backbone."""
+"""Entry point `probe_malignancy`: frozen features of nodules beside baselines that need no backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ProbeConfig", "run_probe"]
 
 
 def run_probe(config: ProbeConfig, run: Run) -> None:
-    """Fit a probe on frozen features out of fold, and print it beside its floors."""
+    """Fit a probe on frozen features out of fold, and print it beside its baselines."""
     from pipelines.probing import malignancy  # heavy: not for --help
 
     malignancy.run_probe(config, run)

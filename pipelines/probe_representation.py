@@ -1,4 +1,4 @@
-"""Entry point `probe_representation`: what the features look like, beside those of random weights."""
+"""Entry point `probe_representation`: geometry of the features, beside that of random weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Entry point `rehearsal`: stands in for a training, so that an executor or a budget is tried before it costs anything.
+"""Entry point `rehearsal`: replaces a training, to test an executor or a budget before it costs anything.
 
-It draws a falling loss of a few steps, waits as long as it is told, and ends as it is told.
+It logs a falling loss for a few steps, takes `seconds`, and ends as configured.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from transforms.refusal import Refusal
 
 
 class RehearsalRefusedError(Refusal):
-    """The ending that was asked for."""
+    """The ending `refused` was configured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RehearsalConfig:
-    """What to act out."""
+    """What to simulate."""
 
     cohort: str = ""
     """Passed on by a campaign; nothing is read."""
@@ -37,11 +37,11 @@ class RehearsalConfig:
     steps: int = 3
     lr: PositiveFloat = 1e-3
     seconds: float = 0.0
-    """How long all steps take together."""
+    """Duration of all steps together."""
     ending: Literal["finished", "refused", "crashed", "killed"] = "finished"
 
     def __post_init__(self) -> None:
-        """Refuse plays that cannot be."""
+        """Refuse counts and times out of range."""
         if self.steps < 1 or self.seconds < 0:
             raise ValueError(
                 f"steps must be 1 or more and seconds 0 or more, got {self.steps} and {self.seconds}"
@@ -49,22 +49,22 @@ class RehearsalConfig:
 
 
 def run_rehearsal(config: RehearsalConfig, run: Run) -> None:
-    """Log a loss that is lowest at a learning rate of 1e-3, then end as asked.
+    """Log a loss that is lowest at a learning rate of 1e-3, then end as configured.
 
     Raises:
         RehearsalRefusedError: If the ending is `refused`.
     """
     rng = np.random.default_rng(config.seed)
-    floor = abs(np.log10(config.lr) + 3.0)
+    lowest = abs(np.log10(config.lr) + 3.0)
     for step in range(1, config.steps + 1):
         time.sleep(config.seconds / config.steps)
-        loss = floor + 1.0 / step + 0.01 * rng.random()
+        loss = lowest + 1.0 / step + 0.01 * rng.random()
         run.log_metrics({"loss/total": float(loss), "teacher/gain": float(-loss)}, step)
     match config.ending:
         case "refused":
-            raise RehearsalRefusedError("this rehearsal was told to be refused; set ending=finished")
+            raise RehearsalRefusedError("this rehearsal was configured to be refused; set ending=finished")
         case "crashed":
-            raise RuntimeError("this rehearsal was told to crash")
+            raise RuntimeError("this rehearsal was configured to crash")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "finished":

@@ -1,1 +1,1 @@
-"""Entry point `campaign`: a study as data, run arm by arm within its budget, and continued where it was cut off."""
+"""Entry point `campaign`: a study described in a file, run arm by arm within its budget, continued if interrupted."""

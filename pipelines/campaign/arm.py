@@ -1,8 +1,8 @@
-"""The process of one arm of a campaign: its stages one after another, signs of life, and an end that is on record.
+"""The process of one arm of a campaign: it runs the stages in order, sends heartbeats and records how it ended.
 
-A campaign starts it through an executor as `python -m pipelines.campaign.arm`, with its plan as the only word or in the
-environment; nobody else does. It needs no campaign to go on: it ends by itself, at its deadline at the latest, and
-leaves in MLflow what the campaign must know.
+A campaign starts it through an executor as `python -m pipelines.campaign.arm`, with its plan as the only argument or in
+the environment; it is not meant for users. It does not depend on the campaign's process: it ends by itself, at its
+deadline at the latest, and logs to MLflow what the campaign needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.tracking.outbox import StoreAwayError
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
 
-# MLflow and the stages are imported late: by then the environment says where the store is.
+# MLflow and the stages are imported late, because the plan's environment must name the store first.
 
 PLAN_ENV = "DINOX_PLAN"
 _AWAY_S = 15.0
@@ -43,17 +43,17 @@ class StagePlan:
 
     entry_point: str
     run_id: str
-    words: list[str]
+    arguments: list[str]
     processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ArmPlan:
-    """All that an arm needs to know, on whatever machine it wakes up.
+    """Everything that an arm needs, on any machine.
 
     Attributes:
         run_id: The arm's MLflow run.
-        attempt: Which attempt at the arm this is; a newer one makes it superfluous.
+        attempt: Number of this attempt; a newer one replaces it.
         lease_s: How long it may run, counted from its own start.
         environment: Variables to set before anything else.
     """
@@ -67,14 +67,18 @@ class ArmPlan:
     environment: dict[str, str]
 
     def to_json(self) -> str:
-        """Write the plan as one line."""
+        """Return the plan as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ArmPlan:
-        """Read a plan."""
+        """Read a plan, also one that an older version submitted with `words` for `arguments`."""
         tree = json.loads(text)
-        return cls(**tree | {"stages": [StagePlan(**stage) for stage in tree["stages"]]})
+        stages = [
+            {"arguments" if key == "words" else key: value for key, value in stage.items()}
+            for stage in tree["stages"]
+        ]
+        return cls(**tree | {"stages": [StagePlan(**stage) for stage in stages]})
 
 
 def main(text: str) -> int:
@@ -82,7 +86,7 @@ def main(text: str) -> int:
     started = time.time()
     plan = ArmPlan.from_json(text)
     if "DINOX_JOB_FILE" in os.environ:
-        # Whoever cancels this arm later may not be the process that started it.
+        # The process that cancels this arm may not be the one that started it.
         Path(os.environ["DINOX_JOB_FILE"]).write_text(str(os.getpid()), encoding="ascii")
     os.environ.update(plan.environment)
     os.environ[DEADLINE_ENV] = repr(started + plan.lease_s)
@@ -97,21 +101,21 @@ def main(text: str) -> int:
     tags, number = run_tags(run.run_id), str(plan.attempt)
     is_stale = tags.get(Tag.ATTEMPT) != number or run_status(run.run_id) == "FINISHED"
     if is_stale or tags.get(Tag.BEGUN) == number:
-        # An engine may start a job again by itself; its lease is not renewed by that.
+        # An engine may restart a job by itself; this does not renew its lease.
         print(
-            f"attempt {number} at arm {plan.arm} is superfluous: it was begun before, superseded, or is done"
+            f"attempt {number} at arm {plan.arm} is not needed: it was started before, replaced, or is done"
         )
         return 0
     run.set_tags({Tag.BEGUN: number, Tag.BEGUN_AT: repr(started)})
     done = threading.Event()
 
-    def say_alive() -> None:
+    def log_heartbeat() -> None:
         run.log_metrics({HOURS: (time.time() - started) / 3600.0}, plan.attempt)
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
             with contextlib.suppress(StoreAwayError):
-                say_alive()
+                log_heartbeat()
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
     code = 1
@@ -120,9 +124,9 @@ def main(text: str) -> int:
     except KeyboardInterrupt:
         code = 128 + signal.SIGTERM
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # What follows must be written down.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The end must be logged without interruption.
         done.set()
-        _insist(say_alive)
+        _insist(log_heartbeat)
         _insist(lambda: _write_end(run, plan, code))
     return code
 
@@ -130,13 +134,13 @@ def main(text: str) -> int:
 def _write_end(run: Run, plan: ArmPlan, code: int) -> None:
     if code == 0:
         run.log_metrics(_gathered(plan))
-    # Last: with it the attempt is over, whatever is killed now.
+    # Last: with this tag the attempt has ended, even if the process is killed now.
     run.set_tags({Tag.ARM_END: ENDINGS.get(code, "crashed")})
     run.finish({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED"))
 
 
 def _insist(write: Callable[[], None]) -> None:
-    """Write when the store is back, if it is away; the deadline ends the waiting."""
+    """Write to the store; wait while it cannot be reached, at most until the deadline."""
     while True:
         try:
             return write()
@@ -160,12 +164,12 @@ def _run_stages(plan: ArmPlan) -> int:
         if run_tags(run.run_id).get(Tag.DONE) == "yes":
             continue
         run.reopen()
-        run.set_tags({Tag.ERROR: ""})  # What an earlier attempt ended with.
+        run.set_tags({Tag.ERROR: ""})  # The error of an earlier attempt.
         os.environ["MLFLOW_RUN_ID"] = stage.run_id
         if stage.processes > 1:
-            code = _call([sys.executable, "-m", f"pipelines.{stage.entry_point}", *stage.words])
+            code = _call([sys.executable, "-m", f"pipelines.{stage.entry_point}", *stage.arguments])
         else:
-            code = run_stage(stage.entry_point, stage.words)
+            code = run_stage(stage.entry_point, stage.arguments)
         if code:
             return code
         run.set_tags({Tag.DONE: "yes"})
@@ -188,7 +192,7 @@ def _call(command: list[str]) -> int:
 
 
 def _gathered(plan: ArmPlan) -> dict[str, float]:
-    """What later stages measured, to be copied to the arm's own run, so that one page compares the arms."""
+    """Return the metrics of later stages, to be copied to the arm's own run, so that one page compares the arms."""
     from pipelines.tracking.reading import run_metrics
 
     gathered: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""From a campaign file to its arms: grids and seeds expanded, alike arms refused, words written, the design hashed."""
+"""From a campaign file to its arms: expand grids and seeds, refuse equal arms, write arguments, hash the design."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.campaign.spec import ArmSpec, CampaignError, CampaignSpec
-from pipelines.campaign.stages import STAGES, words_of
+from pipelines.campaign.stages import STAGES, arguments_of
 from pipelines.command.config import find_recipe, read_yaml
 from pipelines.tracking.arms import NAME, ArmRecord
 from pipelines.tracking.names import Tag
@@ -18,11 +18,11 @@ from pipelines.tracking.names import Tag
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """One arm: what makes it differ, under one name.
+    """One arm: its name and how it differs from the others.
 
     Attributes:
         overrides: Dotted keys of the first stage with their values.
-        stages: Its entry points in their order, each with keys that it shares with other arms.
+        stages: Its entry points in order, each with keys shared by all arms.
         hypothesis: Why a proposer added it; "" for arms of the file.
     """
 
@@ -36,15 +36,15 @@ class Arm:
 
 
 def expand(spec: CampaignSpec) -> list[Arm]:
-    """Cross grids and seeds of every line of the file.
+    """Expand every line of the file into all combinations of its grid and seeds.
 
     Raises:
-        CampaignError: If nothing comes out, more than `max_arms`, or two arms of one name.
+        CampaignError: If there are no arms, more than `max_arms`, or two with the same name.
     """
     named = [*spec.stages, *(name for line in spec.arms for name in line.stages)]
     unknown = [name for name in named if name not in STAGES]
     if unknown:
-        raise CampaignError(f"stage '{unknown[0]}' is no entry point of an arm; known: {', '.join(STAGES)}")
+        raise CampaignError(f"stage '{unknown[0]}' cannot be part of an arm; known: {', '.join(STAGES)}")
     counts = [_count(spec, line) for line in spec.arms]
     if sum(counts) > spec.max_arms:
         raise CampaignError(
@@ -54,16 +54,14 @@ def expand(spec: CampaignSpec) -> list[Arm]:
     for line, count in zip(spec.arms, counts, strict=True):
         if not count:
             raise CampaignError(
-                f"the grid of arm {line.name} holds a key without values, so it expands to nothing"
+                f"the grid of arm {line.name} has a key without values, so it expands to no arms"
             )
     if not arms and spec.proposer.kind == "none":
         raise CampaignError(f"campaign {spec.name} expands to no arm; list arms or name a proposer")
     names = [arm.name for arm in arms]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise CampaignError(
-            f"two arms of campaign {spec.name} are called {twice}; give each a name of its own"
-        )
+        raise CampaignError(f"two arms of campaign {spec.name} are called {twice}; give each its own name")
     return arms
 
 
@@ -84,7 +82,7 @@ def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
             name = "-".join([*parts, f"seed={seed}"] if len(seeds) > 1 else parts)
             if not NAME.fullmatch(name):
                 raise CampaignError(
-                    f"arm {line.name} expands to the name {name!r}; name its values one by one instead"
+                    f"arm {line.name} expands to the invalid name {name!r}; list its values as separate arms"
                 )
             overrides = flat(line.overrides) | chosen
             arms.append(
@@ -107,7 +105,7 @@ def _short(value: Any) -> str:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Write nested overrides by their dotted keys."""
+    """Return nested overrides by their dotted keys."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -117,8 +115,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def stage_words(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Return (entry point, words) of each stage of an arm; later stages work on the backbone of the first run."""
+def stage_arguments(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return (entry point, arguments) of each stage of an arm; later stages use the backbone of the first run."""
     lines = []
     for number, (entry_point, common) in enumerate(arm.stages.items()):
         stage = STAGES[entry_point]
@@ -131,7 +129,7 @@ def stage_words(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tu
             overrides |= {"seed": arm.seed} | arm.overrides
         elif stage.takes_backbone:
             overrides["backbone"] = f"runs:/{run_ids[0]}/backbone"
-        lines.append((entry_point, words_of(overrides)))
+        lines.append((entry_point, arguments_of(overrides)))
     return lines
 
 
@@ -139,7 +137,7 @@ def refuse_alike(arms: Sequence[Arm], configurations: Sequence[Sequence[Mapping[
     """Refuse two arms whose stages resolve to the same configurations.
 
     Raises:
-        CampaignError: Naming both.
+        CampaignError: With the names of both.
     """
     seen: dict[str, str] = {}
     for arm, of_arm in zip(arms, configurations, strict=True):
@@ -154,7 +152,7 @@ def refuse_alike(arms: Sequence[Arm], configurations: Sequence[Sequence[Mapping[
 def design_sha256(spec: CampaignSpec, arms: Sequence[Arm]) -> str:
     """Hash what is fixed before the first arm: question, endpoint, correction, arms, seeds, recipe.
 
-    Budget, price and resources are left out: they may change while a campaign is under way.
+    Budget, price and resources are left out: they may change while a campaign runs.
     """
     recipes = {spec.recipe, *(str(arm.overrides["recipe"]) for arm in arms if "recipe" in arm.overrides)}
     tree = {
@@ -173,7 +171,7 @@ def design_sha256(spec: CampaignSpec, arms: Sequence[Arm]) -> str:
 
 
 def arm_of(record: ArmRecord) -> Arm:
-    """Return the arm that a run on record belongs to."""
+    """Return the arm of a stored run."""
     tags = record.tags
     return Arm(
         name=tags[Tag.ARM],

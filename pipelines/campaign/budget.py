@@ -1,8 +1,8 @@
 """The budget of a campaign: what was spent, what may still be started, and for how long.
 
-Spent is price times wall hours of every arm ever started, from the records, those that run included. Each start gets a
-lease, a part of what is left, and ends itself when it is over: so the leases of all that run never add up to more than
-the rest, and a campaign that dies cannot be overspent by what it left running.
+Spent is the price times the wall hours of every arm ever started, running ones included, as recorded in MLflow. Each
+start gets a lease, a part of the remaining budget, and ends itself when it is over. So the leases of running arms
+never add up to more than what remains, and arms cannot overspend the budget after the campaign's process has died.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import NamedTuple
 from pipelines.campaign.spec import BudgetSpec
 
 MIN_LEASE_S = 5.0
-"""Less is not worth a start."""
+"""An arm is not started with a shorter lease."""
 ENDING_S = 15.0
-"""What an arm takes from being asked to end until it has saved and ended; it costs, so it is set aside beforehand."""
+"""Time that an arm needs to save and end after a stop request; it costs, so it is reserved in advance."""
 _ENDING_H = ENDING_S / 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one arm used and may still use without being asked again.
+    """What one arm used and may still use within its lease.
 
     Attributes:
         hours: Wall hours so far, over all attempts.
-        leased_hours: Hours that its running attempt may still go on; 0 when nothing runs.
+        leased_hours: Hours left in the lease of its running attempt; 0 when none runs.
         is_running: Whether it costs now.
-        surcharge: What earlier attempts cost beyond `price_per_hour`, where the price has changed since.
+        surcharge: Cost of earlier attempts beyond `price_per_hour`, if the price has changed since.
     """
 
     hours: float
@@ -47,12 +47,12 @@ class Spent(NamedTuple):
 
 
 def spent(usages: Sequence[Usage]) -> Spent:
-    """Add up what all arms used so far."""
+    """Add up hours and cost of all arms so far."""
     return Spent(sum(u.hours for u in usages), sum(u.hours * u.price_per_hour + u.surcharge for u in usages))
 
 
 def is_spent(budget: BudgetSpec, usages: Sequence[Usage], poll_s: float) -> bool:
-    """Whether what runs would pass a limit if it were asked to end at the next look, `poll_s` seconds from now."""
+    """Whether running arms would exceed a limit if they were stopped at the next poll, `poll_s` seconds from now."""
     ahead = poll_s / 3600.0 + _ENDING_H
     soon = [replace(u, hours=u.hours + ahead) if u.is_running else u for u in usages]
     after = spent(soon)
@@ -69,14 +69,14 @@ def is_arm_spent(budget: BudgetSpec, arm_hours_used: float) -> bool:
 def lease_hours(
     budget: BudgetSpec, usages: Sequence[Usage], price_per_hour: float, arm_hours_used: float, slots: int
 ) -> float:
-    """Return how long an arm may run from now on; 0 when what is left is not worth a start.
+    """Return how long an arm may run from now on; 0 when the remaining budget is too small to start it.
 
     Args:
         budget: The limits.
-        usages: Of every arm of the campaign.
-        price_per_hour: Of the arm to start.
-        arm_hours_used: What this arm used before.
-        slots: Arms that could start now: what is left is shared among them.
+        usages: Usage of every arm of the campaign.
+        price_per_hour: Price of the arm to start.
+        arm_hours_used: Hours that this arm used before.
+        slots: Arms that could start now; the remaining budget is divided among them.
     """
     used = spent(usages)
     reserved = [

@@ -1,4 +1,4 @@
-"""What `campaign` is configured by; nothing heavy is imported here."""
+"""Configuration of `campaign`; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CampaignConfig:
-    """Which campaign, and where; what it may cost stands in its file alone."""
+    """Which campaign to run, and where; its budget is set in its file only."""
 
     spec: str = "demo"
     """A name in mlflow_projects/campaigns, or a path."""
@@ -16,4 +16,4 @@ class CampaignConfig:
     executor: str = "local"
     """local, submitit or skypilot."""
     parallel: int = 0
-    """Arms at a time; 0 takes what suits the executor."""
+    """Arms at a time; 0 takes the executor's default."""

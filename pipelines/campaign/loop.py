@@ -1,4 +1,4 @@
-"""The loop of a campaign: look at what runs, account for what ended, start what fits the budget, draw the table."""
+"""The loop of a campaign: poll running arms, account for ended ones, start what fits the budget, print the table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pipelines.campaign.arm import ArmPlan, StagePlan
-from pipelines.campaign.arms import arm_of, stage_words
+from pipelines.campaign.arms import arm_of, stage_arguments
 from pipelines.campaign.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
 from pipelines.campaign.executors.base import Executor, Job
 from pipelines.campaign.plan import budget_text
@@ -30,12 +30,12 @@ _AWAY_S = 15.0
 
 
 class CampaignLoop:
-    """One call of a campaign, from what the records say to what they say afterwards."""
+    """One call of a campaign; its state is read from and written to MLflow."""
 
     def __init__(
         self, spec: CampaignSpec, record: CampaignRecord, executor: Executor, executor_name: str
     ) -> None:
-        """Start from the records; nothing else is remembered between calls."""
+        """Start from the records in MLflow; nothing else is kept between calls."""
         self.spec, self.record, self.executor, self.executor_name = spec, record, executor, executor_name
         self.research = Research(spec, record)
         self.deaths: Counter[str] = Counter()
@@ -51,30 +51,28 @@ class CampaignLoop:
         """Run until every arm is finished or given up, or the budget is spent.
 
         Raises:
-            CampaignError: If arms are missing at the end.
+            CampaignError: If some arms are not finished at the end.
             Interrupted: When asked to stop.
         """
         stop, is_over = StopWatch(), False
         try:
             self.record.run.reopen()
-            self.record.run.set_tags({Tag.ERROR: ""})  # What an earlier call ended with.
+            self.record.run.set_tags({Tag.ERROR: ""})  # The error of an earlier call.
             while not (is_over := self._is_over(stop)):
                 time.sleep(self.executor.poll_s)
         finally:
             stop.close()
-            if (
-                not is_over
-            ):  # What went wrong is said by whoever called; a parent that is continued is closed here.
+            if not is_over:  # The caller reports the error; a continued parent run is closed here.
                 self.record.run.finish("FAILED")
         self._end(stop.exit_code)
 
     def _is_over(self, stop: StopWatch) -> bool:
-        """Look, account, start; whether nothing runs any more and nothing is to be started."""
+        """Poll, account, start; return whether nothing runs and nothing is left to start."""
         try:
             return self._turn(stop)
         except StoreAwayError as error:
-            # Arms go on within their leases; what they did is read when the store is back.
-            print(f"{error}; looking again in {_AWAY_S:.0f} s")
+            # Arms continue within their leases; their records are read when the store answers again.
+            print(f"{error}; trying again in {_AWAY_S:.0f} s")
             time.sleep(_AWAY_S)
             return False
 
@@ -107,7 +105,7 @@ class CampaignLoop:
         if state == "ended":
             record = self.record.arm(
                 record.run_id
-            )  # With what it wrote last, before it was seen to have ended.
+            )  # Read again: with the last values that it wrote before it ended.
             self.record.close_attempt(record, time.time(), was_submitted=bool(handle))
             self._judge(record)
             return self.record.arm(record.run_id)
@@ -120,7 +118,7 @@ class CampaignLoop:
         return self.record.arm(record.run_id)
 
     def _judge(self, record: ArmRecord) -> None:
-        """Write down what the end of an attempt means for its arm."""
+        """Record the status of an arm after an attempt has ended."""
         if record.ending == "finished" or record.status == "FINISHED":
             self.record.end_arm(record, "FINISHED", "finished")
         elif record.tags.get(Tag.PRUNED) == "yes":
@@ -152,7 +150,7 @@ class CampaignLoop:
     # Starting
 
     def _start(self, records: Sequence[ArmRecord], usages: list[Usage]) -> bool:
-        """Start as many arms as there are slots and budget; whether any was started."""
+        """Start as many arms as slots and budget allow; return whether any was started."""
         slots = self.executor.parallel - sum(record.is_open for record in records)
         waiting = [r for r in records if not r.is_open and not r.is_done and r.run_id not in self.given_up]
         if len(waiting) < slots:
@@ -188,10 +186,10 @@ class CampaignLoop:
                 Tag.ARM_STATUS: "",
             },
         )
-        lines_ = zip(stage_words(spec, arm, record.stage_run_ids), record.stage_run_ids, strict=True)
+        lines_ = zip(stage_arguments(spec, arm, record.stage_run_ids), record.stage_run_ids, strict=True)
         stages = [
-            StagePlan(entry_point, run_id, words, _processes(words))
-            for (entry_point, words), run_id in lines_
+            StagePlan(entry_point, run_id, arguments, _processes(arguments))
+            for (entry_point, arguments), run_id in lines_
         ]
         environment = {
             "MLFLOW_TRACKING_URI": tracking_uri(),
@@ -210,7 +208,7 @@ class CampaignLoop:
             self.record.run.log_text(text, "campaign.md")
 
     def _read_steps(self, records: Sequence[ArmRecord]) -> None:
-        """Read the last step of arms that run, now and then, and once of each that ended: curves are long."""
+        """Read the last step of running arms every few seconds, and once of each that ended: curves are long."""
         is_due = time.monotonic() - self._steps_at > _STEPS_EVERY_S
         self._steps_at = time.monotonic() if is_due else self._steps_at
         for record in records:
@@ -257,17 +255,17 @@ class CampaignLoop:
             )
         if self.is_over_budget:
             raise CampaignError(
-                f"campaign {self.spec.name} is at its budget of {budget_text(self.spec)}: {done}; only its file can"
-                " raise that, then the same command continues it"
+                f"campaign {self.spec.name} is at its budget of {budget_text(self.spec)}: {done}; raise it in the"
+                " campaign's file, then the same command continues it"
             )
         first = missing[0]
         if first.tags.get(Tag.ARM_STATUS) == "died":
-            print(f"\nThe end of what {first.name} printed:\n{self.executor.logs(first.job)}")
+            print(f"\nThe end of the output of {first.name}:\n{self.executor.logs(first.job)}")
         raise CampaignError(
             f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get(Tag.ARM_STATUS)}:"
             f" {run_tags(first.run_id).get(Tag.ERROR) or 'it was killed'}"
         )
 
 
-def _processes(words: Sequence[str]) -> int:
-    return int(words[words.index("--nproc") + 1]) if "--nproc" in words else 1
+def _processes(arguments: Sequence[str]) -> int:
+    return int(arguments[arguments.index("--nproc") + 1]) if "--nproc" in arguments else 1

@@ -1,4 +1,4 @@
-"""What a campaign would do, and whether it could: arms, hours and cost before the start, store, backbones, commit."""
+"""Checks before a campaign starts: its arms with estimated hours and cost, the store, and the backbones it needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.tracking.store import tracking_uri
 from pipelines.tracking.stored_runs import StoredRun, search_runs
 
 SHARED_STORE = ("submitit", "skypilot")
-"""Executors whose arms run on other machines, which must reach the same store."""
+"""Executors whose arms run on other machines; these must reach the same store."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _CHECK_S = 5.0
 _SPEED = "perf/slices_per_s"
@@ -29,11 +29,11 @@ _SETS_SPEED = (
     *(f"backbone.{key}" for key in ("arch", "depth", "embed_dim", "image_px", "grad_checkpointing")),
     *("objective.kind", "views.n_local", "nproc"),
 )
-"""Keys of a pretraining on which its speed depends by a factor."""
+"""Keys of a pretraining that change its speed by a large factor."""
 
 
 def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out every arm with its steps, hours and cost; "N arms" stands on a line of its own."""
+    """Return a table of all arms with steps, hours and cost; "N arms" is on its own line."""
     trainings = [configuration for configuration in configurations if "accumulation" in configuration]
     runs = finished_trainings() if trainings else []
     speeds = [training_speed(spec, configuration, runs) for configuration in configurations]
@@ -54,22 +54,22 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
             f"  {arm.name:{width}}  {steps!s:>7} steps  {_hours(need)}  {_cost(spec, need)}{kept}{note}"
         )
     if spec.proposer.kind != "none":
-        written.append(f"  and up to {spec.proposer.max_arms} arms that {spec.proposer.kind} proposes")
+        written.append(f"  and up to {spec.proposer.max_arms} arms proposed by {spec.proposer.kind}")
     total = None if any(need is None for need in hours) else sum(need for need in hours if need is not None)
-    written.append(f"together {_hours(total)}  {_cost(spec, total)} ({source})")
+    written.append(f"total {_hours(total)}  {_cost(spec, total)} ({source})")
     written.append(f"budget: {budget_text(spec)}")
     return "\n".join(written)
 
 
 def budget_text(spec: CampaignSpec) -> str:
-    """Write the limits of a campaign."""
+    """Return the limits of a campaign as text."""
     limits = []
     if spec.budget.hours:
         limits.append(f"{spec.budget.hours:g} h")
     if spec.budget.cost:
         limits.append(f"{spec.budget.cost:g} {spec.currency}")
     if spec.budget.arm_hours:
-        limits.append(f"{spec.budget.arm_hours:g} h an arm")
+        limits.append(f"{spec.budget.arm_hours:g} h per arm")
     return ", ".join(limits)
 
 
@@ -90,10 +90,10 @@ def finished_trainings() -> list[StoredRun]:
 def training_speed(
     spec: CampaignSpec, configuration: Mapping[str, Any], runs: Sequence[StoredRun]
 ) -> tuple[float, str]:
-    """Return an arm's training slices a second and where the figure comes from; 0 when nobody knows.
+    """Return an arm's training slices per second and the source of this value; 0 when it is unknown.
 
-    Finished runs of this recipe and this network come first, then what the campaign's file states: the speed of a ViT-S
-    says nothing of a ViT-L.
+    Finished runs of this recipe and this network come first, then the value in the campaign's file. Runs of other
+    networks are not used: a ViT-S and a ViT-L differ too much in speed.
     """
     if "accumulation" not in configuration:
         return 0.0, "from resources.stage_hours of the file"
@@ -109,9 +109,9 @@ def training_speed(
     if spec.resources.slices_per_s:
         return (
             spec.resources.slices_per_s,
-            f"from {spec.resources.slices_per_s:g} slices/s stated in the file",
+            f"from {spec.resources.slices_per_s:g} slices/s given in the file",
         )
-    return 0.0, "no speed is known: finish one run of the recipe, or state resources.slices_per_s"
+    return 0.0, "speed unknown: finish one run of the recipe, or set resources.slices_per_s"
 
 
 def arm_hours(
@@ -128,7 +128,7 @@ def arm_hours(
 
 
 def resolved_backbones(arms: Sequence[Arm]) -> list[Arm]:
-    """Replace `backbone: campaign:NAME/ARM` by the run that the arm of that campaign made.
+    """Replace `backbone: campaign:NAME/ARM` by the run of that campaign's arm.
 
     Raises:
         CampaignError: If that arm has not finished.
@@ -162,10 +162,10 @@ def _finished_backbones(campaign: str) -> dict[str, str]:
 
 
 def refuse_arms_elsewhere(records: Sequence[ArmRecord], executor: str, now: float) -> None:
-    """Refuse to go on where an arm may still run out of sight: it would be taken for dead and run twice.
+    """Refuse to continue while an arm may still run where this call cannot see it: it would be started twice.
 
     Raises:
-        CampaignError: If another executor started it, or this one did on another machine and it lives.
+        CampaignError: If another executor started it, or it runs on another machine.
     """
     for record in records:
         if not record.is_open or record.ending:
@@ -173,21 +173,21 @@ def refuse_arms_elsewhere(records: Sequence[ArmRecord], executor: str, now: floa
         own, host = record.tags.get(Tag.EXECUTOR, executor), record.tags.get(Tag.HOST, "")
         if own != executor:
             raise CampaignError(
-                f"arm {record.name} was started by executor {own}, which alone can say whether it still runs; call the"
-                f" campaign with executor={own} until it has ended"
+                f"arm {record.name} was started by executor {own}, which alone can report whether it still runs; call"
+                f" the campaign with executor={own} until it has ended"
             )
         if host not in ("", platform.node()) and record.is_alive(now):
             raise CampaignError(
-                f"arm {record.name} runs on machine {host}; continue the campaign there, or here once that has ended"
+                f"arm {record.name} runs on machine {host}; continue the campaign there, or here after it has ended"
             )
 
 
 def check_store(executor: str, artifact_uri: str) -> None:
-    """Make sure that arms on other machines reach the store, before one is paid for.
+    """Check that arms on other machines can reach the store, before a machine is paid for.
 
     Raises:
-        CampaignError: If they need a tracking server and there is none, it does not answer, or only this machine
-            could reach it.
+        CampaignError: If they need a tracking server and there is none, it does not answer, or only this machine can
+            reach it.
     """
     uri = tracking_uri()
     is_server = uri.startswith(("http://", "https://"))
@@ -209,7 +209,7 @@ def check_store(executor: str, artifact_uri: str) -> None:
         )
     if "@" in server.netloc:
         raise CampaignError(
-            "MLFLOW_TRACKING_URI holds a user or password, which would stand in the job's description; give them as"
+            "MLFLOW_TRACKING_URI holds a user or password, which would be shown in the job's description; give them as"
             " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     is_here = "://" not in artifact_uri and not artifact_uri.startswith("mlflow-artifacts:")
@@ -222,14 +222,14 @@ def check_store(executor: str, artifact_uri: str) -> None:
 
 def _ask_server(uri: str) -> None:
     server = urlsplit(uri)
-    # urllib takes a user in an address for a part of the host's name.
+    # urllib reads a user in an address as part of the host name.
     plain = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
     try:
         with urllib.request.urlopen(f"{plain.rstrip('/')}/health", timeout=_CHECK_S):
             pass
     except OSError as error:
         if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-            return  # It answers: a proxy that asks who is there, or a server without this page.
+            return  # It answers: a proxy that asks for a login, or a server without this page.
         reason = getattr(error, "reason", None) or error
         raise CampaignError(
             f"the tracking server at {server.hostname} does not answer ({reason}); start it, or correct"

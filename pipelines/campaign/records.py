@@ -1,9 +1,8 @@
-"""A campaign as MLflow records it: the parent run, one child run an arm, and what each attempt at it used.
+"""A campaign in MLflow: the parent run, one child run per arm, and the hours and cost of each attempt.
 
-MLflow is the only state: whatever was killed, the next call reads from here what is done, what runs and what it cost.
-
-Tags of an arm's run are listed in `pipelines.tracking.names`. Its metric campaign/hours is the age of
-the newest attempt, written by the arm itself.
+MLflow holds the only state: after any process was killed, the next call reads here what is done, what runs and what
+it cost. Tags of an arm's run are listed in `pipelines.tracking.names`. Its metric campaign/hours is the age of the
+newest attempt, logged by the arm itself.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class CampaignRecord:
 
     @classmethod
     def open(cls, wrapper: Run, spec: CampaignSpec, design: str, spec_text: str) -> CampaignRecord:
-        """Find the campaign's parent run, or make this run its parent and register the design in it.
+        """Find the campaign's parent run, or make this run its parent and register the design there.
 
         Raises:
             CampaignError: If a campaign of this name was registered with another design.
@@ -49,7 +48,7 @@ class CampaignRecord:
                     Tag.ENDPOINT: f"{spec.endpoint.goal} {spec.endpoint.metric}",
                     Tag.CORRECTION: spec.correction,
                     Tag.RUN_NAME: spec.name,
-                    # Last: with the design a campaign is registered.
+                    # Last: a campaign is registered once its design is set.
                     Tag.DESIGN: design,
                 }
             )
@@ -57,7 +56,7 @@ class CampaignRecord:
         if found.tags[Tag.DESIGN] != design:
             raise CampaignError(
                 f"campaign {spec.name} was registered in run {found.run_id} with another question, endpoint, recipe or"
-                " arms; restore those, or give the changed campaign a name of its own"
+                " arms; restore those, or give the changed campaign a new name"
             )
         if found.run_id != wrapper.run_id:
             wrapper.set_tags({Tag.RESUMES: found.run_id})
@@ -71,11 +70,11 @@ class CampaignRecord:
         return sorted(found, key=lambda record: int(record.tags.get(Tag.NUMBER, "0")))
 
     def arm(self, run_id: str) -> ArmRecord:
-        """Read one arm anew."""
+        """Read one arm again."""
         return read_run(ArmRecord, run_id)
 
     def add_arms(self, arms: Sequence[Arm]) -> None:
-        """Make a run for every arm that has none, and one for each of its later stages."""
+        """Create a run for every arm that has none, and one for each of its later stages."""
         there = {record.name: record for record in self.arms()}
         for arm in arms:
             record = there.get(arm.name)
@@ -114,7 +113,7 @@ class CampaignRecord:
         return str(run_id)
 
     def tag(self, run_id: str, tags: dict[Tag, str]) -> None:
-        """Set tags of an arm at once."""
+        """Set tags of an arm."""
         Run(self.store, run_id).set_tags(tags)
 
     def history(self, record: ArmRecord, metric: str) -> list[tuple[int, float]]:
@@ -123,7 +122,11 @@ class CampaignRecord:
 
     @answering()
     def open_attempt(self, record: ArmRecord, tags: dict[Tag, str]) -> int:
-        """Write down that an arm is about to be started: from here on it costs, whoever dies."""
+        """Record that an arm will be started: from now on it costs, even if a process dies.
+
+        Returns:
+            The number of the attempt.
+        """
         number, now = record.attempt + 1, time.time()
         self.store.log_metric(record.run_id, HOURS, 0.0, step=number)
         self.tag(
@@ -141,10 +144,10 @@ class CampaignRecord:
         return number
 
     def close_attempt(self, record: ArmRecord, now: float, was_submitted: bool = True) -> None:
-        """Account for an attempt of which nothing runs any more; doing it twice counts it once.
+        """Add up hours and cost of an attempt that has ended; a second call changes nothing.
 
-        One that was written down and then never submitted, because the engine refused it or the campaign was killed in
-        between, used nothing, however long ago that was.
+        An attempt that was recorded but never submitted, because the engine refused it or the campaign was killed in
+        between, used nothing.
         """
         if not record.is_open:
             return
@@ -161,7 +164,7 @@ class CampaignRecord:
 
     @answering()
     def end_arm(self, record: ArmRecord, status: str, why: str) -> None:
-        """Close an arm's run, and whatever of its stages an ended process left open."""
+        """Close an arm's run, and those of its stages that are still open."""
         self.tag(record.run_id, {Tag.ARM_STATUS: why})
         for run_id in record.stage_run_ids:
             if run_status(run_id) == "RUNNING":
@@ -169,7 +172,7 @@ class CampaignRecord:
 
 
 def find_parent(name: str) -> ArmRecord | None:
-    """Return the parent run of a campaign, wherever in the store it lies."""
+    """Return the parent run of a campaign, in any experiment of the store; None if there is none."""
     query = f"tags.`{Tag.CAMPAIGN}` = '{name}' and tags.`{Tag.ENTRY_POINT}` = 'campaign'"
     parents = [found for found in search_runs(ArmRecord, None, query) if Tag.DESIGN in found.tags]
     return parents[-1] if parents else None

@@ -1,7 +1,7 @@
-"""Autonomous research inside a campaign: proposals become arms, refusals keep their reasons, people can read it all.
+"""Autonomous research inside a campaign: proposals become arms, refused ones are logged with their reasons.
 
-Proposed arms are ordinary arms: same stages, same executor, same budget. A proposal changes keys of the space that the
-campaign's file fixes and nothing else. A proposer thinks in a thread of its own: meanwhile arms are watched and paid.
+Proposed arms are ordinary arms: same stages, same executor, same budget. A proposal can only change keys of the search
+space in the campaign's file. A proposer runs in its own thread; meanwhile the campaign continues to watch its arms.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ import threading
 import time
 from collections.abc import Sequence
 
-from pipelines.campaign.arms import Arm, arm_of, stage_words
+from pipelines.campaign.arms import Arm, arm_of, stage_arguments
 from pipelines.campaign.executors.base import Executor
 from pipelines.campaign.proposers import open_proposer
 from pipelines.campaign.proposers.base import Outcome, ProposalError, Proposer, inside_space
 from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.spec import CampaignSpec
-from pipelines.campaign.stages import check_words
+from pipelines.campaign.stages import check_arguments
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric
 
 MOST_REFUSALS = 5
-"""In a row: then the proposer is not asked again in this call."""
+"""After so many refusals in a row the proposer is not asked again in this call."""
 LOG = "research.md"
 _PRUNE_EVERY_S = 10.0
 
 
-class Thought(threading.Thread):
-    """One question to a proposer, and what came of it: an arm, nothing more to try, or a reason to refuse it."""
+class ProposalThread(threading.Thread):
+    """One request to a proposer, and its result: an arm, nothing more to try, or the reason for a refusal."""
 
     def __init__(self, spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome]) -> None:
-        """Ask in the background; a campaign that ends does not wait for the answer."""
+        """Start the request in the background; a campaign that ends does not wait for the answer."""
         super().__init__(name="proposer", daemon=True)
         self.spec, self.proposer, self.outcomes = spec, proposer, outcomes
         self.arm: Arm | None = None
@@ -43,12 +43,12 @@ class Thought(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Ask, and check the answer against space and schema."""
+        """Ask, and check the answer against search space and configuration."""
         try:
             self.arm = self._ask()
         except (ProposalError, RecipeError) as refusal:
             self.refusal = str(refusal)
-        except BaseException as failure:  # Raised again where the campaign can hear it.
+        except BaseException as failure:  # Raised again in the main thread.
             self.failure = failure
 
     def _ask(self) -> Arm | None:
@@ -58,7 +58,7 @@ class Thought(threading.Thread):
         overrides = inside_space(self.spec.proposer, found.overrides)
         twin = next((outcome.name for outcome in self.outcomes if dict(outcome.overrides) == overrides), None)
         if twin:
-            raise ProposalError(f"it is arm {twin} again")
+            raise ProposalError(f"it repeats arm {twin}")
         arm = Arm(
             name=f"{self.spec.proposer.kind}-{len(self.outcomes):03d}",
             seed=self.spec.seeds[0],
@@ -66,12 +66,14 @@ class Thought(threading.Thread):
             stages=self.spec.stages,
             hypothesis=found.hypothesis or "none given",
         )
-        check_words([(arm.name, entry, words) for entry, words in stage_words(self.spec, arm, ["0"])])
+        check_arguments(
+            [(arm.name, entry, arguments) for entry, arguments in stage_arguments(self.spec, arm, ["0"])]
+        )
         return arm
 
 
 class Research:
-    """Asks the proposer of a campaign for arms, and writes down what came of each."""
+    """Asks the proposer of a campaign for arms, and logs the outcome of each."""
 
     def __init__(self, spec: CampaignSpec, record: CampaignRecord) -> None:
         """Open the proposer, if the campaign has one."""
@@ -80,37 +82,37 @@ class Research:
         self.refusals: list[str] = []
         self._in_a_row = 0
         self._is_done = self.proposer is None
-        self._thought: Thought | None = None
+        self._request: ProposalThread | None = None
         self._pruned_at = -math.inf
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
     def may_add(self, records: Sequence[ArmRecord]) -> bool:
-        """Whether more arms may come: the proposer has not stopped, and the file's counts are not reached."""
+        """Whether arms may be added: the proposer has not stopped, and the limits of the file are not reached."""
         is_full = len(_proposed(records)) >= self.spec.proposer.max_arms or len(records) >= self.spec.max_arms
         return not self._is_done and not is_full
 
     def propose(self, records: Sequence[ArmRecord]) -> list[ArmRecord]:
-        """Return the arm that was thought of since the last call, on record now, and have the next one thought of."""
+        """Return the arm proposed since the last call, now recorded in MLflow, or start the next request."""
         if self.proposer is None or not self.may_add(records):
             return []
-        thought = self._thought
-        if thought is None:
+        request = self._request
+        if request is None:
             outcomes = [self._outcome(record) for record in _proposed(records)]
-            self._thought = Thought(self.spec, self.proposer, outcomes)
-        if thought is None or thought.is_alive():
+            self._request = ProposalThread(self.spec, self.proposer, outcomes)
+        if request is None or request.is_alive():
             return []
-        self._thought = None
-        if thought.failure is not None:
-            raise thought.failure
-        if thought.refusal:
-            self._refuse(thought.refusal)
+        self._request = None
+        if request.failure is not None:
+            raise request.failure
+        if request.refusal:
+            self._refuse(request.refusal)
             return []
         self._in_a_row = 0
-        if thought.arm is None:
+        if request.arm is None:
             self._is_done = True
             return []
-        self.record.add_arms([thought.arm])
-        return [record for record in self.record.arms() if record.name == thought.arm.name]
+        self.record.add_arms([request.arm])
+        return [record for record in self.record.arms() if record.name == request.arm.name]
 
     def _refuse(self, reason: str) -> None:
         self.refusals.append(reason)
@@ -119,7 +121,7 @@ class Research:
         print(f"proposal refused: {reason}")
 
     def prune(self, records: Sequence[ArmRecord], executor: Executor) -> None:
-        """End running arms that the proposer gives up; asked now and then only, because curves are long."""
+        """Stop running arms that the proposer gives up; asked only from time to time, because curves are long."""
         is_due = time.monotonic() - self._pruned_at > _PRUNE_EVERY_S
         if self.proposer is None or not self.spec.proposer.prune_metric or not is_due:
             return
@@ -148,7 +150,7 @@ class Research:
         return self._curves[record.run_id]
 
     def write_log(self, records: Sequence[ArmRecord]) -> None:
-        """Write hypothesis, arm and outcome of each step, and every refusal, for people to read."""
+        """Log hypothesis, arm and outcome of each step, and every refusal, as a readable page."""
         if self.proposer is None:
             return
         lines = [f"# Research log of campaign {self.spec.name}", "", f"Question: {self.spec.question}", ""]

@@ -1,4 +1,4 @@
-"""Entry point `campaign`: a study as data, run arm by arm within its budget, and continued where it was cut off."""
+"""Entry point `campaign`: a study described in a file, run arm by arm within its budget, continued if interrupted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_words
+from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_arguments
 from pipelines.campaign.config import CampaignConfig
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.loop import CampaignLoop
 from pipelines.campaign.plan import check_store, plan_table, refuse_arms_elsewhere, resolved_backbones
 from pipelines.campaign.records import CampaignRecord, find_parent
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
-from pipelines.campaign.stages import check_words
+from pipelines.campaign.stages import check_arguments
 from pipelines.command.config import find_recipe
 from pipelines.runtime.atomic import make_folder
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -31,7 +31,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
     """Run every arm that is not finished, within the budget.
 
     Raises:
-        CampaignError: If what was asked cannot be; then nothing was started.
+        CampaignError: If the campaign or its executor is not valid; then nothing was started.
         Interrupted: When asked to stop.
     """
     spec = load_campaign(config.spec)
@@ -54,20 +54,20 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
 
 
 def _is_under_way(spec: CampaignSpec, design: str) -> bool:
-    """Whether this very design was checked and registered by an earlier call."""
+    """Whether exactly this design was checked and registered by an earlier call."""
     parent = find_parent(spec.name)
     return parent is not None and parent.tags[Tag.DESIGN] == design
 
 
 def check_arms(spec: CampaignSpec, arms: Sequence[Arm], cohorts: Sequence[str]) -> list[dict[str, Any]]:
-    """Resolve every stage of every arm, and return the configuration of each arm's first.
+    """Resolve every stage of every arm, and return the configuration of each arm's first stage.
 
     Raises:
-        CampaignError: If two arms are alike.
-        Refusal: If a key cannot be, or a cohort is missing.
+        CampaignError: If two arms have the same configuration.
+        Refusal: If a key or value is not valid, or a cohort is missing.
     """
-    lines = [(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])]
-    resolved = iter(check_words(lines, cohorts))
+    lines = [(arm.name, *line) for arm in arms for line in stage_arguments(spec, arm, ["0"])]
+    resolved = iter(check_arguments(lines, cohorts))
     of_arms = [[next(resolved) for _ in arm.stages] for arm in arms]
     refuse_alike(arms, of_arms)
     return [stages[0] for stages in of_arms]
@@ -82,7 +82,7 @@ def cohorts_of(spec: CampaignSpec, arms: Sequence[Arm], executor: str) -> list[s
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """Hold a campaign for this process, so that two calls never start one arm twice.
+    """Lock a campaign for this process, so that two calls never start the same arm.
 
     Raises:
         CampaignError: If another process of this machine runs it.
@@ -93,10 +93,12 @@ def alone(name: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CampaignError(f"campaign {name} is being run by another process of this machine") from error
+            raise CampaignError(
+                f"campaign {name} is already run by another process of this machine"
+            ) from error
         yield
 
 
 def _key(name: str) -> str:
-    """Name the folder of a campaign: one per store, so that stores do not share locks."""
+    """Return the folder name of a campaign: one per store, so that stores do not share locks."""
     return f"{name}-{hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]}"

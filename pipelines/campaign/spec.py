@@ -1,7 +1,7 @@
-"""What a campaign file may say: its question, its arms, what they may cost, and when to stop.
+"""The schema of a campaign file: question, arms, budget, and rules for stopping.
 
-A campaign is data: `mlflow_projects/campaigns/*.yaml`. This file turns one into frozen dataclasses, as strictly as a
-recipe; `pipelines.campaign.arms` expands it into arms.
+Campaigns are YAML files, `mlflow_projects/campaigns/*.yaml`. This module reads one into frozen dataclasses, as strictly
+as a recipe; `pipelines.campaign.arms` expands it into arms.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ CAMPAIGNS = PROJECT_ROOT / "mlflow_projects" / "campaigns"
 
 
 class CampaignError(Refusal):
-    """A campaign that cannot be: one sentence says what and what would be right."""
+    """A campaign is not valid or cannot run; one sentence gives the reason and the remedy."""
 
 
 def _american(goal: object) -> object:
-    """Read the spelling of older campaign files too."""
+    """Accept the spelling of older campaign files too."""
     return goal.replace("imise", "imize") if isinstance(goal, str) else goal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointSpec:
-    """The one number that answers the question, fixed before the first arm runs."""
+    """The primary endpoint: the metric that answers the question, fixed before the first arm runs."""
 
     metric: str = ""
     goal: Annotated[Literal["maximize", "minimize"], BeforeValidator(_american)] = "maximize"
@@ -40,25 +40,25 @@ class EndpointSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmSpec:
-    """One line of the study; a grid and seeds make several arms of it."""
+    """One line of the study; grid and seeds expand it into several arms."""
 
     name: str = ""
     on_record: bool | None = None
-    """Where a set repeats a published study: whether such an arm is on its record, or fills up its count."""
+    """In a set that repeats a published study: whether the study lists this arm, or it was added."""
     note: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Keys of the first stage, dotted or nested."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
     """Keys of the first stage with the values to cross."""
     seeds: tuple[int, ...] = ()
-    """Seeds of this arm; none takes those of the campaign."""
+    """Seeds of this arm; empty takes those of the campaign."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Entry points of this arm where they differ from the campaign's."""
+    """Entry points of this arm if they differ from the campaign's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesSpec:
-    """What one arm needs, and how fast it was seen to go there."""
+    """Hardware that one arm needs, and its measured speed there."""
 
     cpus: int = 1
     gpus: int = 0
@@ -72,14 +72,14 @@ class ResourcesSpec:
     cohort_uri: str = ""
     """Where a rented machine pulls the cohort from, such as s3://bucket/lidc."""
     slices_per_s: float = 0.0
-    """Training slices a second on this hardware, for estimates; 0 when never measured."""
+    """Training slices per second on this hardware, for estimates; 0 if not measured."""
     stage_hours: float = 0.0
     """Hours of each stage after training, for estimates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetSpec:
-    """What all arms together may use; 0 leaves a limit out. Nothing but this section can raise it."""
+    """Limits for all arms together; 0 means no limit. They can be raised only here."""
 
     hours: float = 0.0
     """Wall hours, summed over arms."""
@@ -91,33 +91,33 @@ class BudgetSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopSpec:
-    """When an arm is given up."""
+    """When an arm is stopped or no longer restarted."""
 
     hopeless: bool = False
     """End an arm whose verdict is wall or collapse for `patience_steps` updates."""
     patience_steps: int = 5000
     retries: int = 2
-    """How often an arm that died is started again within one call."""
+    """How often an arm that crashed is restarted within one call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposerSpec:
-    """Who adds arms from the results so far, within a space that is fixed here."""
+    """The proposer that adds arms from the results so far, within the search space given here."""
 
     kind: Literal["none", "optuna", "llm"] = "none"
     max_arms: int = 0
     seed: int = 0
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Per key of the first stage `{low, high, log}` or `{choices}`: nothing outside can be proposed."""
+    """Per key of the first stage `{low, high, log}` or `{choices}`; proposals outside are refused."""
     prune_metric: str = ""
-    """In-run metric by which optuna halves the arms that run, as the endpoint's goal has it; empty prunes nothing."""
+    """In-run metric by which optuna halves the running arms, in the direction of the endpoint; empty prunes nothing."""
     prune_from_step: int = 0
-    """The first halving, in updates; each further one comes at twice the step."""
+    """Update of the first halving; each further one follows at twice the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CampaignSpec:
-    """A whole campaign as its file states it."""
+    """A whole campaign, as in its file."""
 
     name: str = ""
     question: str = ""
@@ -127,11 +127,11 @@ class CampaignSpec:
     cohort: str = "cohorts/phantom"
     seeds: tuple[int, ...] = (0,)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Entry points of every arm in their order, each with keys that all arms share."""
+    """Entry points of every arm in order, each with keys that all arms share."""
     max_arms: int = 64
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
     price_per_hour: float = -1.0
-    """Price of one arm's machine per hour; it must be given when the budget is in currency."""
+    """Price of one arm's machine per hour; required if the budget has a cost limit."""
     currency: str = "USD"
     budget: BudgetSpec = field(default_factory=BudgetSpec)
     stop: StopSpec = field(default_factory=StopSpec)
@@ -155,22 +155,22 @@ class CampaignSpec:
 
     @property
     def price(self) -> float:
-        """Price of an arm's hour; 0 where none is stated."""
+        """Price of an arm's hour; 0 if none is given."""
         return max(self.price_per_hour, 0.0)
 
     def _check_budget(self) -> None:
         budget = self.budget
         if min(budget.hours, budget.cost, budget.arm_hours) < 0:
-            raise ValueError("limits of the budget cannot be negative; 0 leaves one out")
+            raise ValueError("limits of the budget cannot be negative; 0 means no limit")
         if not budget.hours and not budget.cost:
-            raise ValueError("budget states no limit; give budget.hours or budget.cost")
+            raise ValueError("budget has no limit; give budget.hours or budget.cost")
         if budget.cost and self.price_per_hour < 0:
             raise ValueError(
                 f"budget.cost is {budget.cost:g} {self.currency} but price_per_hour is missing;"
-                " state what an hour costs"
+                " give the cost of an hour"
             )
         if budget.cost and not self.price_per_hour and not budget.hours:
-            raise ValueError("price_per_hour is 0, so budget.cost limits nothing; give budget.hours instead")
+            raise ValueError("price_per_hour is 0, so budget.cost has no effect; give budget.hours instead")
 
     def _check_proposer(self) -> None:
         proposer = self.proposer
@@ -189,7 +189,7 @@ class CampaignSpec:
             is_range = {"low", "high"} <= set(bounds) <= {"low", "high", "log"} and _rises(bounds)
             if not is_choice and not is_range:
                 raise ValueError(
-                    f"proposer.space of '{key}' must be {{low, high}} or {{low, high, log}} that rises,"
+                    f"proposer.space of '{key}' must be {{low, high}} or {{low, high, log}} with low < high,"
                     " or {choices: [...]}"
                 )
 
@@ -204,7 +204,7 @@ def load_campaign(name_or_path: str) -> CampaignSpec:
     """Read a campaign by its name in `mlflow_projects/campaigns` or by a path.
 
     Raises:
-        CampaignError: If there is none, or it holds an unknown key, a wrong type or a combination that cannot be.
+        CampaignError: If there is none, or it holds an unknown key, a wrong type or an invalid combination.
     """
     try:
         tree = read_yaml(find_recipe(name_or_path, CAMPAIGNS))
@@ -215,7 +215,7 @@ def load_campaign(name_or_path: str) -> CampaignSpec:
             CampaignSpec, tree | {"arms": [_arm(number, arm) for number, arm in enumerate(arms)]}
         )
     except RecipeError as error:
-        # The strict door speaks of recipes; here it guards campaigns.
+        # The strict reader names recipes in its messages; here it reads a campaign.
         raise CampaignError(str(error).replace("recipe", "campaign", 1)) from error
 
 

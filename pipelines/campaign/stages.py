@@ -1,4 +1,4 @@
-"""The entry points that an arm of a campaign can be made of, and a check of their arguments before anything runs."""
+"""The entry points that can be stages of an arm, and a check of their arguments before anything runs."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pipelines.ingest.default_cohort import ensure_cohort
 STAGES: dict[str, EntryPoint] = {name: one for name, one in ENTRY_POINTS.items() if one.is_stage}
 
 
-def run_stage(entry_point: str, words: Sequence[str]) -> int:
-    """Run an entry point in this process and return its exit code; 1, a crash, where the store was away."""
+def run_stage(entry_point: str, arguments: Sequence[str]) -> int:
+    """Run an entry point in this process and return its exit code; 1, a crash, if the store could not be reached."""
     stage = STAGES[entry_point]
     return run_entry_point(
-        entry_point, stage.load_schema(), stage.load_body(), stage.recipe, words, away_code=1
+        entry_point, stage.load_schema(), stage.load_body(), stage.recipe, arguments, away_code=1
     )
 
 
-def check_words(
+def check_arguments(
     lines: Sequence[tuple[str, str, list[str]]], cohorts: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Resolve the arguments of many stages as their entry points would.
 
     Args:
         lines: (arm, entry point, arguments) of each stage.
-        cohorts: Folders to open, and to make where they are among those that a bare command makes.
+        cohorts: Folders to open; default cohorts are made if they are missing.
 
     Returns:
-        Every configuration by its dotted keys, in the order of `lines`, as JSON has it.
+        Every configuration by its dotted keys, in the order of `lines`, with JSON types.
 
     Raises:
-        RecipeError: If an argument cannot be; the sentence ends with the arm.
+        RecipeError: If an argument is not valid; the message ends with the arm.
         Refusal: If a cohort is missing.
     """
     configurations = []
-    for arm, entry_point, words in lines:
+    for arm, entry_point, arguments in lines:
         stage = STAGES[entry_point]
         try:
-            config, recipe = resolve(stage.load_schema(), words, stage.recipe)
+            config, recipe = resolve(stage.load_schema(), arguments, stage.recipe)
         except RecipeError as error:
             raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
         configurations.append({"recipe": recipe} | flatten(config))
@@ -57,9 +57,9 @@ def check_words(
     return plain
 
 
-def words_of(overrides: dict[str, Any]) -> list[str]:
+def arguments_of(overrides: dict[str, Any]) -> list[str]:
     """Write overrides as `--key value`, so that the same values are read back."""
-    return [word for key, value in overrides.items() for word in (f"--{key}", _text(value))]
+    return [text for key, value in overrides.items() for text in (f"--{key}", _text(value))]
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The table of a campaign: one line an arm, in the terminal while it runs and as an artifact."""
+"""The table of a campaign: one line per arm, in the terminal while it runs and as an artifact."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _QUIET_S = 30.0
 
 @dataclass(frozen=True)
 class Line:
-    """One arm as the table shows it."""
+    """One row of the table."""
 
     cells: tuple[str, ...]
 
 
 def lines(records: Sequence[ArmRecord], steps: Mapping[str, int], now: float) -> list[Line]:
-    """Lay out every arm; `steps` holds the last step of each that has one, by run id."""
+    """Return a row for every arm; `steps` holds the last step by run id, where there is one."""
     return [_line(record, steps.get(record.run_id), now) for record in records]
 
 
@@ -47,7 +47,7 @@ def _line(record: ArmRecord, step: int | None, now: float) -> Line:
 
 
 def saved_hours(record: ArmRecord, step: int | None, now: float) -> float:
-    """Hours that an arm did not use because it was given up early, at its own speed."""
+    """Return the hours that an arm saved by stopping early, at its own speed."""
     planned = int(record.params.get("cfg.steps", "0"))
     is_over = record.status == "FINISHED"
     if not is_over or not step or step >= planned:
@@ -60,7 +60,7 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
 
 
 def render(rows: Sequence[Line], total: str) -> str:
-    """Write the table in Markdown, aligned, so that terminal and artifact show the same."""
+    """Return the table in aligned Markdown, the same for terminal and artifact."""
     cells = [COLUMNS, *(row.cells for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
     written = [
@@ -72,16 +72,16 @@ def render(rows: Sequence[Line], total: str) -> str:
 
 
 class LiveTable:
-    """Redraws the table in place on a terminal; elsewhere prints it when something but a number changed."""
+    """Redraws the table in place on a terminal; elsewhere prints it when more than a number has changed."""
 
     def __init__(self) -> None:
-        """Nothing is drawn yet."""
+        """Start with an empty screen."""
         self._height = 0
         self._last = ""
         self._kept_at = 0.0
 
     def show(self, text: str, signature: str, is_end: bool) -> bool:
-        """Draw the table; `signature` changes when it is worth a new print. Whether it is worth keeping now."""
+        """Draw the table, or print it if `signature` has changed; return whether it should be stored now."""
         quiet_s = time.monotonic() - self._kept_at
         is_due = quiet_s > (_QUIET_S if signature != self._last else 10 * _QUIET_S)
         is_kept = is_end or is_due or not self._last

@@ -1,1 +1,1 @@
-"""What the probe entry points share."""
+"""Code that the probe entry points share."""

@@ -1,4 +1,4 @@
-"""Does the third dimension tell anything, and which pooling keeps it?"""
+"""Does the third dimension add information, and which pooling keeps it?"""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NAMES: tuple[AggregatorName, ...] = ("center", "mean", "center3_mean", "center3
 
 
 def run_aggregation(config: AggregationConfig, run: Run) -> None:
-    """Encode slices and planes around each nodule, pool them in every way, and test each against the center slice.
+    """Encode slices and planes around each nodule, pool them, and test each pooling against the center slice.
 
     Raises:
-        NoNodulesError: If the cohort holds patches alone: they are as long as their nodules, and would tell the label.
+        NoNodulesError: If the cohort holds patches only: their length in z is that of the nodule and reveals its label.
     """
     cohort, loaded = open_both(config)
     size_px, device = loaded.backbone.image_px, choose_device(config.device)
@@ -58,9 +58,9 @@ def with_planes(
     loaded: LoadedBackbone,
     device: torch.device,
 ) -> tuple[NoduleSet, SliceTokens]:
-    """Return the nodules that all three planes can be cut through, so that every row has the same ones, and tokens.
+    """Return the nodules through which all three planes can be cut, the same for every row, with their tokens.
 
-    These are of the axial, the coronal and the sagittal triplet through each nodule.
+    The tokens are those of the axial, the coronal and the sagittal triplet through each nodule.
     """
     spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     cut = nodule_set(cohort, config.rule, spec)
@@ -80,8 +80,8 @@ def slices_around(
 ) -> SliceTokens:
     """Encode a triplet at every slice within the range of each nodule's center, padded to the longest.
 
-    Beyond the end of a volume, or a gap, the place is padding: nothing is repeated there. Nodule by nodule, because the
-    crops of all slices of all nodules would not fit into memory.
+    Beyond the end of a volume, or a gap, there is padding, no repeated slice. Nodules are encoded one by one, because
+    the crops of all slices of all nodules would not fit into memory.
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     encoded: list[tuple[NDArray[np.float32], NDArray[np.float64]]] = []
@@ -111,7 +111,7 @@ def slices_around(
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
-    """`aggregation/<name>_auroc` with interval, and its gain over the center slice with p after Holm."""
+    """Return `aggregation/<name>_auroc` with interval, and the gain over the center slice with Holm's p."""
     columns = {"auroc": "auroc", "auroc_ci_low": "auroc_ci_low", "auroc_ci_high": "auroc_ci_high"}
     columns |= {
         "minus_center": "gain",

@@ -1,4 +1,4 @@
-"""What the probes of a backbone are configured by; nothing heavy is imported here."""
+"""Configuration of the probes of a backbone; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HeadName = Literal["logistic", "mlp", "attentive"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeBase:
-    """What every probe is asked: which backbone, on which cohort."""
+    """Options of every probe: which backbone, on which cohort."""
 
     cohort: str = "cohorts/phantom"
     backbone: str = ""
@@ -26,7 +26,7 @@ class ProbeBase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoduleProbe(ProbeBase):
-    """A probe of labeled nodules, each seen through a crop."""
+    """A probe of crops of labeled nodules."""
 
     rule: LabelRule = "consensus"
     size_mm: PositiveFloat = 50.0
@@ -38,7 +38,7 @@ class FoldedProbe(NoduleProbe):
     """A probe that is fitted on some patients and tested on others, fold by fold."""
 
     split: Literal["folds", "article"] = "folds"
-    """`article`: one 60/20/20 split by patient; its validation fifth joins the training rows of a probe."""
+    """`article`: one 60/20/20 split by patient; its validation part is added to the training part of a probe."""
     folds: int = 5
     repeats: int = 1
     """How often the patients are shuffled again and split into folds."""
@@ -46,7 +46,7 @@ class FoldedProbe(NoduleProbe):
     """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no folds."""
+        """Refuse counts that give no folds."""
         if self.folds < 2 or self.repeats < 1:
             raise ValueError(
                 f"folds must be 2 or more and repeats 1 or more, got {self.folds} and {self.repeats}"
@@ -65,7 +65,7 @@ class ProbeConfig(FoldedProbe):
     diagnosis: str = ""
     """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""
     input: Literal["crop", "whole_slice"] = "crop"
-    """`whole_slice` is the article's: the slice through the nodule, resized to the input, nodule and all."""
+    """`whole_slice`, as in the article: the whole slice through the nodule, resized to the input."""
     image_px: NonNegativeInt = 0
     """Input size; 0 takes the backbone's own."""
     window: WindowName = "lung"
@@ -73,11 +73,11 @@ class ProbeConfig(FoldedProbe):
     head: HeadName = "logistic"
     n_bootstrap: int = 2000
     draws: int = 9999
-    """Sign flips of the primary test: do the features know the rating beyond size and attenuation?"""
+    """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""
     runs_dir: str = "runs"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot go together."""
+        """Refuse options that do not fit together."""
         FoldedProbe.__post_init__(self)
         if (self.head == "attentive") != (self.features == "patches"):
             raise ValueError(
@@ -99,16 +99,16 @@ class RetrievalConfig(ProbeBase):
     """View retrieval with the backbones of one run, or any other backbone, on one cohort."""
 
     slices: int = 4096
-    """Held-out slices, spread evenly; all there are, if fewer."""
+    """Held-out slices, spread evenly; all of them, if there are fewer."""
     adjacent_slices: int = 2
     """Slices of one series this far apart or less are left out of `not_adjacent`: their triplets overlap."""
     checkpoints: Literal["last", "all"] = "last"
-    """`all` also measures every backbone that the run kept on its way, each at its own step."""
+    """`all` also measures every backbone that the run kept during training, each at its step."""
     leak: Literal["avoid", "allow"] = "avoid"
     """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be."""
+        """Refuse counts out of range."""
         if self.slices < 2 or self.adjacent_slices < 0:
             raise ValueError(
                 f"slices must be 2 or more and adjacent_slices 0 or more, got {self.slices} and {self.adjacent_slices}"
@@ -117,17 +117,17 @@ class RetrievalConfig(ProbeBase):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepresentationConfig(NoduleProbe):
-    """What the features of one backbone look like on the nodules of one cohort."""
+    """Geometry of the features of one backbone on the nodules of one cohort."""
 
     window: OneWindow = "lung"
     other_window: OneWindow = "wide"
-    """Window against which the stability is measured."""
+    """Second window for measuring stability."""
     features: NoduleFeature = "class_token"
     slices: PositiveInt = 512
-    """Slices whose two views give the alignment."""
+    """Number of slices whose two views give the alignment."""
 
     def __post_init__(self) -> None:
-        """Refuse one window for two."""
+        """Refuse two equal windows."""
         if self.window == self.other_window:
             raise ValueError(f"window and other_window are both {self.window}; stability needs two")
 
@@ -138,10 +138,10 @@ class DenseConfig(FoldedProbe):
 
     window: OneWindow = "lung"
     jitter_mm: float = 12.0
-    """The nodule lies up to so far from the middle, along x and along y."""
+    """Largest distance of the nodule from the middle of the crop, along x and along y."""
 
     def __post_init__(self) -> None:
-        """Refuse crops that lose their nodule."""
+        """Refuse a jitter that moves the nodule out of the crop."""
         FoldedProbe.__post_init__(self)
         if not 0 <= self.jitter_mm < self.size_mm / 2:
             raise ValueError(
@@ -156,7 +156,7 @@ class AggregationConfig(FoldedProbe):
     window: WindowName = "lung"
     features: NoduleFeature = "class_token"
     z_range_mm: float = 12.0
-    """Slices up to so far above and below the nodule's center, the same for every nodule."""
+    """Range of slices above and below the nodule's center, the same for every nodule."""
 
     def __post_init__(self) -> None:
         """Refuse a range without neighbors."""
@@ -170,7 +170,7 @@ class SupervisedConfig(FoldedProbe):
     """ResNet18 on triplet crops and on cubes, trained from random weights inside each fold."""
 
     backbone: str = ""
-    """A backbone whose folds to take, so that the rows stand beside its probe; "" tests on all patients."""
+    """Backbone whose folds are used, so that results compare with its probe; "" tests on all patients."""
     networks: Literal["both", "2d", "3d"] = "both"
     weights: str = ""
     """A .safetensors file of timm's resnet18 to start the 2D network from, such as ImageNet's; "" is random."""
@@ -184,5 +184,5 @@ class SupervisedConfig(FoldedProbe):
     max_epochs: NonNegativeInt = 0
     """0 takes 40 on a GPU and 6 on a CPU, where an epoch of the 3D network takes minutes."""
     patience: NonNegativeInt = 5
-    """Epochs without a lower loss on the patients set aside after which training stops."""
+    """Training stops after this many epochs without a lower loss on the validation patients."""
     n_bootstrap: PositiveInt = 2000

@@ -1,4 +1,4 @@
-"""Do patch tokens say where the nodule is?"""
+"""Do patch tokens show where the nodule is?"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_dense(config: DenseConfig, run: Run) -> None:
 def tokens_of(
     config: DenseConfig, loaded: LoadedBackbone, crops: MaskedCrops, spec: CropSpec
 ) -> dict[str, NDArray[np.float32]]:
-    """Return what each row of the table reads, (n, N, D): tokens, tokens of random weights, gray values of patches."""
+    """Return the input of each table row, (n, N, D): tokens, tokens of random weights, gray values of patches."""
     device = choose_device(config.device)
     tokens = {
         name: encode(
@@ -72,7 +72,7 @@ def tokens_of(
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
-    """`dense/dice` of the features and `dense/<row>_dice` of the rest, with intervals."""
+    """Return `dense/dice` of the features and `dense/<row>_dice` of the rest, with intervals."""
     metrics: dict[str, float] = {}
     for line in table.to_dict("records"):
         prefix = "" if line["row"] == "features" else f"{line['row']}_"

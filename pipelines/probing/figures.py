@@ -42,7 +42,7 @@ def calibration_figure(labels: Ints, probabilities: Floats, bins: int = 8) -> Fi
 
 
 def decision_figure(labels: Ints, probabilities: Mapping[str, Floats]) -> Figure:
-    """Draw the net benefit over thresholds beside calling every nodule, or none, malignant."""
+    """Draw the net benefit over thresholds, beside calling all nodules, or none, malignant."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, values in probabilities.items():

@@ -1,4 +1,4 @@
-"""Whom a probe may test, and its folds: patients that the backbone did not see, unless leaks are allowed."""
+"""Test patients and folds of a probe: patients that the backbone did not see, unless leaks are allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> set[str] | None:
-    """Return those patients that the backbone did not see; None when nobody knows."""
+    """Return the patients that the backbone did not see; None when this is unknown."""
     everyone = {str(patient) for patient in patient_ids}
     if loaded.source.startswith("timm:"):
         return everyone
@@ -34,7 +34,7 @@ def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> se
 def patients_to_test(
     loaded: LoadedBackbone, cohort: Cohort, leak: Literal["avoid", "allow"]
 ) -> tuple[set[str], str]:
-    """Return the patients to test on, and what that leaks: those that the backbone did not see, if that is known."""
+    """Return the patients to test on, those that the backbone did not see if this is known, and the leak tag."""
     patient_ids = cohort.series["patient_id"].to_numpy(dtype=np.str_)
     unseen, everyone = unseen_patients(loaded, patient_ids), {str(patient) for patient in patient_ids}
     if leak == "allow":
@@ -46,7 +46,7 @@ def patients_to_test(
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """Folds, what they leak, and the table that the run stores of them."""
+    """Folds, their leak tag, and the table that the run stores."""
 
     folds: list[Fold]
     leak: str
@@ -58,8 +58,8 @@ def fold_plan(config: FoldedProbe, loaded: LoadedBackbone | None, nodules: Nodul
 
     Args:
         config: How to split.
-        loaded: None where there is no backbone that could have seen anybody.
-        nodules: What to split, by patient.
+        loaded: The backbone; None without one.
+        nodules: Nodules to split, by patient.
 
     Raises:
         TooFewError: If a class has too few patients to test on.

@@ -1,4 +1,4 @@
-"""What a frozen backbone knows of nodules, beside what needs no backbone."""
+"""Malignancy probe: frozen features of nodules beside baselines that need no backbone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pipelines.probing.setup import (
     log_scores,
     open_cohort,
     pixels_of,
+    report_unknown_diameters,
     tag_probe,
-    tell_of_unknown_diameters,
 )
 from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
@@ -41,17 +41,17 @@ from transforms.nodule_crop import CropSpec
 
 
 def run_probe(config: ProbeConfig, run: Run) -> None:
-    """Fit a probe on frozen features out of fold, and print it beside its floors."""
+    """Fit a probe on frozen features out of fold, and print it beside its baselines."""
     cohort = open_cohort(config)
     backbones = open_together(config)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
-    tell_of_unknown_diameters(nodules)
+    report_unknown_diameters(nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     every_fold = [fold for plan in plans for fold in plan.folds]
     tested = account(run, nodules, every_fold)
-    # What is pooled is ranked together: one prior and one shuffle of the labels for all.
+    # Pooled scores are ranked together, so all folds share one prior and one shuffle of the labels.
     prior = float(nodules.labels[tested].mean())
     shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
     pixels = pixels_of(config, cohort, nodules, diagnosis)
@@ -66,11 +66,11 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     table = evaluate(config, nodules, scores)
     metrics = headline(table)
     print(short_table(table))
-    meaning = "labels are as the table of nodules states them"
+    meaning = "labels are those of the table of nodules"
     if config.rule not in ("given", "tcia_diagnosis"):
         meaning = "LIDC ratings are readers' suspicion, not cancer"
     print(f"{meaning}; intervals are over patients, conditional on training.")
-    if config.features != "patches":  # The test takes one vector a nodule.
+    if config.features != "patches":  # The test needs one vector per nodule.
         answer = ask(config, cohort, nodules, readers, [plan.folds for plan in plans], diagnosis)
         if answer is not None:
             print(answer)
@@ -85,21 +85,21 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
 
 
 def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
-    """Open the backbones that are named.
+    """Open the backbones of the option `backbone`.
 
     Raises:
-        ProbeError: If several are named that take inputs of different sizes.
+        ProbeError: If several have different input sizes.
     """
     names = [name.strip() for name in config.backbone.split(",")]
     backbones = [open_backbone(chosen_backbone(name), config.image_px or None) for name in names]
     sizes = {loaded.backbone.image_px for loaded in backbones}
     if len(sizes) > 1:
-        raise ProbeError(f"backbones that are cross-fitted must take one input size, got {sorted(sizes)} px")
+        raise ProbeError(f"cross-fitted backbones must have the same input size, got {sorted(sizes)} px")
     return backbones
 
 
 def names_of(backbones: list[LoadedBackbone]) -> dict[Tag, str]:
-    """Tags that name every backbone of a probe, with commas between; `report` reads the first."""
+    """Return tags with every backbone of a probe, separated by commas; `report` reads the first."""
     return {
         Tag.PROBED: ",".join(loaded.source for loaded in backbones),
         Tag.PROBED_RUN: ",".join(loaded.run_id for loaded in backbones),
@@ -108,14 +108,14 @@ def names_of(backbones: list[LoadedBackbone]) -> dict[Tag, str]:
 
 
 def pooled(parts: list[NoduleScores]) -> NoduleScores:
-    """Join the out-of-fold scores of backbones that each tested patients of their own.
+    """Join the out-of-fold scores of backbones that tested different patients.
 
     Raises:
         ProbeError: If two of them tested the same nodule.
-        ValueError: If they shuffled the labels each in its own way.
+        ValueError: If they shuffled the labels differently.
     """
     if any((part.shuffled_labels != parts[0].shuffled_labels).any() for part in parts):
-        raise ValueError("scores that are pooled have shuffled labels of their own; shuffle once for all")
+        raise ValueError("pooled scores have different shuffled labels; shuffle once for all")
     tested = np.stack([np.isfinite(part.rows["features"]) for part in parts])
     if (tested.sum(0) > 1).any():
         raise ProbeError(
@@ -158,7 +158,7 @@ def score(
 
 
 def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[Any]]:
-    """Return what makes a fresh head for each fold."""
+    """Return a function that makes a new head for each fold."""
     chosen = choose_device(device)
     match head:
         case "logistic":

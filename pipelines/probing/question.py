@@ -1,4 +1,4 @@
-"""The primary question of a probe: do the features know the rating beyond size and attenuation, and was that learned?
+"""The primary question of a probe: do features predict the rating beyond size and attenuation, and was that learned?
 
 Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 """
@@ -29,17 +29,17 @@ from probes.statistics.estimate import Estimate
 from transforms.nodule_crop import CropSpec
 
 SPEC = CropSpec(size_mm=50.0, out_px=round(50.0 / PATCH_MM_PER_PX))
-"""Crops in which nodules are found and the dictionary reads; every nodule of LIDC fits."""
+"""Crops for finding nodules and for the dictionary; every nodule of LIDC fits."""
 TWINS = 5
 BASELINE_DRAWS = 999
 FEW_NODULES = 100
-"""Below this the base is small."""
+"""Below this number the base has fewer columns."""
 Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class RowAnswer:
-    """What the test said of one row."""
+    """Result of the test for one row."""
 
     z: float
     p: float
@@ -47,7 +47,7 @@ class RowAnswer:
     r2: Estimate
 
     def columns(self) -> dict[str, float]:
-        """The numbers by the ends of their metrics' names."""
+        """Return the numbers by the suffix of their metric."""
         found = {"nested_z": self.z, "nested_p": self.p}
         for name, one in (("partial_spearman", self.spearman), ("partial_r2", self.r2)):
             found |= {name: one.value, f"{name}_ci_low": one.ci_low, f"{name}_ci_high": one.ci_high}
@@ -56,11 +56,11 @@ class RowAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the test said of each row, and how far the backbone is above its random twins.
+    """Result of the test for each row, and how far the backbone is above its random twins.
 
     Attributes:
         rows: `features`, `random` and, where they could be learned, `dictionary` and `random_words`.
-        over_random_r2: Partial R2 of the features less the mean of the twins'.
+        over_random_r2: Partial R2 of the features minus the mean of the twins.
     """
 
     rows: dict[str, RowAnswer]
@@ -72,7 +72,7 @@ class Answer:
         return self.rows["features"].p < 0.05 and self.over_random_r2.ci_low > 0
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that runs are compared by."""
+        """Return the metrics to log."""
         found = {f"probe/{name}": value for name, value in self.rows["features"].columns().items()}
         for name, row in self.rows.items():
             if name != "features":
@@ -82,11 +82,11 @@ class Answer:
         return found | {f"probe/over_random_r2{end}": value for end, value in ends.items()}
 
     def table(self) -> pd.DataFrame:
-        """One line a row."""
+        """Return a table with one line per row."""
         return pd.DataFrame([{"row": name} | row.columns() for name, row in self.rows.items()])
 
     def __str__(self) -> str:
-        """Render the table, and the claim in one sentence."""
+        """Return the table, and the claim in one sentence."""
         lines = [
             f"{'beyond size and HU':24} {'z':>6} {'p':>7}  {'partial Spearman [95%]':24} partial R2 [95%]"
         ]
@@ -106,18 +106,18 @@ def ask(
     folds: Sequence[Sequence[Fold]],
     diagnosis: pd.DataFrame | None = None,
 ) -> Answer | None:
-    """Run the primary test on the backbone's features, on random weights read the same way, and on the dictionary.
+    """Run the primary test on the features of the backbone, of random weights, and of the dictionary.
 
     Args:
-        config: Of the probe.
-        cohort: Where the nodules lie.
-        nodules: Of the probe, whose features the readers give.
-        readers: One a backbone; several are cross-fitted.
-        folds: Of each backbone.
-        diagnosis: As `nodule_set`.
+        config: Configuration of the probe.
+        cohort: Cohort of the nodules.
+        nodules: Nodules of the probe, whose features the readers return.
+        readers: One per backbone; several are cross-fitted.
+        folds: Folds of each backbone.
+        diagnosis: As in `nodule_set`.
 
     Returns:
-        None, after a sentence, where some training fold holds too few nodules for the base.
+        None, after printing why, if a training fold holds too few nodules for the base.
     """
     slices_hu, region = nodules_found(config, cohort, nodules, diagnosis)
     rows, base = base_of(nodules, slices_hu, region)
@@ -156,7 +156,7 @@ def ask(
 def nodules_found(
     config: ProbeConfig, cohort: Cohort, nodules: NoduleSet, diagnosis: pd.DataFrame | None
 ) -> tuple[NDArray[np.float32], NoduleRegion]:
-    """Return the center slice of each nodule at 0.5 mm per pixel, (n, 100, 100) HU, and where it lies on it."""
+    """Return the center slice of each nodule at 0.5 mm per pixel, (n, 100, 100) HU, and the nodule's region on it."""
     wide = among(nodule_set(cohort, config.rule, SPEC, diagnosis=diagnosis), nodules)
     slices_hu = wide.crops_hu[:, 1]
     return slices_hu, nodule_region(slices_hu, SPEC.mm_per_px)
@@ -165,9 +165,9 @@ def nodules_found(
 def base_of(
     nodules: NoduleSet, slices_hu: NDArray[np.float32], region: NoduleRegion
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the nodules that the question is asked of, and what size and attenuation say of them.
+    """Return the rows of the nodules that are tested, and the base matrix of their size and attenuation.
 
-    Nodules of unknown diameter leave the question; if no diameter is known, it leaves the base.
+    Nodules of unknown diameter are left out; if no diameter is known, the base has no diameter.
     """
     diameter = nodules.diameter_mm
     has_any = bool(np.isfinite(diameter).any())
@@ -183,7 +183,7 @@ def base_of(
 
 
 def rating_of(nodules: NoduleSet) -> NDArray[np.float64]:
-    """Return the mean of the readers' ratings of each nodule; where one has none, the label of all, (n,)."""
+    """Return the mean of the readers' ratings of each nodule, (n,); the labels, if a nodule has no rating."""
     ratings = nodules.table["malignancy_ratings"]
     if not all(len(one) for one in ratings):
         return nodules.labels.astype(np.float64)
@@ -196,7 +196,7 @@ def _answer(result: NestedResult, patients: NDArray[np.str_], config: ProbeConfi
 
 
 def _among(folds: Sequence[Fold], rows: NDArray[np.int64], n: int) -> list[Fold]:
-    """The same folds, as numbers among the rows that the question is asked of."""
+    """Return the same folds as indices into the tested rows."""
     place = np.full(n, -1)
     place[rows] = np.arange(len(rows))
     return [(place[train][place[train] >= 0], place[test][place[test] >= 0]) for train, test in folds]
@@ -211,7 +211,7 @@ def _dictionary_parts(
     folds: Sequence[Fold],
     seed: int,
 ) -> list[tuple[Features, list[Fold]]]:
-    """Features of dictionaries, each learned without labels on one half of the patients and tested on the other."""
+    """Return features of dictionaries, each learned without labels on half of the patients, tested on the other."""
     patients = nodules.patient_ids
     first = np.array([is_held_out(patient, "half_a") for patient in patients])
     if first.all() or not first.any():

@@ -1,4 +1,4 @@
-"""A frozen backbone and its random-weight twins, read in the same way on the same nodules."""
+"""Features of a frozen backbone and of its random-weight twins, computed in the same way on the same nodules."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from probes.nodule_rays import NoduleRegion, nodule_region
 
 
 class FrozenFeatures:
-    """Features of one backbone on the nodules of a probe, from the cache where they were computed before."""
+    """Features of one backbone on the nodules of a probe, from the cache if they were computed before."""
 
     def __init__(self, config: ProbeConfig, loaded: LoadedBackbone, nodules: NoduleSet) -> None:
-        """Find the nodules in their crops where features are read inside them."""
+        """Find the nodules in their crops if features are computed inside them (`roi`)."""
         self.config, self.loaded, self.nodules = config, loaded, nodules
         self.mm_per_px = float(np.median(nodules.mm_per_px))
         self.cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
@@ -34,12 +34,12 @@ class FrozenFeatures:
                 )
 
     def learned(self) -> NDArray[np.float32]:
-        """Features of the backbone."""
+        """Return the features of the backbone."""
         return self._read(self.loaded.backbone, self.loaded.sha256)
 
     def twin(self, seed: int) -> NDArray[np.float32]:
-        """Features of the same architecture with random weights."""
-        # Random weights have no hash of their own: what they are shown follows the backbone that they stand beside.
+        """Return the features of the same architecture with random weights."""
+        # Random weights have no hash; seed and architecture identify them, and their input is that of the backbone.
         return self._read(random_twin(self.loaded, seed), f"random {seed} {self.loaded.config}")
 
     def _read(self, backbone: Backbone, name: str) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What the features look like, beside those of random weights."""
+"""Geometry of the features, beside that of random weights."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ Measures = dict[str, float | Estimate]
 _MEANING = {
     "active_dims": "dimensions with standard deviation above 0.01",
     "cosine": "mean cosine of two nodules",
-    "class_separation": "mean cosine within a class less across classes",
+    "class_separation": "mean cosine within a class minus across classes",
     "effective_rank": "RankMe",
-    "centered_effective_rank": "RankMe after the mean is taken away",
-    "centered_cosine": "mean cosine after the mean is taken away",
-    "uniformity": "log mean exp(-2 squared distance); -4 is even",
+    "centered_effective_rank": "RankMe after subtracting the mean",
+    "centered_cosine": "mean cosine after subtracting the mean",
+    "uniformity": "log mean exp(-2 squared distance); -4 is uniform",
     "alignment": "mean squared distance of two views of a slice; 0 .. 4",
     "knn_auroc": "malignant share of the 20 nearest nodules of other patients",
     "manufacturer_accuracy": "balanced accuracy of a linear probe for the manufacturer",
@@ -124,10 +124,10 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
 def crops_one_slice_further(
     cohort: Cohort, nodules: NoduleSet, spec: CropSpec
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Crop each nodule one slice nearer to the head, or to the feet where the volume or a gap ends there.
+    """Crop each nodule one slice closer to the head, or to the feet if the volume ends or has a gap there.
 
     Returns:
-        Crops like those of `nodules`, and whether there was a slice to move to; where not, the crop is the old one.
+        Crops like those of `nodules`, and whether there was such a slice; where not, the crop is unchanged.
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     crops, can_move = nodules.crops_hu.copy(), np.zeros(len(nodules.labels), dtype=bool)
@@ -135,7 +135,7 @@ def crops_one_slice_further(
         row = series[str(nodule["volume_id"])]
         geometry = VolumeGeometry.from_row(row)
         z, y, x = geometry.to_index(center_of(nodule))
-        middle = int(np.floor(z + 0.5))  # the slice that the crop shows, of two as near the upper one
+        middle = int(np.floor(z + 0.5))  # the center slice of the crop; the upper one of two equally near
         low, high = geometry.unbroken_run(middle)
         if low == high:
             continue
@@ -148,21 +148,21 @@ def crops_one_slice_further(
 def measures(
     features: dict[str, Features], nodules: NoduleSet, cohort: Cohort, can_move: NDArray[np.bool_], seed: int
 ) -> Measures:
-    """Measure one network; what a cohort cannot answer, such as the kernel of a single scanner, is left out."""
+    """Measure one network; measures that the cohort does not allow, such as one kernel only, are left out."""
     own, labels, patients = features["as_is"], nodules.labels, nodules.patient_ids
     found: Measures = {
         key: float(value) for key, value in dataclasses.asdict(geometry(own, seed=seed)).items()
     }
     kernels = cohort.series.set_index("volume_id")["kernel"]
-    tellers = {
+    scanner = {
         "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
         "kernel": nodules.table["volume_id"].map(kernels).to_numpy(dtype=np.str_),
     }
     questions: dict[str, Callable[[], float | Estimate]] = {
         "class_separation": lambda: class_separation(own, labels),
         "knn_auroc": lambda: knn_malignancy(own, labels, patients, seed=seed),
-        "manufacturer_accuracy": lambda: _accuracy(own, tellers["manufacturer"], patients, seed),
-        "kernel_accuracy": lambda: _accuracy(own, tellers["kernel"], patients, seed),
+        "manufacturer_accuracy": lambda: _accuracy(own, scanner["manufacturer"], patients, seed),
+        "kernel_accuracy": lambda: _accuracy(own, scanner["kernel"], patients, seed),
         "moved_by_window": lambda: stability(own, features["window"], patients),
         "moved_by_one_slice": lambda: stability(
             own[can_move], features["slice"][can_move], patients[can_move]
@@ -177,7 +177,7 @@ def measures(
 
 
 def results_table(measured: dict[str, Measures]) -> pd.DataFrame:
-    """One line per measure, one column per network, and what the number means."""
+    """Return a table with one line per measure, one column per network, and the meaning of the measure."""
     names = [name for name in _MEANING if any(name in own for own in measured.values())]
     columns: dict[str, list[str]] = {"measure": names}
     for network, own in measured.items():
@@ -186,7 +186,7 @@ def results_table(measured: dict[str, Measures]) -> pd.DataFrame:
 
 
 def metrics_of(measured: dict[str, Measures]) -> dict[str, float]:
-    """`representation/<measure>` of the backbone and `representation/random_<measure>`, with intervals."""
+    """Return `representation/<measure>` of the backbone and `representation/random_<measure>`, with intervals."""
     metrics: dict[str, float] = {}
     for network, own in measured.items():
         prefix = "" if network == "backbone" else f"{network}_"
@@ -197,7 +197,7 @@ def metrics_of(measured: dict[str, Measures]) -> dict[str, float]:
 
 
 def colorings(nodules: NoduleSet) -> dict[str, NDArray[np.generic]]:
-    """Return what the map is colored by."""
+    """Return the values that color the map, by title."""
     return {
         "patient": nodules.patient_ids,
         "slice spacing, mm": nodules.table["spacing_z_mm"].to_numpy(dtype=np.float64),
@@ -222,10 +222,10 @@ def _encode(
 def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_], seed: int) -> Estimate:
     is_known = values != ""
     if not is_known.any():
-        raise UnmeasurableError("the cohort does not know it")
+        raise UnmeasurableError("it is not recorded in the cohort")
     found = identifiability(own[is_known], values[is_known], patients[is_known], seed=seed)
     if found.left_out:
-        print(f"too few patients to tell apart: {', '.join(found.left_out)}")
+        print(f"left out, because of too few patients: {', '.join(found.left_out)}")
     return found.balanced_accuracy
 
 

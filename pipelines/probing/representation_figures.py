@@ -1,4 +1,4 @@
-"""Figures of a representation: its spectrum, and a map of it under four colorings."""
+"""Figures of a representation: its spectrum, and a map in four colorings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def spectrum_figure(spectra: Mapping[str, NDArray[np.float64]]) -> Figure:
 
 
 def map_figure(places: NDArray[np.float64], colorings: Mapping[str, NDArray[np.generic]]) -> Figure:
-    """Draw the map once for each coloring: numbers on a scale, names in colors."""
+    """Draw the map once for each coloring: numbers on a color scale, names in distinct colors."""
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     for axis, (title, values) in zip(axes, colorings.items(), strict=False):
@@ -48,7 +48,7 @@ def map_figure(places: NDArray[np.float64], colorings: Mapping[str, NDArray[np.g
 def _scatter_names(axis: Axes, places: NDArray[np.float64], names: NDArray[np.str_]) -> None:
     distinct = np.unique(names)
     if len(distinct) > _MOST_NAMED:
-        code = np.searchsorted(distinct, names) * 7 % 20  # neighbors in the alphabet get unlike colors
+        code = np.searchsorted(distinct, names) * 7 % 20  # neighbors in the alphabet get different colors
         axis.scatter(places[:, 0], places[:, 1], c=code, s=10, cmap="tab20")
         return
     for name in distinct:

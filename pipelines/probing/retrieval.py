@@ -56,7 +56,7 @@ def networks_of(loaded: LoadedBackbone, seed: int) -> dict[NetworkName, Backbone
 
 
 def found_by(config: RetrievalConfig, sample: SliceSample, networks: dict[NetworkName, Backbone]) -> Found:
-    """Encode the slices with every network, and retrieve by each of its tokens."""
+    """Encode the slices with every network, and retrieve with each kind of token."""
     device = choose_device(config.device)
     return {
         (network, token): retrieve(sample, pair, config.adjacent_slices, config.seed, device)
@@ -66,7 +66,7 @@ def found_by(config: RetrievalConfig, sample: SliceSample, networks: dict[Networ
 
 
 def results_table(found: Found) -> pd.DataFrame:
-    """One line per network and token, each share with its interval."""
+    """Return a table with one line per network and token, each share with its interval."""
     lines = []
     for (network, token), one in found.items():
         line: dict[str, Any] = {"network": network, "token": token, "n": one.n, "chance": one.chance}
@@ -89,7 +89,7 @@ def follow_checkpoints(
     """Measure every backbone that the run kept, log each at its step, and draw the trajectory.
 
     Raises:
-        ProbeError: If the backbone is no run's, or its run kept none.
+        ProbeError: If the backbone does not come from a run, or its run kept none.
     """
     by_step: dict[int, RetrievalResult] = {}
     for step, backbone in kept_backbones(loaded):
@@ -104,7 +104,7 @@ def follow_checkpoints(
 
 
 def kept_backbones(loaded: LoadedBackbone) -> list[tuple[int, Backbone]]:
-    """Open every backbone that a run kept on its way, by step.
+    """Open every backbone that a run kept during training, by step.
 
     Raises:
         ProbeError: If there is none.
@@ -114,6 +114,8 @@ def kept_backbones(loaded: LoadedBackbone) -> list[tuple[int, Backbone]]:
         raise ProbeError(f"checkpoints=all needs a run, runs:/<id>/backbone; '{loaded.source}' has no steps")
     paths = artifacts(run_id, "backbones")
     if not paths:
-        raise ProbeError(f"run '{run_id}' kept no backbone on its way; pretrain with -P keep_backbones=true")
+        raise ProbeError(
+            f"run '{run_id}' kept no backbones during training; pretrain with -P keep_backbones=true"
+        )
     opened = [open_backbone(f"runs:/{run_id}/{path}") for path in paths]
     return sorted(((int(one.record["steps"]), one.backbone) for one in opened), key=lambda pair: pair[0])

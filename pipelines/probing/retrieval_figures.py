@@ -1,4 +1,4 @@
-"""Figures of view retrieval: hits and misses to look at, and the trajectory over the steps of a pretraining."""
+"""Figures of view retrieval: examples of hits and misses, and the trajectory over the steps of a pretraining."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 
 def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -> Figure:
-    """Show hits and misses: the query, its own second view, and what the network held nearest."""
+    """Show hits and misses: the query, its own second view, and the view that the network found nearest."""
     hits, misses = np.flatnonzero(found.rank == 0), np.flatnonzero(found.rank > 0)
     chosen = np.concatenate([_evenly(hits, count), _evenly(misses, count)])
     figure = Figure(figsize=(6, 2.1 * max(len(chosen), 1)), layout="constrained")
@@ -66,5 +66,5 @@ def _evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def _gray(image: torch.Tensor, sample: SliceSample) -> NDArray[np.float32]:
-    """The middle slice of a normalized view, back in [0, 1]."""
+    """Return the middle slice of a normalized view, in [0, 1]."""
     return np.asarray(image[1].numpy() * sample.views.std[1] + sample.views.mean[1], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What every probe of a frozen backbone begins with: cohort, backbone, nodules, folds, and tags of what it rests on."""
+"""The beginning of every probe of a frozen backbone: cohort, backbone, nodules, folds, and tags of the run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from transforms.refusal import Refusal
 
 
 class ProbeError(Refusal):
-    """What a probe was asked cannot be answered with this backbone and this cohort."""
+    """The probe is not possible with this backbone and this cohort."""
 
 
 def open_cohort(config: ProbeBase) -> Cohort:
-    """Open the cohort of a probe; an embedded one is made where it is missing."""
+    """Open the cohort of a probe; a default cohort is made if it is missing."""
     ensure_cohort(Path(config.cohort))
     return Cohort.open(Path(config.cohort))
 
@@ -57,7 +57,7 @@ def labeled_nodules(
 
 
 def of_rows(nodules: NoduleSet, rows: NDArray[np.int64], dropped: pd.DataFrame) -> NoduleSet:
-    """Return the nodules at these rows, in this order; `dropped` says of the others why they are left out."""
+    """Return the nodules at these rows, in this order; `dropped` holds the reasons for the others."""
     Accounting.of("nodules", len(nodules.labels), "kept", len(rows), dropped["kind"])
     return dataclasses.replace(
         nodules,
@@ -71,7 +71,7 @@ def of_rows(nodules: NoduleSet, rows: NDArray[np.int64], dropped: pd.DataFrame) 
 
 
 def among(nodules: NoduleSet, others: NoduleSet) -> NoduleSet:
-    """Return those nodules that others, cropped in another way, hold too."""
+    """Return the nodules that are also in `others`, which were cropped in another way."""
     ids = nodules.table["nodule_id"]
     is_shared = ids.isin(others.table["nodule_id"]).to_numpy()
     reasons = others.dropped[others.dropped["nodule_id"].isin(ids[~is_shared])]
@@ -79,13 +79,13 @@ def among(nodules: NoduleSet, others: NoduleSet) -> NoduleSet:
 
 
 def left_out(nodules: NoduleSet, is_left_out: NDArray[np.bool_], reason: str) -> pd.DataFrame:
-    """Rows of `NoduleSet.dropped` for nodules that one reason leaves out."""
+    """Return rows of `NoduleSet.dropped` for nodules left out for one reason."""
     ids = nodules.table["nodule_id"][is_left_out]
     return pd.DataFrame({"nodule_id": ids, "reason": reason, "kind": reason})
 
 
 def account(run: Run, nodules: NoduleSet, folds: Sequence[Fold]) -> NDArray[np.int64]:
-    """Print, and log as tables/dropped.parquet, what became of every nodule that the label rule looked at.
+    """Print, and log as tables/dropped.parquet, how many nodules are tested and why the others are left out.
 
     Returns:
         Rows of the nodules that some fold tests, ascending.
@@ -107,7 +107,7 @@ def account(run: Run, nodules: NoduleSet, folds: Sequence[Fold]) -> NDArray[np.i
 def pixels_of(
     config: NoduleProbe, cohort: Cohort, nodules: NoduleSet, diagnosis: pd.DataFrame | None = None
 ) -> NDArray[np.float32]:
-    """Return what the baseline of pixels reads of the same nodules."""
+    """Return the input of the pixel baseline for the same nodules."""
     spec = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
     pixels = nodule_set(cohort, config.rule, spec, diagnosis=diagnosis)
     return pixel_features(among(pixels, nodules).crops_hu)
@@ -116,7 +116,7 @@ def pixels_of(
 def settled_folds(
     config: FoldedProbe, run: Run, cohort: Cohort, loaded: LoadedBackbone | None, nodules: NoduleSet
 ) -> list[Fold]:
-    """Make the folds of a probe, write them into its run, and tag the run with what its figures rest on."""
+    """Make the folds of a probe, write them into its run, and tag the run with cohort and backbone."""
     plan = fold_plan(config, loaded, nodules)
     tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
     account(run, nodules, plan.folds)
@@ -127,10 +127,10 @@ def settled_folds(
 def log_scores(
     run: Run, nodules: NoduleSet, rows: Mapping[str, NDArray[np.float64]]
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
-    """Write the out-of-fold scores of each row of a probe's table, and draw their ROC curves beside diameter.
+    """Log the out-of-fold scores of each row of a probe's table, and draw their ROC curves beside diameter.
 
     Returns:
-        Labels of the nodules that were tested, and their scores by row; shuffled labels are not drawn.
+        Labels of the tested nodules, and their scores by row; shuffled labels are not drawn.
     """
     tested = np.isfinite(next(iter(rows.values())))
     columns = ["nodule_id", "patient_id", "diameter_mm", "is_malignant"]
@@ -149,7 +149,7 @@ def tag_probe(
     leak: str,
     mm_per_px: NDArray[np.float64] | None = None,
 ) -> None:
-    """Tag the run with what its figures rest on, and warn of a leak or of a scale that was never seen."""
+    """Tag the run with cohort and backbone, and warn of a leak or of a pixel size outside the pretraining's range."""
     tags: dict[Tag, str] = {Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort_kind(cohort)}
     if loaded is not None:
         tags |= {
@@ -166,10 +166,10 @@ def tag_probe(
         tag_scale(run, loaded, mm_per_px)
 
 
-def tell_of_unknown_diameters(nodules: NoduleSet) -> None:
-    """Print which rows a probe has to do without where a table of nodules states no diameter."""
+def report_unknown_diameters(nodules: NoduleSet) -> None:
+    """Print which rows of a probe are missing if the table of nodules has no diameters."""
     if not nodules.has_diameters:
         print(
-            f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: no row of"
-            " diameter and no stratum inside 6-15 mm; entry point nodules measures one from the image"
+            f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: the table has"
+            " no diameter row and no stratum of 6-15 mm; entry point nodules measures a diameter from the image"
         )

@@ -1,4 +1,4 @@
-"""Networks trained on the labels themselves, in the folds of the other probes."""
+"""Networks trained on the labels, in the folds of the other probes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pipelines.probing.setup import (
     log_scores,
     open_cohort,
     pixels_of,
+    report_unknown_diameters,
     settled_folds,
-    tell_of_unknown_diameters,
 )
 from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
@@ -45,7 +45,7 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     """Cross-fit the networks and print them beside diameter and pixels on the same nodules and folds."""
     cohort = open_cohort(config)
     flat, cubes = inputs_of(config, cohort)
-    tell_of_unknown_diameters(flat)
+    report_unknown_diameters(flat)
     loaded = open_backbone(config.backbone) if config.backbone else None
     folds = settled_folds(config, run, cohort, loaded, flat)
     images = {} if config.networks == "3d" else {"supervised_2d": _gray_2d(flat)}
@@ -63,16 +63,14 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     )
     print(short_table(table))
     if config.max_epochs == 0 and choose_device(config.device).type == "cpu":
-        print(
-            "six epochs are few for a network that starts from random weights; -P max_epochs=40 gives it time"
-        )
+        print("six epochs are few for a network with random initial weights; -P max_epochs=40 trains longer")
     run.log_metrics(headline(table) | {"probe/max_epochs": float(_epochs(config))})
     run.log_table(table, "tables/supervised.csv")
     log_scores(run, flat, rows)
 
 
 def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, NoduleSet | None]:
-    """Return crops and cubes of the same nodules; no cubes where the cohort cannot give any, with a printed reason.
+    """Return crops and cubes of the same nodules; None for the cubes, with a printed reason, if there are none.
 
     Raises:
         NoNodulesError: If there are no crops, or networks=3d and there are no cubes.
@@ -126,11 +124,11 @@ def _scores(
 
 
 def _gray_2d(nodules: NoduleSet) -> torch.Tensor:
-    """Triplets under the lung window, normalized as ImageNet's networks expect, (n, 3, P, P)."""
+    """Return triplets in the lung window with ImageNet normalization, (n, 3, P, P)."""
     gray = WindowHU(*ARTICLE_LUNG_HU)(torch.from_numpy(nodules.crops_hu))
     return (gray - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
 def _gray_3d(nodules: NoduleSet) -> torch.Tensor:
-    """Cubes under the lung window, centered on mid-gray, (n, 1, P, P, P)."""
+    """Return cubes in the lung window, centered on mid-gray, (n, 1, P, P, P)."""
     return (WindowHU(*ARTICLE_LUNG_HU)(torch.from_numpy(nodules.crops_hu)) - 0.5) / 0.25

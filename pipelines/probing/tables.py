@@ -8,7 +8,7 @@ import pandas as pd
 
 
 def short_table(table: pd.DataFrame) -> str:
-    """Return the rows overall and inside 6-15 mm as text, each AUROC with its interval and its gap to diameter."""
+    """Return the rows overall and for 6-15 mm as text: AUROC and difference to diameter with intervals."""
     lines = [f"{'stratum':10} {'row':24} {'n':>5} {'mal.':>5}  {'AUROC [95%]':24} minus diameter [95%]"]
     for line in table.to_dict("records"):
         if ":" in str(line["stratum"]) or not np.isfinite(line.get("auroc", np.nan)):
@@ -25,7 +25,7 @@ def short_table(table: pd.DataFrame) -> str:
 
 
 def short_retrieval_table(table: pd.DataFrame) -> str:
-    """Return the table as text: top-1 with its interval over patients, and the shares beside it."""
+    """Return the table as text: top-1 with its interval over patients, and the other shares."""
     heads = ("network", "token", "top-1 [95% over patients]", "top-5", "hits", "not adjacent", "same series")
     lines = ["{:9} {:12} {:27} {:>6} {:>5}  {:12}  {:11}".format(*heads).rstrip()]
     for row in table.to_dict("records"):

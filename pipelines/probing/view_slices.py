@@ -1,4 +1,4 @@
-"""Slices whose two views a probe compares, and how a backbone's pretraining drew such views."""
+"""Slices whose two views a probe compares, and the view configuration of a backbone's pretraining."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from transforms.views.config import ViewConfig
 def slices_of(
     loaded: LoadedBackbone, cohort: Cohort, patients: set[str], n_slices: int
 ) -> tuple[SliceSample, str]:
-    """Choose up to `n_slices` slices of `patients`, print what became of the others, and say how views are known.
+    """Choose up to `n_slices` slices of `patients`, and print how many are left out and why.
+
+    Returns:
+        The slices, and the origin of their view configuration.
 
     Raises:
         TooFewError: If they have fewer than two slices.
@@ -39,16 +42,14 @@ def slices_of(
         "of patients that the backbone saw": n_all - len(index),
         f"beyond slices={n_slices}": len(index) - n_chosen,
     }
-    print(
-        Accounting("slices", n_all, "compared", n_chosen, +Counter(others))
-    )  # + leaves reasons of none away
+    print(Accounting("slices", n_all, "compared", n_chosen, +Counter(others)))  # + drops reasons with count 0
     return sample, origin
 
 
 def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
-    """Return how the views of a backbone's pretraining were drawn, and where that is known from.
+    """Return the view configuration of a backbone's pretraining, and its origin as text.
 
-    A backbone that is no run's has the default views of its input size.
+    A backbone that does not come from a run gets the default views for its input size.
     """
     if not loaded.named_run:
         (r, g, b), (r_std, g_std, b_std) = loaded.backbone.mean, loaded.backbone.std

@@ -139,7 +139,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(
     usage = download.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=2_000_000_000))
     server = Server()
-    with pytest.raises(DownloadError, match=r"2\.0 GB free and 7\.5 GB are to come"):
+    with pytest.raises(DownloadError, match=r"2\.0 GB free and 7\.5 GB are needed"):
         fetch_series(select_ct_series(INDEX, "lidc_idri"), tmp_path, server)
     assert not server.asked
 

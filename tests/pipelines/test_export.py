@@ -57,7 +57,7 @@ def test_tokens_that_timm_would_make_otherwise_are_refused(
 ) -> None:
     loaded = open_backbone(str(saved))
     loaded.timm_config["model_args"]["num_heads"] = 4  # same shapes, other arithmetic
-    with pytest.raises(ExportError, match=r"timm makes tokens .* differ by .* do not use it"):
+    with pytest.raises(ExportError, match=r"timm computes tokens .* differ by .* do not use it"):
         export_backbone(loaded, tmp_path / "out")
 
 
@@ -100,7 +100,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
 
 def test_a_card_of_unknown_weights_says_that_nothing_is_known(saved: Path) -> None:
     card = model_card(open_backbone(str(saved)), CardFacts(), has_onnx=True)
-    assert "did not say what it was trained on" in card
+    assert "No description of the training data" in card
     assert "No test of these weights is recorded" in card
     assert "`model.onnx` takes" in card
 

@@ -12,7 +12,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipelines.cohort.folder import Cohort
-from pipelines.mlflow_plugin import _mend, is_this_project, wrap_run
+from pipelines.mlflow_plugin import _patch, is_this_project, wrap_run
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -164,4 +164,4 @@ def test_the_plugin_leaves_a_process_that_is_not_its_own_as_it_was(tmp_path: Pat
     assert os.environ["PATH"] == before
     (tmp_path / "MLproject").write_bytes("name: gefäß\n".encode("latin-1"))
     assert not is_this_project(str(tmp_path))
-    _mend(ModuleType("a later MLflow without LocalBackend"))
+    _patch(ModuleType("a later MLflow without LocalBackend"))

@@ -1,4 +1,4 @@
-"""Where the arms of a campaign run: one small interface, and a thin adapter to an engine behind each name."""
+"""Executors run the arms of a campaign: one small interface, and a thin adapter for each engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.campaign.spec import CampaignError, CampaignSpec
 
 
 def open_executor(name: str, spec: CampaignSpec, parallel: int, folder: Path) -> Executor:
-    """Open an executor, after checking that it could run this campaign; `folder` takes logs and locks of jobs.
+    """Open an executor, after checking that it can run this campaign; `folder` holds logs and locks of jobs.
 
     Raises:
         CampaignError: If the name is unknown, or what the executor needs is missing.

@@ -1,7 +1,7 @@
-"""Arms as processes of this machine, a few at a time, each with devices of its own.
+"""Arms as processes of this machine, a few at a time, each with its own devices.
 
-A job is a folder with a lock file. The lock is taken before the process starts and handed down to it, so it is held
-exactly while anything of the arm lives, whoever started it: that is what `poll` looks at.
+A job is a folder with a lock file. The lock is taken before the process starts and passed on to it, so it is held
+exactly while a process of the arm runs, also after the campaign has ended. `poll` checks this lock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LocalExecutor:
     """Subprocesses of this machine."""
 
     def __init__(self, resources: ResourcesSpec, parallel: int, folder: Path) -> None:
-        """Share out the machine.
+        """Divide the machine's devices and cores among arms.
 
         Raises:
             CampaignError: If an arm needs more GPUs than there are.
@@ -42,33 +42,33 @@ class LocalExecutor:
                 " or choose another executor"
             )
         cores = len(os.sched_getaffinity(0))
-        room = len(self.devices) // resources.gpus if resources.gpus else cores // max(resources.cpus, 1)
-        self._parallel = parallel or max(room, 1)
+        fitting = len(self.devices) // resources.gpus if resources.gpus else cores // max(resources.cpus, 1)
+        self._parallel = parallel or max(fitting, 1)
         if resources.gpus:
-            self._parallel = min(self._parallel, room)
+            self._parallel = min(self._parallel, fitting)
         self.threads = max(cores // self._parallel, 1)
         self._canceled_at: dict[str, float] = {}
         self._pids: dict[str, int] = {}
 
     @property
     def parallel(self) -> int:
-        """How many arms run at once."""
+        """Largest number of arms at the same time."""
         return self._parallel
 
     @property
     def poll_s(self) -> float:
-        """A look at a lock costs nothing."""
+        """Short, because checking a lock is cheap."""
         return 0.5
 
     def submit(self, job: Job) -> str:
-        """Start the arm's process with the job's lock in its hands."""
+        """Start the arm's process, which inherits the job's lock."""
         folder = self.folder / job.name
         make_folder(folder)
         devices = self._free_devices()
         with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / "devices").write_text(",".join(devices), encoding="ascii")
-            # A variable: everybody on this machine may read command lines, and the store's address may hold a password.
+            # In a variable: all users can read command lines, and the store's address may hold a password.
             environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid"), PLAN_ENV: job.plan.to_json()}
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
             if devices:
@@ -89,7 +89,7 @@ class LocalExecutor:
         return str(folder)
 
     def find(self, name: str) -> str:
-        """Return the job's folder if it was ever made."""
+        """Return the job's folder, or "" if it does not exist."""
         folder = self.folder / name
         return str(folder) if (folder / "lock").is_file() else ""
 
@@ -106,7 +106,7 @@ class LocalExecutor:
         return "ended"
 
     def cancel(self, handle: str) -> None:
-        """Send SIGTERM; SIGKILL when the time of grace has passed."""
+        """Send SIGTERM; SIGKILL when the grace period has passed."""
         pid = self._pid(handle)
         if self.poll(handle) == "ended" or not pid:
             return

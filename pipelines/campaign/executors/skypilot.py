@@ -1,7 +1,7 @@
-"""Arms as managed jobs of SkyPilot on rented machines, Vast.ai among them: clone a commit, install, run, tear down.
+"""Arms as managed jobs of SkyPilot on rented machines, such as Vast.ai: clone a commit, install, run, tear down.
 
 A machine gets one arm and one lease: `timeout` ends the arm there when its lease is over, and the end of a managed
-job tears the machine down. SkyPilot may start a job again elsewhere; an attempt that has begun before does nothing.
+job tears the machine down. SkyPilot may restart a job elsewhere; an attempt that has begun before does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SkyPilotExecutor:
     """Rented machines."""
 
     def __init__(self, spec: CampaignSpec, parallel: int) -> None:
-        """Check all that a rented machine will need.
+        """Check everything that a rented machine will need.
 
         Raises:
             CampaignError: If the commit cannot be cloned there, the cohort cannot be pulled, or no cloud is enabled.
@@ -40,21 +40,21 @@ class SkyPilotExecutor:
             raise CampaignError("resources.accelerator must name the GPU to rent, such as RTX4090")
         if spec.cohort not in EMBEDDED and not spec.resources.cohort_uri:
             raise CampaignError(
-                f"a rented machine has no {spec.cohort}; state resources.cohort_uri, such as s3://bucket/cohort"
+                f"a rented machine has no {spec.cohort}; set resources.cohort_uri, such as s3://bucket/cohort"
             )
         self.sky = load_extra("sky", "cloud")
         if not self.sky.get(load_extra("sky.client.sdk", "cloud").enabled_clouds()):
-            raise CampaignError("SkyPilot has credentials of no cloud; `sky check` says how to give them")
+            raise CampaignError("SkyPilot has credentials for no cloud; `sky check` explains how to set them")
         self._parallel = parallel or _AT_ONCE
 
     @property
     def parallel(self) -> int:
-        """How many machines are rented at once."""
+        """Largest number of machines rented at the same time."""
         return self._parallel
 
     @property
     def poll_s(self) -> float:
-        """The job controller is asked seldom."""
+        """Long, because polling the job controller is slow."""
         return 30.0
 
     def submit(self, job: Job) -> str:
@@ -68,7 +68,7 @@ class SkyPilotExecutor:
         return next((str(row["job_id"]) for row in self._queue() if row["job_name"] == _name(name)), "")
 
     def poll(self, handle: str) -> JobState:
-        """Return what the controller says; a job that it does not list has ended."""
+        """Return the controller's state of the job; one that it does not list has ended."""
         row = next((row for row in self._queue() if str(row["job_id"]) == handle), None)
         if row is None:
             return "ended"
@@ -79,7 +79,7 @@ class SkyPilotExecutor:
         self.sky.get(self.sky.jobs.cancel(job_ids=[int(handle)]))
 
     def logs(self, handle: str) -> str:
-        """Return where the log is: it is kept by the controller."""
+        """Return the command that shows the log, which the controller keeps."""
         return f"sky jobs logs {handle}"
 
     def _queue(self) -> list[Any]:
@@ -95,7 +95,7 @@ def _name(name: str) -> str:
 
 
 def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> dict[str, Any]:
-    """Write the task of one arm, as a SkyPilot YAML file would."""
+    """Return the task of one arm, as in a SkyPilot YAML file."""
     needs = spec.resources
     resources: dict[str, Any] = {"cpus": f"{needs.cpus}+", "memory": f"{needs.memory_gb:g}+"}
     if needs.gpus:
@@ -149,18 +149,18 @@ def deployable_commit() -> tuple[str, str]:
             "a rented machine clones this project by git: its folder must be a repository with a remote 'origin'"
         ) from error
     if not is_there:
-        raise CampaignError(f"commit {commit[:12]} is on no branch of origin; push it first")
+        raise CampaignError(f"commit {commit[:12]} is not on a branch of origin; push it first")
     if "@" in address and "://" in address:
         raise CampaignError(
             "the address of origin holds a user or password, which would be sent to a rented machine; use a plain one"
         )
     if "@" in address:
         raise CampaignError(
-            f"the address of origin, {address}, asks for an SSH key, which a rented machine has not; use an https one"
+            f"the address of origin, {address}, needs an SSH key, which a rented machine lacks; use an https one"
         )
     return address, commit
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()

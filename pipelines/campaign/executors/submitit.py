@@ -1,7 +1,7 @@
-"""Arms as Slurm jobs through submitit, which writes the batch script and carries the call over.
+"""Arms as Slurm jobs through submitit, which writes the batch script and passes the call on.
 
-Whether a job still runs is asked of squeue, which knows jobs by name too: so a campaign that was killed between
-submitting and writing the number down finds its job again.
+squeue reports whether a job still runs. It also lists jobs by name, so a campaign that was killed between submitting
+a job and storing its number finds the job again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"}
 
 
 class SubmititExecutor:
-    """Slurm; or, as `cluster="local"`, submitit's own processes, which rehearse the same path without Slurm."""
+    """Slurm; or, with `cluster="local"`, submitit's own processes, which test the same code without Slurm."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class SubmititExecutor:
         folder: Path,
         cluster: Literal["slurm", "local"] = "slurm",
     ) -> None:
-        """Find Slurm.
+        """Check that Slurm is available.
 
         Raises:
             CampaignError: If this machine cannot submit to Slurm.
@@ -56,12 +56,12 @@ class SubmititExecutor:
 
     @property
     def parallel(self) -> int:
-        """How many arms may be in the queue at once."""
+        """Largest number of arms in the queue at the same time."""
         return self._parallel
 
     @property
     def poll_s(self) -> float:
-        """Slurm is asked seldom."""
+        """Long for Slurm, to keep the load on its controller low."""
         return 10.0 if self.cluster == "slurm" else 0.5
 
     def submit(self, job: Job) -> str:
@@ -87,8 +87,8 @@ class SubmititExecutor:
             submitted = executor.submit(arm.main, job.plan.to_json())
         except self.submitit.core.utils.FailedJobError as error:
             raise CampaignError(
-                f"Slurm does not take arm {job.plan.arm}: {' '.join(str(error).split())}; mend resources in the"
-                " campaign's file, and the same command continues it"
+                f"Slurm does not accept arm {job.plan.arm}: {' '.join(str(error).split())}; correct resources in the"
+                " campaign's file, then the same command continues it"
             ) from error
         self._jobs[submitted.job_id] = submitted
         self._queue_at = -math.inf
@@ -99,7 +99,7 @@ class SubmititExecutor:
         return next((job_id for job_id, (_, own) in self._asked().items() if own == name), "")
 
     def poll(self, handle: str) -> JobState:
-        """Return what squeue says; a job that it does not list has ended."""
+        """Return squeue's state of the job; one that it does not list has ended."""
         if self.cluster == "local":
             return "ended" if self._jobs[handle].done() else "running"
         listed = self._asked().get(handle)
@@ -108,7 +108,7 @@ class SubmititExecutor:
         return "pending" if listed[0] in _WAITING else "running"
 
     def cancel(self, handle: str) -> None:
-        """Cancel the job: Slurm asks it to end, waits, and ends it."""
+        """Cancel the job: Slurm sends SIGTERM, waits, and ends it."""
         if self.cluster == "slurm":
             subprocess.run(["scancel", handle], check=False, capture_output=True)
         else:
@@ -121,7 +121,7 @@ class SubmititExecutor:
         return "".join(texts)[-_LOG_TAIL:]
 
     def _asked(self) -> dict[str, tuple[str, str]]:
-        """Return (state, name) of every job of this user, asked at most every few seconds."""
+        """Return (state, name) of every job of this user, refreshed at most every few seconds."""
         if self.cluster == "local":
             return {}
         if time.monotonic() - self._queue_at > self.poll_s / 2:
@@ -139,7 +139,7 @@ def _squeue() -> str:
         if asked.returncode == 0:
             return asked.stdout
         time.sleep(pause_s)
-    # Without an answer nothing is known to have ended, and nothing may be started twice.
+    # Without an answer it is unknown which jobs have ended, and no arm may be started twice.
     raise CampaignError(
-        "squeue does not answer; arms that run go on by themselves, and the same command continues the campaign"
+        "squeue does not answer; running arms continue by themselves, and the same command continues the campaign"
     )

@@ -1,4 +1,4 @@
-"""Who proposes new arms from the results so far; the space they move in and the budget are not theirs to change."""
+"""Proposers suggest new arms from the results so far; they cannot change the search space or the budget."""
 
 from __future__ import annotations
 

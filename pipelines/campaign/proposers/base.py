@@ -1,4 +1,4 @@
-"""The interface of a proposer, and the space that it may not leave."""
+"""The interface of a proposer, and the check that a proposal lies in the search space."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transforms.refusal import Refusal
 
 
 class ProposalError(Refusal):
-    """A proposal that cannot be run: one sentence says why."""
+    """A proposal cannot be run; one sentence gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An arm that a proposer asks for.
+    """An arm that a proposer suggests.
 
     Attributes:
         overrides: Keys of the space with a value each.
-        hypothesis: Why.
+        hypothesis: Reason for it.
     """
 
     overrides: dict[str, Any]
@@ -29,7 +29,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known of one proposed arm.
+    """State and result of one proposed arm.
 
     Attributes:
         value: The endpoint; None while it runs, or when it ended without one.
@@ -52,11 +52,11 @@ class Proposer(Protocol):
         """Return the next arm, or None when nothing more is worth trying.
 
         Raises:
-            ProposalError: If what came out cannot be an arm; it is logged, and asked again next time.
+            ProposalError: If the answer is not a valid arm; it is logged, and the proposer is asked again later.
         """
 
     def to_prune(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """Return the names of running arms that are not worth going on with."""
+        """Return the names of running arms that should be stopped."""
 
 
 def inside_space(proposer: ProposerSpec, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def inside_space(proposer: ProposerSpec, overrides: Mapping[str, Any]) -> dict[s
             if not any(value == choice and type(value) is type(choice) for choice in bounds["choices"]):
                 raise ProposalError(f"{key} was given {value!r:.80}; it may be one of {bounds['choices']}")
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise ProposalError(f"{key} was given {value!r:.80}, which is no number")
+            raise ProposalError(f"{key} was given {value!r:.80}, which is not a number")
         elif not bounds["low"] <= value <= bounds["high"]:
             raise ProposalError(
                 f"{key} was given {value!r:.80}; it may lie in {bounds['low']:g} .. {bounds['high']:g}"

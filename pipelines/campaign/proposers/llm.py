@@ -1,7 +1,7 @@
 """Arms proposed by a language model behind any OpenAI-compatible endpoint.
 
-The model sees the question, the space with each key's default, and the results so far. What it answers is untrusted
-text: it is read as JSON, checked key by key against the space, and used for nothing else.
+The model sees the question, the space with each key's default, and the results so far. Its answer is untrusted
+text: it is parsed as JSON, checked key by key against the space, and used for nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TIMEOUT_S = 120.0
 _MOST_BYTES = 1_000_000
 _HYPOTHESIS_LENGTH = 500
 _NO_JSON = (ValueError, RecursionError)
-"""What `json.loads` raises of text that is none: also for a number of too many digits, and for too deep a nesting."""
+"""Errors of `json.loads` for invalid text, also for numbers with too many digits and too deep nesting."""
 _INSTRUCTIONS = """You plan experiments. Propose the single next arm of this campaign.
 Answer with one JSON object and nothing else: {"hypothesis": "one sentence", "overrides": {"key": value, ...}}.
 Use only keys of the space, with values inside it. Answer {"stop": true} when nothing more is worth trying."""
@@ -40,8 +40,8 @@ class LlmProposer:
         missing = [name for name in (URL_ENV, MODEL_ENV) if not os.environ.get(name)]
         if missing:
             raise CampaignError(
-                f"proposer llm needs {' and '.join(missing)} in the environment (and {KEY_ENV} where the endpoint asks"
-                " for a key)"
+                f"proposer llm needs {' and '.join(missing)} in the environment (and {KEY_ENV} if the endpoint needs"
+                " a key)"
             )
         self.url = os.environ[URL_ENV].rstrip("/") + "/chat/completions"
         if not self.url.startswith(("http://", "https://")):
@@ -52,20 +52,20 @@ class LlmProposer:
         """Ask for the next arm.
 
         Raises:
-            ProposalError: If there is no answer, or it is no arm of the space.
+            ProposalError: If there is no answer, or it is not an arm of the space.
         """
         answer = self._answer(json.dumps(self._situation(outcomes)))
         try:
             tree = json.loads(answer)
         except _NO_JSON as error:
-            raise ProposalError(f"the answer is no JSON: {answer!r:.120}") from error
+            raise ProposalError(f"the answer is not JSON: {answer!r:.120}") from error
         if not isinstance(tree, dict):
             raise ProposalError(f"the answer is a JSON {type(tree).__name__}, not an object")
         if tree.get("stop") is True:
             return None
         unknown = sorted(set(tree) - {"hypothesis", "overrides"})
         if unknown:
-            raise ProposalError(f"the answer holds {unknown[0]!r:.80}, which no proposal may set")
+            raise ProposalError(f"the answer holds {unknown[0]!r:.80}, which a proposal may not set")
         overrides, hypothesis = tree.get("overrides"), tree.get("hypothesis")
         if not isinstance(overrides, dict) or not isinstance(hypothesis, str):
             raise ProposalError("the answer lacks an object 'overrides' or a text 'hypothesis'")
@@ -73,7 +73,7 @@ class LlmProposer:
         return Proposal(inside_space(self.spec.proposer, overrides), plain[:_HYPOTHESIS_LENGTH])
 
     def to_prune(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """Leave running arms to their own verdict."""
+        """Stop no running arm; each has its own verdict."""
         return []
 
     def _situation(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class LlmProposer:
         try:
             content = json.loads(received)["choices"][0]["message"]["content"]
         except (*_NO_JSON, KeyError, IndexError, TypeError) as error:
-            raise ProposalError("the endpoint answered something that is no chat completion") from error
+            raise ProposalError("the endpoint's answer is not a chat completion") from error
         if not isinstance(content, str):
-            raise ProposalError("the endpoint answered without text")
+            raise ProposalError("the endpoint's answer holds no text")
         return content.strip()

@@ -1,6 +1,6 @@
 """Arms proposed by optuna: TPE over the space, successive halving on a metric of the running arms.
 
-The study is built anew from the records each time it is asked, so nothing is lost with the campaign's process.
+The study is rebuilt from the records at each call, so nothing is lost if the campaign's process ends.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OptunaProposer:
         return Proposal({key: trial.params[key] for key in self.space}, why)
 
     def to_prune(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """Halve the arms at each rung, in the order in which they were proposed (asynchronous successive halving)."""
+        """Halve the arms at each rung, in the order of their proposals (asynchronous successive halving)."""
         first_rung = self.spec.proposer.prune_from_step
         if not self.spec.proposer.prune_metric:
             return []
@@ -71,7 +71,7 @@ class OptunaProposer:
         study = optuna.create_study(direction=self._direction, sampler=sampler)
         states = optuna.trial.TrialState
         for outcome in outcomes:
-            # One that runs or failed has no value; it still says where not to try again.
+            # An arm that runs or failed has no value, but its point should not be tried again.
             trial = optuna.trial.create_trial(
                 state=states.FAIL if outcome.value is None else states.COMPLETE,
                 value=outcome.value,

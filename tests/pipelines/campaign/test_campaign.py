@@ -16,14 +16,14 @@ import yaml
 
 from pipelines.campaign import run as campaign
 from pipelines.campaign.arm import ArmPlan
-from pipelines.campaign.arms import expand, stage_words
+from pipelines.campaign.arms import expand, stage_arguments
 from pipelines.campaign.executors.base import Job
 from pipelines.campaign.executors.local import LocalExecutor
 from pipelines.campaign.plan import arm_hours, check_store, plan_table
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.run import CampaignConfig, alone, run_campaign
 from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
-from pipelines.campaign.stages import check_words
+from pipelines.campaign.stages import check_arguments
 from pipelines.cohort.tables import CohortError
 from pipelines.command.cli import run_entry_point
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -82,7 +82,7 @@ def test_arms_run_once_failures_stop_nobody_and_a_second_call_changes_nothing_th
         "killed": ("FAILED", "died", 2),
     }
     said = capsys.readouterr()
-    assert "1 of 3 arms are done; refused refused: this rehearsal was told to be refused" in said.err
+    assert "1 of 3 arms are done; refused refused: this rehearsal was configured to be refused" in said.err
     assert "| killed  | died" in said.out
     assert all(not arm.is_open and arm.hours(0.0) > 0 for arm in first.values())
     assert first["good"].tags["dinox.campaign"] == "small"
@@ -178,15 +178,15 @@ def test_a_dry_run_shows_the_arms_and_registers_nothing(
     assert call("--dry_run", "true", **tree) == 0
     shown = capsys.readouterr().out.splitlines()
     assert "3 arms" in shown
-    assert any("together" in line and "1.500 h" in line and "0.750 USD" in line for line in shown)
+    assert any("total" in line and "1.500 h" in line and "0.750 USD" in line for line in shown)
     assert find_parent("small") is None
 
 
 def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path) -> None:
     spec = load_campaign("article_vit_l")
     arms_ = expand(spec)[:1]
-    line = stage_words(spec, arms_[0], ["0"])[0]
-    configuration = check_words([("a", *line)])[0]
+    line = stage_arguments(spec, arms_[0], ["0"])[0]
+    configuration = check_arguments([("a", *line)])[0]
     hours = arm_hours(spec, arms_[0], configuration, 46.0)
     assert hours == pytest.approx(2000 * 16 / 46.0 / 3600.0 + 3 * 0.15)
     assert f"{hours:7.3f} h" in plan_table(spec, arms_, [configuration])
@@ -203,7 +203,7 @@ def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path
 def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     with alone("small"):
         assert call(arms=[{"name": "a"}]) == 2
-    assert "is being run by another process" in capsys.readouterr().err
+    assert "is already run by another process" in capsys.readouterr().err
 
 
 def test_an_arm_that_crashed_is_shown_with_the_end_of_its_log(
@@ -211,7 +211,7 @@ def test_an_arm_that_crashed_is_shown_with_the_end_of_its_log(
 ) -> None:
     assert call(arms=[{"name": "a", "overrides": {"ending": "crashed"}}], stop={"retries": 0}) == 2
     said = capsys.readouterr()
-    assert "RuntimeError: this rehearsal was told to crash" in said.out
+    assert "RuntimeError: this rehearsal was configured to crash" in said.out
     assert "0 of 1 arms are done; a died: RuntimeError" in said.err
 
 
@@ -342,6 +342,6 @@ def test_a_server_that_asks_for_a_password_answers(monkeypatch: pytest.MonkeyPat
 
 def test_a_cohort_that_is_missing_is_named_before_anything_starts() -> None:
     lines = [("a", "pretrain", ["--recipe", "wall"]), ("b", "rehearsal", ["--steps", "7"])]
-    assert [one["steps"] for one in check_words(lines)] == [3000, 7]
+    assert [one["steps"] for one in check_arguments(lines)] == [3000, 7]
     with pytest.raises(CohortError, match="no cohort in nowhere"):
-        check_words(lines, ["nowhere"])
+        check_arguments(lines, ["nowhere"])

@@ -63,7 +63,7 @@ def test_an_attempt_that_another_has_begun_or_superseded_is_refused_and_leaves_t
     Run(client(), run_id).set_tags(tags)
     before = get_run(run_id)
     assert attempt(run_id, number) == 0
-    assert f"attempt {number} at arm one is superfluous" in capsys.readouterr().out
+    assert f"attempt {number} at arm one is not needed" in capsys.readouterr().out
     assert not is_trained(run_id)
     assert get_run(run_id).data.tags == before.data.tags
     assert get_run(run_id).info.status == before.info.status

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.campaign.arms import design_sha256, expand, refuse_alike, stage_words
+from pipelines.campaign.arms import design_sha256, expand, refuse_alike, stage_arguments
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.plan import plan_table
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, campaign_names, load_campaign
-from pipelines.campaign.stages import check_words
+from pipelines.campaign.stages import check_arguments
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
 
@@ -44,8 +44,8 @@ def written(tmp_path: Path, **changes: Any) -> CampaignSpec:
 def test_every_campaign_resolves_and_opens_with_command_time_and_expectation(name: str) -> None:
     spec = load_campaign(name)
     arms = expand(spec)
-    lines = [(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])]
-    resolved = iter(check_words(lines))
+    lines = [(arm.name, *line) for arm in arms for line in stage_arguments(spec, arm, ["0"])]
+    resolved = iter(check_arguments(lines))
     of_arms = [[next(resolved) for _ in arm.stages] for arm in arms]
     refuse_alike(arms, of_arms)
     head = (CAMPAIGNS / f"{name}.yaml").read_text().split("\nname:")[0]
@@ -66,9 +66,9 @@ def test_the_article_s_sets_have_its_64_arms() -> None:
 @pytest.mark.parametrize("name", sorted(set(ARTICLE_COUNTS) - {"article_clinical"}))
 def test_the_article_s_arms_see_its_views_and_its_optimizer_in_true_hu(name: str) -> None:
     spec = load_campaign(name)
-    lines = [(arm.name, *stage_words(spec, arm, ["0"])[0]) for arm in expand(spec)]
+    lines = [(arm.name, *stage_arguments(spec, arm, ["0"])[0]) for arm in expand(spec)]
     size = {"article_vit_l": ("vit_large", 16, True)}.get(name, ("vit_small", 64, False))
-    for one in check_words(lines):
+    for one in check_arguments(lines):
         # RandomResizedCrop lies anywhere in the slice; AdamW over all parameters, one group.
         assert (one["views.center"], one["views.window.policy"]) == ("uniform", "article")
         assert (one["views.window.hu_scale"], one["optim.decay_everything"]) == (1.0, True)
@@ -95,8 +95,8 @@ def test_words_carry_every_value_through_the_strict_door(tmp_path: Path) -> None
         stages={"pretrain": {"steps": 7}},
         arms=[{"name": "a", "overrides": overrides, "seeds": [3]}],
     )
-    (line,) = stage_words(spec, expand(spec)[0], ["0"])
-    (configuration,) = check_words([("a", *line)])
+    (line,) = stage_arguments(spec, expand(spec)[0], ["0"])
+    (configuration,) = check_arguments([("a", *line)])
     assert configuration["optim.lr"] == 1e-05
     assert configuration["views.fraction"] == [0.25, 1.0]
     assert (configuration["compile"], configuration["device"]) == (True, "cpu")
@@ -106,8 +106,8 @@ def test_words_carry_every_value_through_the_strict_door(tmp_path: Path) -> None
 def test_later_stages_work_on_the_backbone_of_the_first_run(tmp_path: Path) -> None:
     stages = {"pretrain": {}, "probe_malignancy": {"window": "wide"}}
     spec = written(tmp_path, stages=stages, arms=[{"name": "a", "seeds": [3]}])
-    lines = stage_words(spec, expand(spec)[0], ["abc", "def"])
-    configuration = check_words([("a", *line) for line in lines])[1]
+    lines = stage_arguments(spec, expand(spec)[0], ["abc", "def"])
+    configuration = check_arguments([("a", *line) for line in lines])[1]
     assert configuration["backbone"] == "runs:/abc/backbone"
     # The seed makes arms; folds of a probe stay the same for all of them.
     assert (configuration["seed"], configuration["window"]) == (0, "wide")
@@ -116,7 +116,9 @@ def test_later_stages_work_on_the_backbone_of_the_first_run(tmp_path: Path) -> N
 def test_hopeless_arms_are_told_so(tmp_path: Path) -> None:
     stop = {"hopeless": True, "patience_steps": 77}
     spec = written(tmp_path, stages={"pretrain": {}}, arms=[{"name": "a"}], stop=stop)
-    (configuration,) = check_words([("a", *line) for line in stage_words(spec, expand(spec)[0], ["0"])])
+    (configuration,) = check_arguments(
+        [("a", *line) for line in stage_arguments(spec, expand(spec)[0], ["0"])]
+    )
     assert (configuration["stop_when"], configuration["watch.patience_steps"]) == ("hopeless", 77)
 
 
@@ -151,17 +153,20 @@ def test_the_design_is_question_endpoint_arms_and_recipe_but_not_money(tmp_path:
             r"unknown campaign key 'gird'; did you mean 'grid'\? \(arm a\)",
         ),
         ({"arms": "all"}, "campaign key 'arms' is a list"),
-        ({"stages": {"pretrian": {}}}, "stage 'pretrian' is no entry point of an arm"),
+        ({"stages": {"pretrian": {}}}, "stage 'pretrian' cannot be part of an arm"),
         ({"stages": {}}, "stages is empty"),
         ({"budget": {"cost": 1.0}, "price_per_hour": -1.0}, "price_per_hour is missing"),
-        ({"budget": {"cost": 1.0}, "price_per_hour": 0.0}, "limits nothing"),
-        ({"budget": {}}, "budget states no limit"),
+        ({"budget": {"cost": 1.0}, "price_per_hour": 0.0}, "budget.cost has no effect"),
+        ({"budget": {}}, "budget has no limit"),
         ({"budget": {"hours": -1.0}}, "cannot be negative"),
         ({"price_per_huor": 1}, "unknown campaign key 'price_per_huor'; did you mean 'price_per_hour'"),
         ({"question": ""}, "question and endpoint.metric must be given"),
         ({"name": "../x"}, "name must be letters"),
         ({"proposer": {"kind": "optuna"}}, "needs a space of keys"),
-        ({"proposer": {"kind": "llm", "max_arms": 2, "space": {"lr": {"low": 2, "high": 1}}}}, "that rises"),
+        (
+            {"proposer": {"kind": "llm", "max_arms": 2, "space": {"lr": {"low": 2, "high": 1}}}},
+            "with low < high",
+        ),
         ({"proposer": {"kind": "llm", "max_arms": 2, "space": {"lr": {"choices": []}}}}, "choices"),
         ({"endpoint": {"goal": "win"}}, "was given 'win'"),
     ],
@@ -186,7 +191,9 @@ def test_two_arms_alike_are_refused_by_what_they_resolve_to(tmp_path: Path) -> N
     arms_tree = [{"name": "a", "overrides": {"lr": 0.001}}, {"name": "b"}]
     spec = written(tmp_path, arms=arms_tree)
     arms = expand(spec)
-    resolved = check_words([(arm.name, *line) for arm in arms for line in stage_words(spec, arm, ["0"])])
+    resolved = check_arguments(
+        [(arm.name, *line) for arm in arms for line in stage_arguments(spec, arm, ["0"])]
+    )
     with pytest.raises(CampaignError, match="arms a and b are alike"):
         refuse_alike(arms, [[one] for one in resolved])
 
@@ -196,7 +203,7 @@ def test_a_key_that_no_entry_point_knows_names_its_arm(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"unknown recipe key 'lrr'; did you mean 'lr'\? \(arm a, rehearsal\)"
     ):
-        check_words([("a", *line) for line in stage_words(spec, expand(spec)[0], ["0"])])
+        check_arguments([("a", *line) for line in stage_arguments(spec, expand(spec)[0], ["0"])])
 
 
 def test_an_unknown_executor_and_gpus_that_are_not_there_are_refused(
@@ -238,7 +245,9 @@ def older(tmp_path: Path) -> CampaignSpec:
 def test_a_campaign_registered_with_older_names_keeps_its_hash_and_its_arms_run(older: CampaignSpec) -> None:
     arms = expand(older)
     assert design_sha256(older, arms) == OLDER_SHA256
-    resolved = check_words([(arm.name, *line) for arm in arms for line in stage_words(older, arm, ["0"])])
+    resolved = check_arguments(
+        [(arm.name, *line) for arm in arms for line in stage_arguments(older, arm, ["0"])]
+    )
     assert [one["features"] for one in resolved] == ["neighborhood", "class_token", "neighborhood"]
 
 

@@ -66,7 +66,7 @@ def test_a_dirty_tree_an_unpushed_commit_or_a_password_is_refused(checkout: Path
     with pytest.raises(CampaignError, match="files differ from the last commit"):
         deployable_commit()
     git(checkout, "commit", "-am", "2")
-    with pytest.raises(CampaignError, match="is on no branch of origin; push it first"):
+    with pytest.raises(CampaignError, match="is not on a branch of origin; push it first"):
         deployable_commit()
     git(checkout, "push", "origin", "HEAD:main")
     git(checkout, "remote", "set-url", "origin", "https://me:secret@host/x.git")
@@ -74,7 +74,7 @@ def test_a_dirty_tree_an_unpushed_commit_or_a_password_is_refused(checkout: Path
         deployable_commit()
     assert "secret" not in str(caught.value)
     git(checkout, "remote", "set-url", "origin", "git@host:me/x.git")
-    with pytest.raises(CampaignError, match=r"git@host:me/x\.git, asks for an SSH key"):
+    with pytest.raises(CampaignError, match=r"git@host:me/x\.git, needs an SSH key"):
         deployable_commit()
     git(checkout, "remote", "remove", "origin")
     with pytest.raises(CampaignError, match="must be a repository with a remote 'origin'"):
@@ -295,7 +295,7 @@ def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> Non
     run = Run(client(), client().create_run("0").info.run_id)
     run.set_tags({"dinox.attempt": "1"})
     uri = f"sqlite:///{own_store / 'mlflow.db'}"
-    stage = StagePlan("rehearsal", run.run_id, stages.words_of({"steps": 2, "seconds": 1.0}))
+    stage = StagePlan("rehearsal", run.run_id, stages.arguments_of({"steps": 2, "seconds": 1.0}))
     plan = ArmPlan("c", "a", run.run_id, 1, 60.0, [stage], {"MLFLOW_TRACKING_URI": uri})
     executor = SubmititExecutor(ResourcesSpec(memory_gb=1.0), 1, own_store, cluster="local")
     handle = executor.submit(Job(plan, ResourcesSpec(memory_gb=1.0)))
@@ -314,7 +314,7 @@ def test_a_job_that_slurm_does_not_take_is_one_sentence(
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     executor = open_executor("submitit", load_campaign("demo"), 0, tmp_path)
-    with pytest.raises(CampaignError, match=r"Slurm does not take arm a: .*invalid partition") as caught:
+    with pytest.raises(CampaignError, match=r"Slurm does not accept arm a: .*invalid partition") as caught:
         executor.submit(Job(PLAN, ResourcesSpec(partition="gpuu")))
     assert "\n" not in str(caught.value)
 

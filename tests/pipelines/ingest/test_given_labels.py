@@ -163,7 +163,7 @@ def test_without_diameters_the_rows_of_diameter_are_left_out_and_that_is_said(
     )  # the wide ones are the malignant ones, and pixels see that
     assert not [name for name in run.metrics if "diameter" in name]
     assert run.tables["tables/predictions.parquet"]["diameter_mm"].isna().all()
-    assert "24 of 24 nodules have no diameter: no row of diameter" in capsys.readouterr().out
+    assert "24 of 24 nodules have no diameter: the table has no diameter row" in capsys.readouterr().out
     assert "figures/roc.png" in run.figures
 
 
@@ -282,7 +282,7 @@ def test_nodules_that_two_sources_state_are_told(
     )
     run_prepare(config, Recorder())
     assert (
-        "1 volumes have nodules of the annotation table beside those that were known"
+        "1 volumes have nodules of the annotation table in addition to nodules of the source"
         in capsys.readouterr().out
     )
 
