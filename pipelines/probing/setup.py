@@ -170,6 +170,6 @@ def report_unknown_diameters(nodules: NoduleSet) -> None:
     """Print which rows of a probe are missing if the table of nodules has no diameters."""
     if not nodules.has_diameters:
         print(
-            f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: the table has"
-            " no diameter row and no stratum of 6-15 mm; entry point nodules measures a diameter from the image"
+            f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: the table"
+            " has no diameter row and no stratum of 6-15 mm; entry point nodules measures a diameter from the image"
         )

@@ -1,1 +1,1 @@
-"""Entry point `report`: what the runs on record say of the article, table by table and claim by claim."""
+"""Entry point `report`: compares the finished runs with the article, table by table and claim by claim."""

@@ -1,4 +1,4 @@
-"""The claims of the article, judged by the runs that can answer them: supported, not supported, not testable here."""
+"""Judges the claims of the article by the runs that can test them: supported, not supported, not testable here."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class ClaimSpec:
 
 @dataclass(slots=True)
 class Judgment:
-    """What the runs say of a claim.
+    """The verdict on a claim, with its evidence.
 
     Attributes:
         of: The value of `for_each` that it is about; "" when it is about all.
-        p: Raw two-sided p of a comparison over seeds; None where there is none.
+        p: Raw two-sided p of a comparison over seeds; None without one.
     """
 
     claim: str
@@ -73,7 +73,7 @@ def judge_all(claims: Sequence[tuple[str, ClaimSpec]], evidence: Sequence[Eviden
 
 
 def claims_table(judged: Sequence[Judgment]) -> Table:
-    """Lay out judgments."""
+    """Return the judgments as a table."""
     head = ("claim", "for", "rests on", "evidence", "verdict")
     return Table(head, [(j.claim, j.of, j.rests_on, j.evidence, j.verdict) for j in judged])
 
@@ -88,15 +88,15 @@ def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgment]:
     for (of, cohort), found in sorted(groups.items()):
         own = [one for one in found if not one.is_leaky]
         if claim.rests_on and cohort not in claim.rests_on:
-            sentence = f"{len(found)} runs on {cohort}, which cannot answer"
+            sentence = f"{len(found)} runs on {cohort}, which cannot test it"
             judged.append(Judgment(claim.text, of, cohort, sentence, "not testable here"))
         elif not own:
-            sentence = f"{len(found)} runs, whose backbones may have seen the patients that are tested"
+            sentence = f"{len(found)} runs, whose backbones may have seen the test patients"
             judged.append(Judgment(claim.text, of, cohort, sentence, "not testable here"))
         else:
             than = [e for e in evidence if e.cohort == cohort and matches(e.facts, claim.than)]
             judged.append(_judge_group(claim, own, than, of, cohort))
-    return judged or [Judgment(claim.text, "", "-", "no finished run answers it", "not testable here")]
+    return judged or [Judgment(claim.text, "", "-", "no finished run tests it", "not testable here")]
 
 
 def _judge_group(
@@ -111,7 +111,7 @@ def _judge_group(
         case "within":
             _by_interval(claim, own, new)
         case "above":
-            _by_floor(claim, own, new)
+            _by_baseline(claim, own, new)
     return new
 
 
@@ -125,7 +125,7 @@ def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> Non
         new.evidence += "; a verdict on all runs needs 2 seeds"
         return
     share = sum(counts[status] for status in claim.expect) / decided
-    # Between the two thirds neither is true of most runs, which does not support a claim about all.
+    # Between 1/3 and 2/3 the runs are mixed, which does not support a claim about all of them.
     new.verdict = "supported" if share >= _MOST else "not supported"
     if _FEWEST < share < _MOST:
         new.evidence += " (mixed)"
@@ -154,36 +154,36 @@ def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> No
     new.verdict = "supported" if np.mean(inside) >= _MOST else "not supported"
 
 
-def _by_floor(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
-    floors = [_floor(e.run.metrics, claim) for e in own]
+def _by_baseline(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
+    baselines = [_baseline(e.run.metrics, claim) for e in own]
     pairs = [
-        (e.run.metrics, floor)
-        for e, floor in zip(own, floors, strict=True)
-        if claim.metric in e.run.metrics and floor is not None
+        (e.run.metrics, baseline)
+        for e, baseline in zip(own, baselines, strict=True)
+        if claim.metric in e.run.metrics and baseline is not None
     ]
     if not pairs:
         new.evidence = (
             f"no run has {' and '.join(name for name in (claim.metric, claim.than_metric) if name)}"
         )
         return
-    above = [m.get(f"{claim.metric}_ci_low", m[claim.metric]) > floor for m, floor in pairs]
-    first, floor = pairs[0]
+    above = [m.get(f"{claim.metric}_ci_low", m[claim.metric]) > baseline for m, baseline in pairs]
+    first, baseline = pairs[0]
     new.evidence = f"above in {sum(above)} of {len(pairs)} runs, such as {with_interval(first, claim.metric)}"
     new.evidence += (
-        f" against {with_interval(first, claim.than_metric) if claim.than_metric else f'{floor:.3f}'}"
+        f" against {with_interval(first, claim.than_metric) if claim.than_metric else f'{baseline:.3f}'}"
     )
     new.verdict = "supported" if np.mean(above) >= _MOST else "not supported"
 
 
-def _floor(metrics: Mapping[str, float], claim: ClaimSpec) -> float | None:
-    """What must be passed: the upper end of the floor's interval, where it was measured with one."""
+def _baseline(metrics: Mapping[str, float], claim: ClaimSpec) -> float | None:
+    """Return the value to exceed: the upper end of the baseline's interval, or its value without an interval."""
     if not claim.than_metric:
         return claim.value
     return metrics.get(f"{claim.than_metric}_ci_high", metrics.get(claim.than_metric))
 
 
 def _by_seed(evidence: Sequence[Evidence], metric: str) -> list[float]:
-    """One value a seed: two runs of one seed are no two draws, and a repeated run would lower p by itself."""
+    """Return one value per seed: runs of the same seed are not independent, and repeating a run would lower p."""
     values: dict[str, list[float]] = defaultdict(list)
     for one in evidence:
         if metric in one.run.metrics:
@@ -192,7 +192,7 @@ def _by_seed(evidence: Sequence[Evidence], metric: str) -> list[float]:
 
 
 def with_interval(metrics: Mapping[str, float], name: str) -> str:
-    """Write a metric with its interval where the run has one."""
+    """Return a metric as text, with its interval if the run has one."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
     if value is None:
         return "-"

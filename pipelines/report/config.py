@@ -1,4 +1,4 @@
-"""What `report` is configured by; nothing heavy is imported here."""
+"""Configuration of `report`; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class ReportConfig:
     runs: str = ""
     """Comma-separated run ids; with neither runs nor campaign all runs of the store are taken."""
     campaign: str = ""
-    """Name of a campaign: its runs alone."""
+    """Name of a campaign, to report its runs only."""
     out: str = ""
-    """Where to write the Markdown as well, such as docs/results.md."""
+    """File to write the Markdown to as well, such as docs/results.md."""

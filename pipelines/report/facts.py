@@ -1,4 +1,4 @@
-"""What a report knows of each finished run: its configuration, that of its pretraining, and what its cohort is."""
+"""The facts of each finished run: its configuration, that of its pretraining, and the kind of its cohort."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Evidence:
 
     @property
     def seed(self) -> str:
-        """Seed of the pretraining; of the probe where that is unknown."""
+        """Seed of the pretraining; of the probe if that is unknown."""
         return self.facts.get("pretrain.seed", self.facts.get("probe.seed", ""))
 
     @property
     def is_leaky(self) -> bool:
-        """Whether the backbone may have seen patients that the figures of this run are measured on."""
+        """Whether the backbone may have seen test patients of this run."""
         return self.run.entry_point != "pretrain" and bool(self.run.tags.get(Tag.LEAK))
 
 
 def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
-    """Return the finished runs of a list with their facts; probes know the pretraining that they probe.
+    """Return the finished runs of a list with their facts; those of a probe include its pretraining.
 
-    The wrapper that `mlflow run` leaves of a resumed run is no evidence: what was measured stands in the resumed run.
+    The wrapper run that `mlflow run` leaves when a run is resumed is left out: its metrics are in the resumed run.
     """
     by_id = {run.run_id: run for run in runs}
     kinds = cohort_kinds(runs)
@@ -59,7 +59,7 @@ def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
 
 
 def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, str]) -> dict[str, str]:
-    # Cross-fitted backbones are of one recipe; the first stands for both.
+    # Cross-fitted backbones have the same recipe, so the first is enough.
     probed = run.tags.get(Tag.PROBED_RUN, "").split(",")[0]
     pretraining = run if run.entry_point == "pretrain" else by_id.get(probed)
     facts = {} if pretraining is None else _configuration(pretraining, "pretrain")
@@ -80,7 +80,7 @@ def _configuration(run: StoredRun, prefix: str) -> dict[str, str]:
 
 
 def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
-    """Say of each cohort, by its hash, what it is made of: as its runs were tagged, else by opening its folder."""
+    """Return the kind of each cohort by its hash: from the tags of its runs, else from its folder."""
     kinds: dict[str, str] = {}
     for run in runs:
         sha = run.tags.get(Tag.COHORT_SHA, "")
@@ -111,7 +111,7 @@ def _kind_of_folder(folder: Path, sha256: str) -> str:
 
 
 def matches(facts: Mapping[str, str], where: Mapping[str, Any]) -> bool:
-    """Whether every fact is as asked: a value, one of a list, a pattern with *, or a comparison such as ">= 5000"."""
+    """Return whether every fact matches: a value, one of a list, a pattern with *, or a comparison like ">= 5000"."""
     return all(
         key in facts
         and any(_is(facts[key], wanted) for wanted in (want if isinstance(want, list) else [want]))

@@ -1,4 +1,4 @@
-"""A page of headings, sentences and tables, written as Markdown and as HTML from one description."""
+"""A page of headings, sentences and tables, written as Markdown and as HTML."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A paragraph; a note stands out."""
+    """A paragraph; a note is highlighted."""
 
     text: str
     is_note: bool = False
@@ -37,7 +37,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under a head, all of one length."""
+    """Rows under a head, all with the same number of cells."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -47,7 +47,7 @@ Block = Heading | Sentence | Table
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """Write the page as Markdown."""
+    """Return the page as Markdown."""
     parts = []
     for block in blocks:
         match block:
@@ -64,7 +64,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def page_html(blocks: Sequence[Block]) -> str:
-    """Write the page as one HTML file that needs nothing else."""
+    """Return the page as one self-contained HTML file."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
     body = []
     for block in blocks:

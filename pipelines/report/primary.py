@@ -1,4 +1,4 @@
-"""The primary question, row by row: do features and diameter together beat diameter alone?"""
+"""The primary question, row by row: are features and diameter together better than diameter alone?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEAD = (
 
 
 def primary_table(evidence: Sequence[Evidence]) -> Table:
-    """Lay out every probe with its baselines; Holm's correction is over the probes of one cohort and label rule."""
+    """Return every probe with its baselines; Holm's correction is over the probes of one cohort and label rule."""
     probes = [e for e in evidence if e.run.entry_point == "probe_malignancy" and GAIN in e.run.metrics]
     families: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for one in probes:

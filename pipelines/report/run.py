@@ -1,4 +1,4 @@
-"""Entry point `report`: what the runs on record say of the article, table by table and claim by claim."""
+"""Entry point `report`: compares the finished runs with the article, table by table and claim by claim."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from transforms.refusal import Refusal
 
 SUSPICION = (
     "LIDC-IDRI ratings are how suspicious four radiologists found a nodule, not whether it was cancer. An AUROC here"
-    " says how well readers' suspicion is predicted; nothing on this page is evidence about cancer."
+    " measures how well readers' suspicion is predicted; nothing on this page is evidence about cancer."
 )
 NO_PATIENTS = (
-    "Figures on a phantom or on synthetic slices show that code works; they say nothing about patients."
+    "Figures on a phantom or on synthetic slices show that the code works; they do not apply to patients."
 )
 
 
 class ReportError(Refusal):
-    """There is nothing to report as asked."""
+    """There is no run to report."""
 
 
 def run_report(config: ReportConfig, run: Run) -> None:
@@ -64,13 +64,13 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
     """Return the runs to report and the arms of campaigns among them.
 
     Raises:
-        ReportError: If nothing is there.
+        ReportError: If there is no run.
     """
     if config.runs and config.campaign:
         raise ReportError("report takes runs or a campaign, not both")
     if config.campaign and not NAME.fullmatch(config.campaign):
         raise ReportError(
-            f"campaign {config.campaign!r} cannot be one, names are letters, digits and _.=- only; give one of them"
+            f"campaign {config.campaign!r} is not a valid name; use letters, digits and _.=- only"
         )
     if config.runs:
         ids = [name.strip() for name in config.runs.split(",") if name.strip()]
@@ -89,7 +89,7 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
 
 
 def _with_probed(runs: list[StoredRun]) -> list[StoredRun]:
-    """Add the pretrainings of probes: a probe alone does not say what it probes."""
+    """Add the pretrainings of probes, whose configuration is needed to match a probe with a row."""
     there = {run.run_id for run in runs}
     probed = {run.tags.get(Tag.PROBED_RUN, "").split(",")[0] for run in runs} - {"", *there}
     return runs + [found for run_id in sorted(probed) if (found := _if_there(run_id)) is not None]
@@ -98,12 +98,12 @@ def _with_probed(runs: list[StoredRun]) -> list[StoredRun]:
 def _if_there(run_id: str) -> StoredRun | None:
     try:
         return read_run(StoredRun, run_id)
-    except NotInStoreError:  # A backbone made elsewhere: the store of its pretraining is another one.
+    except NotInStoreError:  # The pretraining of this backbone is in another store.
         return None
 
 
 def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) -> list[Block]:
-    """Lay out the whole report: the primary question first."""
+    """Return the whole report, with the primary question first."""
     article, evidence = load_article(), gather(runs)
     judged = judge_all([(t.entry_point, claim) for t in article.tables for claim in t.claims], evidence)
     blocks: list[Block] = [
@@ -116,14 +116,14 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
         Heading(2, "Primary question: do features add to diameter?"),
         Sentence(
             "Diameter is the mean over the contours of the readers who gave the rating, so it is an oracle. A backbone"
-            " is worth something where features and diameter together beat diameter alone. p is two-sided, Holm's over"
-            " all rows of one cohort and label rule."
+            " adds information if features and diameter together are better than diameter alone. p is two-sided, with"
+            " Holm's correction over all rows of one cohort and label rule."
         ),
         primary_table(evidence),
         Heading(2, "Claims of the article"),
         claims_table(judged),
         Heading(2, "Tables of the article"),
-        Sentence("One run stands with its 95% interval, several with their mean (lowest .. highest)."),
+        Sentence("A single run is shown with its 95% interval, several runs with mean (lowest .. highest)."),
     ]
     for table in article.tables:
         blocks += [Heading(3, table.title), article_table(table, evidence)]
@@ -131,7 +131,7 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
     blocks += [Heading(3, "Cost"), cost_table(article, rows)]
     blocks += _campaigns(runs, arms)
     blocks += [Heading(2, "Ledger"), ledger_table(rows)]
-    blocks += [Heading(2, "What these figures rest on"), *_basis(article, evidence)]
+    blocks += [Heading(2, "Cohorts and runs behind these figures"), *_basis(article, evidence)]
     blocks += [Heading(2, "Runs"), _runs_table(evidence), Sentence(SUSPICION, is_note=True)]
     return blocks
 
@@ -147,7 +147,7 @@ def _campaigns(runs: Sequence[StoredRun], arms: Sequence[ArmRecord]) -> list[Blo
             Sentence(parent.tags[Tag.QUESTION]),
             Sentence(
                 f"Registered endpoint: {parent.tags[Tag.ENDPOINT]}."
-                f" Command: `mlflow run . -e campaign -P spec={name}`; {parent.tags.get(Tag.STATUS, 'under way')}."
+                f" Command: `mlflow run . -e campaign -P spec={name}`; {parent.tags.get(Tag.STATUS, 'running')}."
             ),
             campaign_table(own, endpoint, parent.tags.get(Tag.CORRECTION, "holm")),
         ]
@@ -169,7 +169,7 @@ def _basis(article: Article, evidence: Sequence[Evidence]) -> list[Block]:
     ]
     return [
         Table(("cohort", "entry point", "finished runs"), rows),
-        Sentence(f"Unmeasured on real CT: {'; '.join(unmeasured) or 'nothing'}.", is_note=True),
+        Sentence(f"Not measured on real CT: {'; '.join(unmeasured) or 'nothing'}.", is_note=True),
     ]
 
 

@@ -27,7 +27,7 @@ _SEED = re.compile(r"-?seed=\d+$")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowSpec:
-    """One row of the article and the runs that answer it."""
+    """One row of the article, and the facts of the runs that belong to it."""
 
     label: str = ""
     article: str = ""
@@ -60,7 +60,7 @@ class CostSpec:
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """All that the article reports, as far as runs can answer it."""
+    """The figures of the article that runs can reproduce."""
 
     tables: tuple[TableSpec, ...]
     cost: tuple[CostSpec, ...]
@@ -85,7 +85,7 @@ def load_article(path: Path = ARTICLE) -> Article:
 
 
 def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
-    """Put our runs beside the article's rows, one line for each kind of cohort (and value of `split_by`)."""
+    """Return our runs beside the article's rows, one line per kind of cohort (and value of `split_by`)."""
     own = [one for one in evidence if one.run.entry_point == table.entry_point]
     lines: list[tuple[str, ...]] = []
     for row in table.rows:
@@ -104,7 +104,7 @@ def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
 
 
 def over_runs(group: Sequence[Evidence], metric: str) -> str:
-    """Write a metric over several runs: its interval for one, mean and range for more."""
+    """Return a metric over runs as text: the interval of a single run, mean and range of several."""
     known = [one.run.metrics for one in group if metric in one.run.metrics]
     if not known:
         return "-"
@@ -124,7 +124,7 @@ def _counts(group: Sequence[Evidence]) -> str:
 
 
 def cost_table(article: Article, ledger: Sequence[LedgerRow]) -> Table:
-    """Put our ledger beside the article's cost, set by set; both sum to their last line."""
+    """Return our ledger beside the article's cost, set by set; the last line is the sum."""
     rows = {row.campaign: row for row in ledger}
     lines = []
     for one in article.cost:
@@ -148,7 +148,7 @@ def cost_table(article: Article, ledger: Sequence[LedgerRow]) -> Table:
 
 
 def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> Table:
-    """One line an arm over its seeds, each compared with the first arm (Welch over seeds, corrected as registered)."""
+    """One line per arm over its seeds, compared with the first arm (Welch over seeds, corrected as registered)."""
     groups: dict[str, list[float]] = defaultdict(list)
     states: dict[str, Counter[str]] = defaultdict(Counter)
     for arm in arms:
@@ -178,7 +178,7 @@ def _p_against(first: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def ledger_table(rows: Sequence[LedgerRow]) -> Table:
-    """Lay out the rows with a total for each currency."""
+    """Return the rows with a total for each currency."""
     currencies = sorted({row.currency for row in rows})
     lines = [*rows, *(total(rows, currency) for currency in currencies)]
     cells = [

@@ -143,7 +143,7 @@ def test_the_design_is_question_endpoint_arms_and_recipe_but_not_money(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to nothing"),
+        ({"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to no arms"),
         ({"arms": []}, "expands to no arm"),
         ({"max_arms": 3}, "expands to 4 arms, above its max_arms of 3"),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, "two arms of campaign small are called a"),

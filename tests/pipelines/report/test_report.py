@@ -171,7 +171,7 @@ def test_a_phantom_cannot_answer_for_patients() -> None:
     claim = ClaimSpec(text="x", kind="verdict", expect=("wall",), rests_on=("real CT",))
     (found,) = judged(claim, [pretrained(seed, "wall", "phantom") for seed in range(3)])
     assert found.verdict == "not testable here"
-    assert "which cannot answer" in found.evidence
+    assert "which cannot test it" in found.evidence
 
 
 def test_a_value_is_supported_when_our_interval_holds_it() -> None:
@@ -324,7 +324,7 @@ def test_a_report_of_nothing_or_of_a_wrong_run_is_refused(own_store: Path) -> No
     run = Run.start("report")
     with pytest.raises(ReportError, match="campaign none has no run"):
         run_report(ReportConfig(campaign="none"), run)
-    with pytest.raises(ReportError, match="cannot be one, names are letters"):
+    with pytest.raises(ReportError, match="is not a valid name; use letters"):
         run_report(ReportConfig(campaign="o'neill"), run)
     with pytest.raises(ReportError, match="not both"):
         run_report(ReportConfig(campaign="none", runs="x"), run)
