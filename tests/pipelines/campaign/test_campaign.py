@@ -147,7 +147,7 @@ def test_the_budget_stops_a_campaign_and_only_its_file_can_raise_it(
         (["--parallel", "-2"], {}, "parallel is the number of arms"),
         ([], {"arms": [{"name": "a", "overrides": {"lrr": 1}}]}, "unknown recipe key 'lrr'"),
         ([], {"arms": [{"name": "a"}, {"name": "b"}]}, "arms a and b are alike"),
-        ([], {"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to nothing"),
+        ([], {"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to no arms"),
         ([], {"budget": {"cost": 1.0}, "price_per_hour": -1}, "price_per_hour is missing"),
         ([], {"stages": {"probe_malignancy": {}}, "cohort": "nowhere"}, "no cohort in nowhere"),
         (
