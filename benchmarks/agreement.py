@@ -1,7 +1,7 @@
-"""Do bfloat16 and compilation leave the gradient what it is? Cosine with float32, tensor by tensor.
+"""Do bfloat16 and compilation preserve the gradient? Cosine with float32, tensor by tensor.
 
-At the entropy wall every gradient is mostly rounding, so the question is put to a network that has left it: the small
-one of recipe `wall`, on views that share so much that a few hundred updates teach it.
+At the entropy wall every gradient is mostly rounding, so a network that has left it is measured: the small one of
+recipe `wall`, on views that share so much that it learns within a few hundred updates.
 """
 
 from __future__ import annotations

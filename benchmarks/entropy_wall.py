@@ -2,10 +2,10 @@
 
 Run:      python -m benchmarks.entropy_wall            (18 arms of 3000 updates; under 40 minutes on 2 cores)
 Expected: center momentum 0.9 with KoLeo on logits stays at ln K (wall); 0.999 without KoLeo collapses; 0.9 with KoLeo
-          on the class token and 0.999 with KoLeo on logits learn; where one of these cells fails, the command ends
-          with 1 (docs/decisions/0003). Evidence of a mechanism on toy data, no more.
+          on the class token and 0.999 with KoLeo on logits learn; where one of these cells fails, the exit code is 1
+          (docs/decisions/0003). Evidence of a mechanism on toy data, no more.
 
-It is the campaign `wall`: run to its end where it is not, then read from MLflow. A second call only prints.
+It runs what is missing of the campaign `wall` and reads its results from MLflow. A second call only prints.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HARD: dict[tuple[float, str], tuple[str, Callable[[float, float], bool]]] = {
     (0.9, "class_token"): ("learning", lambda loss, gain: gain > 0.2),
     (0.999, "head_logits"): ("learning", lambda loss, gain: gain > 0.2),
 }
-"""Cells whose outcome is known beforehand."""
+"""Cells with a known outcome."""
 
 
 def table_of(records: Sequence[ArmRecord]) -> pd.DataFrame:

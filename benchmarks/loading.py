@@ -1,4 +1,4 @@
-"""What reaches the trainer: triplets read from the cohort, and samples delivered by two worker processes."""
+"""Data loading: triplets read from the cohort, and samples delivered by two worker processes."""
 
 from collections.abc import Callable, Iterable
 from statistics import median

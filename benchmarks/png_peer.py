@@ -1,4 +1,4 @@
-"""The peer: how CT slices are commonly fed to a network, one 16-bit PNG per slice, decoded anew for every view.
+"""The peer: how CT slices are commonly fed to a network, one 16-bit PNG per slice, decoded again for every view.
 
 Three PNGs per view, HU, a random window, torchvision's random resized crop (bicubic, antialiased) and flip.
 """

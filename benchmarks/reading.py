@@ -32,7 +32,7 @@ def measure(tiny: bool = False) -> list[Row]:
         expected = ways["ours"]()
         for name in ("plain", "SimpleITK", "MONAI"):
             voxels = ways[name]()
-            voxels = np.where(voxels == PADDING_HU, -1024, voxels)  # only ours knows what padding is
+            voxels = np.where(voxels == PADDING_HU, -1024, voxels)  # only our reader handles padding
             if not np.array_equal(voxels, expected):
                 raise AssertionError(f"{name} reads other voxels")
             del voxels

@@ -1,4 +1,4 @@
-"""Tokens of a nodule's slices to one vector: at the center, averaged, or by an attention that knows where it looks."""
+"""Tokens of a nodule's slices to one vector: at the center, averaged, or by attention that uses slice positions."""
 
 import math
 from typing import Literal
@@ -14,7 +14,7 @@ def build_aggregator(name: AggregatorName, n_features: int) -> nn.Module:
 
     Each takes tokens (B, Z, D), position_mm (B, Z) relative to the nodule's center, and mask (B, Z), true where a
     slice is real and not padding; it gives (B, D). Give every nodule the same range in mm: the number of slices that
-    a nodule spans tells its size.
+    a nodule spans reveals its size.
 
     Raises:
         ValueError: If the name is unknown.
@@ -33,7 +33,7 @@ def build_aggregator(name: AggregatorName, n_features: int) -> nn.Module:
         case "planes":
             return Planes(n_features)
     raise ValueError(
-        f"no aggregator is called {name!r}; there are center, mean, center3_mean, center3_max, attention_z and planes"
+        f"aggregator {name!r} does not exist; use center, mean, center3_mean, center3_max, attention_z or planes"
     )
 
 
@@ -74,10 +74,10 @@ class CenterThree(nn.Module):
 
 
 class AttentionZ(nn.Module):
-    """Gated attention over slices that know their place along z.
+    """Gated attention over slices with an embedding of their position along z.
 
     Each slice's token is joined by an embedding of its signed place in mm and refined by a small residual network, so
-    that a sign above the center differs from the same sign below; a gated attention then weighs the slices.
+    that a finding above the center differs from the same finding below; a gated attention then weighs the slices.
 
     Source: Ilse et al. 2018, arXiv:1802.04712 (gated attention); Vaswani et al. 2017 (sinusoids), here of millimeters.
     """
@@ -107,7 +107,8 @@ class AttentionZ(nn.Module):
 class Planes(nn.Module):
     """Axial, coronal and sagittal triplets through one encoder, fused by gated attention: Z is the plane, 3 of them.
 
-    Places in mm say nothing here: all three planes meet in the center. Each plane has a learned embedding instead.
+    Positions in mm carry no information here: all three planes meet in the center. Each plane has a learned embedding
+    instead.
     """
 
     def __init__(self, n_features: int, n_hidden: int = 64) -> None:
@@ -115,7 +116,7 @@ class Planes(nn.Module):
         super().__init__()
         self.plane = nn.Parameter(
             0.5 * torch.randn(3, n_features)
-        )  # apart from the start, or attention is blind
+        )  # distinct from the start, for attention to use them
         self.attend = _GatedAttention(n_features, n_hidden)
 
     def forward(self, tokens: Tensor, position_mm: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the class token looks: attention weights that the fused kernel does not hand out."""
+"""Attention weights of the class token, which the fused kernel does not return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
         images: (B, 3, S, S), normalized.
 
     Returns:
-        (B, heads, N), softmax weights; what is missing to 1 goes to the class token itself and to the registers.
+        (B, heads, N), softmax weights; the remainder to 1 goes to the class token itself and to the registers.
         None where the last block's attention is of a kind that has no plain queries and keys.
     """
     attention = backbone.vit.blocks[-1].attn

@@ -26,7 +26,7 @@ class BackboneError(Refusal):
 
 
 class Tokens(NamedTuple):
-    """What a backbone says of a batch, after the final norm."""
+    """Output of a backbone for a batch, after the final norm."""
 
     class_token: Tensor  # (B, D)
     patch_tokens: Tensor  # (B, N, D), rows of patches first
@@ -37,8 +37,8 @@ class Backbone(nn.Module):
     """A timm vision transformer that returns its class token and its patch tokens, never its registers.
 
     Attributes:
-        mean, std: Of each channel: what gray values in [0, 1] are normalized with before they are shown to it.
-            timm's for the name, ImageNet's without one; whoever trains or opens weights that saw others sets them.
+        mean, std: Normalization of gray values in [0, 1], per channel. timm's for the name, ImageNet's without one;
+            code that trains or opens weights with other values sets them.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
@@ -147,7 +147,7 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
             f"timm model '{name}' cannot be opened ({type(error).__name__}: {reason}); check the name, the folder, and"
-            " whether the network is there for weights that are not here yet"
+            " the network connection if the weights are not on this machine yet"
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise BackboneError(refusal)

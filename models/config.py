@@ -1,4 +1,4 @@
-"""What networks and their objective are configured by; nothing heavy is imported, so that recipes are read at once."""
+"""Configuration of networks and their objective; nothing heavy is imported, so that recipes are read quickly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BackboneConfig:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse shapes that cannot be."""
+        """Refuse invalid shapes."""
         if self.arch in ("vit_small", "vit_large", "custom") and self.image_px % self.effective_patch_px:
             raise ValueError(
                 f"image_px {self.image_px} is not a multiple of the patch of {self.effective_patch_px} px"
@@ -49,12 +49,12 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadConfig:
-    """Size of the projection head; ln(prototypes) is the loss of a network that says nothing."""
+    """Size of the projection head; ln(prototypes) is the loss of a uniform output."""
 
     prototypes: int = 8192
 
     def __post_init__(self) -> None:
-        """Refuse a head that cannot tell anything apart."""
+        """Refuse fewer than two prototypes."""
         if self.prototypes < 2:
             raise ValueError(f"prototypes must be at least 2, got {self.prototypes}")
 
@@ -81,7 +81,7 @@ class ObjectiveConfig:
     mae_mask: float = 0.7
 
     def __post_init__(self) -> None:
-        """Refuse weights, temperatures and momenta that cannot be."""
+        """Refuse invalid weights, temperatures and momenta."""
         if min(self.gram_weight, self.koleo_weight, self.ibot_weight) < 0:
             raise ValueError("weights of losses cannot be negative; 0 leaves a term out")
         if min(self.student_temp, self.simclr_temp) <= 0:

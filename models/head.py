@@ -28,7 +28,7 @@ class ProjectionHead(nn.Module):
         return self.project(self.embed(tokens))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Map tokens (..., D) to what the last layer is given, (..., D)."""
+        """Map tokens (..., D) to the input of the last layer, (..., D)."""
         embedded: Tensor = self.act(self.hidden(tokens))
         return embedded
 

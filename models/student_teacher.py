@@ -1,4 +1,4 @@
-"""The student, its teacher, and the only method by which the teacher may move."""
+"""The student, its teacher, and the only method that updates the teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.head import ProjectionHead
 
 
 class Output(NamedTuple):
-    """What a network says of views: each tensor begins with (V, B)."""
+    """Output of a network for views: each tensor begins with (V, B)."""
 
     class_token: Tensor  # (V, B, D)
     patch_tokens: Tensor  # (V, B, N, D)
@@ -72,7 +72,7 @@ class StudentTeacher(nn.Module):
         return self
 
     def refresh_gram_teacher(self) -> None:
-        """Make the frozen Gram teacher a copy of today's teacher."""
+        """Make the frozen Gram teacher a copy of the current teacher."""
         if self.gram_teacher is not None:
             self.gram_teacher.load_state_dict(self.teacher.state_dict())
 

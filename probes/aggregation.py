@@ -1,4 +1,4 @@
-"""Which way of pooling a nodule's slices keeps what the third dimension tells? One table, in the same folds."""
+"""Which way of pooling a nodule's slices keeps the information of the third dimension? One table, in the same folds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +61,8 @@ class SliceTokens:
 class AggregatorProbe:
     """One aggregator and a linear classifier on top of it.
 
-    Without parameters of its own the aggregator is read by a `LinearProbe`, the strongest reading there is; a learned
-    one is trained with the classifier. Fitted attribute: `linear_` or `network_`.
+    Without parameters of its own the aggregator is followed by a `LinearProbe`, with its choice of the penalty; a
+    learned one is trained with the classifier. Fitted attribute: `linear_` or `network_`.
 
     Args:
         aggregator: Its name.
@@ -78,7 +78,7 @@ class AggregatorProbe:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.aggregator: AggregatorName = aggregator
         self.settings = settings or FitSettings()
         self.seed = seed
@@ -170,7 +170,7 @@ def compare_aggregators(
     unknown = [name for name in names if name not in get_args(AggregatorName)]
     if unknown:
         raise ValueError(
-            f"no aggregator is called {unknown[0]!r}; there are {', '.join(get_args(AggregatorName))}"
+            f"aggregator {unknown[0]!r} does not exist; choose one of {', '.join(get_args(AggregatorName))}"
         )
     if planes is not None:
         inputs["planes"] = planes

@@ -1,4 +1,4 @@
-"""Do patch tokens say where the nodule is? A linear probe from tokens to its mask, scored by Dice."""
+"""Can the nodule be located from patch tokens? A linear probe from tokens to its mask, scored by Dice."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +19,14 @@ from probes.splits import Fold
 from probes.statistics.bootstrap import mean_difference, mean_with_interval
 from probes.statistics.checks import Floats, Ints
 
-_CUT_NODULES = 200  # enough to place one cut
+_CUT_NODULES = 200  # enough to choose one threshold
 
 
 class DenseProbe:
     """Logistic regression from one patch token to the share of its patch that the mask covers.
 
-    Log odds are upsampled to the mask's resolution (bilinear) and cut where the mean Dice of training nodules is
-    highest.
-    Fitted attributes: `coef_` (D,), `intercept_`, `mean_`, `scale_` (D,), `threshold_` in log odds.
+    Log odds are upsampled to the mask's resolution (bilinear); the threshold maximizes the mean Dice of training
+    nodules. Fitted attributes: `coef_` (D,), `intercept_`, `mean_`, `scale_` (D,), `threshold_` in log odds.
 
     Args:
         c: Inverse penalty, scikit-learn's scale.
@@ -36,7 +35,7 @@ class DenseProbe:
     """
 
     def __init__(self, c: float = 1e-3, max_patches: int = 20_000, seed: int = 0) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.c = c
         self.max_patches = max_patches
         self.seed = seed
@@ -155,7 +154,7 @@ def dense_table(
     reader_masks: Sequence[npt.ArrayLike] | None = None,
     probe: DenseProbe | None = None,
 ) -> pd.DataFrame:
-    """Dice of each set of tokens, in the same folds, beside pixels and beside the readers among themselves.
+    """Dice of each set of tokens, in the same folds, beside pixels and the agreement between readers.
 
     Args:
         rows: Tokens (N, P, D) by name: `features`, `random_weights`, and `pixels` (the gray values of each patch).
@@ -199,7 +198,7 @@ def _mean_columns(name: str, values: Floats, patients: npt.NDArray[Any]) -> dict
 
 
 def _best_threshold(log_odds: npt.NDArray[np.float32], masks: npt.NDArray[np.bool_]) -> float:
-    """The cut with the highest mean Dice, among quantiles of the log odds inside the masks."""
+    """The threshold with the highest mean Dice, among quantiles of the log odds inside the masks."""
     grid = np.unique(np.quantile(log_odds[masks], np.linspace(0.0, 0.95, 40)))
     scores = [dice(log_odds > cut, masks).mean() for cut in grid]
     return float(grid[int(np.argmax(scores))])

@@ -1,8 +1,8 @@
-"""What needs no training: small patches of HU, whitened, compared with words, pooled inside the nodule.
+"""A baseline without training: small patches of HU, whitened, compared with visual words, pooled inside the nodule.
 
-Words may be cluster centers of patches, patches themselves, or random directions: on LIDC's nodules all three know as
-much, so whitening and dense reading inside the nodule are what counts. A network has learned something where it knows
-more than random words.
+Words may be cluster centers of patches, patches themselves, or random directions: on LIDC's nodules all three do
+equally well, so whitening and dense sampling inside the nodule are what counts. A network has learned something
+where it does better than random words.
 
 Source: Coates, Lee and Ng 2011, An analysis of single-layer networks in unsupervised feature learning (whitening,
 k-means, triangle activation, dense patches).
@@ -23,7 +23,7 @@ PATCH_PX, PATCH_MM_PER_PX = 6, 0.5
 RANGE_HU = (-1000.0, 1000.0)
 _PATCHES_PER_CROP = 200
 _LEAST_VARIANCE = 1e-3
-"""Added to the variances of whitening, as a share of their mean: directions of scanner noise are not blown up."""
+"""Added to the variances of whitening, as a share of their mean: directions of scanner noise are not amplified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Dictionary:
 def learn_dictionary(
     slices_hu: npt.NDArray[Any], words: Words = "kmeans", n_words: int = 128, seed: int = 0
 ) -> Dictionary:
-    """Learn whitening from slices that carry no label, and take words in the whitened space.
+    """Learn whitening from unlabeled slices, and choose words in the whitened space.
 
     Args:
         slices_hu: (N, P, P) HU at 0.5 mm per pixel.

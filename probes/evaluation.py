@@ -1,4 +1,4 @@
-"""One table for one question: what do frozen features know of malignancy that needs no features?"""
+"""One table: how well do frozen features predict malignancy, beside baselines that need no features?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ from probes.statistics.metrics import (
 )
 
 HONEST_STRATUM_MM = (6.0, 15.0)
-"""Diameters, mm, among which size alone says least; a stratum of its own in every table."""
+"""Diameters, mm, within which size alone predicts least; a stratum of its own in every table."""
 
 _MAIN_STRATA = ("all", "{:g}-{:g} mm".format(*HONEST_STRATUM_MM))
 

@@ -17,11 +17,11 @@ from probes.statistics.metrics import auroc_with_interval
 
 @dataclass(frozen=True, slots=True)
 class Identifiability:
-    """What a linear probe reads of a property.
+    """How well a linear probe predicts a property.
 
     Attributes:
-        classes: Values of the property that were told apart, sorted.
-        left_out: Values with too few patients to be told apart; their samples are not used.
+        classes: Values of the property that were distinguished, sorted.
+        left_out: Values with too few patients; their samples are not used.
         n: Samples in use.
         balanced_accuracy: Mean recall over the classes, with interval over patients; chance is 1 / len(classes).
         auroc: One class against the rest, by class, with interval over patients.
@@ -53,7 +53,7 @@ def identifiability(
         patient_ids: Patient of each sample, (N,).
         n_folds: Patient-grouped folds, stratified by class.
         min_patients: Classes with fewer patients are left out, and named.
-        c: Inverse penalty of the probes; fixed, since this asks for a floor and not for the best reading.
+        c: Inverse penalty of the probes; fixed, since a lower bound is enough here.
         seed: Of folds and bootstrap.
 
     Raises:
@@ -66,9 +66,7 @@ def identifiability(
     classes = tuple(name for name, count in n_patients.items() if count >= max(min_patients, n_folds))
     if len(classes) < 2:
         counts = ", ".join(f"{name!r} {count}" for name, count in n_patients.items())
-        raise TooFewError(
-            f"two classes with {min_patients} patients each are needed to tell them apart, got {counts}"
-        )
+        raise TooFewError(f"two classes with {min_patients} patients each are needed, got {counts}")
     used = np.isin(names, classes)
     x, truth, who = x[used], np.searchsorted(classes, names[used]), patients[used]
     dealer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -106,5 +104,5 @@ def _mean_recall(truth: Ints, called: Ints, patient: Ints, seed: int, n_bootstra
         return np.asarray(np.mean(by_class, axis=0))
 
     draws = np.concatenate([recall(weights) for weights in patient_weights(patient, n_bootstrap, seed)])
-    low, high = np.nanquantile(draws, (0.025, 0.975))  # a draw without a rare class says nothing
+    low, high = np.nanquantile(draws, (0.025, 0.975))  # a draw without a rare class has no value
     return Estimate(float(recall(np.ones((1, len(truth))))[0]), float(low), float(high))

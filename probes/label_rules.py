@@ -1,4 +1,4 @@
-"""The names of the label rules; apart from what applies them, which needs pandas."""
+"""The names of the label rules, in a module of their own because applying them needs pandas."""
 
 from typing import Literal
 

@@ -2,8 +2,8 @@
 
 A rule takes the readers' marks (`annotations`) and pylidc's clusters of them (`nodules`) and gives labeled
 nodules. Rules that only summarize the ratings of a cluster also work on cohorts without marks, such as a CSV with
-ratings; `article` and `luna_fmcib` regroup or drop marks and need them. `given` reads no rating: its label is the
-one that a table of nodules states.
+ratings; `article` and `luna_fmcib` regroup or drop marks and need them. `given` reads no rating: its label comes from
+the table of nodules.
 """
 
 from collections.abc import Callable
@@ -32,21 +32,21 @@ _LUNA_SMALLEST_MM = 3.0
 
 
 class LabelError(Refusal):
-    """A rule that does not apply to these nodules, or a table of labels that cannot be."""
+    """A rule that does not apply to these nodules, or an invalid table of labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleCounts:
-    """What a rule made of the nodules it was given.
+    """Counts of what a rule did with the nodules.
 
     Attributes:
         rule: Name of the rule.
-        n_given: Nodules (groups of marks) that the rule looked at.
+        n_given: Nodules (groups of marks) that the rule considered.
         n_malignant: Nodules labeled malignant.
         n_benign: Nodules labeled benign.
         n_patients: Patients with a labeled nodule.
         n_three: Nodules with enough readers whose summary rating is exactly 3, "indeterminate".
-        fate_of_three: What the rule makes of a summary rating of exactly 3.
+        fate_of_three: What becomes of a summary rating of exactly 3 under the rule.
         dropped: Reason -> nodules dropped for it; n_given = n_malignant + n_benign + sum of these.
     """
 
@@ -162,8 +162,8 @@ def label_nodules(
     - `luna_fmcib`: marks under 3 mm dropped, then clusters of >= 3 readers, mean rounded half to even, 3
     dropped, {1, 2}
       against {4, 5}. Source: Pai et al. 2024, doi 10.1038/s42256-024-00807-9 (on LUNA16's nodules).
-    - `tcia_diagnosis`: the patient's diagnosis, borne by the patient's largest nodule: primary or
-    metastatic against benign,
+    - `tcia_diagnosis`: the patient's diagnosis, given to the patient's largest nodule: primary or metastatic against
+      benign,
       unknown dropped. Source: the table of patient diagnoses of LIDC-IDRI, The Cancer Imaging Archive.
     - `given`: the column `label` of a table of nodules, 1 malignant against 0 benign, as LUNA25, DLCS and NLST
       state it; nodules without one dropped.
@@ -176,7 +176,7 @@ def label_nodules(
             alone reads it.
 
     Returns:
-        Labeled and dropped nodules, one row for each nodule that the rule looked at, and the counts.
+        Labeled and dropped nodules, one row for each nodule that the rule considered, and the counts.
 
     Raises:
         LabelError: If the rule is unknown, a column is missing, or the rule needs a table that is not there.
@@ -204,9 +204,8 @@ def label_nodules(
 def group_by_z(annotations: pd.DataFrame) -> pd.DataFrame:
     """Group the marks of each patient by height alone, as the article did; x and y are ignored.
 
-    Marks are sorted by the median z of their contours; the lowest free mark is a seed and takes every later
-    mark within 10 mm of itself. Marks of a patient's two scans are not kept apart: the published counts need
-    that.
+    Marks are sorted by the median z of their contours; the lowest free mark is a seed and takes every later mark within
+    10 mm of itself. Marks of a patient's two scans are mixed, as the published counts require.
 
     Returns:
         One row per group in the columns of the nodule table, with the series of the seed; places and sizes
@@ -277,7 +276,7 @@ def _by_diagnosis(nodules: pd.DataFrame, diagnosis: pd.DataFrame | None) -> Labe
     _require("diagnosis", diagnosis, ("patient_id", "diagnosis"))
     if not diagnosis["patient_id"].is_unique:
         twice = diagnosis["patient_id"][diagnosis["patient_id"].duplicated()].iloc[0]
-        raise LabelError(f"patient {twice} has two rows in the table of diagnoses; one is right")
+        raise LabelError(f"patient {twice} has two rows in the table of diagnoses; only one is allowed")
     if not diagnosis["diagnosis"].isin([0, 1, 2, 3]).all():
         raise LabelError("a diagnosis is none of 0 unknown, 1 benign, 2 primary, 3 metastatic")
     _require("nodules", nodules, ("diameter_mm",))
@@ -332,7 +331,7 @@ def _labeled(
     n_three: int,
     fate: Fate,
 ) -> Labeled:
-    """Part the nodules into labeled and dropped, and count both."""
+    """Split the nodules into labeled and dropped, and count both."""
     has_label = np.array([label is not None for label in labels], dtype=bool)
     kept = nodules[has_label].reset_index(drop=True)
     kept["is_malignant"] = np.array([label for label in labels if label is not None], dtype=bool)
@@ -363,6 +362,6 @@ def _require_ratings(rule: LabelRule, nodules: pd.DataFrame) -> None:
     is_labeled = "label" in nodules and nodules["label"].notna().any()
     if is_labeled and not nodules["malignancy_ratings"].map(len).any():
         raise LabelError(
-            f"label rule {rule!r} reads ratings, and no nodule here has any; its table states labels, which the "
+            f"label rule {rule!r} reads ratings, and no nodule here has any; its table has labels, which the "
             "rule 'given' reads"
         )

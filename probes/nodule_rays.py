@@ -1,7 +1,7 @@
-"""A nodule found in its image by rays from its center: diameter, mask, ring and the HU inside; no reader's contour.
+"""A nodule measured in its image by rays from its center: diameter, mask, ring and the HU inside; no reader's contour.
 
 Along each of 64 rays the edge is where HU first fall half-way from the nodule's core to lung. Rays that run along a
-vessel or the pleura go too far; the median of all passes over them, and the mask caps them.
+vessel or the pleura go too far; the median of all is robust to them, and the mask limits them.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the pixels around a nodule know without any network: principal components and logistic regression."""
+"""The pixel baseline, without any network: principal components of the crop and logistic regression."""
 
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from transforms.hounsfield import WindowHU
 from transforms.window_policy import CLINICAL_LUNG_HU
 
 PIXEL_SIZE_MM, PIXEL_OUT_PX = 24.0, 32
-"""Crop on which the pixel floor is measured: wider crops dilute the nodule (0.840 at 48 mm against 0.861)."""
+"""Crop of the pixel baseline: wider crops dilute the nodule (0.840 at 48 mm against 0.861)."""
 
 
 def pixel_features(crops_hu: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -38,7 +38,7 @@ class PixelProbe:
     """
 
     def __init__(self, n_components: int = 60, seed: int = 0) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.n_components = n_components
         self.seed = seed
 

@@ -1,10 +1,10 @@
-"""Figures that a set of samples cannot give, as refusals: a caller may leave such a figure out, and says why."""
+"""Refusals for figures that cannot be computed from the samples: a caller may leave the figure out and report why."""
 
 from transforms.refusal import Refusal
 
 
 class UnmeasurableError(Refusal):
-    """Samples that cannot give a figure: numbers that are not finite, features that are all equal, no reader's mark."""
+    """Samples that do not allow a figure: numbers not finite, all features equal, no mark of a reader."""
 
 
 class TooFewError(UnmeasurableError):

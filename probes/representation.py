@@ -1,4 +1,4 @@
-"""What a set of features looks like: spread, rank, neighbors, and what else than the label can be read from it."""
+"""What a set of features looks like: spread, rank, neighbors, and what else than the label it predicts."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from probes.statistics.metrics import auroc_with_interval
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How features fill their space. Every number needs that of random weights beside it to mean anything.
+    """How features fill their space. Every number is meaningful only beside that of random weights.
 
     Attributes:
         n_features: D.
@@ -132,7 +132,7 @@ def stability(features: npt.ArrayLike, changed: npt.ArrayLike, patient_ids: npt.
         samples, with interval over patients.
 
     Raises:
-        UnmeasurableError: If there is one sample, or all features are equal: there is no unit then.
+        UnmeasurableError: If there is one sample, or all features are equal: then there is no unit.
         ValueError: If the shapes differ.
     """
     x, moved = finite_features(features), finite_features(changed)
@@ -152,8 +152,8 @@ def knn_malignancy(
 ) -> Estimate:
     """AUROC of the share of malignant nodules among the k nearest nodules, by cosine, of other patients.
 
-    A malignant nodule leaves fewer malignant ones among the others, so features that know nothing score a little
-    below 0.5 (0.48 for 150 nodules, 0.45 for 80): the number of random weights, not 0.5, is the floor.
+    A malignant nodule leaves fewer malignant ones among the others, so uninformative features score a little below 0.5
+    (0.48 for 150 nodules, 0.45 for 80): compare with the value of random weights, not with 0.5.
 
     Args:
         features: (N, D).
@@ -164,7 +164,7 @@ def knn_malignancy(
 
     Raises:
         TooFewError: If a class is absent, there is only one patient, or a nodule has no more than k of other patients:
-            if all of them count, the share says how many are left and nothing of the features.
+            if all of them count, the share depends on their number and not on the features.
     """
     truth = binary_labels(labels)
     unit = _unit(finite_features(features, len(truth)))

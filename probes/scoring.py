@@ -13,7 +13,7 @@ from probes.splits import Fold
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
 
 SHUFFLES = 1000
-"""Tries for labels that say nothing and can still be fitted."""
+"""Tries for shuffled labels that can still be fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ def score_nodules(
         patient_ids: Patient of each nodule, (N,).
         folds: Training and test rows.
         baselines: Further rows by name, each a probe factory and what it is fitted on: `pixels`, `random_weights`.
-        vectors: Features (N, D) that stand beside diameter in a linear probe; None: `features`, if they are (N, D).
+        vectors: Features (N, D) that join diameter in a linear probe; None: `features`, if they are (N, D).
         seed: Of the shuffle and of the inner folds of the probe with diameter.
         prior: See `probes.heads.linear.cross_fit`: one for all calls whose scores are pooled.
-        shuffled: Labels that say nothing, from `shuffle_labels` over the folds of all calls whose scores are pooled;
+        shuffled: Uninformative labels, from `shuffle_labels` over the folds of all calls whose scores are pooled;
             None: over these folds.
 
     Returns:
@@ -66,7 +66,7 @@ def score_nodules(
     rows = {"features": cross_fit(probe_factory, features, truth, patient_ids, pairs, prior)}
     beside = features if vectors is None and np.ndim(features) == 2 else vectors  # type: ignore[arg-type]
     if beside is not None and diameter is not None:
-        # Log diameter carries no penalty: where the features are silenced, diameter alone remains.
+        # Log diameter carries no penalty: where the features are shrunk to zero, diameter alone remains.
         joined = np.column_stack([finite_features(beside, len(truth)), np.log(diameter)])  # type: ignore[arg-type]
         rows["features_and_diameter"] = cross_fit(
             lambda: LinearProbe(n_unpenalized=1, seed=seed), joined, truth, patient_ids, pairs, prior
@@ -82,7 +82,7 @@ def score_nodules(
 def shuffle_labels(
     labels: Ints, patient_ids: npt.NDArray[Any], folds: Sequence[Fold | tuple[Ints, Ints]], seed: int
 ) -> Ints:
-    """Return labels that say nothing, dealt anew until a probe can be fitted to every training fold.
+    """Return shuffled labels, shuffled again until a probe can be fitted to every training fold.
 
     A single shuffle of few positives may leave a training fold with one class, where the true labels left two.
 
@@ -97,9 +97,9 @@ def shuffle_labels(
     """
     trained = [fold.train if isinstance(fold, Fold) else fold[0] for fold in folds]
 
-    def rarest(dealt: Ints) -> int:
+    def rarest(shuffled: Ints) -> int:
         """Fewest patients that any class has in any training fold."""
-        own = [patient_ids[train][dealt[train] == label] for train in trained for label in (0, 1)]
+        own = [patient_ids[train][shuffled[train] == label] for train in trained for label in (0, 1)]
         return min(len(np.unique(patients)) for patients in own)
 
     needed = max(1, min(2, rarest(labels)))
@@ -117,7 +117,7 @@ def shuffle_labels(
 def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats | None:
     """Diameters as float64 (N,); None where one is not known (NaN).
 
-    A row that knows the diameter of some nodules alone stands beside no other: such rows are left out.
+    A row with the diameter of only some nodules is not comparable to the others and is left out.
 
     Raises:
         ValueError: If there are not n of them, or one is not above 0 mm.

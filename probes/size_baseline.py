@@ -1,4 +1,4 @@
-"""The floors beside every probe that need no image: what size and the readers' own ratings know.
+"""Baselines without an image, beside every probe: how well size and the readers' own ratings predict the label.
 
 The readers' diameter and ratings are oracles: they come from the people who gave the label. The number of readers is
 never an
@@ -90,11 +90,11 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
         calcification; those two are categories, whose numbers have no order.
 
     Raises:
-        UnmeasurableError: If a nodule has no mark, or nothing says which marks are a nodule's.
+        UnmeasurableError: If a nodule has no mark, or it is not known which marks belong to a nodule.
     """
     if "annotation_ids" not in nodules and "cluster_id" not in nodules:
         raise UnmeasurableError(
-            "the nodules carry no cluster_id, so nothing says which readers' marks are theirs"
+            "the nodules carry no cluster_id, so it is not known which readers' marks are theirs"
         )
     ratings = annotations[list(_ORDINAL)].astype(np.float64)
     ratings["soft_tissue"] = annotations["internalStructure"] == _SOFT_TISSUE

@@ -15,7 +15,7 @@ from transforms.refusal import Refusal
 
 
 class HoldoutError(Refusal):
-    """A share of the patients to hold out that is none."""
+    """An invalid holdout."""
 
 
 Holdout = float | Literal["half_a", "half_b"]
@@ -99,10 +99,10 @@ def patient_folds(
         patient_ids: Patient of each row, (n,).
         labels: Binary label of each row, (n,).
         unseen: Patients that the backbone did not see: test folds draw on these alone, training folds use
-            every other patient. None when nobody knows whom the backbone saw.
+            every other patient. None when it is not known which patients the backbone saw.
         n_folds: Test folds per repeat.
-        n_repeats: Times the patients are dealt anew.
-        seed: Of the deal.
+        n_repeats: Times the patients are shuffled.
+        seed: Of the shuffles.
 
     Returns:
         The folds, with `leak` "unknown" when `unseen` is None and "no_holdout" when no row belongs to an

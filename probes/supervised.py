@@ -1,4 +1,4 @@
-"""Networks trained on the labels themselves: what "supervised" means as a measured row."""
+"""Networks trained on the labels themselves: the measured row "supervised"."""
 
 from collections.abc import Mapping
 from typing import Literal, Self
@@ -17,7 +17,7 @@ Architecture = Literal["resnet18", "resnet18_3d"]
 
 
 class WeightsError(Refusal):
-    """Weights that are not of the network that they were given for."""
+    """Weights of another network."""
 
 
 class SupervisedProbe:
@@ -41,7 +41,7 @@ class SupervisedProbe:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.architecture: Architecture = architecture
         self.weights = weights
         self.settings = settings or FitSettings(lr=3e-4, max_epochs=40, patience=8, batch_size=32)

@@ -1,7 +1,7 @@
 """MONAI transforms: a DICOM folder, a NIfTI file or an HU volume in; HU volumes and model inputs out.
 
-`from transforms import LoadDicomSeriesd` imports what is asked for and no more: the modules beneath are loaded when a
-name of theirs is first used, so that processes that need no MONAI (900 MB) do not pay for it.
+`from transforms import LoadDicomSeriesd` imports only what it needs: a submodule is loaded when one of its names is
+first used, so that processes without MONAI save its 900 MB.
 """
 
 from importlib import import_module
@@ -65,5 +65,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Name what can be imported, loaded or not."""
+    """List the public names, loaded or not."""
     return sorted({*globals(), *_MODULES})

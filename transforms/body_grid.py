@@ -1,4 +1,4 @@
-"""A coarse map of where body and lung are: enough to aim views at, made once per volume."""
+"""A coarse map of where body and lung are: enough to place views, made once per volume."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,10 @@ _WORK = 128
 
 
 def body_grid(volume_hu: NDArray[np.int16], is_patch: bool = False) -> NDArray[np.uint8]:
-    """Say of each cell of a 32 x 32 grid over each slice whether it shows air outside, body or lung.
+    """Classify each cell of a 32 x 32 grid over each slice as outside, body or lung.
 
-    The body is the largest piece denser than -500 HU in a slice, with what it encloses; lung is what is lighter
-    than -500 HU within it (bowel gas and airways too: this map aims views, it measures nothing).
+    The body is the largest connected component above -500 HU in a slice, holes filled; lung is everything below -500 HU
+    within it (bowel gas and airways too: this map places views and is no measurement).
 
     Args:
         volume_hu: (Z, Y, X) HU, any in-plane size.

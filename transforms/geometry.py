@@ -3,7 +3,7 @@
 Arrays are indexed (z, y, x) with z toward the head. `affine_ras` is the 4 x 4 matrix that takes (z, y, x, 1) to RAS
 millimeters. Where slices are missing the array stays compact, so one matrix cannot describe it: the distance of every
 slice from the first, `slice_offsets_mm`, then says where each slice lies. It is empty when nothing is missing.
-`VolumeGeometry` holds these together: what reads a volume asks it, and unpacks no affine of its own.
+`VolumeGeometry` holds these together: code that reads a volume uses it instead of unpacking the affine itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,10 +50,10 @@ class VolumeGeometry:
 
     @classmethod
     def from_meta(cls, shape: Sequence[int], affine: ArrayLike, meta: Mapping[str, Any]) -> Self:
-        """Take the geometry of a MetaTensor, (1, Z, Y, X) or (Z, Y, X), wherever MONAI's transforms left it.
+        """Take the geometry of a MetaTensor, (1, Z, Y, X) or (Z, Y, X), also after MONAI's transforms.
 
         Gaps are stated for the slices as they were loaded. They stay true when the volume is flipped, turned or
-        resampled in the plane, and are counted anew when slices were cut off.
+        resampled in the plane, and are recomputed when slices were cut off.
 
         Args:
             shape: Of the tensor; its last three axes count.
@@ -75,7 +75,7 @@ class VolumeGeometry:
             if loaded != [*here.shape] and sorted(loaded) == sorted(here.shape):
                 raise TransformError(
                     f"the volume has the shape {here.shape} and was loaded as {tuple(loaded)}, but its affine is still "
-                    "that of the file: its axes were exchanged by what does not keep the affine (such as Transposed); "
+                    "that of the file: its axes were exchanged without updating the affine (such as by Transposed); "
                     'use Orientationd(keys, axcodes="SPL") instead'
                 )
         gaps, offsets = _numbers(meta.get("gaps"), int), _numbers(meta.get("slice_offsets_mm"), float)
@@ -91,7 +91,7 @@ class VolumeGeometry:
         if not is_cut or first < 0 or (offsets and first + n_slices > len(offsets)):
             raise TransformError(
                 "slices of this series are missing, and it was resampled, turned or padded along z since it was "
-                "loaded, so that nothing says any more where they are missing; cut triplets or crops before that"
+                "loaded, so that their position is no longer known; cut triplets or crops before that"
             )
         affine, kept = self.affine_ras, tuple(gap - first for gap in gaps if 0 <= gap - first < n_slices - 1)
         if first and offsets:

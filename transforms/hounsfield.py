@@ -128,7 +128,7 @@ class RandWindowHUd(Randomizable, MapTransform):
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> "RandWindowHUd":
-        """Hand the generator on to the array form."""
+        """Pass the generator to the array form."""
         super().set_random_state(seed, state)
         self.draw.set_random_state(state=self.R)
         return self

@@ -1,4 +1,4 @@
-"""Compressed bytes of a file, inflated to their checksum: libraries that read images stop before they meet it."""
+"""Compressed bytes of a file, inflated to their checksum: image libraries often stop before they reach it."""
 
 import zlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def inflate(file: BinaryIO, wbits: int, max_bytes: int, max_input: int = 1 << 62
         max_input: Compressed bytes that belong to the stream.
 
     Raises:
-        SeriesRefusedError: If the bytes are damaged (their checksum says so), cut short, or too many.
+        SeriesRefusedError: If the bytes are damaged (wrong checksum), cut short, or too many.
     """
     chunks, n_bytes = [], 0
     for chunk in _inflated(file, wbits, max_input):

@@ -1,4 +1,4 @@
-"""A volume in HU with its geometry as MONAI's tensor: what the transforms of this package hand to each other."""
+"""A volume in HU with its geometry as MONAI's tensor: what the transforms of this package exchange."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ def meta_volume(volume_hu: NDArray[Any], geometry: VolumeGeometry, meta: Mapping
     """Wrap a volume, voxels shared and not copied.
 
     Args:
-        volume_hu: (Z, Y, X) HU, writable, as torch knows no other memory; a file is mapped copy-on-write for it.
+        volume_hu: (Z, Y, X) HU, writable, as torch requires; a file is mapped copy-on-write for it.
         geometry: Of the volume.
-        meta: What else the tensor is to say of itself. Values of one form for every volume go into a batch together.
+        meta: Further entries of the tensor's `meta`. Use the same types for every volume, so that they can be collated.
 
     Returns:
         (1, Z, Y, X); its affine takes the tensor's own order (z, y, x) to RAS mm.

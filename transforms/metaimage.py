@@ -116,7 +116,7 @@ def _read_header(path: Path) -> _Header:
     for other, name in _SAME.items():
         if other in fields and other != "ElementSize":
             if fields.get(name, fields[other]).split() != fields[other].split():
-                raise SeriesRefusedError(f"{name} and {other}, two names of one thing, differ")
+                raise SeriesRefusedError(f"{name} and {other}, two names of one field, differ")
             fields[name] = fields[other]
     fields.setdefault("ElementSpacing", fields.get("ElementSize", ""))
     return _Header(fields, at if at > 0 else len(content))
@@ -140,7 +140,7 @@ def _check_kind(header: _Header) -> None:
 
 
 def _affine(header: _Header) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Index (x, y, z) -> RAS mm, and what is to be said of it."""
+    """Index (x, y, z) -> RAS mm, and notes on it."""
     notes = []
     spacing = decimals("ElementSpacing", header.get("ElementSpacing"), 3)
     if spacing.min() <= 0:
@@ -173,7 +173,7 @@ def _orientation_note(letters: str, directions: NDArray[np.float64]) -> list[str
     for letter, direction in zip(letters.upper(), directions, strict=True):
         axis = int(np.abs(direction).argmax())
         if axis != _FROM_TO[letter] or (direction[axis] > 0) != (letter in _TOWARD_PLUS):
-            return ["AnatomicalOrientation says otherwise than TransformMatrix, which counts, as in ITK"]
+            return ["AnatomicalOrientation contradicts TransformMatrix, which is used, as in ITK"]
     return []
 
 
@@ -181,9 +181,7 @@ def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[np.g
     """Stored voxels, (x, y, z)."""
     kind = _TYPES.get(header.get("ElementType"))
     if kind is None:
-        raise SeriesRefusedError(
-            "ElementType is none of the whole or real numbers of 8 to 64 bits that are read"
-        )
+        raise SeriesRefusedError("ElementType is not an integer or floating-point type of 8 to 64 bits")
     order = ">" if header.truth("ElementByteOrderMSB", "False" if kind.endswith("1") else "") else "<"
     dtype = np.dtype(order + kind)
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -56,7 +56,7 @@ def read_nifti(path: Path) -> FileVolume:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Let nibabel work in silence, and turn what it raises on a damaged file into a refusal."""
+    """Silence nibabel, and turn what it raises on a damaged file into a refusal."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -59,7 +59,7 @@ class NoduleCrop(Randomizable, Transform):
         diameter_mm: float | None = None,
         randomize: bool = True,
     ) -> torch.Tensor:
-        """Crop; `is_replicated` then says whether a slice stands in for a missing neighbor.
+        """Crop; `is_replicated` then says whether a slice was repeated in place of a missing neighbor.
 
         Args:
             volume_hu: (1, Z, Y, X) with its affine; `meta` may carry gaps, slice_offsets_mm and kind
@@ -77,7 +77,7 @@ class NoduleCrop(Randomizable, Transform):
         """
         if not isinstance(volume_hu, MetaTensor) or volume_hu.ndim != 4 or volume_hu.shape[0] != 1:
             raise TransformError(
-                f"a nodule is cropped from a MetaTensor (1, Z, Y, X), which knows its affine; got "
+                f"a nodule is cropped from a MetaTensor (1, Z, Y, X), which carries its affine; got "
                 f"{type(volume_hu).__name__} of shape {tuple(volume_hu.shape)}"
             )
         if randomize:

@@ -1,8 +1,8 @@
 """Crops around a nodule: a stated size in mm at a stated number of pixels, the same for every nodule.
 
-A nodule is never resized to fill its crop, so its size stays visible. What is not the image tells nothing:
-the number of slices follows from a range in mm that is the same for every nodule, and on patches that were
-cut to the nodule's own length only the one triplet that every patch has is given; all else is refused there.
+A nodule is never resized to fill its crop, so its size stays visible. Only the image may carry information on the
+label: the number of slices follows from a range in mm that is the same for every nodule, and on patches that were cut
+to the nodule's own length only the one triplet that every patch has is given; all else is refused there.
 """
 
 from collections.abc import Collection, Sequence
@@ -72,7 +72,7 @@ class Crop:
 
     Attributes:
         hu: HU, shaped as `CropSpec.form` says.
-        is_replicated: Whether a slice stands in for a neighbor that does not exist (volume edge, gap).
+        is_replicated: Whether a slice was repeated for a neighbor that does not exist (volume edge, gap).
     """
 
     hu: NDArray[np.float32]
@@ -111,7 +111,7 @@ def crop_nodule(
         raise NoCropError(
             "crop reaches outside a patch",
             f"the form {spec.form} reaches outside a patch in z, which is only as long as its nodule: "
-            "the border would tell the label; use the form triplet",
+            "the border would reveal the label; use the form triplet",
         )
     match spec.form:
         case "triplet":
@@ -124,7 +124,7 @@ def crop_nodule(
                 raise NoCropError(
                     "crop reaches outside a patch",
                     f"slices within {spec.z_range_mm} mm reach outside this patch of {len(volume_hu)} slices, which "
-                    "is as long as its nodule: the repeats would tell the label; use the form triplet",
+                    "is as long as its nodule: the repeats would reveal the label; use the form triplet",
                 )
             return Crop(np.stack([crop.hu for crop in crops]), is_replicated)
         case "cube":

@@ -96,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
         if not line:
             return fields, at
         if line.startswith("#") or re.match(r"[^:]*:=", line):
-            continue  # a comment, or a key of somebody's own
+            continue  # a comment, or a user-defined key
         name, colon, value = line.partition(": ")
         name = _SAME.get(name.strip().lower(), name.strip().lower())
         if not colon or name not in _KNOWN:
@@ -106,7 +106,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
         fields[name] = value.strip()
     if "data file" not in fields:
         raise SeriesRefusedError(
-            "its header does not end with an empty line, so nothing says where voxels begin"
+            "its header does not end with an empty line, so the start of the voxels is not known"
         )
     return fields, at
 
@@ -117,7 +117,7 @@ def _affine(fields: dict[str, str]) -> NDArray[np.float64]:
     if signs is None:
         raise SeriesRefusedError(
             "`space` is neither left-posterior-superior, right-anterior-superior nor left-anterior-superior, so "
-            "nothing says where the volume lies in the patient"
+            "the position of the volume in the patient is not known"
         )
     units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
     if any(unit not in ("mm", "millimeter", "") for unit in units):
@@ -129,7 +129,7 @@ def _affine(fields: dict[str, str]) -> NDArray[np.float64]:
     if len(vectors) != 3 or _VECTOR.sub("", fields["space directions"]).strip():
         raise SeriesRefusedError("`space directions` must be three vectors")
     if "spacings" in fields:
-        raise SeriesRefusedError("`spacings` beside `space directions`: one of them is right")
+        raise SeriesRefusedError("`spacings` beside `space directions`: only one of them may be given")
     columns = [decimals("space directions", vector.replace(",", " "), 3) for vector in vectors]
     origin = _VECTOR.fullmatch(fields.get("space origin", ""))
     if origin is None:
@@ -146,7 +146,7 @@ def _voxels(path: Path, fields: dict[str, str], start: int, shape: tuple[int, ..
     """Stored voxels, axes in the order of the file."""
     kind = _TYPES.get(fields.get("type", ""))
     if kind is None:
-        raise SeriesRefusedError("`type` is none of the whole or real numbers of 8 to 64 bits that are read")
+        raise SeriesRefusedError("`type` is not an integer or floating-point type of 8 to 64 bits")
     if any(fields.get(name, neutral) != neutral for name, neutral in _NEUTRAL.items()):
         raise SeriesRefusedError(
             "`line skip` and `byte skip` are not read: voxels must begin where the file does"
@@ -168,7 +168,7 @@ def _voxels(path: Path, fields: dict[str, str], start: int, shape: tuple[int, ..
         elif encoding == "raw":
             content = file.read(n_bytes) if size == n_bytes else b""
         else:
-            raise SeriesRefusedError("`encoding` is neither raw nor gzip, which alone are read")
+            raise SeriesRefusedError("`encoding` is neither raw nor gzip, the only ones that are read")
     if len(content) != n_bytes:
         raise SeriesRefusedError(
             f"its voxels are not the {n_bytes} bytes that sizes and type need: cut short, or too long"

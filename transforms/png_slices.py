@@ -1,4 +1,4 @@
-"""CT slices as 16-bit PNG: stored value = HU + 32768, slope 1. Anything that looks otherwise is refused."""
+"""CT slices as 16-bit PNG: stored value = HU + 32768, slope 1. Anything else is refused."""
 
 import io
 import warnings
@@ -54,7 +54,7 @@ def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
     if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1] or low >= NO_AIR_ABOVE_HU:
         raise SeriesRefusedError(
             f"read as value - {OFFSET} the voxels run from {low} to {high} HU, which no chest CT does: "
-            "the PNGs were written by another convention"
+            "the PNGs were written with another convention"
         )
     return volume_hu
 

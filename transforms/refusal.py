@@ -1,7 +1,7 @@
-"""What cannot be done as asked, raised on purpose: `Refusal` and how files and series of CT are turned away.
+"""Errors raised on purpose for requests that cannot be fulfilled: `Refusal`, and those of CT files and series.
 
-A refusal is the user's to mend and says how, in one sentence. Every other exception is a bug of ours: nothing catches
-it, it ends with its trace. This module imports nothing, so that every package may build its own refusals on it.
+The user can correct the cause of a refusal, and its message says how. Every other exception is a bug: it is not caught
+and ends with its traceback. This module imports nothing, so that every package may build its own refusals on it.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ NO_AIR_ABOVE_HU = -200
 
 
 class Refusal(Exception):
-    """What was asked cannot be; the message is one sentence: what was given, why it cannot be, what would be right.
+    """A request that is not possible; the message is one sentence: what was given, why it fails, what would be right.
 
-    It is no ValueError: numpy, torch and pandas raise those for bugs.
+    It is no ValueError, because numpy, torch and pandas raise those for bugs.
 
     Attributes:
         exit_code: Of a command that ends with it.
@@ -25,7 +25,7 @@ class Refusal(Exception):
 
 
 class SeriesRefusedError(Refusal):
-    """A series, or a file of it, that cannot be turned into a right HU volume.
+    """A series, or a file of it, that cannot be turned into a valid HU volume.
 
     The reason is one sentence a radiology engineer can act on. It holds numbers and DICOM names only, never text
     copied out of a header, because it is stored and logged.
@@ -38,12 +38,12 @@ class SeriesRefusedError(Refusal):
         self.series_uid = series_uid
 
     def __reduce__(self) -> tuple[type["SeriesRefusedError"], tuple[str, str]]:
-        """Travel between processes with both fields."""
+        """Pickle both fields."""
         return type(self), (self.reason, self.series_uid)
 
 
 class TransformError(Refusal):
-    """A transform is given what it cannot work on (a wrong shape, no affine), or settings that cannot be."""
+    """A transform got input that it cannot use (a wrong shape, no affine), or invalid settings."""
 
 
 class NoCropError(Refusal):

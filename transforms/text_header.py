@@ -20,7 +20,7 @@ def decimals(name: str, text: str, count: int) -> NDArray[np.float64]:
         raise SeriesRefusedError(f"{name} must be {count} number(s)")
     values = np.array([float(part) for part in parts])
     if not np.isfinite(values).all() or np.abs(values).max() > 1e7:
-        raise SeriesRefusedError(f"{name} holds a number beyond all measure")
+        raise SeriesRefusedError(f"{name} holds a number out of range")
     return values
 
 

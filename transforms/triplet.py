@@ -18,7 +18,7 @@ from transforms.neighbors import triplet_indices
 from transforms.refusal import TransformError
 
 VOLUME_KEYS = ("affine", "original_affine", "spatial_shape", "gaps", "slice_offsets_mm")
-"""What a MetaTensor's meta says about the whole volume and a slice of it must not repeat."""
+"""Entries of a MetaTensor's meta that hold for the whole volume and are dropped for a slice."""
 
 
 class SliceTriplet(Transform):
@@ -43,7 +43,7 @@ class SliceTriplet(Transform):
         spacing_z_mm: float | None = None,
         gaps: Collection[int] | None = None,
     ) -> torch.Tensor | NDArray[Any]:
-        """Cut the triplet; `is_replicated` then says whether z had to stand in for a neighbor.
+        """Cut the triplet; `is_replicated` then says whether z was repeated in place of a neighbor.
 
         Args:
             volume_hu: (Z, Y, X), or channel first (1, Z, Y, X). A MetaTensor brings its own spacing (affine)
@@ -89,7 +89,7 @@ class SliceTriplet(Transform):
 class SliceTripletd(MapTransform):
     """Cut the triplet around slice `data[z_key]` out of each key.
 
-    Adds `<key>_is_replicated`: whether z stands in for a neighbor that does not exist.
+    Adds `<key>_is_replicated`: whether z was repeated in place of a missing neighbor.
     """
 
     def __init__(

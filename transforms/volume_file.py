@@ -1,7 +1,7 @@
 """Stored voxels and an affine, from a file of one volume -> an HU volume (z, y, x), under one set of rules.
 
 Every format that keeps a whole volume in a file (NIfTI, MetaImage, NRRD) ends here, and follows the rules of the DICOM
-reader: which HU are plausible, which value around the circle of reconstruction is padding, which spacing can be.
+reader: which HU are plausible, which value around the circle of reconstruction is padding, which spacing is valid.
 """
 
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ class FileVolume:
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Refuse what is not one three-dimensional volume of a size that can be."""
+    """Refuse what is not one three-dimensional volume of plausible size."""
     if len(shape) != 3 or min(shape) < 2 or np.prod(shape, dtype=float) > MAX_VOXELS:
         raise SeriesRefusedError(f"not one three-dimensional volume: its shape is {shape}")
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
-    """Refuse an affine, (4, 4) from index to mm, that cannot be one of CT."""
+    """Refuse an affine, (4, 4) from index to mm, that is not plausible for CT."""
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
     if not np.isfinite(affine).all() or lengths.min() == 0:
@@ -68,7 +68,7 @@ def volume_of(
     Args:
         stored: HU as numbers of any type, three axes in any order.
         affine_ras: (4, 4), from the indices of `stored` to RAS mm; see `check_affine`.
-        notes: What is to be said of the volume beside what is found here.
+        notes: Notes on the volume, added to those found here.
 
     Raises:
         SeriesRefusedError: If the values are not HU of a chest.

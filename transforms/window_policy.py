@@ -56,7 +56,7 @@ class WindowConfig:
     """Factor on HU before windowing; 0.1 repeats an encoding error of the published runs, as an arm."""
 
     def __post_init__(self) -> None:
-        """Refuse a window that cannot be."""
+        """Refuse an invalid window."""
         if self.policy not in get_args(WindowPolicy):
             raise ValueError(f"window policy {self.policy!r} is unknown; use one of {get_args(WindowPolicy)}")
         if self.per not in ("view", "sample"):

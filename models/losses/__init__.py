@@ -1,1 +1,1 @@
-"""One objective a file, and the named weighted sum that the trainer minimizes."""
+"""One objective per file, and the named weighted sum that the trainer minimizes."""

@@ -26,8 +26,7 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float
         student_temp: Temperature of the student's softmax.
 
     Returns:
-        Scalar, nats, mean over samples and over the pairs (i, j) with i != j. A teacher and student that say nothing
-        give ln K.
+        Scalar, nats, mean over samples and over the pairs (i, j) with i != j. Uniform outputs of both give ln K.
 
     Raises:
         ValueError: If no pair of different views exists.
@@ -36,7 +35,7 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float
     """
     n_student, n_teacher = student_logits.shape[0], teacher_probs.shape[0]
     if n_student < 2:
-        raise ValueError(f"DINO compares different views of a slice; the student was given {n_student} view")
+        raise ValueError(f"DINO compares different views of a slice; the student got {n_student} view")
     log_probs = F.log_softmax(wide(student_logits) / student_temp, dim=-1)
     # No matrix product: autocast would round it to half precision, and one running sum over K prototypes and B samples
     # loses digits that sums by pairs keep.

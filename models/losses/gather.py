@@ -25,7 +25,7 @@ def gather(values: Tensor, dim: int) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """The values of all processes; each gets back what all of them found for its own."""
+    """The values of all processes; the backward pass sums the gradients of all for each."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, ...]:

@@ -61,7 +61,7 @@ def draw_mask(
 
 
 def hidden_patches(mask: NDArray[np.bool_], device: torch.device) -> HiddenPatches:
-    """Find the hidden patches on the CPU, where their number is known without asking the device."""
+    """Find the hidden patches on the CPU, where their number is known without synchronizing with the device."""
     of_image = mask.sum(axis=-1, keepdims=True)
     divisor = np.broadcast_to(of_image * (of_image > 0).sum(), mask.shape)[mask]
     places = np.flatnonzero(mask)

@@ -1,4 +1,4 @@
-"""The named weighted sum: which terms a recipe asks for, and what they say of one batch."""
+"""The named weighted sum: which terms a recipe asks for, and their values for one batch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Batch(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a watcher may look at, without gradient."""
+    """Tensors for monitoring, without gradient."""
 
     teacher_probs: Tensor | None  # (Vt, B, K)
     student_logits: Tensor | None  # (Vs, B, K)
     class_token: Tensor  # (Vt, B, D), the teacher's
-    gain: Tensor | None  # stands in for the gain of prototypes where there are none
+    gain: Tensor | None  # used where there are no prototypes to compute it from
 
 
 class Terms(NamedTuple):
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         logits = gather(student.logits, dim=1)
         named = {"simclr": nt_xent_loss(logits, self.config.simclr_temp)}
         self._align_and_spread(named, networks, student, teacher, batch.global_views)
-        # ln(2B - 1) - loss is the InfoNCE bound on what one view says about the other (arXiv:1807.03748).
+        # ln(2B - 1) - loss is the InfoNCE bound on the information between the views (arXiv:1807.03748).
         gain = math.log(2 * logits.shape[1] - 1) - named["simclr"].detach()
         return Terms(self._weigh(named), named, Seen(None, None, teacher.class_token, gain), {})
 

@@ -1,4 +1,4 @@
-"""Where half precision is not enough: losses run in float32, and in float64 when that is what they are given."""
+"""Where half precision is not enough: losses run in float32, and in float64 for float64 inputs."""
 
 import torch
 from torch import Tensor

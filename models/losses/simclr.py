@@ -17,7 +17,7 @@ def nt_xent_loss(embeddings: Tensor, temperature: float) -> Tensor:
         temperature: Of the softmax over the other 2B - 1 embeddings.
 
     Returns:
-        Scalar, nats; ln(2B - 1) for embeddings that say nothing.
+        Scalar, nats; ln(2B - 1) for embeddings that are all equal.
 
     Raises:
         ValueError: If there are not exactly two views or fewer than two slices.
@@ -26,9 +26,7 @@ def nt_xent_loss(embeddings: Tensor, temperature: float) -> Tensor:
     """
     views, batch = embeddings.shape[:2]
     if views != 2 or batch < 2:
-        raise ValueError(
-            f"NT-Xent pairs two views of 2 or more slices; it was given {views} views of {batch}"
-        )
+        raise ValueError(f"NT-Xent pairs two views of 2 or more slices; got {views} views of {batch}")
     with torch.autocast(embeddings.device.type, enabled=False):
         unit = F.normalize(wide(embeddings).flatten(0, 1), dim=-1)
         logits = unit @ unit.T / temperature

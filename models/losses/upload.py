@@ -1,4 +1,4 @@
-"""What is drawn on the CPU goes to the device that trains."""
+"""Copies arrays that were drawn on the CPU to the training device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows in = rows out + rows left out, by reason: what was left out is counted, printed and never silent."""
+"""Rows in = rows out + rows left out, by reason: what is left out is always counted and printed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Accounting:
     left_out: Counter[str]
 
     def __post_init__(self) -> None:
-        """End with RuntimeError where rows went missing: that is a bug, and no figure may rest on it."""
+        """End with RuntimeError where rows went missing: that is a bug, and no figure may be computed from them."""
         if self.n_in != self.n_kept + self.left_out.total():
             raise RuntimeError(
                 f"{self.n_in} {self.what} came in, {self.n_kept} are {self.kept_as} and {self.left_out.total()} left "

@@ -1,4 +1,4 @@
-"""What a cohort is made of: figures from a phantom or from synthetic slices say nothing about patients."""
+"""What a cohort is made of: figures from a phantom or from synthetic slices do not apply to patients."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Literal
 from pipelines.cohort.folder import Cohort
 
 SYNTHETIC = "synthetic"
-"""Manufacturer of the wall study's volumes: whoever reports figures from them can tell."""
+"""Manufacturer of the wall study's volumes, so that figures from them can be recognized."""
 
 CohortKind = Literal["real CT", "phantom", "synthetic slices"]
 
 
 def cohort_kind(cohort: Cohort) -> CohortKind:
-    """Tell by the tables: the phantom's nodules name their source, the synthetic slices their maker."""
+    """Read the kind from the tables: `source` of the phantom's nodules, `manufacturer` of the synthetic slices."""
     if (cohort.nodules["source"] == "phantom").any():
         return "phantom"
     if (cohort.series["manufacturer"] == SYNTHETIC).any():

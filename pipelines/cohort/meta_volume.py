@@ -12,7 +12,7 @@ from transforms.meta_volume import meta_volume
 
 
 def mapped_volume(cohort: Cohort, row: Mapping[Any, Any]) -> MetaTensor:
-    """Return a volume as `LoadDicomSeries` would, without reading it: what no one looks at stays on disk.
+    """Return a volume as `LoadDicomSeries` would, without reading it: pages are read from disk at first use.
 
     Args:
         cohort: Where it lies.

@@ -18,7 +18,7 @@ def export_png(cohort: Cohort, out: Path) -> int:
 
     The index has the Hub's columns (png_path, series_dir, slice_index, encoding, spacing_x/y/z in mm) and, so that
     nothing is lost on the way back, the ids, the affine, the offset of each slice, and what the volume is: a patch that
-    came back as a series would tell its nodule's size by its length.
+        came back as a series would reveal its nodule's size by its length.
 
     Returns:
         The number of slices.
@@ -33,7 +33,7 @@ def export_png(cohort: Cohort, out: Path) -> int:
             slice_indices = _slice_indices(volume)
             for z, slice_hu in enumerate(cohort.volume(volume["volume_id"])):
                 path = folder / f"{z:04d}.png"
-                # The volume may have been prepared anew since, from more slices; to look is far cheaper than to write.
+                # The volume may have been prepared again since, from more slices; a check is far cheaper than a write.
                 if not holds_slice(path, slice_hu):
                     png = encode_png(slice_hu)
                     write_atomically(path, lambda file, png=png: file.write(png))  # type: ignore[misc]

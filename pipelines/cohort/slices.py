@@ -106,7 +106,7 @@ def _has_both_neighbors(n_slices: int, gaps: tuple[int, ...]) -> NDArray[np.bool
 
 
 def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
-    # Keys count slices of the whole cohort, so a slice keeps its key whichever patients are chosen.
+    # Keys count slices of the whole cohort, so a slice keeps its key for any choice of patients.
     everyone = cohort.series.sort_values("volume_id")
     depth = np.array([int(shape[0]) for shape in everyone["shape"]], dtype=np.int64)
     first = dict(zip(everyone["volume_id"], np.concatenate([[0], depth.cumsum()[:-1]]), strict=True))
@@ -116,7 +116,7 @@ def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
 def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int], tuple[float, float]]:
     """Return the in-plane center of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels.
 
-    Of two nodules on one slice the larger is named. One of unknown diameter touches the slice of its center.
+    Of two nodules on one slice the larger is taken. One of unknown diameter touches the slice of its center.
     """
     points: dict[tuple[int, int], tuple[float, float]] = {}
     if cohort.nodules.empty:

@@ -39,7 +39,7 @@ SERIES = pa.schema(
         ("transfer_syntax", _TEXT),
         ("is_lossy", _TRUTH),
         ("n_padding_voxels", _WHOLE),
-        ("kind", _TEXT),  # "series", or "patch": cut around a nodule, says nothing of what lies outside
+        ("kind", _TEXT),  # "series", or "patch": cut around a nodule, without its surroundings
         ("sha256", _TEXT),  # of the voxels, int16 little-endian in C order
         ("notes", _TEXT),
     ]
@@ -72,7 +72,7 @@ NODULES = pa.schema(
         ("z_min_mm", _REAL),
         ("z_max_mm", _REAL),
         ("source", _TEXT),  # "pylidc", "phantom" or "csv"
-        ("flag", _TEXT),  # what is doubtful, in words; "" if nothing
+        ("flag", _TEXT),  # description of what is doubtful; "" if nothing
     ]
 )
 
@@ -83,7 +83,7 @@ REFUSED = pa.schema(
         ("n_files", _WHOLE),
         ("n_rows", _WHOLE),  # of the annotation table, 0 where files are refused
         ("reason", _TEXT),
-        ("source_id", _TEXT),  # tells the sources of one cohort apart
+        ("source_id", _TEXT),  # distinguishes the sources of one cohort
     ]
 )
 

@@ -1,4 +1,4 @@
-"""What `prepare` is configured by, and the formats that a source may have; nothing heavy is imported here."""
+"""Configuration of `prepare`, and the formats that a source may have; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class PrepareConfig:
     """Hash every volume of the cohort again at the end."""
 
     def __post_init__(self) -> None:
-        """Refuse combinations that mean nothing."""
+        """Refuse invalid combinations."""
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
         if self.witness != "none" and self.from_ not in ("auto", "dicom"):
             raise ValueError(
-                f"witness={self.witness} compares DICOM files; it cannot be had with from={self.from_}"
+                f"witness={self.witness} compares DICOM files; it is not available with from={self.from_}"
             )
         is_phantom = not self.source and self.from_ in ("auto", "dicom")
         if not is_phantom and self.cohort == PHANTOM_COHORT:

@@ -1,4 +1,4 @@
-"""The embedded cohorts: made when a command needs one and it is not there."""
+"""The built-in synthetic cohorts: made when a command needs one that does not exist yet."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ EMBEDDED = (PHANTOM, *WALLS)
 
 
 def ensure_cohort(root: Path) -> None:
-    """Make the phantom or a wall cohort if `root` is its place and nothing is there; others are left to the user."""
+    """Make the phantom or a wall cohort if `root` is its default folder and does not exist; no other cohort."""
     if (root / "series.parquet").is_file() or str(root) not in EMBEDDED:
         return
-    # What makes a cohort is heavy, and most commands find theirs.
+    # Imported here because it is heavy and most commands find their cohort.
     if root == Path(PHANTOM):
         from pipelines.ingest.config import PrepareConfig
         from pipelines.ingest.preparation import prepare_cohort
 
-        print(f"{root} is not there yet: making the phantom cohort")
+        print(f"{root} does not exist yet: making the phantom cohort")
         prepare_cohort(PrepareConfig(cohort=PHANTOM))
     else:
         from pipelines.phantom.wall_cohort import make_wall_cohort
         from pipelines.phantom.wall_slices import Growth
 
-        print(f"{root} is not there yet: drawing the synthetic slices")
+        print(f"{root} does not exist yet: drawing the synthetic slices")
         make_wall_cohort(root, growth=Growth(**WALLS[str(root)]))

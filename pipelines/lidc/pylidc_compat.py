@@ -23,11 +23,11 @@ _MODULES_WITH_NUMPY = ("Annotation", "Contour", "Scan", "annotation_distance_met
 
 
 class PylidcError(Refusal):
-    """The package pylidc, or its DICOM root, is not what is needed."""
+    """The package pylidc or its DICOM root is missing or unsuitable."""
 
 
 class _NumpyWithOldNames(types.ModuleType):
-    """numpy as pylidc knows it: three removed aliases, everything else passed through to numpy itself."""
+    """numpy as pylidc expects it: three removed aliases, everything else passed through to numpy itself."""
 
     int, float, bool = int, float, bool
 
@@ -57,7 +57,7 @@ def _import_pylidc() -> types.ModuleType:
     sys.modules["pkg_resources"] = stub
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside pylidc that nobody here can mend
+            warnings.simplefilter("ignore")  # deprecations inside pylidc, which cannot be fixed here
             pylidc = import_module("pylidc")
             modules: list[Any] = [import_module(f"pylidc.{name}") for name in _MODULES_WITH_NUMPY]
     finally:
@@ -79,7 +79,7 @@ def load_pylidc(dicom_root: Path | None = None) -> types.ModuleType:
     """Import pylidc so that queries, clusters, masks and volumes work.
 
     Args:
-        dicom_root: Folder that holds `LIDC-IDRI-dddd/...`; only `Scan.to_volume` and its kin need it. It
+        dicom_root: Folder that holds `LIDC-IDRI-dddd/...`; only `Scan.to_volume` and related methods need it. It
             replaces the entry of `~/.pylidcrc`, which is neither read nor written.
 
     Returns:

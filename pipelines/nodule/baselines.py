@@ -1,4 +1,4 @@
-"""The floors of a cohort's nodules: AUROC of size, readers' ratings and pixels, with intervals, by stratum."""
+"""The baselines of a cohort's nodules: AUROC of size, readers' ratings and pixels, with intervals, by stratum."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _SIZES = (("diameter", "mm"), ("volume", "mm3"))
 
 
 @dataclass(frozen=True, slots=True)
-class FloorSettings:
-    """Folds and draws of all floors."""
+class BaselineSettings:
+    """Folds and draws of all baselines."""
 
     folds: int
     repeats: int
@@ -35,8 +35,8 @@ class FloorSettings:
     seed: int
 
 
-def rules_table(labeled: Mapping[LabelRule, Labeled], settings: FloorSettings) -> pd.DataFrame:
-    """Counts of each rule, what becomes of 3, and the AUROC of the readers' diameter under it."""
+def rules_table(labeled: Mapping[LabelRule, Labeled], settings: BaselineSettings) -> pd.DataFrame:
+    """Counts of each rule, its use of rating 3, and the AUROC of the readers' diameter under it."""
     rows = []
     for rule, one in labeled.items():
         counts = one.counts
@@ -49,7 +49,9 @@ def rules_table(labeled: Mapping[LabelRule, Labeled], settings: FloorSettings) -
             "rated_3": counts.n_three,
             "fate_of_3": counts.fate_of_three,
         }
-        scored = score_floor("diameter", one.nodules, one.nodules["diameter_mm"], settings, ("all", "6_15mm"))
+        scored = score_baseline(
+            "diameter", one.nodules, one.nodules["diameter_mm"], settings, ("all", "6_15mm")
+        )
         for stratum, suffix in (("all", ""), ("6_15mm", "_6_15mm")):
             found = scored.set_index("stratum").loc[stratum]
             row |= {f"{name}{suffix}": found[name] for name in ("auroc", "ci_low", "ci_high")}
@@ -57,8 +59,8 @@ def rules_table(labeled: Mapping[LabelRule, Labeled], settings: FloorSettings) -
     return pd.DataFrame(rows)
 
 
-def measure_floors(cohort: Cohort, labeled: Labeled, settings: FloorSettings) -> pd.DataFrame:
-    """Measure the floors that need no image: diameter, volume, and the readers' characteristics where there are marks.
+def measure_baselines(cohort: Cohort, labeled: Labeled, settings: BaselineSettings) -> pd.DataFrame:
+    """Measure the baselines that need no image: diameter, volume, and readers' characteristics if there are marks.
 
     Args:
         cohort: The cohort; its marks give the characteristics.
@@ -66,10 +68,10 @@ def measure_floors(cohort: Cohort, labeled: Labeled, settings: FloorSettings) ->
         settings: Folds and draws.
 
     Returns:
-        One row per floor and stratum, see `score_by_stratum`. What cannot be measured is printed with its reason.
+        One row per baseline and stratum, see `score_by_stratum`. What cannot be measured is printed with its reason.
     """
     nodules = labeled.nodules
-    tables = [score_floor(name, nodules, nodules[f"{name}_{unit}"], settings) for name, unit in _SIZES]
+    tables = [score_baseline(name, nodules, nodules[f"{name}_{unit}"], settings) for name, unit in _SIZES]
     if len(cohort.annotations):
         try:
             ratings = mean_characteristics(cohort.annotations, nodules)
@@ -81,27 +83,27 @@ def measure_floors(cohort: Cohort, labeled: Labeled, settings: FloorSettings) ->
 
 
 def _characteristics(
-    ratings: NDArray[np.float64], nodules: pd.DataFrame, settings: FloorSettings
+    ratings: NDArray[np.float64], nodules: pd.DataFrame, settings: BaselineSettings
 ) -> list[pd.DataFrame]:
-    """The floor of the readers' characteristics; empty where there are too few patients for folds."""
+    """The baseline of the readers' characteristics; empty where there are too few patients for folds."""
     splits = folds_of("characteristics", nodules, settings)
     if splits is None:
         return []
     scores = characteristics_scores(ratings, labels_of(nodules), splits)
-    return [score_floor("characteristics", nodules, scores, settings)]
+    return [score_baseline("characteristics", nodules, scores, settings)]
 
 
-def floor_metrics(floors: pd.DataFrame) -> dict[str, float]:
-    """Metrics of the floors: `nodules/<floor>_auroc` with `_ci_low`, `_ci_high` and the stratum as suffix."""
+def baseline_metrics(baselines: pd.DataFrame) -> dict[str, float]:
+    """Metrics of the baselines: `nodules/<baseline>_auroc` with `_ci_low`, `_ci_high` and the stratum as suffix."""
     metrics = {}
-    for row in floors[floors["auroc"].notna()].to_dict("records"):
+    for row in baselines[baselines["auroc"].notna()].to_dict("records"):
         suffix = "" if row["stratum"] == "all" else f"_{row['stratum']}"
         for name, ending in (("auroc", ""), ("ci_low", "_ci_low"), ("ci_high", "_ci_high")):
-            metrics[f"nodules/{row['floor']}_auroc{ending}{suffix}"] = float(row[name])
+            metrics[f"nodules/{row['baseline']}_auroc{ending}{suffix}"] = float(row[name])
     return metrics
 
 
-def folds_of(floor: str, nodules: pd.DataFrame, settings: FloorSettings) -> Splits | None:
+def folds_of(baseline: str, nodules: pd.DataFrame, settings: BaselineSettings) -> Splits | None:
     """Patient folds; no backbone is involved, so every patient is unseen. None and a printed reason if too few."""
     patients = nodules["patient_id"].astype(str).tolist()
     try:
@@ -114,7 +116,7 @@ def folds_of(floor: str, nodules: pd.DataFrame, settings: FloorSettings) -> Spli
             seed=settings.seed,
         )
     except TooFewError as reason:
-        print(f"{floor}: not measured: {reason}")
+        print(f"{baseline}: not measured: {reason}")
         return None
 
 
@@ -123,14 +125,14 @@ def labels_of(nodules: pd.DataFrame) -> NDArray[np.int64]:
     return nodules["is_malignant"].to_numpy(dtype=np.int64)
 
 
-def score_floor(
-    floor: str,
+def score_baseline(
+    baseline: str,
     nodules: pd.DataFrame,
     scores: ArrayLike,
-    settings: FloorSettings,
+    settings: BaselineSettings,
     strata: Sequence[str] = tuple(STRATA_MM),
 ) -> pd.DataFrame:
-    """Score one floor on labeled nodules: rows of `score_by_stratum` under the floor's name."""
+    """Score one baseline on labeled nodules: rows of `score_by_stratum` under its name."""
     rows = score_by_stratum(
         labels_of(nodules),
         scores,
@@ -140,5 +142,5 @@ def score_floor(
         settings.seed,
         strata,
     )
-    rows.insert(0, "floor", floor)
+    rows.insert(0, "baseline", baseline)
     return rows

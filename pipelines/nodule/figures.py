@@ -63,7 +63,7 @@ def malignancy_figure(nodules: pd.DataFrame) -> Figure:
 
 
 def agreement_figure(nodules: pd.DataFrame) -> Figure:
-    """Draw how often one reader's rating meets another's on the same nodule, with weighted kappa."""
+    """Draw how often two readers' ratings coincide on the same nodule, with weighted kappa."""
     counts = rating_pairs(nodules)
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axis = figure.subplots()

@@ -1,4 +1,4 @@
-"""What the images of nodules say without a network: floors of pixels and of a measured diameter; a contact sheet."""
+"""Image baselines of nodules without a network: pixels and a measured diameter; a contact sheet."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
-from pipelines.nodule.baselines import FloorSettings, folds_of, labels_of, score_floor
+from pipelines.nodule.baselines import BaselineSettings, folds_of, labels_of, score_baseline
 from pipelines.nodule.figures import MALIGNANT
-from pipelines.nodule.labeled import nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import nodule_set, warn_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
 from pipelines.nodule.refusals import NoNodulesError
 from probes.labels import Labeled
@@ -44,18 +44,18 @@ class ImagedNodules:
         wide_hu: (n, 3, P, P) HU, crops under `WIDE_SPEC`.
         dropped: nodule_id and reason of each nodule without a label or a crop.
         splits: Patient folds over the rows of `table`; None where a class has too few patients.
-        floors: Rows of `score_by_stratum` for each floor.
+        baselines: Rows of `score_by_stratum` for each baseline.
     """
 
     table: pd.DataFrame
     wide_hu: NDArray[np.float32]
     dropped: pd.DataFrame
     splits: Splits | None
-    floors: pd.DataFrame
+    baselines: pd.DataFrame
 
 
-def measure_images(cohort: Cohort, labeled: Labeled, settings: FloorSettings) -> ImagedNodules | None:
-    """Crop the nodules and measure the floors that read images.
+def measure_images(cohort: Cohort, labeled: Labeled, settings: BaselineSettings) -> ImagedNodules | None:
+    """Crop the nodules and measure the baselines that read images.
 
     Args:
         cohort: A cohort with volumes.
@@ -76,22 +76,22 @@ def measure_images(cohort: Cohort, labeled: Labeled, settings: FloorSettings) ->
             "nodules", small.labeled.counts.n_given, "cropped", len(small.labels), small.dropped["kind"]
         )
     )
-    tell_of_doubtful_places(small)
+    warn_of_doubtful_places(small)
     wide = nodule_set(cohort, rule, WIDE_SPEC)
     nodules = small.table
     diameters = image_diameter_mm(wide.crops_hu[:, 1], WIDE_SPEC.mm_per_px)
-    tables = [score_floor("image_diameter", nodules, diameters, settings)]
+    tables = [score_baseline("image_diameter", nodules, diameters, settings)]
     if len(nodules) < labeled.counts.n_labeled:
-        tables.append(score_floor("diameter_where_imaged", nodules, nodules["diameter_mm"], settings))
+        tables.append(score_baseline("diameter_where_imaged", nodules, nodules["diameter_mm"], settings))
     splits = folds_of("pixels", nodules, settings)
     if splits is not None:
         scores = pixel_scores(small.crops_hu, labels_of(nodules), splits)
-        tables.append(score_floor("pixels", nodules, scores, settings))
+        tables.append(score_baseline("pixels", nodules, scores, settings))
         if small.is_replicated.any():
             whole = ~small.is_replicated
-            tables.append(score_floor("pixels_without_repeats", nodules[whole], scores[whole], settings))
-    floors = pd.concat(tables, ignore_index=True)
-    return ImagedNodules(nodules, wide.crops_hu, small.dropped, splits, floors)
+            tables.append(score_baseline("pixels_without_repeats", nodules[whole], scores[whole], settings))
+    baselines = pd.concat(tables, ignore_index=True)
+    return ImagedNodules(nodules, wide.crops_hu, small.dropped, splits, baselines)
 
 
 def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:

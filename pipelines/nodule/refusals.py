@@ -1,4 +1,4 @@
-"""Refusals of nodules, apart from what needs MONAI."""
+"""Refusals of nodules, in a module that does not need MONAI."""
 
 from transforms.refusal import Refusal
 

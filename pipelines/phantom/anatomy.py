@@ -76,7 +76,7 @@ class Thorax:
         return height, y - np.float32(middle[1]), x - np.float32(middle[2])
 
     def cavity_depth_mm(self, z: Array, y: Array, x: Array) -> Array:
-        """Depth under the inner chest wall, mm, about true near the wall; negative outside."""
+        """Depth under the inner chest wall, mm, approximate, good near the wall; negative outside."""
         height, y, x = self.offsets(z, y, x)
         width = np.float32(self.half_width_mm - 11) * (1 - np.float32(0.05) * (height + 1))
         depth = np.float32(self.half_depth_mm - 9) * (1 - np.float32(0.04) * (height + 1))
@@ -142,7 +142,7 @@ def chest_hu(grid: Grid, thorax: Thorax, vessels: list[Segment], rng: np.random.
 
 
 def grow_vessels(thorax: Thorax, rng: np.random.Generator) -> list[Segment]:
-    """Grow branching vessels from both hila, and some that run up and down and so look round in a slice."""
+    """Grow branching vessels from both hila, and some along z, which are round in a slice."""
     segments: list[Segment] = []
     middle = np.asarray(thorax.middle_mm)
     for side in (-1.0, 1.0):

@@ -1,7 +1,7 @@
-"""Writes an HU volume as a CT series the way two makers do: real DICOM, one file a slice.
+"""Writes an HU volume as a CT series in the style of two manufacturers: real DICOM, one file per slice.
 
 GE-like: signed pixels, intercept -1024, and PixelPaddingValue -2000 outside the circular field of view. Philips-like:
-12 bits unsigned, intercept -1000. File names say nothing about the order of the slices, as in real archives.
+12 bits unsigned, intercept -1000. File names do not follow the order of the slices, as in real archives.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def phantom_uid(*names: object) -> UID:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeriesHeader:
-    """What a series says about itself beside its pixels."""
+    """Header values of a series."""
 
     key: str
-    """Names the series; every UID is a hash of it."""
+    """Identifies the series; every UID is a hash of it."""
     patient_id: str
     flavour: Flavour
     spacing_mm: tuple[float, float, float]

@@ -1,8 +1,8 @@
-"""Nodules with a known answer: their place, size, margin, density, and what four readers say about them.
+"""Nodules with a known answer: their place, size, margin, density, and the ratings of four readers.
 
 The probability that a nodule looks malignant grows with its diameter, and, at any diameter, with a spiculated margin
 and with ground-glass density. So diameter alone is a fair baseline, and there is something left to learn. Ground
-glass is darker than a solid nodule: the sum of bright voxels is no short cut.
+glass is darker than a solid nodule: the sum of bright voxels is no shortcut.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ N_READERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one reader marked: the eight LIDC ratings, in pylidc's words and scales, and a measured diameter."""
+    """What one reader marked: the eight LIDC ratings, with pylidc's names and scales, and a measured diameter."""
 
     subtlety: int
     internalStructure: int
@@ -74,7 +74,7 @@ def draw_nodules(
 
 
 def suspicion_of(diameter_mm: float, margin: Margin, density: Density) -> float:
-    """Expected malignancy rating, before it is cut to 1 .. 5."""
+    """Expected malignancy rating, before it is clipped to 1 .. 5."""
     size = math.log(diameter_mm / 8.0) / 0.42
     return 1.95 + 0.8 * size + 1.35 * (margin == "spiculated") + 0.95 * (density == "ground_glass")
 

@@ -1,8 +1,8 @@
 """Shapes whose size is known, drawn on a voxel grid with partial volume.
 
 One frame serves every function here: points are (z, y, x) in mm from the center of voxel (0, 0, 0). A shape is
-returned as a box of slices and the covered fraction of each voxel in it, so that drawing costs what the shape is
-large and not what the volume is large.
+returned as a box of slices and the covered fraction of each voxel in it, so that drawing costs time by the size of the
+shape, not of the volume.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A synthetic thorax cohort as real DICOM files, with everything about its nodules known.
 
-It is the cohort that every entry point falls back on: it downloads nothing, holds no patient data, and passes
-through the same reader, tables and probes as real CT. `phantom_truth.json` at its root holds what four readers say
-about each nodule, and what is true.
+It is the default cohort of every entry point: it downloads nothing, holds no patient data, and passes
+through the same reader, tables and probes as real CT. `phantom_truth.json` at its root holds four readers' ratings of
+each nodule, and the truth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 __all__ = ["PERSONAL_STRINGS", "public_patient_ids", "rows_for_series", "write_phantom"]
 
 SLICE_SPACINGS_MM = (2.5, 1.25, 0.7, 2.0, 1.0, 2.5, 1.25)
-"""Taken in turn; seven of them, so that each meets both makers."""
+"""Taken in turn; seven of them, so that each is combined with both manufacturers."""
 
 PERSONAL_INDEX = 1
 PERSONAL_FOLDER = "Quillfeather_Isolde_19470311"
@@ -67,7 +67,7 @@ PERSONAL_STRINGS = (
     "555-0142",
     "Wilhelmina",
 )
-"""Text that stands in the headers or the folder name of one patient and may appear in nothing that we write."""
+"""Text in the headers or the folder name of one patient, which must not appear in any output."""
 
 
 def public_id(index: int) -> str:
@@ -97,7 +97,7 @@ def write_phantom(
         workers: Processes; by default one per core that this process may use.
 
     Raises:
-        PhantomError: If `root` holds something else, or the numbers make no chest.
+        PhantomError: If `root` holds something else, or a number is too small for a chest.
     """
     if n_patients < 1 or size_px < 32 or height_mm < 24:
         raise PhantomError(
@@ -116,7 +116,7 @@ def write_phantom(
         truth = {"format": FORMAT, **made_with, "patients": patients}
         (partial_root / TRUTH_FILE).write_text(json.dumps(truth, indent=1) + "\n")
         if root.exists():
-            root.rmdir()  # it was empty a moment ago; if another process filled it, this refuses
+            root.rmdir()  # it was empty a moment ago; if another process filled it, this fails
         partial_root.rename(root)
     except OSError:
         if not _is_there(root, made_with):
@@ -126,7 +126,7 @@ def write_phantom(
 
 
 def _is_there(root: Path, made_with: dict[str, Any]) -> bool:
-    """Whether `root` holds this very phantom; refuses a folder that holds anything else."""
+    """Whether `root` holds this phantom; a folder that holds anything else is refused."""
     if not root.exists() or not any(root.iterdir()):
         return False
     truth = read_truth(root)
@@ -145,7 +145,7 @@ def _partial_folder(root: Path, process_id: int) -> Path:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what killed writers left beside `root`; a writer that still lives keeps its folder."""
+    """Remove what killed writers left beside `root`; the folder of a running writer stays."""
     for folder in root.parent.glob(f".{root.name}.partial-*"):
         process_id = int(folder.name.rpartition("-")[2])
         try:
@@ -167,9 +167,7 @@ def _write_patients(
         jobs, total=n_patients, desc="phantom", unit="patient", disable=None, leave=False
     ):
         if isinstance(truth, Crashed):
-            raise ChildProcessError(
-                f"the process that drew patient {index} of the phantom was ended from outside"
-            )
+            raise ChildProcessError(f"the process that drew patient {index} of the phantom was killed")
         truths[index] = truth
     return [truths[index] for index in range(n_patients)]
 
@@ -185,7 +183,7 @@ class Patient:
     nodules: list[Nodule]
 
     def truth(self, index: int) -> dict[str, Any]:
-        """What `phantom_truth.json` says about this patient."""
+        """The entry of `phantom_truth.json` for this patient."""
         return {
             "public_id": None if index == PERSONAL_INDEX else public_id(index),
             "scan_id": index + 1,
@@ -225,7 +223,7 @@ def write_patient(root: Path, seed: int, index: int, *, size_px: int, height_mm:
 def _scan(
     rng: np.random.Generator, seed: int, index: int, size_px: int, height_mm: float
 ) -> tuple[Grid, SeriesHeader]:
-    """How one patient is scanned: spacing, place in the scanner's frame, maker."""
+    """How one patient is scanned: spacing, position in the scanner's frame, manufacturer."""
     spacing_z = SLICE_SPACINGS_MM[index % len(SLICE_SPACINGS_MM)]
     spacing_xy = round(rng.uniform(164, 180) / size_px, 4)
     grid = Grid((round(height_mm / spacing_z) + 1, size_px, size_px), (spacing_z, spacing_xy, spacing_xy))

@@ -1,4 +1,4 @@
-"""What is true of the phantom: `phantom_truth.json`, and the same as the tables that real data have."""
+"""The truth of the phantom: `phantom_truth.json`, and the same as the tables of real data."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def nodule_truth(nodule: Nodule, header: SeriesHeader, grid: Grid) -> dict[str, 
 
 
 def read_truth(source_root: Path) -> dict[str, Any] | None:
-    """Return what `phantom_truth.json` at the root says, or None where there is none."""
+    """Return `phantom_truth.json` at the root, or None where there is none."""
     path = source_root / TRUTH_FILE
     if not path.is_file():
         return None

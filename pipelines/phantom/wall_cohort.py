@@ -1,4 +1,4 @@
-"""The synthetic slices of the wall study as a cohort, so that `pretrain` and campaigns run on them like on any other.
+"""The synthetic slices of the wall study as a cohort, so that `pretrain` and campaigns run on them as on any other.
 
 One volume is a stack of unrelated slices with their neighbors, three by three, and a gap after each three. With
 `slices=inner` a training sees exactly the middle slices, each with its own neighbors.

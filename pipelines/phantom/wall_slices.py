@@ -2,8 +2,8 @@
 
 Two textured lungs at about -850 HU with vessels, a heart and a spine in a body, 15 HU of noise. The three channels are
 neighboring slices: vessels wander, body and organs grow or shrink at rates of their own, noise is new. Lengths are
-fractions of half the image. How much they grow decides what a teacher finds in both views of a slice, and can be
-turned (docs/decisions/0003-what-the-wall-study-shows.md).
+fractions of half the image. How much they grow decides what a teacher finds in both views of a slice, and can be set
+(docs/decisions/0003-what-the-wall-study-shows.md).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def chest_slices(
         growth: How much everything may grow (default `Growth()`).
 
     Raises:
-        ValueError: If there is no slice to draw, fewer than 16 pixels to draw it on, or something that could vanish.
+        ValueError: If there is no slice to draw, fewer than 16 pixels, or a growth out of range.
     """
     if n < 1 or size_px < 16:
         raise ValueError(f"a study needs at least 1 slice of at least 16 pixels, got {n} of {size_px}")
@@ -119,7 +119,7 @@ def _vessels_hu(
     z: NDArray[np.float64],
     lung: Ellipse,
 ) -> NDArray[np.float64]:
-    """Vessels of one lung, round or drawn out, -1000 HU between them."""
+    """Vessels of one lung, round or elongated, -1000 HU between them."""
     center_y, center_x, half_y, half_x = lung
     angle, reach = rng.uniform(0, 2 * np.pi, N_VESSELS), np.sqrt(rng.uniform(0, 0.75, N_VESSELS))
     drift = rng.normal(0, 0.03, (2, N_VESSELS))

@@ -16,7 +16,7 @@ from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.ingest.default_cohort import ensure_cohort
-from pipelines.nodule.labeled import NoduleSet, nodule_set, tell_of_doubtful_places
+from pipelines.nodule.labeled import NoduleSet, nodule_set, warn_of_doubtful_places
 from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
 from pipelines.probing.figures import roc_figure
 from pipelines.probing.folds import Fold, fold_plan
@@ -52,7 +52,7 @@ def labeled_nodules(
     """Label and crop the nodules of a probe."""
     nodules = nodule_set(cohort, config.rule, spec, whole_slice, diagnosis)
     print(nodules.labeled.counts)
-    tell_of_doubtful_places(nodules)
+    warn_of_doubtful_places(nodules)
     return nodules
 
 

@@ -1,4 +1,4 @@
-"""One learned query that looks at all patch tokens: what a class token or a mean of patches would have to summarize."""
+"""One learned query with attention over all patch tokens, in place of the class token or the mean of patches."""
 
 from typing import Self
 
@@ -16,7 +16,7 @@ class AttentiveProbe:
     The query starts at zero, so training starts from the plain mean of the patches. Fitted attribute: `network_`.
 
     Args:
-        dropout: Share of pooled features silenced in training.
+        dropout: Dropout rate of pooled features in training.
         settings: Of the training; None: the defaults of `FitSettings`.
         seed: Of initialization, batches, dropout and the patients set aside.
         device: Where to train.
@@ -31,7 +31,7 @@ class AttentiveProbe:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.dropout = dropout
         self.settings = settings or FitSettings()
         self.seed = seed
@@ -63,7 +63,7 @@ class AttentiveProbe:
         return predict(self.network_, (_tokens(features),), self.device)
 
     def attention(self, features: npt.ArrayLike | Tensor) -> Tensor:
-        """Where the query looks: weights over the patches, (B, N), each row sums to 1."""
+        """Attention weights over the patches, (B, N), each row sums to 1."""
         network = self.network_
         assert isinstance(network, AttentivePool)
         with torch.no_grad():

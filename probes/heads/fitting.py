@@ -28,7 +28,7 @@ class FitSettings:
     patience: int = 15
     """Epochs without a lower validation loss after which training stops."""
     inner_folds: int = 5
-    """One of so many patient-grouped folds is set aside to stop on."""
+    """Number of patient-grouped folds, of which one is set aside for early stopping."""
 
 
 def fit_network(
@@ -43,7 +43,7 @@ def fit_network(
 ) -> nn.Module:
     """Train a network and return it as it was when its loss on the set-aside patients was lowest.
 
-    Classes weigh the same, so that the logit is evidence as `linear.Probe` wants it. The global random state
+    Classes weigh the same, so that the logit is evidence as `linear.Probe` defines it. The global random state
     is left as it was found.
 
     Args:
@@ -77,7 +77,7 @@ def fit_network(
     usable = [fold for fold in folds if np.unique(truth[fold.train]).size == 2]
     if not usable:
         raise TooFewError(
-            f"{rarer} patients of the rarer class cannot be parted for early stopping; more are needed"
+            f"{rarer} patients of the rarer class cannot be split for early stopping; more are needed"
         )
     fold = usable[0]
     target = torch.from_numpy(truth).float()
@@ -108,7 +108,7 @@ def _train(
         network.train()
         for batch in torch.split(rows[torch.randperm(len(rows), generator=order)], settings.batch_size):
             if len(batch) == 1 and len(rows) > 1:
-                continue  # batch normalization has nothing to normalize one sample by
+                continue  # batch normalization needs more than one sample
             moved = _to_device(inputs, batch, device)
             moved = moved if augment is None else augment(moved, noise)
             optimizer.zero_grad(set_to_none=True)
@@ -171,7 +171,7 @@ class Standardize(nn.Module):
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from `seed` inside, and give the global random state back unchanged."""
+    """Draw from `seed` inside, and restore the global random state at the end."""
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

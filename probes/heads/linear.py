@@ -13,7 +13,7 @@ from probes.splits import Fold, patient_folds
 from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
-_UNPENALIZED = 1e-3  # a ridge that no data notice, so that a column which separates the classes stays finite
+_UNPENALIZED = 1e-3  # a negligible ridge keeps coefficients finite where a column separates the classes
 
 
 class Samples(Protocol):
@@ -61,7 +61,7 @@ class LinearProbe:
     def __init__(
         self, c: float | Sequence[float] = C_GRID, inner_folds: int = 5, n_unpenalized: int = 0, seed: int = 0
     ) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.c = c
         self.inner_folds = inner_folds
         self.n_unpenalized = n_unpenalized
@@ -76,7 +76,8 @@ class LinearProbe:
             patient_ids: Patient of each sample, (N,).
 
         Raises:
-            UnmeasurableError: If a class is absent, features are not finite, or one patient of a class is to choose C.
+            UnmeasurableError: If a class is absent, features are not finite, or C is to be chosen with one patient of a
+                class.
         """
         truth = binary_labels(labels)
         x = finite_features(features, len(truth))
@@ -84,7 +85,9 @@ class LinearProbe:
         if not grid or grid[0] <= 0:
             raise ValueError(f"C must be above 0, got {grid}")
         if not 0 <= self.n_unpenalized <= x.shape[1]:
-            raise ValueError(f"{self.n_unpenalized} unpenalized columns of {x.shape[1]} features cannot be")
+            raise ValueError(
+                f"{self.n_unpenalized} unpenalized columns were asked for, but there are {x.shape[1]} features"
+            )
         best = 0
         if len(grid) > 1:
             self.inner_log_loss_ = self._inner_log_loss(x, truth, np.asarray(patient_ids), grid)
@@ -138,8 +141,8 @@ class LinearProbe:
         penalized = x.shape[1] - self.n_unpenalized
         basis = row_space(x[:, :penalized]) if penalized > len(x) else None
         used = x if basis is None else np.hstack([x[:, :penalized] @ basis, x[:, penalized:]])
-        # From the prior, features that know nothing are already at the minimum: their evidence is exactly 0, and no
-        # rounding ranks one fold above another.
+        # From the prior, uninformative features are already at the minimum: their evidence is exactly 0, and rounding
+        # cannot rank one fold above another.
         weights, path = np.append(np.zeros(used.shape[1]), logit(truth.mean())), []
         for c in grid:
             penalty = np.full(used.shape[1], 1 / c)
@@ -162,7 +165,7 @@ def cross_fit(
 
     Each fold's evidence is turned into a probability with one share of positives for all folds, that of the tested
     samples. With each training set's own share, a fold rich in positives would be scored low by a training set poor
-    in them, and features that know nothing would fall below 0.5 (Parker et al. 2007, BMC Bioinformatics 8:326).
+    in them, and uninformative features would fall below 0.5 (Parker et al. 2007, BMC Bioinformatics 8:326).
 
     Args:
         probe_factory: Makes a fresh probe for each fold.
@@ -170,8 +173,8 @@ def cross_fit(
         labels: 0 or 1, (N,).
         patient_ids: Patient of each sample, (N,).
         folds: Training and test rows, from `probes.splits` or as pairs of index arrays; any number of repeats.
-        prior: The one share of positives; None: that of the tested samples. Calls whose scores are ranked together
-            need one for all, or a call rich in positives would be scored high for that alone.
+        prior: The one share of positives; None: that of the tested samples. Calls whose scores are ranked together need
+            the same one; otherwise a call rich in positives would score high for that alone.
 
     Returns:
         Mean over the repeats, (N,); NaN for a sample that no fold tests.

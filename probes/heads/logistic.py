@@ -53,7 +53,7 @@ def fit_logistic(
                 break
             shrink /= 2
         else:
-            break  # rounding is all that is left to win
+            break  # only rounding is left
         weights, margin, loss = trial, margin - shrink * margin_step, trial_loss
     return weights
 

@@ -1,4 +1,4 @@
-"""A small network on frozen features: what they know beyond a weighted sum."""
+"""A small network on frozen features: what they hold beyond a weighted sum."""
 
 from typing import Self
 
@@ -17,7 +17,7 @@ class MlpProbe:
 
     Args:
         n_hidden: Width of the hidden layer.
-        dropout: Share of hidden units silenced in training.
+        dropout: Dropout rate of hidden units in training.
         settings: Of the training; None: the defaults of `FitSettings`.
         seed: Of initialization, batches, dropout and the patients set aside.
         device: Where to train.
@@ -31,7 +31,7 @@ class MlpProbe:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Hold the settings; nothing is learned here."""
+        """Store the settings; `fit` learns."""
         self.n_hidden = n_hidden
         self.dropout = dropout
         self.settings = settings or FitSettings()

@@ -1,1 +1,1 @@
-"""What features know of a rating beyond what needs no network: size and attenuation."""
+"""What features add to a prediction of the rating by size and attenuation."""

@@ -1,4 +1,4 @@
-"""The base of the primary question: what size and attenuation alone say of a nodule."""
+"""The base model of the primary question: size and attenuation alone."""
 
 from typing import NamedTuple
 

@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class FittedFold:
-    """What of a fold does not depend on the target.
+    """The part of a fold's fit that does not depend on the target.
 
     Attributes:
         to_coefficients: Pseudo-inverse of the base's training rows, (Q, T).
@@ -67,7 +67,7 @@ class FittedFold:
         shrink = self.singular**2 / (self.singular**2 + PENALTIES[:, None])  # (L, K)
         left_over = total - (1.0 - (1.0 - shrink) ** 2) @ squared  # (L, M)
         freedom = len(self.train) - self.span.shape[1] - shrink.sum(1)
-        # A penalty so small that no freedom is left fits everything and says nothing.
+        # A penalty so small that no degree of freedom is left fits everything, so its error means nothing.
         per_freedom = np.where(
             freedom[:, None] > 0, left_over / np.maximum(freedom[:, None], 1e-9) ** 2, np.inf
         )

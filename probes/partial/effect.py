@@ -1,4 +1,4 @@
-"""How much features know beyond the base: partial correlation and R2 with intervals over patients."""
+"""How much features add to the base: partial correlation and R2 with intervals over patients."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

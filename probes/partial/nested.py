@@ -1,4 +1,4 @@
-"""The primary test: do features know the rating beyond size and attenuation?
+"""The primary test: do features predict the rating beyond size and attenuation?
 
 A permutation of scores would break the links of patients and of score and attenuation; the difference in AUROC of
 nested models is biased against the features. Here the rating's residuals get a random sign a patient, and the whole
@@ -45,7 +45,7 @@ def nested_test(
     draws: int = 9999,
     seed: int = 0,
 ) -> NestedResult:
-    """Test whether features know a rating beyond a base.
+    """Test whether features predict a rating beyond a base.
 
     Args:
         parts: Features with their folds; several where backbones are cross-fitted, each testing patients of its own.

@@ -10,11 +10,11 @@ from probes.statistics.checks import Floats, Ints, binary_labels, finite_scores,
 from probes.statistics.estimate import Difference, Estimate
 
 Metric = Callable[[Ints, Floats, Floats], Floats]
-"""(labels (N,), scores (N,), weights (B, N)) -> values (B,); NaN where a draw holds too little to tell."""
+"""(labels (N,), scores (N,), weights (B, N)) -> values (B,); NaN where a draw holds too little to compute it."""
 
 
 class TooFewDrawsError(TooFewError):
-    """Over a tenth of the bootstrap draws could not carry the metric, so that it has no interval."""
+    """The metric is undefined in over a tenth of the bootstrap draws, so that it has no interval."""
 
 
 _CELLS_PER_CHUNK = 1_000_000  # 8 MB of weights at a time, whatever N and n_bootstrap are
@@ -50,8 +50,8 @@ def with_interval(
 ) -> Estimate:
     """A metric with its 95% percentile interval over patients.
 
-    The interval is conditional on the fitted scores: it says what other patients would have changed in the
-    evaluation, not what another training set would have changed in the scores.
+    The interval is conditional on the fitted scores: it covers the choice of the evaluated patients, not the choice of
+    the training set.
 
     Args:
         metric: One of `probes.statistics.metrics` or `probes.statistics.calibration`.
@@ -62,7 +62,7 @@ def with_interval(
         seed: Of the draws.
 
     Raises:
-        UnmeasurableError: If labels, scores or patients cannot carry the metric.
+        UnmeasurableError: If the metric is undefined for these labels, scores or patients.
         TooFewDrawsError: If over a tenth of the draws hold one class only.
     """
     truth = binary_labels(labels)

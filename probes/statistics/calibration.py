@@ -1,4 +1,4 @@
-"""Whether predicted probabilities mean what they say, and whether acting on them would help."""
+"""Whether predicted probabilities are calibrated, and whether acting on them would help."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def calibration_intercept(labels: Ints, scores: Floats, weights: Floats) -> Floa
 
 @dataclass(frozen=True, slots=True)
 class DecisionCurve:
-    """Net benefit per sample of acting above each threshold, beside acting on all; acting on nobody is 0."""
+    """Net benefit per sample of acting above each threshold, beside acting on all; acting on none is 0."""
 
     threshold: Floats
     net_benefit: Floats

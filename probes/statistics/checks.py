@@ -1,4 +1,4 @@
-"""What every probe asks of its labels, scores and patients before it computes anything."""
+"""Checks of labels, scores and patients that every probe makes before it computes anything."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ def binary_labels(labels: npt.ArrayLike) -> Ints:
     if array.ndim != 1:
         raise ValueError(f"labels must be a list, got an array of shape {array.shape}")
     if array.size == 0:
-        raise TooFewError("there is no sample; both classes are needed to tell them apart")
+        raise TooFewError("there is no sample; both classes are needed")
     values = np.unique(array)
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"labels must be 0 or 1, got the values {values[:5].tolist()}")
     if values.size < 2:
         only = "positive" if values[0] == 1 else "negative"
-        raise TooFewError(f"all {array.size} labels are {only}; both classes are needed to tell them apart")
+        raise TooFewError(f"all {array.size} labels are {only}; both classes are needed")
     return array.astype(np.int64)
 
 

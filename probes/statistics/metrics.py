@@ -1,4 +1,4 @@
-"""How well a score tells malignant from benign, with patient-clustered intervals.
+"""How well a score separates malignant from benign, with patient-clustered intervals.
 
 Every metric takes weights (B, N), one row per bootstrap draw, and returns (B,): all draws are then one sort
 and a few cumulative sums. `auroc_with_interval` and `auroc_difference` are the two that most callers want.
@@ -47,7 +47,7 @@ def auroc_with_interval(
         seed: Of the draws.
 
     Raises:
-        UnmeasurableError: If one class or one patient is all there is, or a score is not finite.
+        UnmeasurableError: If there is only one class or one patient, or a score is not finite.
     """
     return with_interval(auroc, labels, scores, patient_ids, n_bootstrap, seed)
 
@@ -109,7 +109,7 @@ def sensitivity_at_90_specificity(labels: Ints, scores: Floats, weights: Floats)
 def balanced_accuracy(labels: Ints, scores: Floats, weights: Floats) -> Floats:
     """Mean of sensitivity and specificity, calling positive from the share of positives upwards; (B,).
 
-    At that threshold a calibrated probability carries no news; 0.5 would call nearly nothing malignant where
+    At that threshold a calibrated probability equals the prior; 0.5 would call nearly nothing malignant where
     malignancy is rare.
     """
     called = scores >= labels.mean()

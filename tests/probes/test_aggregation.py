@@ -87,7 +87,7 @@ def test_shapes_and_names_that_do_not_fit_are_refused_in_words():
         SliceTokens(slices.tokens, slices.position_mm[:, :3], slices.mask)
     with pytest.raises(ValueError, match="1 nodules have no real slice"):
         SliceTokens(slices.tokens, slices.position_mm, slices.mask & (torch.arange(40) != 7)[:, None])
-    with pytest.raises(ValueError, match="no aggregator is called 'median'"):
+    with pytest.raises(ValueError, match="aggregator 'median' does not exist"):
         compare_aggregators(slices, labels, patients, [], names=["median"])
     with pytest.raises(TooFewError, match="labels are positive"):
         AggregatorProbe("mean").fit(slices, np.ones(40), patients)

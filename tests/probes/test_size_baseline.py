@@ -1,4 +1,4 @@
-"""Floors on made-up nodules whose answer is known."""
+"""Baselines on made-up nodules whose answer is known."""
 
 import numpy as np
 import pandas as pd

@@ -274,7 +274,7 @@ def test_on_a_patch_only_the_one_triplet_that_every_patch_has_is_cut() -> None:
         assert (slices_of(crop.hu), crop.is_replicated) == (expected, replicated)
         for form in ("cube", "planes"):
             with pytest.raises(
-                NoCropError, match=f"{form} reaches outside a patch in z.*would tell the label"
+                NoCropError, match=f"{form} reaches outside a patch in z.*would reveal the label"
             ):
                 cropped(volume, affine, center, CropSpec(form=form, size_mm=8.0, out_px=8), is_patch=True)
     long_range = CropSpec(form="slices", size_mm=8.0, out_px=8, z_range_mm=2.0)

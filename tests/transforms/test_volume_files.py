@@ -120,8 +120,8 @@ META_REFUSED: dict[str, tuple[Change, str]] = {
     "another scale": (lambda h: h + b"ElementToIntensityFunctionSlope = 2\n", "is not 1: readers differ"),
     "text": (line(b"BinaryData", b"False"), "text"),
     "no truth": (line(b"CompressedData", b"maybe"), "CompressedData must be True or False"),
-    "a type of no size": (line(b"ElementType", b"MET_LONG"), "ElementType is none"),
-    "no type": (line(b"ElementType", b""), "ElementType is none"),
+    "a type of no size": (line(b"ElementType", b"MET_LONG"), "ElementType is not an integer"),
+    "no type": (line(b"ElementType", b""), "ElementType is not an integer"),
     "no spacing": (line(b"ElementSpacing", b""), "ElementSpacing must be 3"),
     "spacing zero": (line(b"ElementSpacing", b"0.6 0 2.5"), "above zero"),
     "spacing below zero": (line(b"ElementSpacing", b"0.6 -0.7 2.5"), "above zero"),
@@ -132,7 +132,7 @@ META_REFUSED: dict[str, tuple[Change, str]] = {
     "a sheared matrix": (line(b"TransformMatrix", b"1 0 0 0.6 0.8 0 0 0 1"), "not orthogonal"),
     "two axes that are one": (line(b"TransformMatrix", b"1 0 0 1 0 0 0 0 1"), "not orthogonal"),
     "an offset of two": (line(b"Offset", b"1 2"), "Offset must be 3"),
-    "two offsets": (lambda h: h + b"Position = 1 2 3\n", "two names of one thing, differ"),
+    "two offsets": (lambda h: h + b"Position = 1 2 3\n", "two names of one field, differ"),
     "a field twice": (lambda h: h + b"DimSize = 8 6 5\n", "says DimSize twice"),
     "no field": (lambda h: h + b"a line\n", "without `=`"),
     "strange letters": (lambda h: h + b"AnatomicalOrientation = RAX\n", "not three letters"),
@@ -166,7 +166,7 @@ def test_what_a_metaimage_leaves_open_is_said(tmp_path: Path) -> None:
     )
     assert "no TransformMatrix" in notes(line(b"TransformMatrix", b"")(META))
     assert "no Offset" in notes(line(b"Offset", b"")(META))
-    assert "says otherwise than TransformMatrix" in notes(META + b"AnatomicalOrientation = LPS\n")
+    assert "contradicts TransformMatrix" in notes(META + b"AnatomicalOrientation = LPS\n")
     (tmp_path / "v.mha").write_bytes(META + LOCAL + VOXELS)
     with pytest.raises(SeriesRefusedError, match="ElementByteOrderMSB must be True or False"):
         read(tmp_path / "v.mha")
@@ -176,8 +176,8 @@ NRRD_REFUSED: dict[str, tuple[Change, str]] = {
     "another version": (lambda h: h.replace(b"NRRD0004", b"NRRD0009"), "version 1 to 5"),
     "four dimensions": (line(b"dimension", b"4"), "dimension 3"),
     "a slice too many": (line(b"sizes", b"8 6 6"), "576 bytes"),
-    "no type": (line(b"type", b""), "`type` is none"),
-    "a block": (line(b"type", b"block"), "`type` is none"),
+    "no type": (line(b"type", b""), "`type` is not an integer"),
+    "a block": (line(b"type", b"block"), "`type` is not an integer"),
     "no order of bytes": (line(b"endian", b""), "order of bytes"),
     "bzip2": (line(b"encoding", b"bzip2"), "neither raw nor gzip"),
     "no encoding": (line(b"encoding", b""), "neither raw nor gzip"),

@@ -93,14 +93,14 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What pydicom and its decoders are seen to raise on damaged files; each becomes a refusal."""
+"""Exceptions that pydicom and its decoders raise on damaged files; each becomes a refusal."""
 
 
 @contextlib.contextmanager
 def decoding(reason: str) -> Iterator[None]:
-    """Let pydicom and its decoders work in silence, and turn whatever they raise on a bad file into a refusal.
+    """Silence pydicom and its decoders, and turn what they raise on a damaged file into a refusal.
 
-    They are kept from warning and logging because that may quote header text, a patient's name for one.
+    Their warnings and logs may quote header text, such as a patient's name.
     """
     loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "libjpeg")]
     levels = [logger.level for logger in loggers]
@@ -117,11 +117,11 @@ def decoding(reason: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise SeriesRefusedError(reason) from None  # pydicom's own word for a file that ends too early
+        raise SeriesRefusedError(reason) from None  # what pydicom raises where a file ends too early
     except BaseException as error:
         if type(error).__module__ != "pyo3_runtime":
             raise
-        raise SeriesRefusedError(reason) from None  # a decoder in Rust panicked, which is no Exception
+        raise SeriesRefusedError(reason) from None  # a panic in a Rust decoder is no Exception
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -168,7 +168,7 @@ def read_elements(path: Path) -> Elements:
 def _bare_start(start: bytes) -> str:
     """Transfer syntax of a data set without preamble and file meta group, by its first element; "" if it is none.
 
-    Only the two uncompressed little-endian syntaxes can be told. Many old archives and toolkits write such files.
+    Only the two uncompressed little-endian syntaxes can be recognized. Many old archives and toolkits write such files.
     """
     if len(start) < 12 or start[:2] != b"\x08\x00" or start[3] != 0:
         return ""
@@ -219,7 +219,7 @@ def _explicit_element(data: bytes, at: int) -> tuple[int, int, int]:
     if vr in _LONG_VRS:
         return group << 16 | element, struct.unpack_from("<L", data, at + 8)[0], at + 12
     if not (vr.isalpha() and vr.isupper()):
-        raise struct.error("no VR where one must stand")
+        raise struct.error("no VR where one is required")
     return group << 16 | element, length, at + 8
 
 

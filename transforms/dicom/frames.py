@@ -33,7 +33,7 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
         n_frames = int(dataset.get("NumberOfFrames") or 0)
         if not n_frames or len(frames) != n_frames:
             raise SeriesRefusedError(
-                f"{n_frames} frames, but functional groups for {len(frames)}: where they lie is not said"
+                f"{n_frames} frames, but functional groups for {len(frames)}: their positions are not stated"
             )
         for frame in frames:
             values = dict(elements.values)

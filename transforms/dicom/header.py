@@ -1,4 +1,4 @@
-"""One slice of CT as its header states it, every value checked before it is believed."""
+"""One slice of CT as its header states it, every value checked before it is used."""
 
 import math
 import re
@@ -29,7 +29,7 @@ LOSSY_SYNTAXES = frozenset(
 MAX_MATRIX = 8192
 MAX_NUMBER = 1e7
 MAX_POSITION_MM = 1e4
-"""Beyond 10 m from its origin a coordinate is no place in a patient."""
+"""Coordinates farther than this from the origin, in mm, are not plausible."""
 _OTHER_MODALITIES = frozenset(
     "CR DOC DX ECG KO MG MR NM OT PR PT REG RF RTDOSE RTIMAGE RTPLAN RTSTRUCT RWV SC SEG SM SR US XA".split()
 )
@@ -44,7 +44,7 @@ TRAITS = (
     "ContrastBolusAgent",
     "KVP",
 )
-"""What may tell apart the volumes that one SeriesInstanceUID holds; see `transforms.dicom.parts`."""
+"""Elements that may distinguish the volumes of one SeriesInstanceUID; see `transforms.dicom.parts`."""
 _STATES_KIND = ("ImageType", "FrameType", "VolumetricProperties", "VolumeBasedCalculationTechnique")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -142,7 +142,7 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
 
     Raises:
         SeriesRefusedError: Carrying `series_uid` where it is known: if the file is no CT slice, or if
-            anything that HU or geometry need is missing or makes no sense.
+            anything that HU or geometry need is missing or invalid.
         OSError: If the file cannot be opened.
     """
     elements = read_elements(path)
@@ -153,7 +153,7 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
         _check_kind(header)
         if not series_uid:
             raise SeriesRefusedError(
-                "SeriesInstanceUID is missing or empty, so nothing says which files belong together"
+                "SeriesInstanceUID is missing or empty, so it is not known which files belong together"
             )
         if header.text("SOPClassUID") not in ENHANCED_CT:
             if header.text("NumberOfFrames") not in ("", "1"):
@@ -188,7 +188,7 @@ def _slice(
     path: Path, elements: Elements, header: HeaderReader, series_uid: str, frame: int = 0
 ) -> SliceHeader:
     if not elements.transfer_syntax:
-        raise SeriesRefusedError("TransferSyntaxUID is missing, so nothing says how the pixels are encoded")
+        raise SeriesRefusedError("TransferSyntaxUID is missing, so the pixel encoding is not known")
     pixels = pixel_encoding(header)
     if elements.pixel_offset >= 0:
         check_pixel_bytes(pixels, int(header.text("NumberOfFrames") or 1), elements.pixel_bytes)
@@ -197,12 +197,12 @@ def _slice(
         raise SeriesRefusedError("PixelSpacing must be above zero")
     if min(spacing) < PIXEL_SPACING_MM[0] or max(spacing) > PIXEL_SPACING_MM[1]:
         raise SeriesRefusedError(
-            f"PixelSpacing of {spacing[0]:g} x {spacing[1]:g} mm: no scanner of people has such pixels"
+            f"PixelSpacing of {spacing[0]:g} x {spacing[1]:g} mm: no CT scanner for patients has such pixels"
         )
     position = header.numbers("ImagePositionPatient", 3)
     if max(map(abs, position)) > MAX_POSITION_MM:
         raise SeriesRefusedError(
-            "ImagePositionPatient lies more than 10 m from its origin: no place in a patient"
+            "ImagePositionPatient lies more than 10 m from its origin, which is not plausible"
         )
     number = header.text("InstanceNumber")
     return SliceHeader(
@@ -306,5 +306,5 @@ def as_number(text: str) -> float | None:
 
 
 def plain_text(text: str) -> str:
-    """Manufacturer and kernel, kept only as short plain words: nothing else of a header's text is stored."""
+    """Manufacturer and kernel, kept only as short plain text: no other header text is stored."""
     return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+/_()-]{0,63}", text) else ""

@@ -52,7 +52,7 @@ def check_is_attenuation(values: str) -> None:
             backslash.
 
     Raises:
-        SeriesRefusedError: For what the values name; words in them are told apart by anything but letters and digits.
+        SeriesRefusedError: For what the values name; words in them are separated by anything but letters and digits.
     """
     reason = _reason(values)
     if reason:

@@ -41,7 +41,7 @@ class LoadDicomSeries(Transform):
         """Load from a folder, searched through all levels, or from the files of a series.
 
         Raises:
-            SeriesRefusedError: If there is not one series to load, or not a right one.
+            SeriesRefusedError: If there is not exactly one series, or it cannot be read.
             TransformError: If there is no such folder.
         """
         series = read_series(self._files(source))

@@ -16,7 +16,7 @@ from transforms.plausible import PADDING_HU, PLAUSIBLE_HU, outer_fill
 from transforms.refusal import SeriesRefusedError
 
 TISSUE_ABOVE_HU = -900
-"""Padding that would stand for a denser value cannot be told from tissue."""
+"""Padding above this value, HU, cannot be distinguished from tissue."""
 
 Slice = NDArray[np.int16]
 Stored = NDArray[np.int16] | NDArray[np.uint16]
@@ -149,11 +149,11 @@ def _with_outer_fill(
 
 
 def _check_padding(highest: int, pixels: PixelEncoding) -> None:
-    """Refuse padding that a voxel of tissue may hold too; what BitsStored cannot hold is no voxel's value."""
+    """Refuse padding whose value tissue may have too; values beyond BitsStored belong to no voxel."""
     highest_hu = highest * pixels.slope + pixels.intercept
     if highest < 1 << pixels.bits_stored and highest_hu > TISSUE_ABOVE_HU:
         raise SeriesRefusedError(
-            f"PixelPaddingValue stands for {highest_hu:.0f} HU, a value that tissue has too, so padding cannot be told "
+            f"PixelPaddingValue is {highest_hu:.0f} HU, a value that tissue has too, so padding cannot be separated "
             "from the patient"
         )
 
@@ -184,7 +184,7 @@ def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
 def _check_codestream_end(dataset: pydicom.Dataset) -> None:
     """Refuse JPEG, JPEG-LS and JPEG 2000 streams without an end marker: decoders fill what is missing with zeros.
 
-    Writers pad the last fragment by a byte or a few, so the marker stands near the end, not always at it.
+    Writers pad the last fragment by a byte or a few, so the marker is near the end, not always at it.
     """
     is_jpeg_family = dataset.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4")
     if is_jpeg_family and b"\xff\xd9" not in dataset.PixelData[-16:]:

@@ -129,17 +129,17 @@ def _check_one_volume(headers: Sequence[SliceHeader]) -> None:
     if len(parting.groups) > 1:
         sizes = ", ".join(str(len(group)) for group in parting.groups[:8])
         raise SeriesRefusedError(
-            f"one SeriesInstanceUID holds {len(parting.groups)} volumes (of {sizes} slices), told apart by "
-            f"{', '.join(parting.told_apart_by)}: read the files of one of them; find_series sorts the files of a "
-            "folder, the frames of one file it does not"
+            f"one SeriesInstanceUID holds {len(parting.groups)} volumes (of {sizes} slices), distinguished by "
+            f"{', '.join(parting.distinguished_by)}: read the files of one of them; find_series sorts the files of a "
+            "folder, but not the frames of one file"
         )
 
 
 def _check_frame_of_reference(headers: Sequence[SliceHeader]) -> None:
     """Refuse slices of several frames of reference, unless every slice has one of its own.
 
-    Then it was made for each file when names were taken out (LIDC-IDRI has such patients): it says nothing, and all
-    else agrees.
+    Then it was generated for each file during de-identification (LIDC-IDRI has such patients) and carries no
+    information.
     """
     n_values = len({header.frame_of_reference_uid for header in headers})
     if n_values > 1 and (n_values < len(headers) or n_values < 3):
@@ -149,7 +149,7 @@ def _check_frame_of_reference(headers: Sequence[SliceHeader]) -> None:
 
 
 def _check_one_grid(headers: Sequence[SliceHeader]) -> None:
-    """Refuse slices that no one grid holds."""
+    """Refuse slices that do not share one grid."""
     first = headers[0]
     sizes = sorted({(header.pixels.rows, header.pixels.columns) for header in headers})
     if len(sizes) > 1:
@@ -224,7 +224,7 @@ def _notes(
     if any(header.is_lossy for header in headers):
         notes.append("lossy compression: HU differ from the scanner's")
     if any(header.is_monochrome1 for header in headers):
-        # It says how to display what comes after the rescale. Source: PS3.3 C.7.6.3.1.2. ITK turns the values round.
+        # It concerns display, after the rescale. Source: PS3.3 C.7.6.3.1.2. ITK inverts the values.
         notes.append(
             "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert"
         )

@@ -1,4 +1,4 @@
-"""From the positions of slices to one stack: order, spacing, gaps, affine; or the reason why there is none."""
+"""From the positions of slices to one stack: order, spacing, gaps, affine; or the reason for a refusal."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ SAME_POSITION_MM = 0.01
 MAX_SHEAR_DEGREES = 1.0
 MAX_OBLIQUE_DEGREES = 30.0
 MAX_GAP_SHARE = 1 / 3
-"""More gaps than this among the steps, and no spacing can be called the regular one."""
+"""With a larger share of gaps among the steps no regular spacing is defined."""
 MAX_STEP_PER_THICKNESS = 3.0
-"""Steps longer than so many slices are thick leave most of the patient out: each of them is a gap."""
+"""Steps longer than this many slice thicknesses leave most of the patient out: each is a gap."""
 
 Vectors = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ class SliceStack:
 
     `order` holds the indices of the given slices, from feet to head. `gaps` holds i where slices are missing between
     slice i and i + 1; `slice_offsets_mm` is then the distance of each slice from the first, else empty. Where slices
-    are so thin for their distance that neighbors say little of what lies between them (HRCT), `is_sparse` is true and
+    are so thin for their distance that the tissue between them is not sampled (HRCT), `is_sparse` is true and
     every step is a gap.
     """
 
@@ -157,7 +157,7 @@ def _regular_spacing(along: Vectors) -> tuple[float, tuple[int, ...]]:
     steps = np.diff(along)
     is_gap = steps > 1.5 * np.median(steps)
     spacing = float(steps[~is_gap].mean())
-    # Drift counts: within a run without gaps every slice must lie where the spacing says that it lies.
+    # Drift counts: within a run without gaps every slice must lie where the spacing places it.
     index = np.arange(len(along))
     run_start = np.maximum.accumulate(np.where(np.concatenate([[True], is_gap]), index, 0))
     misplaced = np.abs(along - along[run_start] - spacing * (index - run_start)).max()

@@ -1,4 +1,4 @@
-"""Every file of a folder tree: the CT series it holds, and each other file with the reason why it is none."""
+"""Every file of a folder tree: the CT series it holds, and every other file with the reason for its refusal."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
 
 @dataclass(frozen=True, slots=True)
 class SeriesPart:
-    """One of the volumes that one SeriesInstanceUID holds, and what to say of that ("" for the only one)."""
+    """One of the volumes that one SeriesInstanceUID holds, and a note on it ("" for the only one)."""
 
     series_uid: str
     note: str = ""
@@ -23,7 +23,7 @@ class FoundSeries:
     """Files of each volume, sorted by path, and the files that were refused.
 
     The key is the SeriesInstanceUID, with `_part-1`, `_part-2`, ... behind it where that holds several volumes; `parts`
-    says of each key which series it is and how its parts were told apart.
+    gives the series of each key and how its parts were distinguished.
     """
 
     series: dict[str, list[Path]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ def walk_files(root: Path) -> Iterator[Path]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
-            yield folder  # refused by whoever looks at it
+            yield folder  # refused where it is read
             continue
         folders = []
         for entry in entries:
@@ -60,7 +60,7 @@ def walk_files(root: Path) -> Iterator[Path]:
                 is_folder = entry.is_dir()
                 identity = _identity(path) if is_folder or entry.is_symlink() else None
             except OSError:
-                yield path  # a link to nowhere or to itself, a folder that may not be entered: refused likewise
+                yield path  # broken or circular links and folders without permission: refused likewise
                 continue
             if identity is None:
                 yield path
@@ -82,10 +82,10 @@ LookedAt = SlicePlace | RefusedFile
 
 
 def look_at(path: Path) -> LookedAt:
-    """Where a CT slice lies and what tells it from others, or why the file is none."""
+    """Read the position and distinguishing elements of a CT slice, or the reason why the file is refused."""
     try:
         if not path.exists():
-            raise SeriesRefusedError("a link that leads nowhere")
+            raise SeriesRefusedError("a broken link")
         if not path.is_file():
             raise SeriesRefusedError(
                 "a folder that cannot be opened" if path.is_dir() else "not a regular file"
@@ -99,7 +99,7 @@ def look_at(path: Path) -> LookedAt:
 
 
 def sort_into_series(looked_at: Iterable[LookedAt]) -> FoundSeries:
-    """Group what `look_at` said of each file into volumes."""
+    """Group the results of `look_at` into volumes."""
     found = FoundSeries()
     by_uid: dict[str, list[SlicePlace]] = {}
     for one in looked_at:
@@ -115,9 +115,9 @@ def sort_into_series(looked_at: Iterable[LookedAt]) -> FoundSeries:
 
 
 def _add_volumes(found: FoundSeries, series_uid: str, places: list[SlicePlace]) -> None:
-    has_frames = any(place.n_frames > 1 for place in places)  # a file of several frames is not parted
+    has_frames = any(place.n_frames > 1 for place in places)  # a multi-frame file is not split
     parting = part(places) if not has_frames else Parting([list(range(len(places)))])
-    names = ", ".join(parting.told_apart_by)
+    names = ", ".join(parting.distinguished_by)
     volumes = [group for group in parting.groups if len(group) > 1 or len(parting.groups) == 1]
     for group in parting.groups:
         files = [places[i].path for i in group]
@@ -131,6 +131,6 @@ def _add_volumes(found: FoundSeries, series_uid: str, places: list[SlicePlace]) 
         if len(volumes) > 1:
             number = volumes.index(group) + 1
             key = f"{series_uid}_part-{number}"
-            note = f"volume {number} of {len(volumes)} of one SeriesInstanceUID, told apart by {names}"
+            note = f"volume {number} of {len(volumes)} of one SeriesInstanceUID, distinguished by {names}"
         found.series[key] = files
         found.parts[key] = SeriesPart(series_uid, note)

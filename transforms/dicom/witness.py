@@ -29,11 +29,11 @@ def compare_with_simpleitk(series: CtSeries) -> None:
         if has_rows_along_y(np.array(header.orientation)):
             slice_hu = slice_hu.T  # as the file holds it
         if header.frame >= len(frames) or frames[header.frame].shape != slice_hu.shape:
-            raise SeriesRefusedError("the witness SimpleITK reads another matrix than this reader")
+            raise SeriesRefusedError("the witness SimpleITK reads a matrix of another size")
         difference = np.abs(_with_padding(frames[header.frame], header) - slice_hu)
         if difference.max() > tolerance:
             raise SeriesRefusedError(
-                f"the witness SimpleITK reads {np.count_nonzero(difference > tolerance)} voxels of a slice otherwise, "
+                f"the witness SimpleITK differs in {np.count_nonzero(difference > tolerance)} voxels of a slice, "
                 f"by up to {difference.max():.0f} HU"
             )
 

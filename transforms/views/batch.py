@@ -42,7 +42,7 @@ STREAMS: dict[Stream, int] = {"crop": 0, "window": 1, "intensity": 2}
 
 @dataclass(frozen=True, slots=True)
 class TripletBatch:
-    """B triplets of neighboring slices in HU with what drawing views needs to know of them.
+    """B triplets of neighboring slices in HU with the data needed to draw views.
 
     Attributes:
         triplets_hu: (B, 3, H, W) int16, channels (below, z, above), padded to the largest slice with -1024 HU at
@@ -50,7 +50,7 @@ class TripletBatch:
         size_hw: Height and width of each slice before padding, (B, 2) int.
         pixel_mm: Pixel spacing (y, x), (B, 2) float.
         body: Grid over each slice, (B, 32, 32) uint8: 0 outside, 1 body, 2 lung.
-        sample_keys: What names each sample in the random draws, (B,) int64, not negative.
+        sample_keys: Identifies each sample in the random draws, (B,) int64, not negative.
         center_yx_px: A point to center on, as pixel indices, (B, 2) float; NaN where there is none.
     """
 
@@ -66,7 +66,7 @@ class TripletBatch:
         return replace(self, triplets_hu=self.triplets_hu.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "TripletBatch":
-        """Pin the pixels for a copy that does not wait."""
+        """Pin the pixels for an asynchronous copy."""
         return replace(self, triplets_hu=self.triplets_hu.pin_memory())
 
 
@@ -118,7 +118,7 @@ def sample_state(seed: int, step: int, sample_key: int, stream: Stream) -> np.ra
     Args:
         seed: Seed of the run.
         step: Optimizer update.
-        sample_key: Names the sample; not negative.
+        sample_key: Identifies the sample; not negative.
         stream: What is drawn from it.
 
     Returns:
@@ -133,7 +133,7 @@ def sample_state(seed: int, step: int, sample_key: int, stream: Stream) -> np.ra
         raise TransformError(
             f"seed, step and sample key must not be negative, got {seed}, {step} and {sample_key}"
         )
-    # A counter-based generator is its key: nothing is hashed, so no two samples can meet, and making one is cheap.
+    # A counter-based generator is defined by its key: nothing is hashed, so samples cannot collide, at little cost.
     place = np.array([0, STREAMS[stream], sample_key, step], dtype=np.uint64)
     return np.random.RandomState(np.random.Philox(counter=place, key=np.array([seed, 0], dtype=np.uint64)))
 
@@ -143,7 +143,7 @@ def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: in
 
     Args:
         batch_meta: The samples; pixels are not read.
-        config: What views may look like.
+        config: Settings of the views.
         seed: Seed of the run.
         step: Optimizer update.
 
@@ -248,7 +248,7 @@ class _Tone:
 def _render_per_sample(
     triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
-    """Render view by view: while one is in the processor's cache, everything is done to it."""
+    """Render view by view: all steps on one view run while it is in the processor's cache."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
     n_views, n_samples = is_flipped.shape
     rendered = torch.empty(n_views, n_samples, 3, size_px, size_px)

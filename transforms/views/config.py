@@ -57,7 +57,7 @@ class ViewConfig:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        """Refuse views that cannot be."""
+        """Refuse invalid settings."""
         for name, size_px in (("size_px", self.size_px), ("local_size_px", self.local_size_px)):
             if size_px < 1:
                 raise ValueError(f"{name} must be at least 1 pixel, got {size_px}")

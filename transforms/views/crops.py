@@ -19,7 +19,7 @@ LOG_ASPECT = np.log(4 / 3)
 TRIES = 10
 """Tries for a crop that fits the slice, as in torchvision's RandomResizedCrop."""
 NO_ROOM_PX = 1e-6
-"""Room of a crop that lies anywhere and is as large as its slice: one place, not none."""
+"""Margin, in pixels, of a bilinear crop that is as large as its slice: one position, not none."""
 UNIFORMS_PER_CROP = 2 * TRIES + 6
 """How many uniform numbers one crop uses: the tries, then body cell, y, x, flip, jitter y, jitter x."""
 
@@ -91,7 +91,7 @@ def centers_in_cells(
         size: Height and width of each crop, (V, B, 2).
         size_hw: Height and width of each slice, (B, 2).
         region_yxhw: Part of the slice that holds the crops, (B, 4).
-        margin_px: Room beyond the region. Half a pixel gives each place on whole pixels the same room.
+        margin_px: Margin beyond the region. Half a pixel gives all whole-pixel positions the same probability.
 
     Returns:
         Centers (y, x), (V, B, 2), in pixel edges (the slice runs from 0 to H and 0 to W).
@@ -170,7 +170,7 @@ def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: Sli
         size = crop_sizes(config, extent[n_global:], frames.size_hw, frames.pixel_mm, is_local=True)
     region = slices
     if config.center == "point":
-        # Around a point the local views stay inside the first global view: elsewhere is another subject.
+        # Around a point the local views stay inside the first global view: outside it they would show something else.
         has_point = np.isfinite(frames.point_yx_px).all(axis=-1, keepdims=True)
         region = np.where(has_point, boxes[0], slices)
         size = np.minimum(size, region[:, 2:])

@@ -62,14 +62,14 @@ def bilinear_band(start: float, length: float, n_out: int) -> Band:
     """Weights that sample `n_out` points in the stretch of a line from `start` to `start + length`.
 
     Sample i of the line lies at i + 0.5, as in torch's `grid_sample(align_corners=False)`, and the line goes on beyond
-    the samples that the stretch touches with the value of the last one (`padding_mode="border"` of that part): as the
-    bicubic kernel does not, this one never reads what lies outside the crop.
+    the samples that the stretch touches with the value of the last one (`padding_mode="border"` of that part).
+    Like the bicubic kernel, this one never reads what lies outside the crop.
 
     Returns:
         The band, of two taps; its second tap may lie one past the last sample touched, with weight zero.
     """
     index = start + length / n_out * (np.arange(n_out) + 0.5) - 0.5
-    # A sum of start and length that rounding puts a hair past the end of the line must not touch what lies there.
+    # A sum of start and length that rounding puts slightly past the end of the line must not touch what lies there.
     index = np.clip(index, np.floor(start), np.ceil(start + length - 1e-6) - 1)
     first = np.floor(index)
     second = index - first

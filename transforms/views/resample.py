@@ -108,7 +108,7 @@ def dense_matrices(bands: list[Band], n_in: int, device: torch.device) -> torch.
     for row, (_, band) in zip(weights, bands, strict=True):
         row[:, : band.shape[1]] = band
     index = upload(first, device)[:, :, None] + torch.arange(taps, device=device)
-    # Room for the zero weights that reach past the line keeps every index distinct: the scatter is deterministic.
+    # Extra columns for the zero weights past the end of the line keep the indices distinct, the scatter deterministic.
     dense = torch.zeros(len(bands), n_out, n_in + taps, device=device)
     return dense.scatter_(2, index, upload(weights, device))[:, :, :n_in]
 

@@ -1,4 +1,4 @@
-"""Random crops of a triplet as MONAI transforms: the geometry of `views.py` for one sample in a `Compose`.
+"""Random crops of a triplet as MONAI transforms: the geometry of `views.batch` for one sample in a `Compose`.
 
 Given the same generators, `SliceTripletd`, `RandViewCropd`, `RandWindowHUd` and a normalization show exactly the
 views of the batched path: `set_random_state(state=sample_state(seed, step, key, "crop"))`, and "window".
@@ -106,11 +106,11 @@ class RandViewCropd(Randomizable, MapTransform):
 
         Args:
             keys: Triplets (3, H, W) in HU, one copy per view.
-            config: What views may look like (default `ViewConfig()`).
+            config: Settings of the views (default `ViewConfig()`).
             body_key: Holds the body grid (32, 32) uint8: 0 outside, 1 body, 2 lung.
             point_key: Holds a point (y, x) in pixel indices, for `center="point"`.
             pixel_mm_key: Holds the pixel spacing (y, x) in mm; a MetaTensor brings its own.
-            allow_missing_keys: As everywhere in MONAI.
+            allow_missing_keys: As in all MONAI transforms.
 
         Raises:
             TransformError: If crops are to be centered on something that no key holds.

@@ -1,1 +1,1 @@
-"""Where volumes come from: one file per format, each finding jobs in a folder and reading one of them."""
+"""Where volumes come from: one module per format; each finds jobs in a folder and reads one of them."""

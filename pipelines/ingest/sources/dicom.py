@@ -23,7 +23,7 @@ _FILES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class DicomJob(Job):
-    """The files of one volume; `note` says which of several of its SeriesInstanceUID it is."""
+    """The files of one volume; `note` identifies it among several volumes of its SeriesInstanceUID."""
 
     note: str = ""
 
@@ -71,7 +71,7 @@ def read_dicom(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str
     It calls what `LoadDicomSeries` wraps: `prepare` has many processes, and MONAI would cost each of them 900 MB.
 
     Raises:
-        SeriesRefusedError: If it is not right, or the witness reads it otherwise.
+        SeriesRefusedError: If it is invalid, or the witness reads other values.
     """
     series = read_series(job.files)
     if witness == "simpleitk":

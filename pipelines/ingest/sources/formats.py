@@ -34,7 +34,7 @@ def find_jobs(
 ) -> Found:
     """All volumes of a source, and all files that belong to none.
 
-    Tables that are read for themselves, the truth of a phantom and the annotations, are no refused files.
+    Tables with a reader of their own (a phantom's truth, the annotations) do not count as refused files.
 
     Raises:
         Refusal: If the source is not there, or is not of that format.

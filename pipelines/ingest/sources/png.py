@@ -2,7 +2,7 @@
 
 The index is a CSV with png_path, series_dir, slice_index, encoding, spacing_x, spacing_y, spacing_z (mm). Our own
 export adds ids, `affine_ras` and `slice_offset_mm`, without which the place in the patient is not known; and `kind`,
-`is_lossy`, `manufacturer` and `kernel`, without which a volume is a series of which these are not known.
+`is_lossy`, `manufacturer` and `kernel`, without which a volume is taken as a series with these unknown.
 """
 
 import math
@@ -31,7 +31,7 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
 
 @dataclass(frozen=True)
 class PngJob(Job):
-    """Slices of one series in order, with what the index says of them."""
+    """Slices of one series in order, with their entries of the index."""
 
     spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     study_uid: str = ""
@@ -63,7 +63,7 @@ def find_png(source: Path, pseudonyms: Pseudonyms) -> Found:
 
 
 def _refuse_shared_ids(found: Found) -> None:
-    """Refuse series that would be one volume, the last of them."""
+    """Refuse series with the same id, which would overwrite each other."""
     counts = Counter(job.volume_id for job in found.jobs)
     for job in found.jobs:
         if counts[job.volume_id] > 1:
@@ -87,7 +87,7 @@ def _read_index(source: Path) -> tuple[Path, pd.DataFrame]:
         try:
             index = pd.read_csv(path, dtype=str, keep_default_na=False)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError):
-            continue  # a CSV, if it is one, of something else
+            continue  # not an index
         if set(NEEDED) <= set(index.columns):
             return path, index
     raise SourceError(
@@ -154,7 +154,7 @@ def _numbers(texts: Iterable[str], kind: Callable[[str], N]) -> tuple[N, ...]:
     try:
         return tuple(kind(text) for text in texts)
     except (ValueError, OverflowError):
-        raise SeriesRefusedError("the index holds text where numbers must be") from None
+        raise SeriesRefusedError("the index holds text where numbers are required") from None
 
 
 def _has_spacing(affine: tuple[float, ...], spacing_mm: tuple[float, ...]) -> bool:
@@ -211,9 +211,7 @@ def read_png_job(job: PngJob) -> tuple[dict[str, Any], NDArray[np.int16]]:
     return row, volume_hu
 
 
-NOT_PLACED = (
-    "the index says no position: millimeters count from the first voxel, slices run as slice_index does"
-)
+NOT_PLACED = "the index has no position: millimeters count from the first voxel, slices follow slice_index"
 
 
 def _affine_at_origin(spacing_mm: tuple[float, float, float]) -> tuple[float, ...]:

@@ -85,7 +85,7 @@ def test_a_missing_cohort_is_named_with_the_command_that_makes_it(tmp_path: Path
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("precious")
-    with pytest.raises(CohortError, match="holds something that is no cohort"):
+    with pytest.raises(CohortError, match="holds other files and no cohort"):
         CohortWriter(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 

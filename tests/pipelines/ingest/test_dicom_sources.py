@@ -71,7 +71,7 @@ def test_two_phases_of_one_series_become_two_volumes_of_one_patient_that_say_so(
     assert list(cohort.series["volume_id"]) == ["1.2.3.4_part-1", "1.2.3.4_part-2"]
     assert list(cohort.series["series_uid"]) == ["1.2.3.4", "1.2.3.4"]
     assert cohort.series["patient_id"].nunique() == 1
-    assert all("told apart by the matrix, AcquisitionNumber" in notes for notes in cohort.series["notes"])
+    assert all("distinguished by the matrix, AcquisitionNumber" in notes for notes in cohort.series["notes"])
     first, second = (cohort.volume(volume_id) for volume_id in cohort.series["volume_id"])
     np.testing.assert_array_equal(np.asarray(second) - np.asarray(first), 60)
     assert list(cohort.refused["n_files"]) == [1]

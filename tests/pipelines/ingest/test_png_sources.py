@@ -127,7 +127,7 @@ def test_the_hubs_png_are_hu_plus_32768_at_slope_1(tmp_path: Path) -> None:
     cohort = prepared(source, tmp_path / "c", from_="png").cohort
     volume = cohort.volume("1.2.3.4")
     assert (int(volume.min()), int(volume.max())) == (-1000, 1503)
-    assert "says no position" in cohort.series["notes"].iloc[0]
+    assert "has no position" in cohort.series["notes"].iloc[0]
 
 
 @pytest.mark.parametrize(

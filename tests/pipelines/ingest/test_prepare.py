@@ -194,7 +194,7 @@ def test_nothing_readable_is_said_in_one_sentence(write_ct_series: Writer, tmp_p
     ("changes", "message"),
     [
         ({"workers": -1}, "workers must be 0"),
-        ({"from_": "nifti", "witness": "simpleitk"}, "cannot be had with from=nifti"),
+        ({"from_": "nifti", "witness": "simpleitk"}, "not available with from=nifti"),
         ({"from_": "png", "source": ""}, "needs a source"),
         ({"cohort": "cohorts/phantom"}, "is the phantom's cohort"),
     ],

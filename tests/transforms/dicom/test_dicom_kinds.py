@@ -266,7 +266,7 @@ def test_a_witness_that_reads_other_values_refuses_the_series(
 ) -> None:
     series = read_series(write_ct_series(tmp_path))
     series.volume_hu[3, 2, 1] += 1
-    with pytest.raises(SeriesRefusedError, match="reads 1 voxels of a slice otherwise, by up to 1 HU"):
+    with pytest.raises(SeriesRefusedError, match="differs in 1 voxels of a slice, by up to 1 HU"):
         compare_with_simpleitk(series)
 
 
