@@ -1,5 +1,5 @@
-# Each target makes .venv when it is missing and does nothing twice.
-# The first Python >= 3.11 that starts and can make an environment: a version manager's shim may refuse, a Debian lack venv.
+# Each target makes .venv when it is missing.
+# The first Python >= 3.11 that starts and can make an environment: a version manager's shim may fail, Debian may lack venv.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
   $$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
@@ -35,7 +35,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# The server that MLflow starts by default holds 2.6 GB in eleven processes; one worker shows the same pages.
+# MLflow's default server takes 2.6 GB in eleven processes; one worker shows the same pages.
 ui: $(STAMP)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on a server: open $$MLFLOW_TRACKING_URI"; exit 2;; esac
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \

@@ -1,4 +1,4 @@
-"""Fixtures that every room may use: one sphere of known size, one small phantom source, and real CT if named."""
+"""Fixtures for the tests of every package: one sphere of known size, one small phantom source, and real CT if named."""
 
 import os
 from collections.abc import Callable, Iterator

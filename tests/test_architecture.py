@@ -1,4 +1,4 @@
-"""The map tells the truth: what docs/architecture.md says of files, names and folders is so."""
+"""docs/architecture.md is correct about files, names and folders."""
 
 import ast
 import re

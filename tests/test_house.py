@@ -1,4 +1,4 @@
-"""The rules of the house: direction of imports, no cycle, sizes, who may call MLflow, one list of packages."""
+"""Rules of the project: direction of imports, no cycle, sizes, who may call MLflow, one list of packages."""
 
 import ast
 import tomllib

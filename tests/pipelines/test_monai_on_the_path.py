@@ -52,7 +52,7 @@ def test_every_kind_of_transform_is_at_work_over_prepare_pretrain_embed_and_prob
     source, cohort = str(small_phantom_source), str(own_store / "cohort")
     words = ["--source", source, "--cohort", cohort, "--workers", "1"]
     assert run_entry_point("prepare", PrepareConfig, run_prepare, None, words) == 0
-    assert not calls  # many processes that start anew: they call `read_series`, equal by the test below
+    assert not calls  # many new processes: they call `read_series`, equal by the test below
 
     words = [*PRETRAIN, "--cohort", cohort, "--runs_dir", str(own_store / "runs"), "--device", "cpu"]
     assert run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", words) == 0

@@ -70,7 +70,7 @@ def test_three_planes_join_the_same_table():
     slices, labels, patients = extent_along_z(160)
     rng = np.random.default_rng(1)
     planes = rng.normal(size=(160, 3, 6)).astype(np.float32)
-    planes[:, 2, 0] += 3 * labels  # only the sagittal view tells
+    planes[:, 2, 0] += 3 * labels  # only the sagittal view is informative
     triplets = SliceTokens(
         torch.from_numpy(planes), torch.zeros(160, 3), torch.ones(160, 3, dtype=torch.bool)
     )

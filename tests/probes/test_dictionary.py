@@ -1,4 +1,4 @@
-"""The dictionary against its formula, and what it can and cannot tell apart."""
+"""The dictionary against its formula, and what it can and cannot distinguish."""
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ from probes.statistics.metrics import auroc_difference, auroc_with_interval
 
 @pytest.fixture(scope="module")
 def cohort():
-    """Size tells most; a margin that only the features see tells more; pixels know size alone."""
+    """Size is most informative; the margin, only in the features, adds to it; pixels carry size alone."""
     rng = np.random.default_rng(0)
     n = 300
     diameter = np.exp(rng.normal(2.1, 0.4, n))

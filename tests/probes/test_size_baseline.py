@@ -113,9 +113,7 @@ def test_characteristics_score_what_was_planted_and_no_more() -> None:
     scores = characteristics_scores(features, labels, splits)
     planted = score_by_stratum(labels, scores, np.full(300, 8.0), patients, 50, strata=["all"])["auroc"][0]
     assert 0.85 < planted < 0.99
-    features[:, 4] = (
-        0  # without spiculation nothing is left, though the number of readers tells the label outright
-    )
+    features[:, 4] = 0  # without spiculation nothing is left, though the number of readers reveals the label
     blind = characteristics_scores(features, labels, splits)
     left = score_by_stratum(labels, blind, np.full(300, 8.0), patients, 50, strata=["all"])["auroc"][0]
     assert left == pytest.approx(0.5, abs=0.09)

@@ -1,4 +1,4 @@
-"""No patient on both sides, and nobody tested whom the backbone has seen."""
+"""No patient on both sides, and no tested patient was seen by the backbone."""
 
 from hashlib import sha256
 
@@ -58,7 +58,7 @@ def test_no_patient_is_on_both_sides_and_each_row_is_tested_once_a_repeat() -> N
         tested = np.concatenate([fold.test for fold in splits if fold.repeat == repeat])
         assert sorted(tested) == list(range(len(ids)))
     deals = [tuple(fold.test) for fold in splits]
-    assert len(set(deals)) == 15  # each repeat deals anew
+    assert len(set(deals)) == 15  # each repeat shuffles again
 
 
 def test_a_patient_with_two_scans_does_not_straddle() -> None:

@@ -54,7 +54,7 @@ RAS = Orientationd("image", "RAS", labels=None)
 
 
 def ramp(*gap: tuple) -> MetaTensor:
-    """Eight slices of unlike sides; every voxel tells where it is: 1000 z + 30 y + x."""
+    """Eight slices of unlike sides; every voxel encodes its position: 1000 z + 30 y + x."""
     z, y, x = np.mgrid[:8, :20, :24]
     volume = (1000 * z + 30 * y + x).astype(np.int16)
     return meta_volume(volume, VolumeGeometry(volume.shape, AFFINE, *gap), {})

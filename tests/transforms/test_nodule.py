@@ -1,4 +1,4 @@
-"""Crops around a nodule: right place, right size, and nothing beside the image that tells the label."""
+"""Crops around a nodule: right place, right size, and nothing but the image carries information on the label."""
 
 import numpy as np
 import pytest

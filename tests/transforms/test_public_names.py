@@ -55,5 +55,5 @@ def test_a_name_that_is_not_there_is_an_error_as_for_any_module(package: str) ->
 
 @pytest.mark.parametrize("module", ["pipelines.ingest.preparation", "pipelines.training.loader"])
 def test_what_a_worker_imports_brings_no_monai(module: str) -> None:
-    """Loader processes and those of `prepare` are many and start anew: MONAI would cost each of them 900 MB."""
+    """Loader processes and those of `prepare` are many and start from nothing: MONAI would cost each of them 900 MB."""
     assert "monai" not in heavy_after(f"import {module}")

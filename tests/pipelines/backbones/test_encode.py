@@ -1,4 +1,4 @@
-"""The door: what is bright lies where the tokens say it lies, whichever way a volume comes in."""
+"""`embed`: bright structures lie where the tokens place them, for every kind of source."""
 
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def test_a_folder_becomes_one_row_a_slice(
 ) -> None:
     out = (
         own_store / "exports" / "embeddings.parquet"
-    )  # As MLproject has it: in a folder that nobody made yet.
+    )  # As MLproject has it: in a folder that does not exist yet.
     words = ["--backbone", str(tiny), "--out", str(out), "--features", "both"]
     assert embed("--source", str(small_phantom_source), *words) == 0
     said = capsys.readouterr().out

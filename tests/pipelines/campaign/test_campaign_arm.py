@@ -1,4 +1,4 @@
-"""The process of an arm: it does its attempt once, whoever starts it again."""
+"""The process of an arm: it makes its attempt once, however often it is started."""
 
 import signal
 from collections.abc import Iterator

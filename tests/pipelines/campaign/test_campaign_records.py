@@ -1,4 +1,4 @@
-"""A campaign in MLflow: registered once, each attempt accounted for once, whoever was killed in between."""
+"""A campaign in MLflow: registered once, each attempt counted once, also after a kill in between."""
 
 import platform
 import time

@@ -200,7 +200,7 @@ def test_optuna_prunes_the_arm_that_lags_behind_its_peers() -> None:
     assert "good" not in pruned
     assert proposer.to_prune([replace(outcome, state="finished") for outcome in outcomes]) == []
     early = [replace(outcome, curve=outcome.curve[:1]) for outcome in outcomes]
-    assert proposer.to_prune(early) == []  # Nobody has reached the first rung.
+    assert proposer.to_prune(early) == []  # No arm has reached the first rung.
 
 
 @pytest.fixture

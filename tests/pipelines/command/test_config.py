@@ -1,4 +1,4 @@
-"""The strict door: what a recipe may say, and what it answers to a slip."""
+"""Strict reading of recipes: which keys are allowed, and the messages for mistakes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`prepare`, killed or doubled at any instant, ends in the same bytes as if nobody had touched it."""
+"""`prepare`, killed or started twice at any time, ends in the same bytes as an undisturbed run."""
 
 import contextlib
 import os

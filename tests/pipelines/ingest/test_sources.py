@@ -1,4 +1,4 @@
-"""NIfTI, PNG and tables of nodules come into a cohort by the same door, and no row is lost without a word."""
+"""NIfTI, PNG and tables of nodules come into a cohort in the same way, and every row left out is counted."""
 
 import csv
 import shutil

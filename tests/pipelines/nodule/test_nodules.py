@@ -99,7 +99,7 @@ def test_what_cannot_be_is_said_in_one_sentence(
 
 
 def patch_cohort(root: Path, voxels: Callable[[np.random.Generator, int, bool], np.ndarray]) -> Cohort:
-    """Sixty patches of 60 patients that are as long as their nodule: the number of slices tells the label outright."""
+    """Sixty patches of 60 patients that are as long as their nodule: the number of slices reveals the label."""
     rng = np.random.default_rng(0)
     writer = CohortWriter(root)
     rows = []

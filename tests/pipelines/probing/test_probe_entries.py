@@ -1,4 +1,4 @@
-"""The probes of a frozen backbone, run on a small phantom cohort with a backbone that nobody trained."""
+"""The probes of a frozen backbone, run on a small phantom cohort with an untrained backbone."""
 
 import copy
 import shutil
@@ -87,7 +87,7 @@ def all_seen(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def rated_cohort(small_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The six patients with ratings dealt out in turn, so that both classes suffice for folds within folds."""
+    """The six patients with ratings assigned in turn, so that both classes suffice for folds within folds."""
     root = tmp_path_factory.mktemp("cohorts") / "rated"
     shutil.copytree(small_cohort.root, root)
     turns = [[5, 5, 4] if number % 2 else [1, 2, 1] for number in range(len(small_cohort.nodules))]
@@ -187,7 +187,7 @@ def test_representation_stands_beside_random_weights(small_cohort, all_seen) -> 
     assert run.metrics["representation/active_dims"] <= 24
     assert run.tags["dinox.leak"] == "no_holdout"
     assert run.figures == ["figures/spectrum.png", "figures/map_backbone.png", "figures/map_random.png"]
-    # Six patients are too few to tell manufacturers apart: said, not invented.
+    # Six patients are too few to distinguish manufacturers: this is reported, with no value.
     assert "representation/manufacturer_accuracy" not in run.metrics
 
 

@@ -1,4 +1,4 @@
-"""The dead man's switch: a process ends at its deadline, whatever it does and whoever is gone."""
+"""A process ends at its deadline, whatever it does and even if its parent is gone."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The loop on a GPU: it waits for nothing, and goes on from a checkpoint whoever wrote it."""
+"""The loop on a GPU: it never waits for the device, and continues from a checkpoint of any device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ ARMS = {
 
 @pytest.fixture
 def exact() -> Iterator[None]:
-    """Convolutions in float32 as a CPU knows it; torch rounds their inputs to TF32 unless told."""
+    """Convolutions in float32 as on a CPU; torch rounds their inputs to TF32 by default."""
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     yield

@@ -117,7 +117,7 @@ def test_rows_that_no_fold_tests_are_nan_and_pairs_of_index_arrays_serve_as_fold
 
 @pytest.mark.slow
 def test_200_label_shuffles_of_the_whole_probe_average_one_half_and_their_intervals_cover_it():
-    """C chosen by inner folds and 5-fold cross-fitting, anew for each shuffle of 400 nodules in 200 patients.
+    """C chosen by inner folds and 5-fold cross-fitting, again for each shuffle of 400 nodules in 200 patients.
 
     Coverage stays below 95% by nature: every pair of samples meets twice, once on either side of a split, so the
     AUROC of a null varies more (up to sqrt 2) than intervals conditional on training can know.

@@ -15,14 +15,14 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def xor(n=300, seed=0):
-    """Two features whose product tells the class: nothing for a weighted sum, all for a hidden layer."""
+    """Two features whose product gives the class: useless for a weighted sum, sufficient for a hidden layer."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(n, 6))
     return features, (features[:, 0] * features[:, 1] > 0).astype(int), np.arange(n) // 2
 
 
 def needle(n=300, n_patches=16, n_features=8, seed=0):
-    """One patch in 16, anywhere, carries a flag; its other feature tells the class. All else is noise about zero."""
+    """One patch in 16, anywhere, carries a flag; its other feature gives the class. All else is noise about zero."""
     rng = np.random.default_rng(seed)
     tokens = rng.normal(0, 1.0, (n, n_patches, n_features)).astype(np.float32)
     labels = rng.integers(0, 2, n)

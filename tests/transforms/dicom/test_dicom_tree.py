@@ -51,7 +51,7 @@ def test_a_folder_that_may_not_be_entered_is_refused_and_the_rest_is_read(
     tmp_path.chmod(0o755)
     (tmp_path / "listed").chmod(0o444)  # its entries can be listed, and none of them reached
     monkeypatch.chdir(tmp_path)
-    is_superuser = os.geteuid() == 0  # whom no permission binds
+    is_superuser = os.geteuid() == 0  # not restricted by permissions
     if is_superuser:
         os.seteuid(65534)
     try:
