@@ -77,8 +77,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parallel", default="2", help="arms at a time")
     parser.add_argument("--json", default="", help="file for the rows")
-    words = parser.parse_args()
-    command = [sys.executable, "-m", "pipelines.campaign", "--spec", "wall", "--parallel", words.parallel]
+    arguments = parser.parse_args()
+    command = [sys.executable, "-m", "pipelines.campaign", "--spec", "wall", "--parallel", arguments.parallel]
     code = subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode
     parent = find_parent("wall")
     if code or parent is None:
@@ -93,8 +93,8 @@ def main() -> int:
     judged = hard_cells(table)
     for name, holds in judged.items():
         print(f"{'holds' if holds else 'FAILS'}: {name}")
-    if words.json:
-        with open(words.json, "w", encoding="utf-8") as file:
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(table.to_dict("records"), file, indent=1)
     return 0 if all(judged.values()) else 1
 

@@ -141,7 +141,7 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
             img_size=config.image_px,
             dynamic_img_size=True,
         )
-    except TypeError as error:  # A convolutional network knows no image size.
+    except TypeError as error:  # A convolutional network takes no image size.
         raise BackboneError(refusal) from error
     except (OSError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -165,7 +165,7 @@ class CohortWriter:
         (self.root / "rows" / f"{volume_id}.json").unlink(missing_ok=True)
 
     def series(self) -> pd.DataFrame:
-        """Rows of all volumes that are there, whether or not series.parquet knows them yet."""
+        """Rows of all volumes that are there, whether or not series.parquet lists them yet."""
         rows = map(_read_row, sorted((self.root / "rows").glob("[!.]*.json")))
         return pd.DataFrame(filter(None, rows), columns=SERIES.names)
 

@@ -1,4 +1,4 @@
-"""The volumes that one SeriesInstanceUID holds: acquisitions, phases, kernels, reconstructions, told apart.
+"""The volumes that one SeriesInstanceUID holds: acquisitions, phases, kernels, reconstructions, separated.
 
 A header says in many ways that two slices are not of one volume, and scanners write the same elements for slices that
 are (each rotation of a sequence may have its own AcquisitionNumber). So the places decide: slices are parted where what

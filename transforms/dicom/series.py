@@ -203,7 +203,7 @@ def _check_air(decoded: Sequence[Decoded]) -> None:
 def _notes(
     headers: Sequence[SliceHeader], decoded: Sequence[Decoded], stack: SliceStack, n_duplicates: int
 ) -> tuple[str, ...]:
-    """What a reader of the cohort should know about a series that was read."""
+    """Notes for users of the cohort on a series that was read."""
     notes = []
     if n_duplicates:
         notes.append(f"{n_duplicates} duplicate slice(s) with identical pixels left out")

@@ -127,7 +127,7 @@ def boxes_around(config: ViewConfig, centers: Floats, size: Floats, region_yxhw:
 
 @dataclass(frozen=True, slots=True)
 class SliceFrames:
-    """What drawing crops needs to know of B slices: no pixels.
+    """What drawing crops needs of B slices: no pixels.
 
     Attributes:
         size_hw: Height and width in pixels, (B, 2).

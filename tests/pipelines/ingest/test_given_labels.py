@@ -257,7 +257,7 @@ def test_a_row_counts_once_and_an_id_names_one_nodule(
     refused = cohort.refused[cohort.refused["n_rows"] > 0].set_index("reason")["n_rows"]
     assert {reason.partition(": ")[2][:24]: n for reason, n in refused.items()} == {
         "it repeats another row": 1,
-        "another row says otherwi": 2,
+        "another row contradicts ": 2,
     }
     numbered = [{**row, "nodule_id": "1"} for row in scans[1][:4]]  # a number within each scan
     assert cohort_of(columns, numbered).nodules["nodule_id"].nunique() == 4
