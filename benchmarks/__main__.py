@@ -1,7 +1,7 @@
 """Print one table of all benchmarks: `python -m benchmarks`, or `python -m benchmarks views loading` for some.
 
 Every module of this folder that has a function `measure(tiny)` takes part; `tiny` is a size that only shows that it
-runs. Figures are ratios against a peer in the same process; the machine stands above the table, because even ratios
+runs. Figures are ratios against a peer in the same process; the machine is named above the table, because even ratios
 depend on it.
 """
 

@@ -27,7 +27,7 @@ class ChestCohort:
     index: SliceIndex
     png_paths: list[Path]
     shape: tuple[int, int, int]
-    folder: TemporaryDirectory[str]  # goes when the process does
+    folder: TemporaryDirectory[str]  # removed when the process ends
 
     @property
     def slice_px(self) -> tuple[int, int]:

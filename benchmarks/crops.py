@@ -22,7 +22,7 @@ SPECS = {
 
 
 def measure(tiny: bool = False) -> list[Row]:
-    """Time crops at random places; crops a second per core is the promise, the peer says what it takes elsewhere."""
+    """Time crops at random places; the target is crops per second and core; SimpleITK is the peer."""
     rng = np.random.default_rng(0)
     affine = np.array(
         [[0, 0, -SPACING_MM[2], 0], [0, -SPACING_MM[1], 0, 0], [SPACING_MM[0], 0, 0, 0], [0, 0, 0, 1.0]]

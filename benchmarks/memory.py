@@ -37,7 +37,7 @@ sys.exit(run_entry_point("pretrain", PretrainConfig, run_pretrain, "wall", sys.a
 
 
 def measure(tiny: bool = False) -> list[Row]:
-    """Train in a process of its own and compare what it holds early and late."""
+    """Train in a process of its own and compare its memory early and late."""
     if not Path("/proc/self/status").exists():
         return []
     settled, updates, every = (2, 4, 2) if tiny else (SETTLED, UPDATES, EVERY)
@@ -56,7 +56,7 @@ def measure(tiny: bool = False) -> list[Row]:
             "eval_slices": 32,
             "workers": 0,
         }
-        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        arguments = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             STORE_ENV: f"sqlite:///{folder}/mlflow.db",
@@ -64,7 +64,7 @@ def measure(tiny: bool = False) -> list[Row]:
         }
         # The folder is the child's: a store keeps artifacts below the folder in which it is made.
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, str(settled), str(updates), *words],
+            [sys.executable, "-c", CHILD, str(settled), str(updates), *arguments],
             cwd=folder,
             env=environment,
             capture_output=True,

@@ -54,7 +54,7 @@ def measure(tiny: bool = False) -> Iterator[Row]:
         for name in ("cpu_s", "wall_s", "memory_mb", "mapped_mb")
     )
     name = f"start on {SERIES_COUNT} series, {SLICE_COUNT} slices"
-    seconds = f"{wall_s[many]:.1f} s on the wall; {FEW_SERIES} series: {cpu_s[few]:.1f} s"
+    seconds = f"{wall_s[many]:.1f} s of wall time; {FEW_SERIES} series: {cpu_s[few]:.1f} s"
     yield Row(name, cpu_s[many], "<= 5", f"seconds of one core to the first batch ({seconds})")
     mapped = f"{FEW_SERIES} series: {memory_mb[few]:.0f}; and {mapped_mb[many]:.0f} of mapped files"
     yield Row(name, memory_mb[many], "<= 300", f"MB beyond imports at its peak ({mapped})")
@@ -93,7 +93,7 @@ def write_sparse_cohort(root: Path, n_series: int) -> None:
 
 
 def _sparse_templates(root: Path, depth: int) -> dict[str, Path]:
-    """A volume of zeros HU without a block on disk, and a grid that says body everywhere; by folder."""
+    """A volume of zeros HU without a block on disk, and a grid that is body everywhere; by folder."""
     volume, body = root / "volumes" / f".{depth}", root / "body" / f".{depth}"
     with volume.open("wb") as file:
         header = {"descr": "<i2", "fortran_order": False, "shape": (depth, SIZE_PX, SIZE_PX)}

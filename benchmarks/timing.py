@@ -12,7 +12,7 @@ ROUNDS = 7
 
 
 class Row(NamedTuple):
-    """One line of the table: `target` is like ">= 7" or "<= 1.5", or empty where nothing is promised."""
+    """One line of the table: `target` is like ">= 7" or "<= 1.5", or empty where there is no target."""
 
     name: str
     ratio: float
@@ -25,8 +25,8 @@ class Row(NamedTuple):
 def median_cpu_seconds(ways: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
     """Run every way once to warm up, then `rounds` times in turn; return the median of each.
 
-    Seconds are processor time of this process, which other programs on the machine disturb less than a clock on
-    the wall. Time spent in child processes does not count.
+    Seconds are processor time of this process, which other programs on the machine disturb less than wall time. Time
+    spent in child processes does not count.
     """
     for way in ways.values():
         way()

@@ -1,9 +1,9 @@
-"""A prepared cohort on disk: volumes in HU, memory-mapped, and the tables that say what they are.
+"""A prepared cohort on disk: volumes in HU, memory-mapped, and the tables that describe them.
 
 cohort.json             schema version
 volumes/<id>.npy        int16 HU, (z, y, x), z toward the head
 body/<id>.npy           uint8, (z, 32, 32): 0 outside, 1 body, 2 lung
-rows/<id>.json          the row of one volume, written after the volume: what is there can be resumed from
+rows/<id>.json          the row of one volume, written after it: `prepare` resumes from these
 series.parquet  annotations.parquet  nodules.parquet  refused.parquet
 """
 
@@ -125,7 +125,7 @@ class Cohort:
         return mapped
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to loader processes without the mapped voxels, which would be copied."""
+        """Pickle for loader processes without the mapped voxels, which would be copied."""
         return {**self.__dict__, "_mapped": {}}
 
 
@@ -140,7 +140,7 @@ class CohortWriter:
         """
         self.root = root
         if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not _is_cohort(root))):
-            raise CohortError(f"{root} holds something that is no cohort; name a new folder for it")
+            raise CohortError(f"{root} holds other files and no cohort; name a new folder")
         make_folder(root)
         self._presence = SharedPresence(root / ".writers")
         self._presence.clear_abandoned(root, *(root / name for name in ("volumes", "body", "rows")))
@@ -152,7 +152,7 @@ class CohortWriter:
             make_folder(root / name)
 
     def row_of(self, volume_id: str) -> dict[str, Any] | None:
-        """The row of a volume that is there whole, with `n_files`; None where it is not."""
+        """The row of a volume that was written completely, with `n_files`; None otherwise."""
         present = all((self.root / name / f"{volume_id}.npy").is_file() for name in ("volumes", "body"))
         return _read_row(self.root / "rows" / f"{volume_id}.json") if present else None
 
@@ -161,7 +161,7 @@ class CohortWriter:
         write_volume(self.root, row, volume_hu, n_files)
 
     def forget(self, volume_id: str) -> None:
-        """Take a volume out of the cohort, if it is there; its voxels stay on disk until they are written anew."""
+        """Take a volume out of the cohort, if it is there; its voxels stay on disk until they are written again."""
         (self.root / "rows" / f"{volume_id}.json").unlink(missing_ok=True)
 
     def series(self) -> pd.DataFrame:
@@ -184,8 +184,9 @@ class CohortWriter:
             annotations: Marks; they replace all marks of the volumes that they name.
             nodules: Nodules; they replace those of the same volume and `source`.
             refused: What this run refused, without `source_id`; it replaces what this source refused before.
-            source_id: Names the source that was prepared.
-            volume_ids: Volumes whose marks and nodules were looked up now: older ones go though none replaces them.
+            source_id: Identifies the source that was prepared.
+            volume_ids: Volumes whose marks and nodules were looked up now: older ones are removed even without a
+                replacement.
             nodule_sources: Values of `source` for which that holds.
         """
         with exclusively(self.root / ".tables"):
@@ -207,7 +208,7 @@ class CohortWriter:
                     SERIES,
                     self.series(),
                     empty_table(SERIES),
-                ),  # last: it says that the rest is there
+                ),  # last: it marks the rest as complete
             ):
                 frames = [frame for frame in (kept, new) if len(frame)]
                 table = pd.concat(frames, ignore_index=True) if frames else empty_table(schema)
@@ -217,7 +218,7 @@ class CohortWriter:
                 write_table(self.root / f"{name}.parquet", table.sort_values(order, kind="stable"), schema)
 
     def close(self) -> None:
-        """Clear what killed writers left, if no other process writes here."""
+        """Remove leftovers of killed writers, if no other process writes here."""
         self._presence.clear_abandoned(self.root, *(self.root / name for name in ("volumes", "body", "rows")))
         self._presence.close()
 
@@ -230,14 +231,14 @@ def write_volume(
     witness: str = "none",
     source_stamp: str = "",
 ) -> None:
-    """Write one volume, its body grid, and then its row: with the row it is there.
+    """Write one volume, its body grid, and then its row, which marks the volume as complete.
 
     Args:
         root: Folder that a `CohortWriter` has made.
         row: Columns of series.parquet, without shape and sha256.
         volume_hu: (Z, Y, X) int16 HU, z toward the head.
         n_files: Source files that the volume was read from.
-        witness: Another reader whose reading was the same.
+        witness: Other reader whose voxels were identical.
         source_stamp: Tells these source files from changed ones; "" where none are looked at again.
 
     Raises:
@@ -285,7 +286,7 @@ def voxel_sha256(volume_hu: NDArray[np.int16]) -> str:
 
 
 def _is_cohort(root: Path) -> bool:
-    """A cohort, or one whose making was cut off before its first whole file."""
+    """Whether this is a cohort, or one interrupted before its first complete file."""
     return (root / "cohort.json").is_file() or (root / ".writers").is_file()
 
 

@@ -1,9 +1,9 @@
-"""A table of nodules in CSV, and how its rows meet the volumes of a cohort; no row is lost without a word.
+"""A table of nodules in CSV, and how its rows are matched to the volumes of a cohort; every row left out is counted.
 
 Columns: `file` (as seen from the source folder, or from the table's own) or `series_uid`; `patient_id`; `x_lps_mm`,
 `y_lps_mm`, `z_lps_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which
 the label rule `given` reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what
-needs it. Further columns are kept, unless their name says that they name a person. Tables of LUNA16 and LUNA25 are
+needs it. Further columns are kept, unless their name suggests a person's name. Tables of LUNA16 and LUNA25 are
 known by their columns, and nothing else of them is kept.
 """
 
@@ -34,7 +34,7 @@ _PERSONAL = re.compile(
 
 
 class AnnotationTableError(Refusal):
-    """A table of nodules that cannot be read as one."""
+    """A table of nodules that cannot be read."""
 
 
 class RowRefusedError(Refusal):
@@ -90,7 +90,9 @@ class AnnotationTable:
             series = sorted(set(rows["series_uid"]) - {""}) if "series_uid" in rows else []
             reason = ""
             if len(patients) != 1:
-                reason = f"the annotation table names {len(patients)} patients for this file, one is right"
+                reason = (
+                    f"the annotation table names {len(patients)} patients for this file, only one is allowed"
+                )
             elif len(series) > 1:
                 reason = f"the annotation table names {len(series)} series for this file"
             said[Path(str(file)).as_posix()] = (*(patients[:1] or [""]), *(series[:1] or [""]), reason)
@@ -107,7 +109,7 @@ def _seen_from(root: Path, file: str, table_folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Nodules that met their volume, and the rows that did not, by reason."""
+    """Nodules matched to their volume, and the number of rows that were not, by reason."""
 
     nodules: pd.DataFrame
     rows: Accounting
@@ -120,7 +122,7 @@ def join_annotations(
 
     Args:
         table: Rows of the CSV.
-        series: Rows of the series table that may be meant.
+        series: Candidate rows of the series table.
         volume_of_file: File below the source folder -> volume_id.
         pseudonyms: Replaces patient ids as in the series table.
 
@@ -148,7 +150,7 @@ def join_annotations(
     kept = _without_repeats(nodules, refused)
     given_ids = Counter(nodule["nodule_id"] for nodule in kept.values())
     for number, nodule in kept.items():
-        if given_ids[nodule["nodule_id"]] > 1:  # a number within a scan, which names no nodule of the cohort
+        if given_ids[nodule["nodule_id"]] > 1:  # a number within a scan, not unique in the cohort
             nodule["nodule_id"] = _made_id(nodule["volume_id"], number)
     frame = pd.DataFrame(list(kept.values())) if kept else empty_table(NODULES)
     accounting = Accounting("annotation rows", len(table.rows), "joined to a volume", len(frame), refused)
@@ -171,7 +173,7 @@ def _without_repeats(
     for number, nodule in nodules.items():
         if len(said[places[number]]) > 1:
             refused[
-                "another row says otherwise of the same place (one row a nodule, with all ratings, is right)"
+                "another row contradicts it at the same position (give one row per nodule, with all ratings)"
             ] += 1
         elif places[number] in taken:
             refused["it repeats another row"] += 1
@@ -248,7 +250,7 @@ def _ratings(text: str) -> list[int]:
 
 
 def _nodule_id(row: dict[str, str], number: int, volume_id: str, pseudonyms: Pseudonyms) -> str:
-    """The id given, if nothing in it can name a patient; else one made of the volume and the row's number."""
+    """The given id, if it cannot identify a patient; else one made of the volume and the row's number."""
     given = row.get("nodule_id", "")
     is_public = pseudonyms.keep_ids or row["patient_id"] in pseudonyms.public_names
     return given if given and is_public else _made_id(volume_id, number)

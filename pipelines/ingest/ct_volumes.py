@@ -49,7 +49,7 @@ class CtVolume:
 
     @classmethod
     def from_memory(cls, volume: MetaTensor | CtSeries) -> CtVolume:
-        """Take what `LoadDicomSeries` or `read_series` returned; the patient's id stays behind.
+        """Take what `LoadDicomSeries` or `read_series` returned; the patient's id is dropped.
 
         Raises:
             TransformError: If a MetaTensor is no volume (1, Z, Y, X).
@@ -67,11 +67,11 @@ class CtFolder:
     """The volumes of a folder of CT, or of a cohort, read one at a time and never all at once.
 
     Attributes:
-        refused: Files and series that cannot be read right; complete when the volumes are through.
+        refused: Files and series that were refused; complete after the last volume.
     """
 
     def __init__(self, root: Path, folder_format: FolderFormat = "auto", keep_ids: bool = False) -> None:
-        """Find what there is to read.
+        """Find the volumes of a folder.
 
         Raises:
             Refusal: If `root` is neither a cohort nor a folder of that format.
@@ -85,7 +85,7 @@ class CtFolder:
             self.jobs, self.refused = found.jobs, found.refused
 
     def __iter__(self) -> Iterator[CtVolume]:
-        """Read volume by volume; what cannot be read right is added to `refused` and left out."""
+        """Read volume by volume; what is refused is added to `refused` and left out."""
         if self.cohort is not None:
             rows = self.cohort.series.to_dict("records")
             for named in progress(rows, desc="volumes", unit="volume"):

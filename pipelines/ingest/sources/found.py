@@ -1,4 +1,4 @@
-"""What every source gives `prepare`: jobs to read, files refused, and for each job a volume or a refusal."""
+"""The interface of every source to `prepare`: jobs to read, refused files, and for each job a volume or a refusal."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,8 @@ class Job:
     Attributes:
         volume_id: Its id in the cohort.
         files: At least one.
-        series_uid: SeriesInstanceUID, "" where the format has none and no table says it.
-        patient_id: As it is to be stored; "" where the files say it.
+        series_uid: SeriesInstanceUID, "" where neither the format nor a table has one.
+        patient_id: As it is to be stored; "" where it comes from the files.
     """
 
     volume_id: str

@@ -67,7 +67,7 @@ def find_volume_files(
     table: AnnotationTable | None,
     files: Sequence[Path] | None = None,
 ) -> Found:
-    """List the files of some formats in a folder, with the patient and series that the annotation table says.
+    """List the files of some formats in a folder, with their patient and series from the annotation table.
 
     A file's volume_id is its name where that is a UID, starts with a public patient id, or all ids are kept, and no
     other file has it; else a hash of its path. A name that is a UID (as in LUNA16) is the SeriesInstanceUID.
@@ -133,11 +133,11 @@ def _add_jobs(
             if not series_uid and (public_id in lidc_scans() or _UID.fullmatch(stem)):
                 series_uid = public_id if public_id in lidc_scans() else stem
             file_name = _file_name(stem)
-            # Names that differ only in what an id cannot hold would be one volume, the last of them.
+            # Names that differ only in characters not allowed in ids would overwrite each other.
             is_id = is_volume_id(file_name) and file_names[file_name] == 1
             is_shown = is_id and (pseudonyms.keep_ids or public_id or _UID.fullmatch(stem))
             volume_id = file_name if is_shown else pseudonyms.hashed_name(str(path.resolve()))
-            # Where nothing says the patient, the file stands for one.
+            # Without a known patient each file counts as one patient.
             patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
             kind = format_of(path) or "nifti"
             found.jobs.append(VolumeJob(volume_id, parts[path], series_uid, patient, kind))
@@ -178,7 +178,7 @@ def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]
     """Read one file.
 
     Raises:
-        SeriesRefusedError: If it is no right CT volume.
+        SeriesRefusedError: If it is no valid CT volume.
     """
     volume = FORMATS[job.format].read(job.files[0])
     extent_mm = np.multiply(volume.volume_hu.shape, volume.spacing_mm)

@@ -112,7 +112,7 @@ def unsized(cohort_of: Callable[..., Cohort]) -> Cohort:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Random weights that say they saw nobody."""
+    """Random weights that state that they saw no patient."""
     tiny = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=28)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbone") / "tiny"
@@ -190,10 +190,10 @@ def test_tables_and_figures_of_nodules_need_no_diameter_either(unsized: Cohort, 
     run_nodules(
         NodulesConfig(cohort=str(unsized.root), rule="given", folds=3, repeats=1, n_bootstrap=50), run
     )
-    floors = run.tables["tables/floors.csv"].set_index(["floor", "stratum"])
-    assert np.isnan(floors.loc[("diameter", "all"), "auroc"])
-    assert "not finite" in floors.loc[("diameter", "all"), "note"]
-    assert floors.loc[("image_diameter", "all"), "auroc"] > 0.9
+    baselines = run.tables["tables/baselines.csv"].set_index(["baseline", "stratum"])
+    assert np.isnan(baselines.loc[("diameter", "all"), "auroc"])
+    assert "not finite" in baselines.loc[("diameter", "all"), "note"]
+    assert baselines.loc[("image_diameter", "all"), "auroc"] > 0.9
     assert "figures/contact_sheet.png" in run.figures
     assert "consensus: not applied: label rule 'consensus' reads ratings" in capsys.readouterr().out
 
@@ -222,7 +222,7 @@ def test_nodules_without_a_crop_and_centers_without_a_nodule_are_told(
 def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(
     unsized: Cohort, backbone: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(LabelError, match="its table states labels, which the rule 'given' reads"):
+    with pytest.raises(LabelError, match="its table has labels, which the rule 'given' reads"):
         probed(unsized, backbone, tmp_path, rule="consensus")
 
 
