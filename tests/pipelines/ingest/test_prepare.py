@@ -114,7 +114,7 @@ def test_a_witness_is_heard_on_volumes_that_are_there_without_one(
     heard = prepare_cohort(config(tmp_path / "s", tmp_path / "c", witness="simpleitk"))
     assert (heard.n_new, heard.n_present) == (1, 0)
     assert heard.cohort.series["volume_id"].tolist() == ["1.2.3.4"]
-    assert "the witness SimpleITK reads" in heard.cohort.refused["reason"].iloc[0]
+    assert "the witness SimpleITK differs" in heard.cohort.refused["reason"].iloc[0]
     again = prepare_cohort(config(tmp_path / "s" / "a", tmp_path / "c", witness="simpleitk"))
     assert (again.n_new, again.n_present) == (0, 1)
 
