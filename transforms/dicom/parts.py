@@ -1,8 +1,8 @@
 """The volumes that one SeriesInstanceUID holds: acquisitions, phases, kernels, reconstructions, separated.
 
-A header says in many ways that two slices are not of one volume, and scanners write the same elements for slices that
-are (each rotation of a sequence may have its own AcquisitionNumber). So the places decide: slices are parted where what
-comes of it lies at least as evenly as it did together, and never where one part fills the holes of another.
+Many header elements differ between the volumes of a series, but some also within one volume (each rotation of a
+sequence may have its own AcquisitionNumber). So slice positions decide: a series is split only where the parts are
+spaced at least as evenly as the whole, and never where one part fills the gaps of another.
 """
 
 import operator
@@ -23,7 +23,7 @@ Groups = list[list[int]]
 _FIRST_TIMES = ("AcquisitionDateTime", "AcquisitionTime")
 _PHASES = ("TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "ContrastBolusAgent", "KVP")
 _MIN_PASS = 3
-"""Fewer slices in a row are no pass: any two lie evenly."""
+"""Fewer slices in a row are no pass: any two are evenly spaced."""
 _MAX_PASSES = 8
 
 
@@ -35,7 +35,7 @@ def _axial_normal(orientation: tuple[float, ...]) -> tuple[float, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class SlicePlace:
-    """What is kept of a slice's header to sort it: where it lies, and what may tell it from others.
+    """What is kept of a slice's header for sorting: its position, and the elements that may distinguish volumes.
 
     `along_mm` is its place along the slice normal (0 where the slice is not axial).
     """
@@ -54,7 +54,7 @@ class SlicePlace:
 
     @classmethod
     def of(cls, header: SliceHeader, n_frames: int = 1) -> "SlicePlace":
-        """Take a header; a file of several frames is one place."""
+        """Take a header; a multi-frame file is one place."""
         normal = _axial_normal(header.orientation)
         axial = normal is not None
         along = sum(map(operator.mul, header.position_lps_mm, normal)) if normal is not None else 0.0
@@ -79,10 +79,10 @@ class SlicePlace:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """How the slices of one SeriesInstanceUID fall into volumes: their indices, and which elements tell them apart."""
+    """The volumes of one SeriesInstanceUID: indices of their slices, and the elements that distinguish them."""
 
     groups: Groups
-    told_apart_by: tuple[str, ...] = ()
+    distinguished_by: tuple[str, ...] = ()
 
 
 def part(places: Sequence[SlicePlace]) -> Parting:
@@ -126,7 +126,7 @@ def _by(places: Sequence[SlicePlace], value: Callable[[SlicePlace], Hashable]) -
 
 
 def _n_flaws(along: Sequence[float]) -> int:
-    """Steps that an even stack would not have: slices at one place, and distances that are not the usual one."""
+    """Count irregular steps: slices at the same position, and distances other than the usual one."""
     steps = np.diff(np.sort(np.array(along)))
     apart = steps[steps > SAME_POSITION_MM]
     if not len(apart):
@@ -147,7 +147,7 @@ def _lie_apart(places: Sequence[SlicePlace], groups: Groups) -> bool:
 
 
 def _never_one(value: Callable[[SlicePlace], Hashable]) -> Callable[[Sequence[SlicePlace]], Groups]:
-    """Parts of what no volume can mix, unless the rest would lack the slices that differ: then they are refused."""
+    """Split by a value that no volume may mix, unless that leaves gaps: then the differing slices are refused."""
 
     def propose(places: Sequence[SlicePlace]) -> Groups:
         groups = _by(places, value)
@@ -159,7 +159,7 @@ def _never_one(value: Callable[[SlicePlace], Hashable]) -> Callable[[Sequence[Sl
 def _where_mixed(
     *ways: Callable[[Sequence[SlicePlace]], Groups],
 ) -> Callable[[Sequence[SlicePlace]], Groups]:
-    """Parts of what one volume may hold as long as one value follows another along the patient."""
+    """Split by values that may change along one volume, unless each follows another along the patient."""
 
     def propose(places: Sequence[SlicePlace]) -> Groups:
         proposals = [way(places) for way in ways]
@@ -207,7 +207,7 @@ def _passes_in(name: str) -> Callable[[Sequence[SlicePlace]], Groups]:
 
 
 def _numbered_twice(places: Sequence[SlicePlace]) -> Groups:
-    """Passes that InstanceNumber alone tells: each counts through an even stack, and no time says otherwise."""
+    """Passes that only InstanceNumber shows: each counts through an even stack, and no time contradicts it."""
     whole = [list(range(len(places)))]
     if any(len({place.trait(name) for place in places}) > 1 for name in _FIRST_TIMES):
         return whole
