@@ -1,9 +1,9 @@
 """From a command line to an entry point, and from its end to an exit code and one sentence.
 
 The configuration is read first, before torch, MONAI or MLflow are imported and before there is a run: `--help` and a
-mistyped key are answered at once and leave nothing behind.
+mistyped key are answered at once, without a run.
 
-Exit codes: 0 done, 1 a bug (its trace is printed), 2 what was asked cannot be, 3 nothing readable (`prepare`, `embed`),
+Exit codes: 0 done, 1 a bug (its trace is printed), 2 refused, 3 nothing readable (`prepare`, `embed`),
 130 / 143 interrupted and saved.
 """
 
@@ -34,19 +34,19 @@ C = TypeVar("C")
 _HELP = {"-h", "--help"}
 
 
-def parse_overrides(words: Sequence[str]) -> list[tuple[str, str]]:
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Return the (key, value) pairs of `--key value` and `--key=value`.
 
     Raises:
-        RecipeError: If a word is no option or an option has no value.
+        RecipeError: If an argument is not an option, or an option has no value.
     """
     pairs: list[tuple[str, str]] = []
-    rest = list(words)
+    rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise RecipeError(f"'{word}' stands where an option is expected; write --key value")
-        key, equals, value = word[2:].partition("=")
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            raise RecipeError(f"'{argument}' is not an option; write --key value")
+        key, equals, value = argument[2:].partition("=")
         if not equals:
             if not rest:
                 raise RecipeError(f"option --{key} has no value; write --{key} VALUE")
@@ -55,9 +55,9 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def resolve(schema: type[C], words: Sequence[str], recipe: str | None = None) -> tuple[C, str]:
+def resolve(schema: type[C], arguments: Sequence[str], recipe: str | None = None) -> tuple[C, str]:
     """Return the configuration of a command line and the name of its recipe ("" without one)."""
-    pairs = parse_overrides(words)
+    pairs = parse_overrides(arguments)
     if recipe is None:
         return load_recipe(schema, {}, pairs), ""
     chosen = next((value for key, value in reversed(pairs) if key == "recipe"), recipe)
@@ -76,14 +76,14 @@ def run_entry_point(
     schema: type[C],
     body: Callable[[C, Run], None],
     recipe: str | None,
-    words: Sequence[str],
+    arguments: Sequence[str],
     away_code: int = 2,
 ) -> int:
     """Read the configuration, run `body` inside an MLflow run and return the exit code.
 
-    A refusal is the user's to mend: one sentence, its exit code, the run FAILED with that sentence. Anything else is a
-    bug: it is raised with its trace, and the run is FAILED with the name of the exception. A store that is away ends
-    with `away_code`: an arm of a campaign is worth another attempt then, where a wrong key is not.
+    A refusal, which the user can correct, ends with one sentence, its exit code, and the run FAILED with that sentence.
+    Anything else is a bug: it is raised with its trace, and the run is FAILED with the name of the exception. A store
+    that cannot be reached ends with `away_code`: an arm of a campaign is then tried again, unlike after a wrong key.
     """
     run: Run | None = None
     try:
@@ -92,13 +92,13 @@ def run_entry_point(
                 f"{PROJECT_ROOT} holds the code without its recipes, as pip copied it; run it from a checkout, after"
                 " `make setup` or `pip install -e .` there"
             )
-        config, recipe_name = resolve(schema, [word for word in words if word not in _HELP], recipe)
-        if _HELP & set(words):
+        config, recipe_name = resolve(schema, [one for one in arguments if one not in _HELP], recipe)
+        if _HELP & set(arguments):
             print(describe(name, config, recipe_name))
             return 0
         processes = getattr(config, "nproc", 1)
         if processes > 1 and "RANK" not in os.environ:
-            return launch(["-m", f"pipelines.{name}", *words], processes)
+            return launch(["-m", f"pipelines.{name}", *arguments], processes)
         watch_deadline()
         run = _start(name)
         _log_configuration(run, config, recipe_name)
@@ -121,7 +121,7 @@ def run_entry_point(
 
 
 def _start(name: str) -> Run:
-    """Attach to the run that `mlflow run` made, or make one; MLflow takes seconds to import, so not before this."""
+    """Attach to the run that `mlflow run` made, or create one; MLflow is imported here, because it takes seconds."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from pipelines.tracking.run import Run
 
@@ -143,8 +143,8 @@ def _end(name: str, run: Run | None, status: str, code: int, sentence: str) -> i
 
 
 def _close(name: str, run: Run | None, status: str, why: str) -> None:
-    """Close a run with its reason; where this process made none yet, the one that `mlflow run` made before it."""
-    with contextlib.suppress(Refusal):  # Why may be that the store is away.
+    """Close a run with its reason; if this process has none yet, the run that `mlflow run` made."""
+    with contextlib.suppress(Refusal):  # The store itself may be the reason.
         if run is None and "MLFLOW_RUN_ID" in os.environ:
             run = _start(name)
         if run is not None:

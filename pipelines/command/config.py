@@ -1,7 +1,7 @@
 """One strict reader from a YAML recipe and dotted overrides to frozen dataclasses.
 
-Each part of the system declares its own small dataclass beside the code that reads it; this file alone says how text
-becomes one. pydantic refuses unknown keys and wrong types; what is added here is the sentence that says what is right.
+Each part of the system declares its own small dataclass beside the code that uses it; only this module turns text into
+one. pydantic refuses unknown keys and wrong types; this module adds an error message with the correct form.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ C = TypeVar("C")
 
 
 class RecipeError(Refusal):
-    """A recipe or an override that cannot be: one sentence says what and what would be right."""
+    """A recipe or an override is not valid; one sentence gives the reason and the correct form."""
 
 
 class _KeyTwiceError(yaml.YAMLError):
-    """A mapping that names a key twice: YAML would take the last one without a word."""
+    """A mapping names a key twice: YAML would silently take the last one."""
 
 
 class _OnceEach(yaml.SafeLoader):
     """Safe YAML in which no mapping may name a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping, after looking for a key that is there twice."""
+        """Build a mapping, after checking that no key appears twice."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        RecipeError: If the file cannot be read, is no text, not YAML, nested too deep or not a mapping.
+        RecipeError: If the file cannot be read, is not text, not YAML, nested too deep or not a mapping.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)
@@ -198,13 +198,13 @@ def _from_text(key: str, text: str) -> Any:
 
 def _near(key: str, known: list[str]) -> str:
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not match:  # A right leaf in the wrong section is the next most common slip.
+    if not match:  # The next most common mistake is a correct key in the wrong section.
         match = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
 def _sentence(error: ValidationError, known: list[str]) -> str:
-    """Say the first thing that is wrong, a misspelled key before a wrong value."""
+    """Return a sentence about the first error, a misspelled key before a wrong value."""
     errors = sorted(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
     first, key = errors[0], _key_of(errors[0]["loc"], known)
     if first["type"] in _UNKNOWN:
@@ -213,7 +213,7 @@ def _sentence(error: ValidationError, known: list[str]) -> str:
         return f"recipe key '{key}' is a section; it was given {first['input']!r}"
     if first["type"] == "value_error":
         return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
-    # A type of several parts, such as a name or a number, is refused once for each part.
+    # For a union type, such as a name or a number, pydantic reports one error for each part.
     reasons = [one["msg"] for one in errors if _key_of(one["loc"], known) == key]
     reason = " or ".join(f"{text[0].lower()}{text[1:]}" for text in dict.fromkeys(reasons))
     return f"recipe key '{key}' was given {first['input']!r}: {reason}"

@@ -1,6 +1,6 @@
-"""Every entry point: what it does, where it lives and what configures it; nothing heavy is imported here.
+"""Every entry point: its meaning, module and configuration; nothing heavy is imported here.
 
-MLproject, the stages of campaigns, `--help` and README's table are held to this list by tests.
+Tests compare MLproject, the stages of campaigns, `--help` and README's table with this list.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class EntryPoint:
         schema: Name of its configuration.
         body: Name of its function, which takes a configuration and a run.
         module: Where both are; "" for `pipelines.NAME`.
-        recipe: Its default recipe; None where it takes none.
-        is_stage: Whether arms of campaigns can be made of it.
-        takes_backbone: Whether it then works on the backbone that the first stage made.
-        is_public: Whether MLproject and README name it.
+        recipe: Its default recipe; None if it takes none.
+        is_stage: Whether it can be a stage of an arm of a campaign.
+        takes_backbone: Whether it then uses the backbone of the first stage.
+        is_public: Whether it is in MLproject and README.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What `--help` prints: every option of an entry point with its kind, its value in force and what it means."""
+"""The text of `--help`: every option of an entry point with its type, current value and meaning."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def describe(name: str, config: Any, recipe: str = "") -> str:
     """Return the help text of an entry point.
 
     Args:
-        name: Of the entry point.
-        config: Its configuration in force: defaults, with a recipe and the rest of the command line over them.
-        recipe: Name of that recipe; "" where the entry point takes none.
+        name: Name of the entry point.
+        config: Its current configuration: defaults, replaced by the recipe, then by the command line.
+        recipe: Name of that recipe; "" if the entry point takes none.
     """
     lines = [
         f"usage: python -m pipelines.{name} [--KEY VALUE ...]",
@@ -45,9 +45,7 @@ def _options(config: Any) -> Iterator[tuple[str, Any, Any, str]]:
     """Yield (dotted key, type, value, meaning) of every leaf of a configuration."""
     values = flatten(config)
     meanings: dict[str, str] = {}
-    for base in reversed(
-        type(config).__mro__
-    ):  # A field that is stated again keeps what its base said of it.
+    for base in reversed(type(config).__mro__):  # A redefined field keeps the docstring of its base class.
         if dataclasses.is_dataclass(base):
             schema = adapter(base).json_schema()
             meanings |= _meanings(schema, schema.get("$defs", {}))
@@ -56,7 +54,7 @@ def _options(config: Any) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def _meanings(section: dict[str, Any], sections: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return what stands below each field in the source, by dotted key, from a JSON schema."""
+    """Return the docstring of each field, by dotted key, from a JSON schema."""
     found: dict[str, str] = {}
     for key, field in section["properties"].items():
         if "$ref" in field:

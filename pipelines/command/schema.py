@@ -1,4 +1,4 @@
-"""JSON schemas of the files that users write, by which an editor completes keys, explains and checks them.
+"""JSON schemas of the files that users write; editors use them to complete, explain and check keys.
 
 Run: python -m pipelines.command.schema
 """
@@ -18,11 +18,11 @@ SCHEMAS = {
     "recipe": "pipelines.pretrain:PretrainConfig",
     "campaign": "pipelines.campaign.spec:CampaignSpec",
 }
-"""Kind of file -> the configuration that it fills; its schema is `mlflow_projects/<kind>.schema.json`."""
+"""Kind of file -> its configuration class; its schema is `mlflow_projects/<kind>.schema.json`."""
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """Titles would repeat the keys in other letters."""
+    """No titles: they would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
