@@ -57,7 +57,7 @@ def test_tokens_that_timm_would_make_otherwise_are_refused(
 ) -> None:
     loaded = open_backbone(str(saved))
     loaded.timm_config["model_args"]["num_heads"] = 4  # same shapes, other arithmetic
-    with pytest.raises(ExportError, match=r"timm computes tokens .* differ by .* do not use it"):
+    with pytest.raises(ExportError, match=r"timm computes tokens .* differ by .* do not use this export"):
         export_backbone(loaded, tmp_path / "out")
 
 
