@@ -55,7 +55,7 @@ def _probe(name: str, meaning: str, schema: str, body: str) -> EntryPoint:
 _LIST = (
     EntryPoint(
         "prepare",
-        "CT in: DICOM, NIfTI or PNG to a cohort folder of HU volumes and tables; refuses what it cannot read right",
+        "CT in: DICOM, NIfTI, MetaImage, NRRD or PNG to a cohort of HU volumes and tables; refuses what it cannot read",
         "PrepareConfig",
         "run_prepare",
     ),
@@ -87,7 +87,7 @@ _LIST = (
     ),
     _probe(
         "probe_retrieval",
-        "do two views of a held-out slice find each other? With intervals and chance",
+        "is a second view of a held-out slice its nearest neighbor? With intervals and chance",
         "RetrievalConfig",
         "run_retrieval",
     ),
@@ -129,9 +129,7 @@ _LIST = (
         "run_report",
         module="pipelines.report.__main__",
     ),
-    EntryPoint(
-        "export", "a backbone for everybody: timm folder, ONNX, model card", "ExportConfig", "run_export"
-    ),
+    EntryPoint("export", "a backbone to share: timm folder, ONNX, model card", "ExportConfig", "run_export"),
     EntryPoint(
         "embed",
         "a folder of CT or a cohort to a parquet file of embeddings with their places in mm",

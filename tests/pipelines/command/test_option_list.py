@@ -38,7 +38,8 @@ def test_help_lists_every_option_of_a_recipe_with_its_value() -> None:
 
 
 def test_a_trailing_underscore_is_not_shown() -> None:
-    assert "  --from dicom|nifti|png|hub = dicom" in describe("prepare", PrepareConfig()).splitlines()
+    lines = describe("prepare", PrepareConfig()).splitlines()
+    assert "  --from auto|dicom|nifti|metaimage|nrrd|png|hub = auto" in lines
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
