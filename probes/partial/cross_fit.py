@@ -1,8 +1,10 @@
 """Ridge of residuals on residuals, cross-fitted over patients, for many targets at once.
 
 Everything is linear in the target but the choice of the penalty, so one decomposition of a fold's features serves the
-rating and all its sign-flipped copies.
+rating and all its sign-flipped copies; and a patient's nodules share a sign, so they are summed before.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,31 +52,87 @@ class FittedFold:
     singular: Floats
     onto_test: Floats
 
-    def residuals(self, targets: Floats) -> tuple[Floats, Floats, Floats]:
-        """Predict the test residuals of targets (N, M).
+    def residuals(self, target: Floats) -> tuple[Floats, Floats, float]:
+        """Predict the test residuals of a target (N,).
 
         Returns:
-            Predicted and observed residuals of the test rows, (S, M) each, and the standard deviation of the fitted
+            Predicted and observed residuals of the test rows, (S,) each, and the standard deviation of the fitted
+            training residuals.
+        """
+        one = Targets.whole(self, target)
+        predicted, observed, fitted_sd = self.predict(one, np.ones((1, 1)))
+        return predicted[0], observed[0], float(fitted_sd[0])
+
+    def predict(self, targets: Targets, signs: Floats) -> tuple[Floats, Floats, Floats]:
+        """Predict the test residuals of a target whose patients got signs.
+
+        Args:
+            targets: Of this fold.
+            signs: (M, P), one row a draw.
+
+        Returns:
+            Predicted and observed residuals of the test rows, (M, S) each, and the standard deviation of the fitted
             training residuals, (M,).
         """
-        trained = targets[self.train]
-        observed = targets[self.test] - self.base_test @ (self.to_coefficients @ trained)
-        rotated = (
-            self.left.T @ trained
-        )  # residualizing first would change nothing: `left` is orthogonal to the base
-        squared = rotated**2
-        total = (trained**2).sum(0) - ((self.span.T @ trained) ** 2).sum(0)
+        trained = signs[:, targets.train_patient]
+        rotated = trained @ targets.left
         shrink = self.singular**2 / (self.singular**2 + PENALTIES[:, None])  # (L, K)
-        left_over = total - (1.0 - (1.0 - shrink) ** 2) @ squared  # (L, M)
+        left_over = (targets.total - ((trained @ targets.span) ** 2).sum(1))[:, None]
+        left_over = left_over - rotated**2 @ (1.0 - (1.0 - shrink) ** 2).T  # (M, L)
         freedom = len(self.train) - self.span.shape[1] - shrink.sum(1)
         # A penalty so small that no degree of freedom is left fits everything, so its error means nothing.
-        per_freedom = np.where(
-            freedom[:, None] > 0, left_over / np.maximum(freedom[:, None], 1e-9) ** 2, np.inf
+        per_freedom = np.where(freedom > 0, left_over / np.maximum(freedom, 1e-9) ** 2, np.inf)
+        rotated *= shrink[np.argmin(per_freedom, axis=1)]  # fitted values in the basis `left`
+        fitted_sd = np.sqrt(np.einsum("mk,mk->m", rotated, rotated) / len(self.train))
+        observed = signs[:, targets.test_patient] * targets.test
+        observed -= (trained @ targets.coefficients) @ self.base_test.T
+        return rotated @ (self.onto_test / self.singular).T, observed, fitted_sd
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """A target in one fold, summed by patient: a sign a patient then costs a row of T patients, not of nodules.
+
+    Attributes:
+        train_patient: Column of `signs` of each training patient, (P,).
+        test_patient: Column of `signs` of each test row, (S,).
+        left: Target times `FittedFold.left`, (P, K); residualizing first would change nothing: `left` is orthogonal to
+            the base.
+        span: Likewise, (P, R).
+        coefficients: Likewise of the coefficients on the base, (P, Q).
+        total: Sum of squares in the training rows.
+        test: In the test rows, (S,).
+    """
+
+    train_patient: Ints
+    test_patient: Ints
+    left: Floats
+    span: Floats
+    coefficients: Floats
+    total: float
+    test: Floats
+
+    @classmethod
+    def by_patient(cls, fold: FittedFold, target: Floats, patient: Ints) -> Targets:
+        """Sum a target (N,) by patient, given the patient of each nodule, (N,)."""
+        who, place = np.unique(patient[fold.train], return_inverse=True)
+        own = target[fold.train]
+        of_patient = np.zeros((len(who), len(own)))
+        of_patient[place, np.arange(len(own))] = own
+        return cls(
+            who,
+            patient[fold.test],
+            of_patient @ fold.left,
+            of_patient @ fold.span,
+            of_patient @ fold.to_coefficients.T,
+            float(own @ own),
+            target[fold.test],
         )
-        chosen = np.argmin(per_freedom, axis=0)
-        weighted = shrink[chosen].T * rotated  # (K, M): fitted values in the basis `left`
-        fitted_sd = np.sqrt((weighted**2).sum(0) / len(self.train))
-        return self.onto_test @ (weighted / self.singular[:, None]), observed, fitted_sd
+
+    @classmethod
+    def whole(cls, fold: FittedFold, target: Floats) -> Targets:
+        """One target without signs."""
+        return cls.by_patient(fold, target, np.zeros(len(target), dtype=np.int64))
 
 
 def fit_fold(features: Floats, base: Floats, train: Ints, test: Ints) -> FittedFold:

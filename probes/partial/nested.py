@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from probes.partial.cross_fit import FittedFold, Part, fit_fold
-from probes.statistics.checks import Floats, finite_features, finite_scores, patient_index
+from probes.partial.cross_fit import FittedFold, Part, Targets, fit_fold
+from probes.statistics.checks import Floats, Ints, finite_features, finite_scores, patient_index
 
 _DRAWS_AT_ONCE = 500
 
@@ -65,55 +65,77 @@ def nested_test(
         [fit_fold(finite_features(p.features, len(y)), z_base, *fold) for fold in p.folds] for p in parts
     ]
     pools = len(parts) > 1
-    predicted, observed, products = _averaged(fitted, y[:, None], pools)
-    tested = np.isfinite(products[:, 0])
+    times: Ints = np.bincount(np.concatenate([f.test for folds in fitted for f in folds]), minlength=len(y))
+    predicted, observed, products = _averaged(fitted, y, times, pools)
+    tested = times > 0
     if not any(len(fold.singular) for folds in fitted for fold in folds):
-        return NestedResult(0.0, 1.0, np.where(tested, 0.0, np.nan), observed[:, 0], np.zeros(0))
-    statistic = float(_by_patient(products[tested], patient[tested])[0])
+        return NestedResult(0.0, 1.0, np.where(tested, 0.0, np.nan), observed, np.zeros(0))
+    of_patient: Floats = np.bincount(patient[tested], products[tested], minlength=int(patient.max()) + 1)
+    statistic = float(_over_patients(of_patient[None])[0])
     whole = y - z_base @ (np.linalg.pinv(z_base / _rms(z_base)) @ y / _rms(z_base))
-    chunks = []
-    for signs in _sign_flips(int(patient.max()) + 1, draws, seed):
-        flipped = _averaged(fitted, whole[:, None] * signs[patient], pools)[2]
-        chunks.append(_by_patient(flipped[tested], patient[tested]))
-    reference = np.concatenate(chunks)
+    flips = [
+        (fold, Targets.by_patient(fold, whole, patient), _sums(patient[fold.test], times[fold.test]))
+        for folds in fitted
+        for fold in folds
+    ]
+    reference = np.concatenate(
+        [_flipped(flips, signs, pools) for signs in _sign_flips(len(of_patient), draws, seed)]
+    )
     spread = float(reference.std())
     z = (statistic - float(reference.mean())) / spread if spread > 0 else 0.0
     p = (1 + int((reference >= statistic).sum())) / (draws + 1)
-    return NestedResult(z, p, predicted[:, 0], observed[:, 0], reference)
+    return NestedResult(z, p, predicted, observed, reference)
 
 
 def _averaged(
-    fitted: Sequence[Sequence[FittedFold]], targets: Floats, pools: bool
+    fitted: Sequence[Sequence[FittedFold]], target: Floats, times: Ints, pools: bool
 ) -> tuple[Floats, Floats, Floats]:
-    """Predicted and observed residuals and their products, averaged over repeats, (N, M) each; NaN if never tested."""
-    sums = np.zeros((3, *targets.shape))
-    times = np.zeros(len(targets))
-    for folds in fitted:
-        for fold in folds:
-            predicted, observed, fitted_sd = fold.residuals(targets)
-            # Scores of different backbones are pooled on one scale.
-            scale = np.where(fitted_sd > 0, fitted_sd, 1.0) if pools else 1.0
-            sums[:, fold.test] += predicted, observed, predicted / scale * observed
-            times[fold.test] += 1
+    """Predicted and observed residuals and their products, averaged over repeats, (N,) each; NaN if never tested."""
+    sums = np.zeros((3, len(target)))
+    for fold in (fold for folds in fitted for fold in folds):
+        predicted, observed, fitted_sd = fold.residuals(target)
+        # Scores of different backbones are pooled on one scale.
+        scale = fitted_sd if pools and fitted_sd > 0 else 1.0
+        sums[:, fold.test] += predicted, observed, predicted / scale * observed
     with np.errstate(invalid="ignore"):
-        predicted, observed, products = sums / times[:, None]
+        predicted, observed, products = sums / times
     return predicted, observed, products
 
 
-def _by_patient(products: Floats, patient: npt.NDArray[np.int64]) -> Floats:
-    """T = sum U / sqrt(sum U^2), U the sums by patient, (M,)."""
-    sums = np.zeros((int(patient.max()) + 1, products.shape[1]))
-    np.add.at(sums, patient, products)
-    length = np.sqrt((sums**2).sum(0))
-    return np.asarray(sums.sum(0) / np.where(length > 0, length, 1.0))
+def _flipped(
+    flips: Sequence[tuple[FittedFold, Targets, tuple[Ints, Floats]]], signs: Floats, pools: bool
+) -> Floats:
+    """T of every row of signs (M, P), (M,)."""
+    sums = np.zeros_like(signs)
+    for fold, targets, (who, weights) in flips:
+        predicted, observed, fitted_sd = fold.predict(targets, signs)
+        if pools:
+            predicted /= np.where(fitted_sd > 0, fitted_sd, 1.0)[:, None]
+        predicted *= observed
+        sums[:, who] += predicted @ weights
+    return _over_patients(sums)
+
+
+def _sums(patient: Ints, times: Ints) -> tuple[Ints, Floats]:
+    """Patients of test rows (S,), and the matrix (S, patients) that sums means over `times` repeats by patient."""
+    who, place = np.unique(patient, return_inverse=True)
+    weights = np.zeros((len(patient), len(who)))
+    weights[np.arange(len(patient)), place] = 1.0 / times
+    return who, weights
+
+
+def _over_patients(sums: Floats) -> Floats:
+    """T = sum U / sqrt(sum U^2) of sums by patient U, (M, P), (M,)."""
+    length = np.sqrt((sums**2).sum(1))
+    return np.asarray(sums.sum(1) / np.where(length > 0, length, 1.0))
 
 
 def _sign_flips(patients: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Random signs, (patients, chunk) at a time; draw number n is the same whatever `draws` is."""
+    """Random signs, (chunk, patients) at a time; draw number n is the same whatever `draws` is."""
     generator = np.random.default_rng(seed)
     for first in range(0, draws, _DRAWS_AT_ONCE):
         count = min(_DRAWS_AT_ONCE, draws - first)
-        yield np.asarray(2.0 * generator.integers(0, 2, (count, patients)) - 1.0, dtype=np.float64).T
+        yield np.asarray(2.0 * generator.integers(0, 2, (count, patients)) - 1.0, dtype=np.float64)
 
 
 def _rms(columns: Floats) -> Floats:

@@ -57,21 +57,30 @@ def naive_residuals(features, rating, base, train, test):
 def test_a_fold_equals_the_textbook_loop(n_features: int) -> None:
     features, rating, base, patients = simulated(np.random.default_rng(0), 80, 0.4, n_features)
     train, test = folds_of(patients)[0]
-    predicted, observed, _ = fit_fold(features, base, train, test).residuals(rating[:, None])
+    predicted, observed, _ = fit_fold(features, base, train, test).residuals(rating)
     by_loop = naive_residuals(features, rating, base, train, test)
-    np.testing.assert_allclose(predicted[:, 0], by_loop[0], atol=1e-8)
-    np.testing.assert_allclose(observed[:, 0], by_loop[1], atol=1e-8)
+    np.testing.assert_allclose(predicted, by_loop[0], atol=1e-8)
+    np.testing.assert_allclose(observed, by_loop[1], atol=1e-8)
 
 
-def test_many_targets_at_once_equal_each_alone() -> None:
+def test_each_draw_equals_a_test_of_residuals_whose_patients_got_its_signs() -> None:
     features, rating, base, patients = simulated(np.random.default_rng(1), 60, 0.3)
-    fold = fit_fold(features, base, *folds_of(patients)[0])
-    targets = np.column_stack([rating, rating[::-1], rating**2])
-    together = fold.residuals(targets)
-    for column in range(3):
-        alone = fold.residuals(targets[:, [column]])
-        for one, many in zip(alone, together, strict=True):
-            np.testing.assert_allclose(one[..., 0], many[..., column], atol=1e-10)
+    folds = folds_of(patients, repeats=2)
+    parts = [Part(features, folds[:4]), Part(features**2, folds[4:])]  # pooled: scaled by their spread
+    result = nested_test(parts, rating, base, patients, draws=5, seed=3)
+    left = rating - base @ np.linalg.lstsq(base, rating, rcond=None)[0]
+    who = np.unique(patients, return_inverse=True)[1]
+    signs = 2.0 * np.random.default_rng(3).integers(0, 2, (5, who.max() + 1)) - 1
+    for own, found in zip(signs, result.reference, strict=True):
+        sums, times = np.zeros(len(rating)), np.zeros(len(rating))
+        for part in parts:
+            for train, test in part.folds:
+                flipped = own[who] * left
+                predicted, observed, sd = fit_fold(part.features, base, train, test).residuals(flipped)
+                sums[test] += predicted * observed / sd
+                times[test] += 1
+        by_patient = np.bincount(who, sums / times)
+        assert found == pytest.approx(by_patient.sum() / np.sqrt((by_patient**2).sum()))
 
 
 def test_the_statistic_is_the_sum_over_patients_of_products_of_residuals() -> None:
