@@ -70,7 +70,7 @@ def nested_test(
     tested = times > 0
     if not any(len(fold.singular) for folds in fitted for fold in folds):
         return NestedResult(0.0, 1.0, np.where(tested, 0.0, np.nan), observed, np.zeros(0))
-    of_patient: Floats = np.bincount(patient[tested], products[tested], minlength=int(patient.max()) + 1)
+    of_patient = np.bincount(patient[tested], products[tested], int(patient.max()) + 1).astype(np.float64)
     statistic = float(_over_patients(of_patient[None])[0])
     whole = y - z_base @ (np.linalg.pinv(z_base / _rms(z_base)) @ y / _rms(z_base))
     flips = [
