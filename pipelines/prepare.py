@@ -27,6 +27,7 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
             "prepare/nodules": len(cohort.nodules),
             "prepare/refused_files": prepared.files.left_out.total(),
             "prepare/refused_rows": prepared.rows.left_out.total() if prepared.rows else 0,
+            "prepare/columns_left_out": prepared.columns.n_left_out if prepared.columns else 0,
         }
     )
     if len(cohort.refused):
@@ -40,6 +41,8 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
     print(f"{prepared.files}{'; see refused.parquet' if len(cohort.refused) else ''}")
     if prepared.rows:
         print(prepared.rows)
+    if prepared.columns and prepared.columns.n_left_out:
+        print(prepared.columns)
     n_twice = int((cohort.nodules.groupby("volume_id")["source"].nunique() > 1).sum())
     if n_twice:
         print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipelines.backbones.feature_names import OneWindow, SliceFeature
 from pipelines.ingest.config import FolderFormat
@@ -31,10 +31,12 @@ class EncodeSettings:
 class EmbedConfig(EncodeSettings):
     """What to embed, with which backbone, and where to write the table."""
 
+    NOT_STORED: ClassVar = ("source",)
+
     source: str = "cohorts/phantom"
-    """A folder with any number of CT series, a NIfTI file, or a cohort folder."""
-    from_: FolderFormat = "dicom"
-    """Format of the source, when it is no cohort; `from` on the command line."""
+    """A folder with any number of CT series, a file of one volume, or a cohort folder."""
+    from_: FolderFormat = "auto"
+    """Format of the source, when it is no cohort, found by itself by default; `from` on the command line."""
     backbone: str = ""
     """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
     out: str = "exports/embeddings.parquet"

@@ -35,6 +35,7 @@ from transforms.body_grid import body_grid
 
 SCHEMA_VERSION = 1
 _REMEDY = "prepare the cohort again"
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -270,6 +271,13 @@ def _read_row(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError):
         return read_json(path, SERIES.names, f"remove it, and {_REMEDY}")
     return None
+
+
+def stored_uids(root: Path) -> frozenset[str]:
+    """UIDs that a cohort holds as they are: one of an older version, whose volumes keep their ids."""
+    rows = filter(None, map(_read_row, (root / "rows").glob("[!.]*.json")))
+    uids = {str(row[name]) for row in rows for name in ("series_uid", "study_uid")}
+    return frozenset(filter(_UID.fullmatch, uids))
 
 
 def is_volume_id(text: str) -> bool:

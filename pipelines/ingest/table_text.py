@@ -65,7 +65,7 @@ def _with_points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def luna_columns(frame: pd.DataFrame) -> pd.DataFrame | None:
-    """A table of LUNA16 or LUNA25 under our names, without any further column; None where it is another.
+    """A table of LUNA16 or LUNA25 under our names; None where it is another.
 
     LUNA16's nodules have neither label nor ratings: they say where nodules are, and how large.
     """
@@ -73,7 +73,7 @@ def luna_columns(frame: pd.DataFrame) -> pd.DataFrame | None:
     ours = {name: _LUNA[name.lower()] for name in names if name.lower() in _LUNA}
     if "coordx" not in map(str.lower, names) or not set(ours.values()) >= _LUNA_NEEDS:
         return None
-    renamed = frame[list(ours)].rename(columns=ours)
+    renamed = frame.rename(columns=ours)
     if renamed.columns.duplicated().any():
         raise TableTextError("names the series or a coordinate twice")
     if "class" in frame:

@@ -27,13 +27,13 @@ from pipelines.phantom.truth import (
     TRUTH_FILE,
     PhantomError,
     nodule_truth,
-    public_patient_ids,
+    public_ids,
     read_truth,
     rows_for_series,
 )
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 
-__all__ = ["PERSONAL_STRINGS", "public_patient_ids", "rows_for_series", "write_phantom"]
+__all__ = ["PERSONAL_STRINGS", "public_ids", "rows_for_series", "write_phantom"]
 
 SLICE_SPACINGS_MM = (2.5, 1.25, 0.7, 2.0, 1.0, 2.5, 1.25)
 """Taken in turn; seven of them, so that each is combined with both manufacturers."""

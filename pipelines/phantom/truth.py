@@ -123,14 +123,15 @@ def read_truth(source_root: Path) -> dict[str, Any] | None:
     return truth
 
 
-def public_patient_ids(source_root: Path) -> frozenset[str]:
-    """Return the patient ids of a phantom that may be kept; empty where the folder is no phantom.
+def public_ids(source_root: Path) -> frozenset[str]:
+    """Return the patient ids and UIDs of a phantom, which may be kept; empty where the folder is no phantom.
 
-    One patient is missing from them: the PatientID in its headers is personal and must be replaced.
+    One patient id is missing from them: the PatientID in its headers is personal and must be replaced.
     """
     truth = read_truth(source_root)
     patients = truth["patients"] if truth else []
-    return frozenset(patient["public_id"] for patient in patients if patient["public_id"] is not None)
+    names = (patient[name] for patient in patients for name in ("public_id", "study_uid", "series_uid"))
+    return frozenset(name for name in names if name is not None)
 
 
 def rows_for_series(source_root: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:

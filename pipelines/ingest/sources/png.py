@@ -128,18 +128,21 @@ def _checked_job(
         _only(rows, "patient_id") if "patient_id" in rows else "", series_dir, series_uid
     )
     shown = pseudonyms.name(series_dir)
-    volume_id = _only(rows, "volume_id") or series_uid
+    stored_uid = pseudonyms.uid("series", series_uid)
+    given_id = _only(rows, "volume_id")
+    volume_id = pseudonyms.volume_id(given_id) if given_id else stored_uid
     if volume_id and not is_volume_id(volume_id):
         raise SeriesRefusedError(
             "volume_id or series_uid is no id: letters, digits, dots, dashes and underscores, 200 at most"
         )
+    study_uid = lidc_scans()[series_uid][1] if series_uid in lidc_scans() else _only(rows, "study_uid")
     return PngJob(
         volume_id=volume_id or (shown if is_volume_id(shown) else pseudonyms.hashed_name(series_dir)),
         files=tuple(root / path for path in rows["png_path"]),
-        series_uid=series_uid,
+        series_uid=stored_uid,
         patient_id=patient,
         spacing_mm=spacing,  # type: ignore[arg-type]
-        study_uid=lidc_scans()[series_uid][1] if series_uid in lidc_scans() else _only(rows, "study_uid"),
+        study_uid=pseudonyms.uid("study", study_uid),
         slice_indices=tuple(rows["number"]),
         affine_ras=affine,
         slice_offsets_mm=_numbers((v for v in rows.get("slice_offset_mm", ()) if v), float),

@@ -69,8 +69,8 @@ def find_volume_files(
 ) -> Found:
     """List the files of some formats in a folder, with their patient and series from the annotation table.
 
-    A file's volume_id is its name where that is a UID, starts with a public patient id, or all ids are kept, and no
-    other file has it; else a hash of its path. A name that is a UID (as in LUNA16) is the SeriesInstanceUID.
+    A file's volume_id is its name where that starts with a public id, or all ids are kept, and no other file has it;
+    else a hash of its path. A name that is a UID (as in LUNA16) is the SeriesInstanceUID, and replaced as one.
 
     Args:
         source: A file or a folder.
@@ -128,14 +128,15 @@ def _add_jobs(
         if reason:
             found.refused.append(RefusedFile(path, "", reason))
         else:
-            public_id = _public_prefix(stem, pseudonyms)
-            series_uid = pseudonyms.uid("series", series_uid)
-            if not series_uid and (public_id in lidc_scans() or _UID.fullmatch(stem)):
-                series_uid = public_id if public_id in lidc_scans() else stem
-            file_name = _file_name(stem)
+            public_id = pseudonyms.public_prefix(stem)
+            own_uid = pseudonyms.uid("series", stem) if _UID.fullmatch(stem) else ""
+            series_uid = pseudonyms.uid("series", series_uid) or (
+                public_id if public_id in lidc_scans() else own_uid
+            )
+            file_name = own_uid or _file_name(stem)
             # Names that differ only in characters not allowed in ids would overwrite each other.
-            is_id = is_volume_id(file_name) and file_names[file_name] == 1
-            is_shown = is_id and (pseudonyms.keep_ids or public_id or _UID.fullmatch(stem))
+            is_id = is_volume_id(file_name) and file_names[_file_name(stem)] == 1
+            is_shown = is_id and (pseudonyms.keep_ids or public_id or own_uid)
             volume_id = file_name if is_shown else pseudonyms.hashed_name(str(path.resolve()))
             # Without a known patient each file counts as one patient.
             patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
@@ -145,9 +146,10 @@ def _add_jobs(
 
 def _name_patients(found: Found, pseudonyms: Pseudonyms, patients: Mapping[str, str]) -> None:
     """Files that are named by a series are of the patient that the table names for it."""
+    by_stored = {pseudonyms.uid("series", uid): patient for uid, patient in patients.items()}
     for i, job in enumerate(found.jobs):
-        if job.series_uid == job.volume_id and job.series_uid in patients:
-            patient = pseudonyms.patient(patients[job.series_uid], "", job.series_uid)
+        if job.series_uid == job.volume_id and job.series_uid in by_stored:
+            patient = pseudonyms.patient(by_stored[job.series_uid], "", job.series_uid)
             found.jobs[i] = replace(job, patient_id=patient)
 
 
@@ -166,12 +168,6 @@ def _stem(path: Path) -> str:
 
 def _file_name(stem: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
-
-
-def _public_prefix(stem: str, pseudonyms: Pseudonyms) -> str:
-    """The public id that a name begins with, up to a character that is no letter or digit; "" if none."""
-    ends = [i for i in range(len(stem) + 1) if i == len(stem) or not stem[i].isalnum()]
-    return max((stem[:i] for i in ends if stem[:i] in pseudonyms.public_names), key=len, default="")
 
 
 def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]:

@@ -25,7 +25,7 @@ def test_a_mended_file_replaces_its_volume_and_what_did_not_change_is_not_read_a
     source = tmp_path / "source"
     write_ct_series(source / "a")
     write_ct_series(source / "b", series_uid="1.2.3.5")
-    config = PrepareConfig(source=str(source), cohort=str(tmp_path / "cohort"), workers=1)
+    config = PrepareConfig(source=str(source), cohort=str(tmp_path / "cohort"), keep_ids=True, workers=1)
     first = np.array(prepare_cohort(config).cohort.volume("1.2.3.4"))
     assert prepare_cohort(config).n_new == 0
     write_ct_series(source / "a", change=mended)
@@ -39,7 +39,9 @@ def test_a_mended_file_replaces_its_volume_and_what_did_not_change_is_not_read_a
 
 def test_a_change_that_keeps_the_size_is_seen_by_its_time(write_ct_series: Writer, tmp_path: Path) -> None:
     files = write_ct_series(tmp_path / "source")
-    config = PrepareConfig(source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), workers=1)
+    config = PrepareConfig(
+        source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), keep_ids=True, workers=1
+    )
     prepare_cohort(config)
     content = bytearray(files[0].read_bytes())
     content[-2:] = (1500).to_bytes(2, "little")
@@ -61,7 +63,9 @@ def test_a_series_that_turns_out_to_be_two_leaves_no_volume_of_before(
 
         return change
 
-    config = PrepareConfig(source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), workers=1)
+    config = PrepareConfig(
+        source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), keep_ids=True, workers=1
+    )
     write_ct_series(tmp_path / "source" / "a", change=phase(1))
     assert list(prepare_cohort(config).cohort.series["volume_id"]) == ["1.2.3.4"]
     write_ct_series(tmp_path / "source" / "b", change=phase(2))

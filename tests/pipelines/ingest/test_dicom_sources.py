@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +46,35 @@ def test_an_id_that_is_no_uid_is_stored_as_a_hash_and_still_meets_its_nodules(
     assert prepare_cohort(config).n_new == 0
 
 
-def test_the_hashes_that_public_collections_put_in_place_of_uids_stay(
-    write_ct_series: Writer, tmp_path: Path
+@pytest.mark.parametrize("uid", ["1.2.840.113619.2.55.3.4", "2bfbb7fd2e8b"])
+def test_uids_are_replaced_since_a_hospital_finds_a_patient_by_them(
+    uid: str, write_ct_series: Writer, tmp_path: Path
 ) -> None:
     def change(dataset: Dataset, index: int) -> None:
-        dataset.SeriesInstanceUID = "2bfbb7fd2e8b"
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = uid, f"{uid}.77"
 
     write_ct_series(tmp_path / "source", change=change)
     config = PrepareConfig(source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), workers=1)
-    assert list(prepare_cohort(config).cohort.series["volume_id"]) == ["2bfbb7fd2e8b"]
+    cohort = prepare_cohort(config).cohort
+    kept = b"".join(str(path).encode() + path.read_bytes() for path in cohort.root.rglob("*.*"))
+    assert uid.encode() not in kept
+    known = prepare_cohort(replace(config, cohort=str(tmp_path / "public"), keep_ids=True)).cohort
+    assert list(known.series["volume_id"]) == [uid]
+    assert list(known.series["study_uid"]) == [f"{uid}.77"]
+
+
+def test_a_cohort_that_holds_uids_already_keeps_its_volumes(write_ct_series: Writer, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "source")
+    config = PrepareConfig(
+        source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), keep_ids=True, workers=1
+    )
+    prepare_cohort(config)
+    write_ct_series(tmp_path / "source" / "new", series_uid="1.2.3.5")
+    again = prepare_cohort(replace(config, keep_ids=False))
+    assert (again.n_new, again.n_present) == (1, 1)
+    first, second = again.cohort.series["volume_id"]
+    assert first == "1.2.3.4"
+    assert second.startswith("series-")
 
 
 def test_two_phases_of_one_series_become_two_volumes_of_one_patient_that_say_so(
@@ -66,7 +87,9 @@ def test_two_phases_of_one_series_become_two_volumes_of_one_patient_that_say_so(
             dataset.Rows, dataset.Columns = 6, 32
 
     write_ct_series(tmp_path / "source", n_slices=13, change=change)
-    config = PrepareConfig(source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), workers=1)
+    config = PrepareConfig(
+        source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), keep_ids=True, workers=1
+    )
     cohort = prepare_cohort(config).cohort
     assert list(cohort.series["volume_id"]) == ["1.2.3.4_part-1", "1.2.3.4_part-2"]
     assert list(cohort.series["series_uid"]) == ["1.2.3.4", "1.2.3.4"]

@@ -18,7 +18,7 @@ UID = "1.2.826.0.1.3680043.8.498.16"
 
 def prepared(source: Path, cohort: Path, **options: object) -> Prepared:
     return prepare_cohort(
-        PrepareConfig(source=str(source), cohort=str(cohort), workers=1, **options)  # type: ignore[arg-type]
+        PrepareConfig(source=str(source), cohort=str(cohort), keep_ids=True, workers=1, **options)  # type: ignore[arg-type]
     )
 
 

@@ -124,7 +124,7 @@ def test_a_patch_comes_back_as_a_patch_and_a_scanner_as_itself(
 
 def test_the_hubs_png_are_hu_plus_32768_at_slope_1(tmp_path: Path) -> None:
     source = hub_form(tmp_path / "s", lambda hu: hu + 32768)
-    cohort = prepared(source, tmp_path / "c", from_="png").cohort
+    cohort = prepared(source, tmp_path / "c", from_="png", keep_ids=True).cohort
     volume = cohort.volume("1.2.3.4")
     assert (int(volume.min()), int(volume.max())) == (-1000, 1503)
     assert "has no position" in cohort.series["notes"].iloc[0]

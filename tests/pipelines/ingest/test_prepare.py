@@ -94,10 +94,10 @@ def test_only_what_is_missing_or_has_grown_is_read(write_ct_series: Writer, tmp_
     files = write_ct_series(tmp_path / "s" / "a", n_slices=6, series_uid="1.2.3.4")
     write_ct_series(tmp_path / "s" / "b", n_slices=3, series_uid="1.2.3.5")
     late = files[5].rename(tmp_path / "late.dcm")  # a download that is not finished
-    prepare_cohort(config(tmp_path / "s", tmp_path / "c"))
+    prepare_cohort(config(tmp_path / "s", tmp_path / "c", keep_ids=True))
     late.rename(files[5])
     (tmp_path / "c" / "volumes" / "1.2.3.5.npy").unlink()
-    again = prepare_cohort(config(tmp_path / "s", tmp_path / "c"))
+    again = prepare_cohort(config(tmp_path / "s", tmp_path / "c", keep_ids=True))
     assert (again.n_new, again.n_present) == (2, 0)
     assert again.cohort.volume("1.2.3.4").shape == (6, 12, 16)
 
@@ -110,12 +110,12 @@ def test_a_witness_is_heard_on_volumes_that_are_there_without_one(
 
     write_ct_series(tmp_path / "s" / "a")
     write_ct_series(tmp_path / "s" / "b", series_uid="1.2.3.5", change=invert_for_display)
-    assert prepare_cohort(config(tmp_path / "s", tmp_path / "c")).n_new == 2
-    heard = prepare_cohort(config(tmp_path / "s", tmp_path / "c", witness="simpleitk"))
+    assert prepare_cohort(config(tmp_path / "s", tmp_path / "c", keep_ids=True)).n_new == 2
+    heard = prepare_cohort(config(tmp_path / "s", tmp_path / "c", witness="simpleitk", keep_ids=True))
     assert (heard.n_new, heard.n_present) == (1, 0)
     assert heard.cohort.series["volume_id"].tolist() == ["1.2.3.4"]
     assert "the witness SimpleITK differs" in heard.cohort.refused["reason"].iloc[0]
-    again = prepare_cohort(config(tmp_path / "s" / "a", tmp_path / "c", witness="simpleitk"))
+    again = prepare_cohort(config(tmp_path / "s" / "a", tmp_path / "c", witness="simpleitk", keep_ids=True))
     assert (again.n_new, again.n_present) == (0, 1)
 
 
@@ -129,10 +129,10 @@ def test_a_series_that_is_refused_now_is_no_longer_there_as_it_was_read_before(
     files = write_ct_series(tmp_path / "s" / "a", n_slices=8, change=two_move_sideways)
     write_ct_series(tmp_path / "s" / "b", series_uid="1.2.3.5")
     late = [file.rename(tmp_path / file.name) for file in files[6:]]  # a download that is not finished
-    assert prepare_cohort(config(tmp_path / "s", tmp_path / "c")).n_new == 2
+    assert prepare_cohort(config(tmp_path / "s", tmp_path / "c", keep_ids=True)).n_new == 2
     for file, home in zip(late, files[6:], strict=True):
         file.rename(home)
-    again = prepare_cohort(config(tmp_path / "s", tmp_path / "c"))
+    again = prepare_cohort(config(tmp_path / "s", tmp_path / "c", keep_ids=True))
     assert (again.n_new, again.n_present, again.files.left_out.total()) == (0, 1, 8)
     assert again.cohort.refused["series_uid"].tolist() == ["1.2.3.4"]
     assert again.cohort.series["volume_id"].tolist() == ["1.2.3.5"]

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.tables import NODULES
 from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import NothingReadError, Prepared, prepare_cohort
@@ -83,9 +84,9 @@ def test_a_table_meets_its_files_and_every_other_row_is_counted(tmp_path: Path) 
     assert list(cohort.series["patient_id"]) == ["LIDC-IDRI-0003", "LIDC-IDRI-0004"]
     assert done.files.left_out.total() == 1  # the mask; the table itself is no refused file
     first = cohort.nodules.iloc[0]
-    assert (first["source"], first["lobe"], first["n_readers"]) == ("csv", "upper left", 3)
+    assert (first["source"], first["n_readers"]) == ("csv", 3)
     assert list(first["malignancy_ratings"]) == [5, 4, 5]
-    assert "patient_name" not in cohort.nodules.columns
+    assert set(cohort.nodules) == {*NODULES.names, "label"}
     assert sorted(cohort.nodules["nodule_id"]) == [
         "LIDC-4a",
         "LIDC-IDRI-0003_n1_row-1",
