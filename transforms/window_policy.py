@@ -22,7 +22,7 @@ PROBE_WINDOWS_HU: dict[str, tuple[float, float]] = {
 }
 """Lower and upper edges: the article's probe windows (level/width -500/1500, 40/400, 0/1200), and all of the nodule."""
 
-WindowPolicy = Literal["lung_aware", "clinical", "article", "fixed"]
+WindowPolicy = Literal["lung_aware", "clinical", "article", "full", "fixed"]
 
 UNIFORMS_PER_WINDOW = 3
 """How many uniform numbers one drawn window uses, under every policy."""
@@ -42,6 +42,8 @@ class WindowConfig:
             width, width scaled by 0.9..1.1. Half of the views (mediastinal, bone) clip lung.
         article: level uniform in -400..400, width uniform in 800..2000, as its authors state it.
             It clips lung in 68% of the views: an arm of a study, not advice.
+        full: -1000..1000 for every view. The only policy that keeps attenuation: the others draw another gray for
+            the same HU in every view, or clip what calcification is told by.
         fixed: `low_hu` .. `high_hu` for every view.
     """
 
@@ -92,8 +94,11 @@ def windows_from_uniforms(config: WindowConfig, uniforms: NDArray[np.float64]) -
         case "article":
             level, width = -400.0 + 800.0 * u, 800.0 + 1200.0 * v
             low, high = level - width / 2, level + width / 2
-        case "fixed":
-            low, high = np.full_like(u, config.low_hu), np.full_like(u, config.high_hu)
+        case "full" | "fixed":
+            edges_hu = (
+                PROBE_WINDOWS_HU["full"] if config.policy == "full" else (config.low_hu, config.high_hu)
+            )
+            low, high = (np.full_like(u, edge) for edge in edges_hu)
     edges: NDArray[np.float64] = np.stack([low, high], axis=-1) / config.hu_scale
     return edges
 

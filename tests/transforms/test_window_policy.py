@@ -40,6 +40,7 @@ def test_the_other_policies_reach_the_edges_that_they_state() -> None:
     assert edges("article", 1, 1) == [-600, 1400]
     assert edges("article", 0.5, 0.5) == [-700, 700]
     assert edges("fixed", 0.3, 0.8) == [-1350, 150]
+    assert edges("full", 0.3, 0.8) == edges("full", 1, 0, low_hu=-1350.0) == [-1000, 1000]
 
 
 def test_a_scale_of_the_hu_is_the_inverse_scale_of_the_window() -> None:
