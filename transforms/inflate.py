@@ -6,8 +6,11 @@ from typing import BinaryIO
 
 from transforms.refusal import SeriesRefusedError
 
-GZIP, ZLIB = 31, 15
-"""`wbits` of zlib for a gzip file (checked by CRC-32) and for a zlib stream (checked by Adler-32)."""
+GZIP, ZLIB, RAW = 31, 15, -15
+"""`wbits` of zlib: a gzip file (checked by CRC-32), a zlib stream (checked by Adler-32), one without checksum."""
+FREE_BYTES = 1 << 27
+MOST_GROWTH = 100
+"""What has inflated to more than 128 MB, and 100 times what was read of it, is no CT: CT shrinks to a third."""
 _AT_ONCE = 1 << 20
 _TOO_MUCH = "inflates to more than its header says"
 
@@ -18,15 +21,20 @@ def inflate(file: BinaryIO, wbits: int, max_bytes: int, max_input: int = 1 << 62
     Args:
         file: Open where the compressed bytes begin.
         wbits: `GZIP` or `ZLIB`.
-        max_bytes: More than this is refused before it is held.
+        max_bytes: More than this is refused before it is held; so is what no CT inflates to, see `MOST_GROWTH`.
         max_input: Compressed bytes that belong to the stream.
 
     Raises:
         SeriesRefusedError: If the bytes are damaged (wrong checksum), cut short, or too many.
     """
     chunks, n_bytes = [], 0
+    start = file.tell()
     for chunk in _inflated(file, wbits, max_input):
         n_bytes += len(chunk)
+        if n_bytes > max(FREE_BYTES, MOST_GROWTH * (file.tell() - start)):
+            raise SeriesRefusedError(
+                f"its compressed data inflate to more than {MOST_GROWTH} times their size: no CT"
+            )
         if n_bytes > max_bytes:
             raise SeriesRefusedError(f"its compressed data are damaged: they {_TOO_MUCH}")
         chunks.append(chunk)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transforms.inflate import ZLIB, inflate
 from transforms.refusal import SeriesRefusedError
 from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, whole_numbers
-from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
+from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
 
 _TYPES = {
     "MET_CHAR": "i1",
@@ -197,6 +197,7 @@ def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[np.g
         raise SeriesRefusedError(
             "HeaderSize must be 0, or -1 where the voxels end an uncompressed file of their own"
         )
+    check_written(voxels_in, max(start, 0))
     with voxels_in.open("rb") as file:
         file.seek(max(start, 0))
         if is_compressed:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transforms.geometry import spacing_of
 from transforms.inflate import GZIP, first_inflated, inflate
 from transforms.refusal import SeriesRefusedError
-from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
+from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
 
 _HEADER_BYTES = 540
 """Of NIfTI-2; NIfTI-1 has 348."""
@@ -49,6 +49,8 @@ def read_nifti(path: Path) -> FileVolume:
         image = _open(path)
     affine = _affine(image)
     shape = _checked_shape(image)
+    parts = nifti_files(path)
+    check_written(parts[-1], _HEADER_BYTES if len(parts) == 1 else 0)
     with _reading():
         stored = np.asanyarray(image.dataobj).reshape(shape)
     return volume_of(stored, affine, _notes(image, affine))

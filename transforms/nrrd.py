@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transforms.inflate import GZIP, inflate
 from transforms.refusal import SeriesRefusedError
 from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, whole_numbers
-from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
+from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
 
 _TYPES = {
     name: kind
@@ -161,6 +161,7 @@ def _voxels(path: Path, fields: dict[str, str], start: int, shape: tuple[int, ..
     start = 0 if is_detached else start
     encoding = fields.get("encoding", "").lower()
     size = os.path.getsize(voxels_in) - start
+    check_written(voxels_in, start)
     with voxels_in.open("rb") as file:
         file.seek(start)
         if encoding in ("gzip", "gz"):

@@ -4,7 +4,9 @@ Every format that keeps a whole volume in a file (NIfTI, MetaImage, NRRD) ends h
 reader: which HU are plausible, which value around the circle of reconstruction is padding, which spacing is valid.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -18,6 +20,7 @@ from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
 _orientations: Any = nibabel.orientations  # nibabel types only some of its functions
 
 MAX_VOXELS = 2**31
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
 MAX_SHEAR_COSINE = np.sin(np.radians(1.0))
 
 
@@ -36,6 +39,24 @@ class FileVolume:
         """Where its voxels lie."""
         z, y, x = self.volume_hu.shape
         return VolumeGeometry((z, y, x), self.affine_ras)
+
+
+def check_written(path: Path, start: int = 0) -> None:
+    """Refuse a file of voxels that nobody wrote, at no cost: samples of it hold nothing but zeros.
+
+    An interrupted copy or download reserves the whole file; what is missing reads as zeros.
+
+    Raises:
+        SeriesRefusedError: If every sample is zero.
+    """
+    last = max(start, os.path.getsize(path) - _SAMPLE_BYTES)
+    with path.open("rb") as file:
+        for at in np.linspace(start, last, _SAMPLES, dtype=np.int64):
+            file.seek(int(at))
+            sample = file.read(_SAMPLE_BYTES)
+            if any(sample) or not sample:  # an empty file is judged by its reader
+                return
+    raise SeriesRefusedError("its voxels are zeros throughout: the file was reserved and never written")
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
@@ -82,6 +103,11 @@ def volume_of(
     n_padding = sum(map(_fill_outside, oriented))
     lowest = int(oriented.min())
     _check_range(lowest, int(oriented.max()))
+    if n_blank := sum(not one.any() for one in oriented):
+        notes = (
+            *notes,
+            f"{n_blank} slice(s) hold nothing but 0 HU, as where a file was not written to its end",
+        )
     if is_rounded:
         notes = (*notes, "HU were not integers as stored and are rounded")
     if lowest < PADDING_HU:

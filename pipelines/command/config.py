@@ -36,12 +36,22 @@ class RecipeError(Refusal):
     """A recipe or an override is not valid; one sentence gives the reason and the correct form."""
 
 
-class _KeyTwiceError(yaml.YAMLError):
-    """A mapping names a key twice: YAML would silently take the last one."""
+class _NotReadError(yaml.YAMLError):
+    """YAML that would mean something else than it seems: a key that is named twice, or an alias."""
 
 
-class _OnceEach(yaml.SafeLoader):
-    """Safe YAML in which no mapping may name a key twice."""
+class _Plain(yaml.SafeLoader):
+    """Safe YAML in which no mapping names a key twice, and no alias repeats a part: a few lines could mean millions."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node that is no alias."""
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _NotReadError(
+                f"uses the alias '*{event.anchor}', which is not read; write out what it repeats"
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping, after checking that no key appears twice."""
@@ -51,7 +61,7 @@ class _OnceEach(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise _KeyTwiceError(f"names the key '{key.value}' twice, again in line {line}; keep one")
+                raise _NotReadError(f"names the key '{key.value}' twice, again in line {line}; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -79,12 +89,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: If the file cannot be read, is not text, not YAML, nested too deep or not a mapping.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Plain)
     except OSError as error:
         raise RecipeError(f"recipe {path.name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path.name} is not text in UTF-8") from error
-    except _KeyTwiceError as error:
+    except _NotReadError as error:
         raise RecipeError(f"recipe {path.name} {error}") from error
     except RecursionError as error:
         raise RecipeError(f"recipe {path.name} is nested too deep") from error
@@ -191,7 +201,7 @@ def _is_text(kind: Any) -> bool:
 
 def _from_text(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"recipe key '{key}' was given {text!r}, which is not a YAML value") from error
 

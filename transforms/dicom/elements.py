@@ -12,17 +12,23 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
 
+from transforms.inflate import RAW, first_inflated, inflate
 from transforms.refusal import SeriesRefusedError
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 
 TAGS = {
     "SOPClassUID": 0x00080016,
@@ -76,6 +82,7 @@ _LONG_VRS = frozenset(
 )
 _UNDEFINED = 0xFFFFFFFF
 _FIRST_READ = 16 * 1024
+_MAX_HEADER_BYTES = 1 << 24
 
 DECODING_ERRORS = (
     InvalidDicomError,
@@ -194,6 +201,10 @@ def _walk(file: BinaryIO, start: bytes, bare_syntax: str) -> Elements | None:
                 return Elements(meta, True, values, offset, min(length, size - offset))
             if len(data) >= size:
                 return None
+            if len(data) >= _MAX_HEADER_BYTES:
+                raise SeriesRefusedError(
+                    "its header has no end within 16 MB, so it is damaged or no CT slice"
+                )
             file.seek(0)
             data = file.read(len(data) * 8)
     except struct.error:
@@ -251,10 +262,44 @@ def _walk_dataset(
 def _read_by_pydicom(path: Path, bare_syntax: str = "") -> Elements:
     with decoding("the file is damaged: its header cannot be read to the end"):
         tags = [*TAGS.values()]
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=bool(bare_syntax))
+        with path.open("rb") as file:
+            start = file.read(_FIRST_READ)
+            is_deflated = start[128:132] == b"DICM" and _walk_meta(start)[0] == DEFLATED
+        if is_deflated:
+            dataset = read_deflated(path)
+        else:
+            dataset = pydicom.dcmread(
+                path, stop_before_pixels=True, specific_tags=tags, force=bool(bare_syntax)
+            )
         values = raw_values(dataset)
         syntax = bare_syntax or str(dataset.file_meta.get("TransferSyntaxUID", ""))
+        syntax = DEFLATED if is_deflated else syntax
         return Elements(syntax, bool(dataset.original_encoding[1]), values)
+
+
+def read_deflated(path: Path, pixel_bytes: int = 0) -> pydicom.FileDataset:
+    """Read a file of the deflated transfer syntax: its header, and so many bytes of pixels as its header says.
+
+    Raises:
+        SeriesRefusedError: If it is cut short, damaged, or inflates to more; see `transforms.inflate`.
+    """
+    with path.open("rb") as file:
+        start = file.read(_FIRST_READ)
+        file.seek(_walk_meta(start)[1])
+        if pixel_bytes:
+            inflated = inflate(file, RAW, _MAX_HEADER_BYTES + pixel_bytes)
+        else:
+            inflated = first_inflated(file, RAW, _MAX_HEADER_BYTES)
+    content = BytesIO(inflated)
+    dataset = read_dataset(content, False, True, stop_when=None if pixel_bytes else _is_pixel_data)
+    # As if the file had been written without deflation: that syntax has the same elements.
+    meta = read_file_meta_info(path)
+    meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE)
+    return pydicom.FileDataset(content, dataset, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
+
+
+def _is_pixel_data(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return int(tag) == _PIXEL_DATA
 
 
 def raw_values(dataset: pydicom.Dataset) -> dict[str, tuple[str, bytes]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pydicom
 
-from transforms.dicom.elements import Elements, decoding, raw_values
+from transforms.dicom.elements import DEFLATED, Elements, decoding, raw_values, read_deflated
 from transforms.refusal import SeriesRefusedError
 
 _GROUPS = (
@@ -27,7 +27,10 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
     """
     of_frames = []
     with decoding("the file is damaged: its functional groups cannot be read"):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        if elements.transfer_syntax == DEFLATED:
+            dataset: pydicom.Dataset = read_deflated(path)
+        else:
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         shared = _shared_group(dataset)
         frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
         n_frames = int(dataset.get("NumberOfFrames") or 0)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
-from transforms.dicom.elements import decoding
+from transforms.dicom.codestream import check_codestream
+from transforms.dicom.elements import DEFLATED, decoding, read_deflated
 from transforms.dicom.header import PixelEncoding, SliceHeader, check_pixel_bytes
 from transforms.plausible import PADDING_HU, PLAUSIBLE_HU, outer_fill
 from transforms.refusal import SeriesRefusedError
@@ -67,12 +69,22 @@ class SliceDecoder:
             if self._path != header.path:
                 self._path, self._dataset = None, _open_pixels(header)
                 self._path = header.path
+            self._check_frame(header)
             decoded = pixel_array(self._dataset, index=header.frame, raw=True)
         if decoded.shape != (rows, columns):
             raise SeriesRefusedError(
                 f"pixel data decode to {decoded.shape}, the header says {rows} x {columns}"
             )
         return decoded.astype(np.int16 if decoded.dtype.kind == "i" else np.uint16).view(np.uint16)
+
+    def _check_frame(self, header: SliceHeader) -> None:
+        """Refuse a compressed frame of another size before a decoder allocates it."""
+        pixels, dataset = header.pixels, self._dataset
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            n_frames = int(dataset.get("NumberOfFrames") or 1)
+            frame = get_frame(dataset.PixelData, header.frame, number_of_frames=n_frames)
+            n_bytes = pixels.bits_allocated // 8
+            check_codestream(header.transfer_syntax, frame, pixels.rows, pixels.columns, n_bytes)
 
 
 def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
@@ -169,7 +181,12 @@ def _mask_unused_bits(stored: Stored, pixels: PixelEncoding) -> bool:
 
 
 def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
-    dataset = pydicom.dcmread(header.path, force=True)
+    if header.transfer_syntax == DEFLATED:
+        n_frames = int(read_deflated(header.path).get("NumberOfFrames") or 1)
+        n_bytes = header.pixels.rows * header.pixels.columns * header.pixels.bits_allocated // 8
+        dataset = read_deflated(header.path, n_bytes * n_frames)
+    else:
+        dataset = pydicom.dcmread(header.path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its file header
         dataset.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
     if "PixelData" not in dataset:

@@ -91,6 +91,9 @@ def read_series(files: Sequence[Path]) -> CtSeries:
     volume_hu = np.empty((len(ordered), first.pixels.rows, first.pixels.columns), dtype=np.int16)
     decoded = [decoder.decode_into(header, out) for header, out in zip(ordered, volume_hu, strict=True)]
     _check_air(decoded)
+    has_padding = any(one.n_padding for one in decoded)
+    if not has_padding and all((one == volume_hu[0, 0, 0]).all() for one in volume_hu):
+        raise SeriesRefusedError("all voxels hold one value, as where files were reserved and never written")
     if has_rows_along_y(np.array(first.orientation)):
         volume_hu = np.ascontiguousarray(volume_hu.swapaxes(1, 2))
     return CtSeries(

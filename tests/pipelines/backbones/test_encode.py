@@ -105,8 +105,8 @@ def test_a_folder_a_cohort_and_a_meta_tensor_give_the_same_tokens(
     patient = min(path for path in small_phantom_source.iterdir() if path.is_dir())
     (from_folder,) = encode(patient, str(tiny), device="cpu")
     (from_memory,) = encode(LoadDicomSeries()(patient), str(tiny), EncodeSettings(batch_size=3), device="cpu")
-    for one in (from_folder, from_memory):
-        same = by_id[one.volume_id]
+    for one in (from_folder, from_memory):  # below the phantom's root its public UIDs are not known
+        same = by_id[from_memory.volume_id]
         assert np.allclose(one.class_token, same.class_token, atol=1e-5)
         assert np.allclose(one.patch_tokens, same.patch_tokens, atol=1e-5)
         assert np.allclose(one.patch_lps_mm, same.patch_lps_mm)

@@ -56,6 +56,17 @@ def test_a_key_that_stands_twice_is_refused_where_it_stands(tmp_path: Path) -> N
     assert read_yaml(file) == {"steps": 10, "optim": {"lr": "1e-3"}}
 
 
+def test_a_few_lines_of_aliases_that_would_mean_millions_are_refused(tmp_path: Path) -> None:
+    names = "abcdefgh"
+    laughs = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    laughs += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip(names, names[1:], strict=False)]
+    (tmp_path / "r.yaml").write_text("\n".join(laughs) + "\n")
+    with pytest.raises(RecipeError, match=r"recipe r.yaml uses the alias '\*a', which is not read"):
+        read_yaml(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match="which is not a YAML value"):
+        load_recipe(Schema, {}, [("optim.range_mm", "[&a 1, *a]")])
+
+
 def test_text_stays_text_and_lists_become_tuples() -> None:
     config = load_recipe(Schema, {}, [("name", "007"), ("optim.range_mm", "[3, 4.5]"), ("from", "png")])
     assert (config.name, config.optim.range_mm, config.from_) == ("007", (3.0, 4.5), "png")
