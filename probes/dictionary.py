@@ -22,8 +22,9 @@ Words = Literal["kmeans", "patches", "random"]
 PATCH_PX, PATCH_MM_PER_PX = 6, 0.5
 RANGE_HU = (-1000.0, 1000.0)
 _PATCHES_PER_CROP = 200
-_LEAST_VARIANCE = 1e-3
-"""Added to the variances of whitening, as a share of their mean: directions of scanner noise are not amplified."""
+_LEAST_VARIANCE = 0.1
+"""Added to the variances of whitening, as a share of their mean: directions of scanner noise are not amplified. The
+source adds 0.1 to the variances of patches whose pixels have a variance of 1."""
 
 
 @dataclass(frozen=True, slots=True)

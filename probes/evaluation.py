@@ -1,12 +1,13 @@
 """One table: how well do frozen features predict malignancy, beside baselines that need no features?"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from probes.scoring import NoduleScores, checked_diameter
+from probes.scoring import Permuted, checked_diameter
 from probes.statistics.bootstrap import Metric, TooFewDrawsError, paired_difference, with_interval
 from probes.statistics.calibration import calibration_intercept, calibration_slope
 from probes.statistics.checks import Floats, Ints, binary_labels, patient_index
@@ -34,17 +35,24 @@ _OF_PROBABILITIES: dict[str, Metric] = {
 }
 _PEERS = ("diameter", "pixels")
 """Rows that every other row is compared with."""
+_OWN_PEER = {"features_and_image_diameter": "image_diameter"}
+"""Rows that are compared with one more row, whose question is that of a user without a reader's diameter."""
+_SIZES = ("diameter", "image_diameter")
+"""Rows of millimeters, which are no probabilities."""
+_IN_GROUPS = ("features", "features_and_diameter", "pixels", "random_weights", "diameter")
+"""Rows of the strata by group."""
 _OF_RANKS = ("average_precision", "sensitivity_at_90_specificity")
 
 
 def evaluate_nodules(
     labels: npt.ArrayLike,
-    scores: NoduleScores | Mapping[str, Floats],
+    scores: Mapping[str, Floats],
     diameter_mm: npt.ArrayLike,
     patient_ids: npt.ArrayLike,
     groups: Mapping[str, Sequence[object]] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
+    permuted: Sequence[Permuted] = (),
 ) -> pd.DataFrame:
     """Every row beside diameter alone: overall, inside 6-15 mm, and by group.
 
@@ -52,19 +60,22 @@ def evaluate_nodules(
 
     Args:
         labels: 0 or 1, (N,).
-        scores: Out-of-fold probabilities by row, (N,) each; NaN in all of them where no fold tests the nodule.
+        scores: Out-of-fold probabilities by row, (N,) each, or (S, N) of S seeds, whose AUROC is averaged; NaN in all
+            of them where no fold tests the nodule. A row `image_diameter` is in mm.
         diameter_mm: Of each nodule, (N,): the row `diameter`, as it is, without a fit. Where one is not known
             (NaN), the row and the stratum inside 6-15 mm are left out.
         patient_ids: Patient of each nodule, (N,).
-        groups: Further strata by name, such as the manufacturer of each nodule's series, (N,).
+        groups: Further strata by name, such as the manufacturer of each nodule's series, (N,); of the main rows alone.
         n_bootstrap: Draws of patients.
         seed: Of the draws.
+        permuted: Scores that were fitted to permuted labels: the row `shuffled_labels`.
 
     Returns:
         One line per stratum and row: counts, AUROC with bootstrap and clustered DeLong interval, differences in AUROC
         against `diameter` and `pixels` with interval and p of both methods; overall and inside 6-15 mm also average
         precision, balanced accuracy, sensitivity at 90% specificity, Brier, calibration. A stratum without three
-        patients of each class keeps its counts and NaN.
+        patients of each class keeps its counts and NaN. The row of permuted labels has their mean AUROC, the lowest and
+        the highest.
 
     Raises:
         ValueError: If the rows were scored on different nodules, or on none.
@@ -72,30 +83,42 @@ def evaluate_nodules(
     truth = np.asarray(binary_labels(labels))
     diameter = checked_diameter(diameter_mm, len(truth))
     patients = patient_index(patient_ids, len(truth))
-    rows = dict(scores.rows) if isinstance(scores, NoduleScores) else dict(scores)
-    own_labels = {"shuffled_labels": scores.shuffled_labels} if isinstance(scores, NoduleScores) else {}
-    tested = _tested_alike(rows, len(truth))
-    table_rows = rows if diameter is None else rows | {"diameter": diameter}
-    strata = _strata(tested, diameter, groups or {})
-    lines = []
-    for stratum, inside in strata.items():
-        who = patients[inside]
-        for name, score in table_rows.items():
-            y = own_labels.get(name, truth)[inside]
-            peers: dict[str, Floats] = {}
-            if name not in own_labels:
-                peers = {
-                    peer: table_rows[peer][inside] for peer in _PEERS if peer in table_rows and peer != name
-                }
-            line: dict[str, float | str] = {"stratum": stratum, "row": name}
-            line |= {"n_nodules": len(y), "n_positive": int(y.sum()), "n_patients": np.unique(who).size}
-            if _has_enough(y, who):
-                line |= _auroc_columns(y, score[inside], peers, who, n_bootstrap, seed)
-                if stratum in _MAIN_STRATA:
-                    metrics = _OF_RANKS if name == "diameter" else tuple(_OF_PROBABILITIES)
-                    line |= _metric_columns(y, score[inside], metrics, who, n_bootstrap, seed)
-            lines.append(line)
+    tested = _tested_alike(scores, len(truth))
+    table_rows = dict(scores) if diameter is None else dict(scores) | {"diameter": diameter}
+    lines: list[dict[str, Any]] = []
+    for stratum, inside in _strata(tested, diameter, groups or {}).items():
+        who, y = patients[inside], truth[inside]
+        counts = {"n_nodules": len(y), "n_positive": int(y.sum()), "n_patients": np.unique(who).size}
+        is_main, has_enough = stratum in _MAIN_STRATA, _has_enough(y, who)
+        rows = {name: one[..., inside] for name, one in table_rows.items() if is_main or name in _IN_GROUPS}
+        for name, score in rows.items():
+            columns: dict[str, float] = {}
+            if has_enough:
+                columns = _auroc_columns(y, score, _peers_of(name, rows), who, n_bootstrap, seed)
+                if is_main:
+                    metrics = _OF_RANKS if name in _SIZES else tuple(_OF_PROBABILITIES)
+                    columns |= _metric_columns(y, score, metrics, who, n_bootstrap, seed)
+            lines.append({"stratum": stratum, "row": name, **counts, **columns})
+        if permuted:
+            own = _permuted_columns(permuted, inside) if has_enough else {}
+            lines.append({"stratum": stratum, "row": "shuffled_labels", **counts, **own})
     return pd.DataFrame(lines)
+
+
+def _peers_of(name: str, rows: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Rows that a row is compared with."""
+    chosen = (*_PEERS, _OWN_PEER.get(name, ""))
+    return {peer: rows[peer] for peer in chosen if peer in rows and peer != name}
+
+
+def _permuted_columns(permuted: Sequence[Permuted], inside: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Mean AUROC of all permutations, and the lowest and highest; none where the stratum lacks a class."""
+    weights = np.ones((1, int(inside.sum())))
+    areas = np.array([auroc(one.labels[inside], one.scores[inside], weights)[0] for one in permuted])
+    areas = areas[np.isfinite(areas)]
+    if not len(areas):
+        return {}
+    return {"auroc": areas.mean(), "auroc_lowest": areas.min(), "auroc_highest": areas.max()}
 
 
 def _strata(
@@ -114,30 +137,33 @@ def _strata(
     return strata
 
 
+_PREFIXES = {"features": "", "random_weights": "random_", "shuffled_labels": "shuffled_"}
+
+
 def headline(table: pd.DataFrame) -> dict[str, float]:
     """The numbers that a run is compared by, from the table of `evaluate_nodules`.
 
     Returns:
         `probe/auroc`, `probe/diameter_auroc`, `probe/gain_over_diameter` (features and diameter, less diameter), each
         with `_ci_low` and `_ci_high`, the gain with `_p`; with suffix `_6_15mm` inside 6-15 mm; and counts. A row
-        of another name keeps it: `probe/<row>_auroc`. NaN is left out.
+        of another name keeps it: `probe/<row>_auroc`, and joined with diameter `probe/<row>_with_diameter_auroc` and
+        `probe/<row>_gain_over_diameter`. NaN is left out.
     """
     found: dict[str, float] = {}
-    names = {"features": "", "diameter": "diameter_", "pixels": "pixels_", "random_weights": "random_"}
-    names |= {"shuffled_labels": "shuffled_", "features_and_diameter": "with_diameter_"}
     low, high = HONEST_STRATUM_MM
     for stratum, suffix in zip(_MAIN_STRATA, ("", f"_{low:g}_{high:g}mm"), strict=True):
         lines = table[table["stratum"] == stratum].set_index("row")
         if lines.empty:
             continue
         for row in lines.index:
-            prefix = names.get(str(row), f"{row}_")
-            for part in ("", "_ci_low", "_ci_high"):
-                found[f"probe/{prefix}auroc{part}{suffix}"] = _number(lines, str(row), f"auroc{part}")
-        if "features_and_diameter" in lines.index:
-            for part in ("", "_ci_low", "_ci_high", "_p"):
-                gain = _number(lines, "features_and_diameter", f"minus_diameter{part}")
-                found[f"probe/gain_over_diameter{part}{suffix}"] = gain
+            own, _, size = str(row).partition("_and_")
+            prefix = _PREFIXES.get(own, f"{own}_")
+            joined = f"{prefix}with_{size}_" if size else prefix
+            for part in ("", "_ci_low", "_ci_high", "_lowest", "_highest"):
+                found[f"probe/{joined}auroc{part}{suffix}"] = _number(lines, str(row), f"auroc{part}")
+            for part in ("", "_ci_low", "_ci_high", "_p") if size else ():
+                gain = _number(lines, str(row), f"minus_{size}{part}")
+                found[f"probe/{prefix}gain_over_{size}{part}{suffix}"] = gain
         for count in ("n_nodules", "n_positive", "n_patients"):
             found[f"probe/{count}{suffix}"] = _number(lines, str(lines.index[0]), count)
     return {key: value for key, value in found.items() if np.isfinite(value)}
@@ -150,16 +176,15 @@ def _number(lines: pd.DataFrame, row: str, column: str) -> float:
 def _auroc_columns(
     y: Ints, score: Floats, peers: Mapping[str, Floats], who: Ints, n_bootstrap: int, seed: int
 ) -> dict[str, float]:
-    area, delong = with_interval(auroc, y, score, who, n_bootstrap, seed), delong_interval(y, score, who)
-    columns = area.named("auroc")
-    columns |= {"auroc_delong_ci_low": delong.ci_low, "auroc_delong_ci_high": delong.ci_high}
+    columns = with_interval(auroc, y, score, who, n_bootstrap, seed).named("auroc")
+    if score.ndim == 1:
+        delong = delong_interval(y, score, who)
+        columns |= {"auroc_delong_ci_low": delong.ci_low, "auroc_delong_ci_high": delong.ci_high}
     for name, peer in peers.items():
         gap = paired_difference(auroc, y, score, peer, who, n_bootstrap, seed)
-        columns |= gap.named(f"minus_{name}")
-        columns |= {
-            f"minus_{name}_p": gap.p,
-            f"minus_{name}_delong_p": delong_difference(y, score, peer, who).p,
-        }
+        columns |= gap.named(f"minus_{name}") | {f"minus_{name}_p": gap.p}
+        if score.ndim == peer.ndim == 1:
+            columns[f"minus_{name}_delong_p"] = delong_difference(y, score, peer, who).p
     return columns
 
 
@@ -169,7 +194,8 @@ def _metric_columns(
     columns: dict[str, float] = {}
     for name in metrics:
         metric = _OF_PROBABILITIES[name]
-        columns[name] = float(metric(y, score, np.ones((1, len(y))))[0])
+        seeds = np.atleast_2d(score)
+        columns[name] = float(np.mean([metric(y, one, np.ones((1, len(y))))[0] for one in seeds]))
         try:
             found = with_interval(metric, y, score, who, n_bootstrap, seed)
         except TooFewDrawsError:
@@ -186,10 +212,10 @@ def _has_enough(truth: Ints, patients: Ints) -> bool:
 def _tested_alike(rows: Mapping[str, Floats], n: int) -> npt.NDArray[np.bool_]:
     if not rows:
         raise ValueError("no row of scores to evaluate")
-    tested = {name: np.isfinite(np.asarray(score, dtype=np.float64)) for name, score in rows.items()}
-    first = next(iter(tested.values()))
+    tested = {name: np.isfinite(np.atleast_2d(score)) for name, score in rows.items()}
+    first: npt.NDArray[np.bool_] = next(iter(tested.values()))[0]
     for name, own in tested.items():
-        if own.shape != (n,) or not np.array_equal(own, first):
+        if first.shape != (n,) or not (own.shape[1:] == (n,) and (own == first).all()):
             raise ValueError(
                 f"row {name!r} was scored on other nodules than the rest; rows must share their folds"
             )

@@ -1,113 +1,169 @@
 """Out-of-fold scores of nodules: a probe of features, and in the same folds everything that it is compared with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from probes.heads.linear import LinearProbe, Probe, Samples, cross_fit
+from probes.heads.ridge import Rated, RidgeProbe
+from probes.pixels import PixelProbe
 from probes.refusals import TooFewError
 from probes.splits import Fold
-from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
+from probes.statistics.checks import Floats, Ints, finite_features
 
-SHUFFLES = 1000
-"""Tries for shuffled labels that can still be fitted."""
+TRIES = 1000
+"""For a permutation of the labels that can still be fitted."""
+
+Pairs = Sequence[Fold | tuple[Ints, Ints]]
+"""Training and test rows."""
+Parts = Sequence[tuple[Samples, Pairs]]
+"""Inputs of one row of the table, with their folds; several where each tests patients of its own: cross-fitted
+backbones, dictionaries of the other half."""
+Factory = Callable[[], Probe[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class NoduleScores:
-    """Out-of-fold scores of the same nodules by row of the table, and the labels of the shuffled row."""
+class Target:
+    """What every row of the table is fitted to.
 
-    rows: dict[str, Floats]
-    shuffled_labels: Ints
-
-
-def score_nodules(
-    probe_factory: Callable[[], Probe[Any]],
-    features: Samples,
-    labels: npt.ArrayLike,
-    diameter_mm: npt.ArrayLike,
-    patient_ids: npt.ArrayLike,
-    folds: Iterable[Fold | tuple[Ints, Ints]],
-    baselines: Mapping[str, tuple[Callable[[], Probe[Any]], Samples]] | None = None,
-    vectors: npt.ArrayLike | None = None,
-    seed: int = 0,
-    prior: float | None = None,
-    shuffled: Ints | None = None,
-) -> NoduleScores:
-    """Cross-fit a probe and everything that it has to be compared with, in the same folds.
-
-    Args:
-        probe_factory: Makes the probe of the features.
-        features: What it is fitted on, N nodules.
-        labels: 0 or 1, (N,).
-        diameter_mm: Of each nodule, above 0, (N,); NaN where it is not known.
+    Attributes:
+        labels: 0 or 1, (N,); every AUROC is against them.
         patient_ids: Patient of each nodule, (N,).
-        folds: Training and test rows.
-        baselines: Further rows by name, each a probe factory and what it is fitted on: `pixels`, `random_weights`.
-        vectors: Features (N, D) that join diameter in a linear probe; None: `features`, if they are (N, D).
-        seed: Of the shuffle and of the inner folds of the probe with diameter.
-        prior: See `probes.heads.linear.cross_fit`: one for all calls whose scores are pooled.
-        shuffled: Uninformative labels, from `shuffle_labels` over the folds of all calls whose scores are pooled;
-            None: over these folds.
-
-    Returns:
-        Rows `features`, `features_and_diameter` (where there are vectors, and the diameter of every nodule is
-        known), `shuffled_labels` and the baselines.
-
-    Raises:
-        TooFewError: As `probes.heads.linear.cross_fit` and `shuffle_labels`.
-        ValueError: If a known diameter is not above 0.
+        prior: One share of positives for all scores that are ranked together, see `probes.heads.linear.cross_fit`.
+        rating: Graded target for a ridge, (N,); None: a logistic regression is fitted to the labels.
+        seed: Of inner folds.
     """
-    truth, pairs = binary_labels(labels), list(folds)
-    diameter = checked_diameter(diameter_mm, len(truth))
-    rows = {"features": cross_fit(probe_factory, features, truth, patient_ids, pairs, prior)}
-    beside = features if vectors is None and np.ndim(features) == 2 else vectors  # type: ignore[arg-type]
-    if beside is not None and diameter is not None:
-        # Log diameter carries no penalty: where the features are shrunk to zero, diameter alone remains.
-        joined = np.column_stack([finite_features(beside, len(truth)), np.log(diameter)])  # type: ignore[arg-type]
-        rows["features_and_diameter"] = cross_fit(
-            lambda: LinearProbe(n_unpenalized=1, seed=seed), joined, truth, patient_ids, pairs, prior
-        )
-    for name, (baseline_factory, inputs) in (baselines or {}).items():
-        rows[name] = cross_fit(baseline_factory, inputs, truth, patient_ids, pairs, prior)
-    if shuffled is None:
-        shuffled = shuffle_labels(truth, np.asarray(patient_ids), pairs, seed)
-    rows["shuffled_labels"] = cross_fit(probe_factory, features, shuffled, patient_ids, pairs, prior)
-    return NoduleScores(rows, shuffled)
+
+    labels: Ints
+    patient_ids: npt.NDArray[Any]
+    prior: float | None = None
+    rating: Floats | None = None
+    seed: int = 0
+
+    def score(self, parts: Parts, factory: Factory | None = None) -> Floats:
+        """Return one out-of-fold score a nodule, (N,); NaN where no part tests it.
+
+        Args:
+            parts: Inputs and folds.
+            factory: Makes the probe, which is fitted to the labels; None: a linear one, to rating or labels.
+
+        Raises:
+            TooFewError: As `probes.heads.linear.cross_fit`.
+            ValueError: If two parts test the same nodule.
+        """
+        return self._pooled(parts, factory, self._linear)
+
+    def score_with_size(self, features: Parts, size_mm: Floats) -> Floats:
+        """Score features (N, D) joined with ln size.
+
+        The size carries no penalty: where the features are shrunk to zero, size alone remains.
+        """
+        size = np.log(size_mm)
+        joined: Parts = [
+            (np.column_stack([finite_features(own, len(size)), size]), folds)  # type: ignore[arg-type]
+            for own, folds in features
+        ]
+        return self._pooled(joined, None, lambda: self._linear(1))
+
+    def score_pixels(self, parts: Parts, size_mm: Floats | None = None) -> Floats:
+        """Score gray values through their principal components, joined with ln size if there is one."""
+        free = 0 if size_mm is None else 1
+        if size_mm is not None:
+            parts = [(np.column_stack([np.asarray(own), np.log(size_mm)]), folds) for own, folds in parts]
+        return self._pooled(parts, None, lambda: PixelProbe(seed=self.seed, n_unpenalized=free))
+
+    def permuted(self, order: Ints) -> Target:
+        """Return the target with labels and ratings of other nodules."""
+        rating = None if self.rating is None else self.rating[order]
+        return replace(self, labels=self.labels[order], rating=rating)
+
+    def _linear(self, n_unpenalized: int = 0) -> Probe[Any]:
+        if self.rating is None:
+            return LinearProbe(n_unpenalized=n_unpenalized, seed=self.seed)
+        return RidgeProbe(n_unpenalized)
+
+    def _pooled(self, parts: Parts, factory: Factory | None, linear: Factory) -> Floats:
+        pooled = np.full(len(self.labels), np.nan)
+        for own, folds in parts:
+            inputs = own if factory or self.rating is None else Rated(np.asarray(own), self.rating)
+            found = cross_fit(factory or linear, inputs, self.labels, self.patient_ids, folds, self.prior)
+            is_tested = np.isfinite(found)
+            if np.isfinite(pooled[is_tested]).any():
+                raise ValueError("two parts of a row test the same nodule")
+            pooled[is_tested] = found[is_tested]
+        return pooled
 
 
-def shuffle_labels(
-    labels: Ints, patient_ids: npt.NDArray[Any], folds: Sequence[Fold | tuple[Ints, Ints]], seed: int
-) -> Ints:
-    """Return shuffled labels, shuffled again until a probe can be fitted to every training fold.
+@dataclass(frozen=True, slots=True)
+class Permuted:
+    """A permutation of the labels, (N,), and the out-of-fold scores of features that were fitted to it, (N,)."""
 
-    A single shuffle of few positives may leave a training fold with one class, where the true labels left two.
+    labels: Ints
+    scores: Floats
+
+
+def score_permuted(
+    target: Target, parts: Parts, seed: int, times: int = 20, repeats: int = 1, factory: Factory | None = None
+) -> list[Permuted]:
+    """Fit features to permuted labels: what a probe finds where there is nothing, with its spread.
+
+    Args:
+        target: Whose labels and ratings are permuted together.
+        parts: Of the features.
+        seed: Of the first permutation; later ones count up.
+        times: Number of permutations.
+        repeats: Of the folds; each permutation is fitted in the folds of one, which it takes in turn.
+        factory: As in `Target.score`.
+
+    Raises:
+        TooFewError: As `permutation`.
+    """
+    found = []
+    for number in range(times):
+        own = [(inputs, _of_repeat(list(folds), number % repeats, repeats)) for inputs, folds in parts]
+        folds = [fold for _, part in own for fold in part]
+        permuted = target.permuted(permutation(target.labels, target.patient_ids, folds, seed + number))
+        found.append(Permuted(permuted.labels, permuted.score(own, factory)))
+    return found
+
+
+def _of_repeat(folds: Pairs, repeat: int, repeats: int) -> Pairs:
+    own = len(folds) // repeats
+    return folds[repeat * own : (repeat + 1) * own]
+
+
+def permutation(labels: Ints, patient_ids: npt.NDArray[Any], folds: Pairs, seed: int) -> Ints:
+    """Return rows in random order, drawn again until a probe can be fitted to every training fold's labels.
+
+    A single permutation of few positives may leave a training fold with one class, where the true labels left two.
 
     Args:
         labels: 0 or 1, (N,).
         patient_ids: Patient of each nodule, (N,).
         folds: Training and test rows.
-        seed: Of the shuffles.
+        seed: Of the draws.
 
     Raises:
-        TooFewError: If no shuffle leaves two patients of each class (or one, as the labels do) in every training fold.
+        TooFewError: If none leaves two patients of each class (or one, as the labels do) in every training fold.
     """
     trained = [fold.train if isinstance(fold, Fold) else fold[0] for fold in folds]
 
-    def rarest(shuffled: Ints) -> int:
+    def rarest(permuted: Ints) -> int:
         """Fewest patients that any class has in any training fold."""
-        own = [patient_ids[train][shuffled[train] == label] for train in trained for label in (0, 1)]
+        own = [patient_ids[train][permuted[train] == label] for train in trained for label in (0, 1)]
         return min(len(np.unique(patients)) for patients in own)
 
     needed = max(1, min(2, rarest(labels)))
     generator = np.random.default_rng(seed)
-    for _ in range(SHUFFLES):
-        shuffled: Ints = generator.permutation(labels)
-        if rarest(shuffled) >= needed:
-            return shuffled
+    for _ in range(TRIES):
+        order: Ints = generator.permutation(len(labels))
+        if rarest(labels[order]) >= needed:
+            return order
     raise TooFewError(
         f"no shuffle of {int(labels.sum())} positives among {len(labels)} nodules leaves what a probe needs of"
         " each class in every training fold; give more nodules or other folds"

@@ -71,6 +71,9 @@ class ProbeConfig(FoldedProbe):
     window: WindowName = "lung"
     features: FeatureName = "class_token"
     head: HeadName = "logistic"
+    target: str = ""
+    """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are.
+    "" takes ratings where every nodule has one and the rule sums them up. The AUROC is against the label."""
     n_bootstrap: int = 2000
     draws: int = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""
@@ -83,6 +86,8 @@ class ProbeConfig(FoldedProbe):
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
             )
+        if self.target == "rating" and self.head != "logistic":
+            raise ValueError(f"target=rating is a ridge regression; head={self.head} is fitted to the label")
         if self.input == "whole_slice" and self.features in ("neighborhood", "roi"):
             raise ValueError(
                 f"features={self.features} is the middle of the image, where a whole slice has no nodule;"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,16 +13,16 @@ from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.figures import calibration_figure, decision_figure
-from pipelines.probing.folds import Fold, fold_plan
-from pipelines.probing.question import ask
+from pipelines.probing.folds import FoldPlan, fold_plan
+from pipelines.probing.question import ask, rating_of
 from pipelines.probing.reading import FrozenFeatures
+from pipelines.probing.rows import Inputs, find_nodules, gather_inputs, score_rows
 from pipelines.probing.setup import (
     ProbeError,
     account,
     labeled_nodules,
     log_scores,
     open_cohort,
-    pixels_of,
     report_unknown_diameters,
     tag_probe,
 )
@@ -33,11 +32,14 @@ from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
 from probes.heads.attentive import AttentiveProbe
-from probes.heads.linear import LinearProbe, Probe
 from probes.heads.mlp import MlpProbe
-from probes.pixels import PixelProbe
-from probes.scoring import NoduleScores, score_nodules, shuffle_labels
+from probes.scoring import Factory, Permuted, Target, score_permuted
 from transforms.nodule_crop import CropSpec
+
+RATED = ("consensus", "article", "luna_fmcib")
+"""Rules whose label sums up the readers' ratings."""
+PERMUTATIONS = 20
+"""Of the labels; one for a head that is slow to train."""
 
 
 def run_probe(config: ProbeConfig, run: Run) -> None:
@@ -51,27 +53,27 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     every_fold = [fold for plan in plans for fold in plan.folds]
     tested = account(run, nodules, every_fold)
-    # Pooled scores are ranked together, so all folds share one prior and one shuffle of the labels.
-    prior = float(nodules.labels[tested].mean())
-    shuffled = shuffle_labels(nodules.labels, nodules.patient_ids, every_fold, config.seed)
-    pixels = pixels_of(config, cohort, nodules, diagnosis)
-    parts, readers = [], []
+    refuse_shared(plans)
+    readers = []
     for loaded, plan in zip(backbones, plans, strict=True):
         print(f"backbone {loaded.source}")
         tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
         readers.append(FrozenFeatures(config, loaded, nodules))
-        parts.append(score(config, readers[-1], pixels, plan.folds, prior, shuffled))
     run.set_tags(names_of(backbones))
-    scores = pooled(parts)
-    table = evaluate(config, nodules, scores)
+    found = find_nodules(config, cohort, nodules, diagnosis)
+    inputs = gather_inputs(config, cohort, found, readers, [plan.folds for plan in plans], diagnosis)
+    target = target_of(config, nodules, tested)
+    factory = probe_factory(config.head, config.seed, config.device)
+    scores = score_rows(inputs, target, nodules, found, factory)
+    table = evaluate(config, nodules, scores, shuffled(config, target, inputs, factory))
     metrics = headline(table)
     print(short_table(table))
     meaning = "labels are those of the table of nodules"
-    if config.rule not in ("given", "tcia_diagnosis"):
+    if config.rule in RATED:
         meaning = "LIDC ratings are readers' suspicion, not cancer"
     print(f"{meaning}; intervals are over patients, conditional on training.")
     if config.features != "patches":  # The test needs one vector per nodule.
-        answer = ask(config, cohort, nodules, readers, [plan.folds for plan in plans], diagnosis)
+        answer = ask(config, nodules, inputs, found)
         if answer is not None:
             print(answer)
             metrics |= answer.metrics()
@@ -79,7 +81,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")
     run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")
-    labels, drawn = log_scores(run, nodules, scores.rows)
+    labels, drawn = log_scores(run, nodules, one_each(scores))
     run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
     run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
 
@@ -107,69 +109,70 @@ def names_of(backbones: list[LoadedBackbone]) -> dict[Tag, str]:
     }
 
 
-def pooled(parts: list[NoduleScores]) -> NoduleScores:
-    """Join the out-of-fold scores of backbones that tested different patients.
+def refuse_shared(plans: Sequence[FoldPlan]) -> None:
+    """Refuse backbones that test the same nodules.
 
     Raises:
-        ProbeError: If two of them tested the same nodule.
-        ValueError: If they shuffled the labels differently.
+        ProbeError: If two of them do.
     """
-    if any((part.shuffled_labels != parts[0].shuffled_labels).any() for part in parts):
-        raise ValueError("pooled scores have different shuffled labels; shuffle once for all")
-    tested = np.stack([np.isfinite(part.rows["features"]) for part in parts])
-    if (tested.sum(0) > 1).any():
+    tested = np.concatenate([np.unique(np.concatenate([test for _, test in plan.folds])) for plan in plans])
+    shared = len(tested) - len(np.unique(tested))
+    if shared:
         raise ProbeError(
-            f"{int((tested.sum(0) > 1).sum())} nodules are tested by several backbones; cross-fit backbones whose"
+            f"{shared} nodules are tested by several backbones; cross-fit backbones whose"
             " held-out patients differ, such as holdout=half_a and holdout=half_b"
         )
-    rows = {
-        name: np.where(tested.any(0), np.nansum([part.rows[name] for part in parts], axis=0), np.nan)
-        for name in parts[0].rows
-    }
-    return NoduleScores(rows, parts[0].shuffled_labels)
 
 
-def score(
-    config: ProbeConfig,
-    reader: FrozenFeatures,
-    pixels: NDArray[np.float32],
-    folds: list[Fold],
-    prior: float,
-    shuffled: NDArray[np.int64],
-) -> NoduleScores:
-    """Return one out-of-fold score per nodule and row of the table; NaN where a nodule is never tested."""
-    factory = probe_factory(config.head, config.seed, config.device)
-    nodules = reader.nodules
-    return score_nodules(
-        factory,
-        reader.learned(),
-        nodules.labels,
-        nodules.diameter_mm,
-        nodules.patient_ids,
-        folds,
-        baselines={
-            "random_weights": (factory, reader.twin(config.seed)),
-            "pixels": (lambda: PixelProbe(seed=config.seed), pixels),
-        },
-        seed=config.seed,
-        prior=prior,
-        shuffled=shuffled,
-    )
+def target_of(config: ProbeConfig, nodules: NoduleSet, tested: NDArray[np.int64]) -> Target:
+    """Return what the rows are fitted to: the readers' mean rating where there is one, or the label.
+
+    Raises:
+        ProbeError: If ratings are asked for that not every nodule has.
+    """
+    has_ratings = all(len(one) for one in nodules.table["malignancy_ratings"])
+    is_rating = config.target == "rating"
+    if is_rating and not has_ratings:
+        raise ProbeError("target=rating needs readers' ratings of every nodule; use target=label")
+    if not config.target and config.head == "logistic":
+        is_rating = has_ratings and config.rule in RATED
+    rating = rating_of(nodules) if is_rating else None
+    # Scores are ranked together, so all folds share one prior.
+    prior = float(nodules.labels[tested].mean())
+    return Target(nodules.labels, nodules.patient_ids, prior, rating, config.seed)
 
 
-def probe_factory(head: HeadName, seed: int, device: str) -> Callable[[], Probe[Any]]:
-    """Return a function that makes a new head for each fold."""
+def shuffled(config: ProbeConfig, target: Target, inputs: Inputs, factory: Factory | None) -> list[Permuted]:
+    """Fit the features to permuted labels."""
+    times = PERMUTATIONS if factory is None else 1
+    repeats = config.repeats if config.split == "folds" else 1
+    return score_permuted(target, inputs.features, config.seed, times, repeats, factory)
+
+
+def one_each(scores: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Return one score a nodule and row: of random weights the first seed; sizes and joined rows only with features."""
+    kept = {name: np.atleast_2d(one)[0] for name, one in scores.items() if name != "image_diameter"}
+    return {name: one for name, one in kept.items() if "_and_" not in name or name == "features_and_diameter"}
+
+
+def probe_factory(head: HeadName, seed: int, device: str) -> Factory | None:
+    """Return a function that makes a new head for each fold; None for linear ones, which the target makes."""
     chosen = choose_device(device)
     match head:
         case "logistic":
-            return lambda: LinearProbe(seed=seed)
+            return None
         case "mlp":
             return lambda: MlpProbe(seed=seed, device=chosen)
         case "attentive":
             return lambda: AttentiveProbe(seed=seed, device=chosen)
 
 
-def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> pd.DataFrame:
+def evaluate(
+    config: ProbeConfig,
+    nodules: NoduleSet,
+    scores: Mapping[str, NDArray[np.float64]],
+    permuted: Sequence[Permuted],
+) -> pd.DataFrame:
     """Return the whole table: overall, inside 6-15 mm, by manufacturer, slice spacing and repeated neighbors."""
     spacing = pd.cut(
         nodules.table["spacing_z_mm"], [0, 1.25, 2.0, 100], labels=["to 1.25", "to 2", "above 2"]
@@ -188,4 +191,5 @@ def evaluate(config: ProbeConfig, nodules: NoduleSet, scores: NoduleScores) -> p
         several,
         config.n_bootstrap,
         config.seed,
+        permuted,
     )

@@ -5,36 +5,27 @@ Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.cohort.folder import Cohort
-from pipelines.nodule.labeled import NoduleSet, nodule_set
+from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.folds import Fold
-from pipelines.probing.reading import FrozenFeatures
-from pipelines.probing.setup import among
-from probes.dictionary import PATCH_MM_PER_PX, Words, dictionary_features, learn_dictionary
-from probes.nodule_rays import NoduleRegion, attenuation_inside, nodule_region
-from probes.partial.base import base_matrix
+from pipelines.probing.rows import TWINS, Found, Inputs
+from probes.partial.base import Attenuation, base_matrix
 from probes.partial.cross_fit import Part
 from probes.partial.effect import partial_effect, r2_over_twins
 from probes.partial.nested import NestedResult, nested_test
-from probes.splits import is_held_out
+from probes.scoring import Pairs, Parts
+from probes.splits import Fold as Split
 from probes.statistics.estimate import Estimate
-from transforms.nodule_crop import CropSpec
 
-SPEC = CropSpec(size_mm=50.0, out_px=round(50.0 / PATCH_MM_PER_PX))
-"""Crops for finding nodules and for the dictionary; every nodule of LIDC fits."""
-TWINS = 5
 BASELINE_DRAWS = 999
 FEW_NODULES = 100
 """Below this number the base has fewer columns."""
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,73 +89,46 @@ class Answer:
         return "\n".join([*lines, f"partial R2 above {TWINS} random twins: {self.over_random_r2}: {claim}"])
 
 
-def ask(
-    config: ProbeConfig,
-    cohort: Cohort,
-    nodules: NoduleSet,
-    readers: Sequence[FrozenFeatures],
-    folds: Sequence[Sequence[Fold]],
-    diagnosis: pd.DataFrame | None = None,
-) -> Answer | None:
-    """Run the primary test on the features of the backbone, of random weights, and of the dictionary.
+def ask(config: ProbeConfig, nodules: NoduleSet, inputs: Inputs, found: Found) -> Answer | None:
+    """Run the primary test on the features of the backbone, of random weights, and of the dictionaries.
 
     Args:
         config: Configuration of the probe.
-        cohort: Cohort of the nodules.
-        nodules: Nodules of the probe, whose features the readers return.
-        readers: One per backbone; several are cross-fitted.
-        folds: Folds of each backbone.
-        diagnosis: As in `nodule_set`.
+        nodules: Nodules of the probe.
+        inputs: Of the rows, one vector a nodule.
+        found: The nodules in their images.
 
     Returns:
         None, after printing why, if a training fold holds too few nodules for the base.
     """
-    slices_hu, region = nodules_found(config, cohort, nodules, diagnosis)
-    rows, base = base_of(nodules, slices_hu, region)
-    rating, patients = rating_of(nodules)[rows], nodules.patient_ids[rows]
-    own_folds = [_among(one, rows, len(nodules.labels)) for one in folds]
-    fewest = min(len(train) for one in own_folds for train, _ in one)
+    rows, base = base_of(nodules, found)
+    rating, patients = rating_of(nodules, config.target)[rows], nodules.patient_ids[rows]
+    fewest = min(
+        len(train) for _, folds in inputs.features for train, _ in _among(folds, rows, len(found.slices_hu))
+    )
     if fewest < 2 * base.shape[1]:
         print(
             f"the primary question needs {2 * base.shape[1]} nodules in every training fold; one holds {fewest}"
         )
         return None
 
-    def test(parts: Sequence[tuple[Features, Sequence[Fold]]], draws: int) -> NestedResult:
-        made = [Part(features[rows].astype(np.float64), own) for features, own in parts]
+    def test(parts: Parts, draws: int) -> NestedResult:
+        made = [
+            Part(np.asarray(features, dtype=np.float64)[rows], _among(folds, rows, len(nodules.labels)))
+            for features, folds in parts
+        ]
         return nested_test(made, rating, base, patients, draws, config.seed)
 
-    found = {
-        "features": test([(r.learned(), f) for r, f in zip(readers, own_folds, strict=True)], config.draws)
-    }
-    twins = [
-        test([(r.twin(seed), f) for r, f in zip(readers, own_folds, strict=True)], BASELINE_DRAWS)
-        for seed in range(config.seed, config.seed + TWINS)
-    ]
-    found["random"] = twins[0]
-    every_fold = [fold for one in own_folds for fold in one]
-    baselines: tuple[tuple[str, Words], ...] = (("dictionary", "kmeans"), ("random_words", "random"))
-    for name, words in baselines:
-        parts = _dictionary_parts(words, slices_hu, region, nodules, rows, every_fold, config.seed)
-        if parts:
-            found[name] = test(parts, BASELINE_DRAWS)
-    over = r2_over_twins(found["features"], twins, patients, config.n_bootstrap, config.seed)
-    answers = {name: _answer(result, patients, config) for name, result in found.items()}
+    results = {"features": test(inputs.features, config.draws)}
+    twins = [test(twin, BASELINE_DRAWS) for twin in inputs.twins]
+    results["random"] = twins[0]
+    results |= {name: test(parts, BASELINE_DRAWS) for name, parts in inputs.others.items() if name != "hu"}
+    over = r2_over_twins(results["features"], twins, patients, config.n_bootstrap, config.seed)
+    answers = {name: _answer(result, patients, config) for name, result in results.items()}
     return Answer(answers, over)
 
 
-def nodules_found(
-    config: ProbeConfig, cohort: Cohort, nodules: NoduleSet, diagnosis: pd.DataFrame | None
-) -> tuple[NDArray[np.float32], NoduleRegion]:
-    """Return the center slice of each nodule at 0.5 mm per pixel, (n, 100, 100) HU, and the nodule's region on it."""
-    wide = among(nodule_set(cohort, config.rule, SPEC, diagnosis=diagnosis), nodules)
-    slices_hu = wide.crops_hu[:, 1]
-    return slices_hu, nodule_region(slices_hu, SPEC.mm_per_px)
-
-
-def base_of(
-    nodules: NoduleSet, slices_hu: NDArray[np.float32], region: NoduleRegion
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def base_of(nodules: NoduleSet, found: Found) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the rows of the nodules that are tested, and the base matrix of their size and attenuation.
 
     Nodules of unknown diameter are left out; if no diameter is known, the base has no diameter.
@@ -174,18 +138,21 @@ def base_of(
     rows = np.flatnonzero(np.isfinite(diameter)) if has_any else np.arange(len(diameter))
     base = base_matrix(
         diameter[rows] if has_any else None,
-        region.diameter_mm[rows],
-        region.area_mm2[rows],
-        attenuation_inside(slices_hu[rows], region.mask[rows]),
+        found.region.diameter_mm[rows],
+        found.region.area_mm2[rows],
+        Attenuation(*(column[rows] for column in found.attenuation)),
         is_small=len(rows) < FEW_NODULES,
     )
     return rows, base
 
 
-def rating_of(nodules: NoduleSet) -> NDArray[np.float64]:
-    """Return the mean of the readers' ratings of each nodule, (n,); the labels, if a nodule has no rating."""
+def rating_of(nodules: NoduleSet, target: str = "") -> NDArray[np.float64]:
+    """Return what the primary test is about, (n,): the mean of the readers' ratings of each nodule.
+
+    The labels, if a nodule has no rating or the labels are the probe's target.
+    """
     ratings = nodules.table["malignancy_ratings"]
-    if not all(len(one) for one in ratings):
+    if target == "label" or not all(len(one) for one in ratings):
         return nodules.labels.astype(np.float64)
     return np.array([np.mean(one) for one in ratings])
 
@@ -195,30 +162,10 @@ def _answer(result: NestedResult, patients: NDArray[np.str_], config: ProbeConfi
     return RowAnswer(result.z, result.p, effect.spearman, effect.r2)
 
 
-def _among(folds: Sequence[Fold], rows: NDArray[np.int64], n: int) -> list[Fold]:
-    """Return the same folds as indices into the tested rows."""
+def _among(folds: Pairs, rows: NDArray[np.int64], n: int) -> list[Fold]:
+    """Return the folds that test something as indices into the tested rows."""
     place = np.full(n, -1)
     place[rows] = np.arange(len(rows))
-    return [(place[train][place[train] >= 0], place[test][place[test] >= 0]) for train, test in folds]
-
-
-def _dictionary_parts(
-    words: Words,
-    slices_hu: NDArray[np.float32],
-    region: NoduleRegion,
-    nodules: NoduleSet,
-    rows: NDArray[np.int64],
-    folds: Sequence[Fold],
-    seed: int,
-) -> list[tuple[Features, list[Fold]]]:
-    """Return features of dictionaries, each learned without labels on half of the patients, tested on the other."""
-    patients = nodules.patient_ids
-    first = np.array([is_held_out(patient, "half_a") for patient in patients])
-    if first.all() or not first.any():
-        return []
-    parts: list[tuple[Features, list[Fold]]] = []
-    for own in (first, ~first):
-        features = dictionary_features(learn_dictionary(slices_hu[~own], words, seed=seed), slices_hu, region)
-        tested = [(train, test[own[rows][test]]) for train, test in folds]
-        parts.append((features, [fold for fold in tested if len(fold[1])]))
-    return [part for part in parts if part[1]]
+    pairs = [(fold.train, fold.test) if isinstance(fold, Split) else fold for fold in folds]
+    found = [(place[train][place[train] >= 0], place[test][place[test] >= 0]) for train, test in pairs]
+    return [(train, test) for train, test in found if len(test)]

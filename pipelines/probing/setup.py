@@ -130,13 +130,13 @@ def log_scores(
     """Log the out-of-fold scores of each row of a probe's table, and draw their ROC curves beside diameter.
 
     Returns:
-        Labels of the tested nodules, and their scores by row; shuffled labels are not drawn.
+        Labels of the tested nodules, and their scores by row.
     """
     tested = np.isfinite(next(iter(rows.values())))
     columns = ["nodule_id", "patient_id", "diameter_mm", "is_malignant"]
     run.log_table(nodules.table[columns].assign(**rows)[tested], "tables/predictions.parquet")
     labels = nodules.labels[tested]
-    drawn = {name: values[tested] for name, values in rows.items() if name != "shuffled_labels"}
+    drawn = {name: values[tested] for name, values in rows.items()}
     diameter = {"diameter": nodules.diameter_mm[tested]} if nodules.has_diameters else {}
     run.log_figure(roc_figure(labels, drawn | diameter), "figures/roc.png")
     return labels, drawn

@@ -9,7 +9,7 @@ import pandas as pd
 
 def short_table(table: pd.DataFrame) -> str:
     """Return the rows overall and for 6-15 mm as text: AUROC and difference to diameter with intervals."""
-    lines = [f"{'stratum':10} {'row':24} {'n':>5} {'mal.':>5}  {'AUROC [95%]':24} minus diameter [95%]"]
+    lines = [f"{'stratum':10} {'row':28} {'n':>5} {'mal.':>5}  {'AUROC [95%]':24} minus diameter [95%]"]
     for line in table.to_dict("records"):
         if ":" in str(line["stratum"]) or not np.isfinite(line.get("auroc", np.nan)):
             continue
@@ -18,9 +18,10 @@ def short_table(table: pd.DataFrame) -> str:
             low, high, p = (line[f"minus_diameter_{end}"] for end in ("ci_low", "ci_high", "p"))
             gap = f"{line['minus_diameter']:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
         counts = f"{line['n_nodules']:>5} {line['n_positive']:>5}"
-        lines.append(
-            f"{line['stratum']:10} {line['row']:24} {counts}  {_interval(line, 'auroc'):24} {gap}".rstrip()
-        )
+        area = _interval(line, "auroc")
+        if line["row"] == "shuffled_labels":
+            area = f"{line['auroc']:.3f} ({line['auroc_lowest']:.3f} to {line['auroc_highest']:.3f})"
+        lines.append(f"{line['stratum']:10} {line['row']:28} {counts}  {area:24} {gap}".rstrip())
     return "\n".join(lines)
 
 

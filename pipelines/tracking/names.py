@@ -117,16 +117,42 @@ _RETRIEVAL = (
 )
 _PROBES = (
     Metric(
-        "probe/{,diameter_,with_diameter_,pixels_,random_,shuffled_,supervised_2d_,supervised_3d_}auroc"
-        + CI
-        + _STRATUM,
+        "probe/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
+        "auroc" + CI + _STRATUM,
         _AUROC,
-        "of the features, diameter alone, features and diameter, pixels, random weights, shuffled labels, ResNet18",
+        "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
+        "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18",
     ),
     Metric(
-        "probe/gain_over_diameter" + CI + _STRATUM, "AUROC", "features and diameter, minus diameter alone"
+        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + _STRATUM,
+        _AUROC,
+        "of each joined with the readers' diameter",
     ),
-    Metric("probe/gain_over_diameter_p" + _STRATUM, "p", "two-sided p of this gain"),
+    Metric(
+        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + _STRATUM,
+        "AUROC",
+        "joined with the readers' diameter, minus it alone; useless features lower it",
+    ),
+    Metric(
+        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + _STRATUM,
+        "p",
+        "two-sided p of this gain",
+    ),
+    Metric(
+        "probe/with_image_diameter_auroc" + CI + _STRATUM,
+        _AUROC,
+        "of the features joined with the diameter in the image",
+    ),
+    Metric(
+        "probe/gain_over_image_diameter{,_ci_low,_ci_high,_p}" + _STRATUM,
+        "AUROC; p",
+        "this, minus the diameter in the image alone",
+    ),
+    Metric(
+        "probe/shuffled_auroc{,_lowest,_highest}" + _STRATUM,
+        _AUROC,
+        "of features fitted to permuted labels: mean of the permutations, lowest and highest",
+    ),
     Metric(
         "probe/{n_nodules,n_positive,n_patients}" + _STRATUM,
         _COUNT,

@@ -94,7 +94,7 @@ class LinearProbe:
             best = int(np.argmin(self.inner_log_loss_))
         self.c_ = grid[best]
         self.prior_ = float(truth.mean())
-        self.mean_, self.scale_ = _mean_and_scale(x)
+        self.mean_, self.scale_ = mean_and_scale(x)
         path = self._path((x - self.mean_) / self.scale_, truth, [self.c_])
         self.coef_, self.intercept_ = path[0, :-1], float(path[0, -1])
         return self
@@ -125,7 +125,7 @@ class LinearProbe:
         for fold in folds:
             if np.unique(truth[fold.train]).size < 2:
                 continue  # all patients of a rare class can fall into one fold
-            mean, scale = _mean_and_scale(x[fold.train])
+            mean, scale = mean_and_scale(x[fold.train])
             path = self._path((x[fold.train] - mean) / scale, truth[fold.train], grid, tolerance=1e-5)
             margins = (x[fold.test] - mean) / scale @ path[:, :-1].T + path[:, -1]
             total += [log_loss(truth[fold.test].astype(np.float64), margin) for margin in margins.T]
@@ -207,7 +207,7 @@ def cross_fit(
     return np.asarray(np.divide(total, times, out=np.full(len(truth), np.nan), where=times > 0))
 
 
-def _mean_and_scale(x: Floats) -> tuple[Floats, Floats]:
+def mean_and_scale(x: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation of each column, (D,) each; infinite for a column that is constant in float32."""
     scale = x.std(axis=0)
     return x.mean(axis=0), np.where(scale > 1e-6 * np.abs(x).max(axis=0), scale, np.inf)

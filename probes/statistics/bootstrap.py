@@ -56,7 +56,7 @@ def with_interval(
     Args:
         metric: One of `probes.statistics.metrics` or `probes.statistics.calibration`.
         labels: 0 or 1, (N,).
-        scores: One score per sample, (N,).
+        scores: One score per sample, (N,); of several seeds, (S, N): the metric is then their mean.
         patient_ids: Patient of each sample, (N,).
         n_bootstrap: Number of draws.
         seed: Of the draws.
@@ -66,10 +66,10 @@ def with_interval(
         TooFewDrawsError: If over a tenth of the draws hold one class only.
     """
     truth = binary_labels(labels)
-    score = finite_scores(scores, len(truth))
+    own = _mean_of(metric, truth, scores)
     patient = patient_index(patient_ids, len(truth))
-    value = metric(truth, score, np.ones((1, len(truth))))[0]
-    draws = [metric(truth, score, weights) for weights in patient_weights(patient, n_bootstrap, seed)]
+    value = own(np.ones((1, len(truth))))[0]
+    draws = [own(weights) for weights in patient_weights(patient, n_bootstrap, seed)]
     low, high = _percentiles(np.concatenate(draws))
     return Estimate(float(value), low, high)
 
@@ -91,8 +91,8 @@ def paired_difference(
     Args:
         metric: One of `probes.statistics.metrics` or `probes.statistics.calibration`.
         labels: 0 or 1, (N,).
-        scores_a: First score, (N,).
-        scores_b: Second score, (N,).
+        scores_a: First score, (N,), or (S, N) as in `with_interval`.
+        scores_b: Second score, likewise.
         patient_ids: Patient of each sample, (N,).
         n_bootstrap: Number of draws.
         seed: Of the draws.
@@ -102,17 +102,19 @@ def paired_difference(
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 13 and 15.
     """
     truth = binary_labels(labels)
-    score_a, score_b = (finite_scores(scores, len(truth)) for scores in (scores_a, scores_b))
+    own_a, own_b = (_mean_of(metric, truth, scores) for scores in (scores_a, scores_b))
     patient = patient_index(patient_ids, len(truth))
     once = np.ones((1, len(truth)))
-    value = float(metric(truth, score_a, once)[0] - metric(truth, score_b, once)[0])
-    draws = np.concatenate(
-        [
-            metric(truth, score_a, weights) - metric(truth, score_b, weights)
-            for weights in patient_weights(patient, n_bootstrap, seed)
-        ]
-    )
-    return _difference(value, draws)
+    value = float(own_a(once)[0] - own_b(once)[0])
+    draws = [own_a(weights) - own_b(weights) for weights in patient_weights(patient, n_bootstrap, seed)]
+    return _difference(value, np.concatenate(draws))
+
+
+def _mean_of(metric: Metric, truth: Ints, scores: npt.ArrayLike) -> Callable[[Floats], Floats]:
+    """Return the metric as a function of weights, averaged over seeds if there are scores of several."""
+    array = np.asarray(scores, dtype=np.float64)
+    seeds = [finite_scores(one, len(truth)) for one in (array if array.ndim == 2 else array[None])]
+    return lambda weights: np.asarray(np.mean([metric(truth, one, weights) for one in seeds], axis=0))
 
 
 def mean_with_interval(

@@ -5,10 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -22,11 +22,12 @@ from pipelines.ingest.config import PrepareConfig
 from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.pretrain import run_pretrain
 from pipelines.probe_malignancy import ProbeConfig, run_probe
-from pipelines.probing.malignancy import pooled
+from pipelines.probing.folds import FoldPlan
+from pipelines.probing.malignancy import refuse_shared
+from pipelines.probing.rows import TWINS
 from pipelines.probing.setup import ProbeError
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
-from probes.scoring import NoduleScores
 
 TINY = [
     "--recipe", "demo", "--steps", "4", "--batch_size", "4", "--log_every", "2", "--eval_slices", "16",
@@ -143,19 +144,16 @@ def test_random_weights_are_shown_what_the_backbone_beside_them_is_shown(
         folder = own_store / f"trained_{hu_scale}"
         save_backbone(folder, build_backbone(config), config, {"hu_scale": hu_scale})
         assert probe(own_store, "--cohort", str(small_cohort.root), "--backbone", str(folder)) == 0
-    assert len(list((own_store / "runs" / "features").glob("*.npy"))) == 4
+    assert len(list((own_store / "runs" / "features").glob("*.npy"))) == 2 * (1 + TWINS)
 
 
-def test_scores_of_cross_fitted_backbones_are_pooled_and_never_twice() -> None:
-    nan = np.nan
-    shuffled = np.array([0, 1, 0, 1])
-    one = NoduleScores({"features": np.array([0.1, nan, 0.3, nan])}, shuffled)
-    other = NoduleScores({"features": np.array([nan, 0.2, nan, nan])}, shuffled)
-    np.testing.assert_array_equal(pooled([one, other]).rows["features"], [0.1, 0.2, 0.3, nan])
+def test_cross_fitted_backbones_may_not_test_the_same_nodules() -> None:
+    first, second = (
+        FoldPlan([(np.array([8, 9]), np.array(test))], "", pd.DataFrame()) for test in ([0, 2], [1])
+    )
+    refuse_shared([first, second])
     with pytest.raises(ProbeError, match="2 nodules are tested by several backbones"):
-        pooled([one, one])
-    with pytest.raises(ValueError, match="shuffle once for all"):
-        pooled([one, replace(other, shuffled_labels=shuffled[::-1])])
+        refuse_shared([first, first])
 
 
 def test_a_copy_without_recipes_says_that_a_checkout_is_needed(tmp_path: Path) -> None:

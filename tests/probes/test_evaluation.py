@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from probes.evaluation import evaluate_nodules, headline
-from probes.heads.linear import LinearProbe
 from probes.refusals import TooFewError
-from probes.scoring import NoduleScores, score_nodules, shuffle_labels
+from probes.scoring import Target, permutation, score_permuted
 from probes.splits import patient_folds
 from probes.statistics.delong import delong_interval
 from probes.statistics.metrics import auroc_difference, auroc_with_interval
@@ -29,33 +28,68 @@ def cohort():
 @pytest.fixture(scope="module")
 def scores(cohort):
     labels, features, pixels, diameter, patients = cohort
-    folds = patient_folds(patients.tolist(), labels, n_folds=5)
-    return score_nodules(
-        LinearProbe, features, labels, diameter, patients, folds, baselines={"pixels": (LinearProbe, pixels)}
-    )
+    folds = patient_folds(patients.tolist(), labels, n_folds=5).folds
+    target = Target(labels, patients)
+    return {
+        "features": target.score([(features, folds)]),
+        "features_and_diameter": target.score_with_size([(features, folds)], diameter),
+        "pixels": target.score([(pixels, folds)]),
+        "random_weights": np.stack([target.score([(one, folds)]) for one in (pixels, features[:, :2])]),
+        "dictionary_and_diameter": target.score_with_size([(pixels, folds)], diameter),
+        "image_diameter": 1.1 * diameter,
+    }
 
 
 @pytest.fixture(scope="module")
-def table(cohort, scores):
+def permuted(cohort):
+    labels, features, _, _, patients = cohort
+    folds = patient_folds(patients.tolist(), labels, n_folds=5).folds
+    return score_permuted(Target(labels, patients), [(features, folds)], seed=0, times=3)
+
+
+@pytest.fixture(scope="module")
+def table(cohort, scores, permuted):
     labels, _, _, diameter, patients = cohort
     makers = np.where(np.arange(len(labels)) // 2 % 3 == 0, "GE", "SIEMENS")
     makers[:4] = "Rare"
-    return evaluate_nodules(
-        labels, scores, diameter, patients, groups={"manufacturer": makers.tolist()}, n_bootstrap=300
+    groups = {"manufacturer": makers.tolist()}
+    return evaluate_nodules(labels, scores, diameter, patients, groups, n_bootstrap=300, permuted=permuted)
+
+
+def test_main_strata_hold_every_row_and_groups_the_main_ones(table):
+    groups = {"features", "features_and_diameter", "pixels", "random_weights", "shuffled_labels", "diameter"}
+    rows = groups | {"dictionary_and_diameter", "image_diameter"}
+    named = ("manufacturer: GE", "manufacturer: Rare", "manufacturer: SIEMENS")
+    expected = dict.fromkeys(named, groups) | {"all": rows, "6-15 mm": rows}
+    assert table.groupby("stratum")["row"].agg(set).to_dict() == expected
+
+
+def test_random_weights_are_the_mean_over_their_seeds(cohort, scores, table):
+    labels, _, _, diameter, patients = cohort
+    line = table[table["stratum"] == "all"].set_index("row").loc["random_weights"]
+    each = [auroc_with_interval(labels, one, patients, 300) for one in scores["random_weights"]]
+    assert line["auroc"] == pytest.approx(np.mean([one.value for one in each]))
+    assert min(one.ci_low for one in each) < line["auroc_ci_low"] < line["auroc"]
+    gaps = [auroc_difference(labels, one, diameter, patients, 300).value for one in scores["random_weights"]]
+    assert line["minus_diameter"] == pytest.approx(np.mean(gaps))
+    assert line["brier"] == pytest.approx(
+        np.mean([((one - labels) ** 2).mean() for one in scores["random_weights"]])
     )
 
 
-def test_every_stratum_holds_every_row(table):
-    rows = {"features", "features_and_diameter", "pixels", "shuffled_labels", "diameter"}
-    strata = ["all", "6-15 mm", "manufacturer: GE", "manufacturer: Rare", "manufacturer: SIEMENS"]
-    assert table.groupby("stratum")["row"].agg(set).to_dict() == dict.fromkeys(strata, rows)
+def test_permuted_labels_have_their_mean_and_range(cohort, permuted, table):
+    patients = cohort[4]
+    areas = [auroc_with_interval(one.labels, one.scores, patients, 20).value for one in permuted]
+    line = table[(table["stratum"] == "all") & (table["row"] == "shuffled_labels")].iloc[0]
+    assert line["auroc"] == pytest.approx(np.mean(areas))
+    assert (line["auroc_lowest"], line["auroc_highest"]) == (min(areas), max(areas))
 
 
 def test_numbers_are_those_of_the_metrics_on_the_stratum(cohort, scores, table):
     labels, _, _, diameter, patients = cohort
     inside = (diameter >= 6) & (diameter <= 15)
     line = table[(table["stratum"] == "6-15 mm") & (table["row"] == "features_and_diameter")].iloc[0]
-    score = scores.rows["features_and_diameter"]
+    score = scores["features_and_diameter"]
     area = auroc_with_interval(labels[inside], score[inside], patients[inside], 300)
     gap = auroc_difference(labels[inside], score[inside], diameter[inside], patients[inside], 300)
     assert (line["auroc"], line["auroc_ci_low"], line["auroc_ci_high"]) == (
@@ -87,17 +121,17 @@ def test_few_positives_are_shuffled_until_every_training_fold_has_both_classes()
     labels, patients = np.repeat([1, 0], [4, 26]), np.array([f"p{i:02d}" for i in range(30)])
     for seed in range(20):
         folds = patient_folds(patients.tolist(), labels, n_folds=2, seed=seed).folds
-        shuffled = shuffle_labels(labels, patients, folds, seed)
+        shuffled = labels[permutation(labels, patients, folds, seed)]
         assert sorted(shuffled) == sorted(labels)
         for fold in folds:
             assert (shuffled[fold.train] == 1).sum() == 2  # one shuffle alone gives 1 to 3, or 0 or 4
     plenty = np.random.default_rng(0).integers(0, 2, 30)
     folds = patient_folds(patients.tolist(), plenty, n_folds=5).folds
     np.testing.assert_array_equal(
-        shuffle_labels(plenty, patients, folds, 7), np.random.default_rng(7).permutation(plenty)
+        plenty[permutation(plenty, patients, folds, 7)], np.random.default_rng(7).permutation(plenty)
     )
     with pytest.raises(TooFewError, match="no shuffle of 0 positives"):
-        shuffle_labels(labels * 0, patients, [(np.arange(15), np.arange(15, 30))], 0)
+        permutation(labels * 0, patients, [(np.arange(15), np.arange(15, 30))], 0)
 
 
 def test_a_stratum_with_two_patients_keeps_its_counts_and_no_numbers(table):
@@ -117,42 +151,42 @@ def test_headline_names_the_numbers_of_a_run(table):
     assert found["probe/gain_over_diameter_p"] == lines.loc["features_and_diameter", "minus_diameter_p"]
     assert found["probe/n_nodules"] == 300
     assert "probe/auroc_6_15mm" in found
-    assert "probe/random_auroc" not in found  # no such row was scored
+    assert "probe/dictionary_auroc" not in found  # no such row was scored
+    joined = lines.loc["dictionary_and_diameter"]
+    assert found["probe/dictionary_with_diameter_auroc_ci_high"] == joined["auroc_ci_high"]
+    assert found["probe/dictionary_gain_over_diameter_p"] == joined["minus_diameter_p"]
+    assert found["probe/image_diameter_auroc"] == found["probe/diameter_auroc"]
+    assert found["probe/shuffled_auroc_lowest"] <= found["probe/shuffled_auroc"]
     assert all(np.isfinite(value) for value in found.values())
 
 
 def test_only_tested_nodules_count_and_rows_on_other_nodules_are_refused(cohort):
     labels, features, _, diameter, patients = cohort
     folds = [(np.arange(150), np.arange(150, 300))]
-    scored = score_nodules(LinearProbe, features, labels, diameter, patients, folds)
+    scored = {"features": Target(labels, patients).score([(features, folds)])}
     table = evaluate_nodules(labels, scored, diameter, patients, n_bootstrap=50)
     assert table["n_nodules"].max() == 150
-    other = dict(scored.rows) | {"elsewhere": np.where(np.arange(300) < 200, 0.5, np.nan)}
+    other = scored | {"elsewhere": np.where(np.arange(300) < 200, 0.5, np.nan)}
     with pytest.raises(ValueError, match="'elsewhere' was scored on other nodules"):
         evaluate_nodules(labels, other, diameter, patients)
     with pytest.raises(ValueError, match="none of the 300 nodules was tested"):
         evaluate_nodules(labels, {"features": np.full(300, np.nan)}, diameter, patients)
     with pytest.raises(ValueError, match="diameters above 0 mm"):
-        evaluate_nodules(labels, NoduleScores({"features": features[:, 0]}, labels), diameter - 5, patients)
+        evaluate_nodules(labels, {"features": features[:, 0]}, diameter - 5, patients)
 
 
 def test_without_every_diameter_no_row_and_no_stratum_of_diameter_is_made_up(cohort):
     labels, features, pixels, diameter, patients = cohort
     some = diameter.copy()
     some[7] = np.nan
-    folds = patient_folds(patients.tolist(), labels, n_folds=5)
-    baselines = {"pixels": (LinearProbe, pixels)}
-    unsized = score_nodules(LinearProbe, features, labels, some, patients, folds, baselines=baselines)
-    assert set(unsized.rows) == {"features", "pixels", "shuffled_labels"}
-    known = score_nodules(LinearProbe, features, labels, diameter, patients, folds, baselines=baselines)
-    np.testing.assert_array_equal(unsized.rows["features"], known.rows["features"])
-    table = evaluate_nodules(labels, unsized, some, patients, n_bootstrap=50)
-    assert set(table["row"]) == set(unsized.rows)
+    folds = patient_folds(patients.tolist(), labels, n_folds=5).folds
+    target = Target(labels, patients)
+    scored = {"features": target.score([(features, folds)]), "pixels": target.score([(pixels, folds)])}
+    table = evaluate_nodules(labels, scored, some, patients, n_bootstrap=50)
+    assert set(table["row"]) == set(scored)
     assert set(table["stratum"]) == {"all"}
     assert not [name for name in table.columns if "diameter" in name]
     metrics = headline(table)
     assert metrics["probe/n_nodules"] == len(labels)
     assert "probe/pixels_auroc" in metrics
     assert not [name for name in metrics if "diameter" in name or "mm" in name]
-    with pytest.raises(ValueError, match="300 diameters above 0 mm, got 299"):
-        score_nodules(LinearProbe, features, labels, np.where(some > 0, some, 0), patients, folds)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from scipy.special import expit, logit
+from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 
 from probes.heads.linear import LinearProbe, cross_fit
-from probes.scoring import checked_diameter, score_nodules
+from probes.scoring import Target, checked_diameter, score_permuted
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
 
@@ -20,34 +21,66 @@ def nodules(n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nda
     return labels, features, diameter, np.array([f"p{i:03d}" for i in range(n)])
 
 
-def test_the_shuffled_row_is_fitted_on_the_shuffled_labels() -> None:
-    labels, features, diameter, patients = nodules()
+def test_each_permutation_is_fitted_in_the_folds_of_one_repeat() -> None:
+    labels, features, _, patients = nodules()
+    folds = patient_folds(patients.tolist(), labels, n_folds=4, n_repeats=2).folds
+    found = score_permuted(Target(labels, patients), [(features, folds)], seed=3, times=4, repeats=2)
+    for number, one in enumerate(found):
+        assert sorted(one.labels) == sorted(labels)
+        assert (one.labels != labels).any()
+        own = folds[:4] if number % 2 == 0 else folds[4:]
+        np.testing.assert_array_equal(one.scores, cross_fit(LinearProbe, features, one.labels, patients, own))
+    areas = [auroc_with_interval(one.labels, one.scores, patients, 50).value for one in found]
+    assert abs(np.mean(areas) - 0.5) < 0.15
+    assert len(set(areas)) == 4
+
+
+def test_ratings_are_permuted_with_their_labels() -> None:
+    labels, _, _, patients = nodules(60)
+    target = Target(labels, patients, rating=10.0 * labels + np.arange(60) / 60)
+    permuted = target.permuted(np.random.default_rng(0).permutation(60))
+    assert permuted.rating is not None
+    np.testing.assert_array_equal(permuted.rating > 5, permuted.labels == 1)
+
+
+def test_parts_test_patients_of_their_own_and_never_the_same_twice() -> None:
+    labels, features, _, patients = nodules()
     folds = patient_folds(patients.tolist(), labels, n_folds=4).folds
-    scored = score_nodules(LinearProbe, features, labels, diameter, patients, folds, seed=3)
-    assert sorted(scored.shuffled_labels) == sorted(labels)
-    assert (scored.shuffled_labels != labels).any()
-    row = scored.rows["shuffled_labels"]
-    np.testing.assert_array_equal(
-        row, cross_fit(LinearProbe, features, scored.shuffled_labels, patients, folds)
-    )
-    assert auroc_with_interval(labels, scored.rows["features"], patients, 50).value > 0.95
-    assert abs(auroc_with_interval(scored.shuffled_labels, row, patients, 50).value - 0.5) < 0.2
+    target = Target(labels, patients, prior=0.3)
+    first, second = ((features, folds[:2]), (5 * features, folds[2:]))
+    scores = target.score([first, second])
+    np.testing.assert_allclose(scores, target.score([(features, folds)]), atol=1e-6)
+    assert np.isnan(target.score([first])[folds[2].test]).all()
+    with pytest.raises(ValueError, match="two parts of a row test the same nodule"):
+        target.score([first, first])
 
 
 def test_the_diameter_beside_the_features_carries_no_penalty() -> None:
     """Features that are constant leave log diameter alone, as a regression without a penalty fits it."""
     labels, _, diameter, patients = nodules(n=60)
     folds = patient_folds(patients.tolist(), labels, n_folds=3).folds
-    silent = np.zeros((60, 3))
-    scored = score_nodules(lambda: LinearProbe(1.0), silent, labels, diameter, patients, folds)
-    expected = np.empty(60)
     size = np.log(diameter)[:, None]
+    scores = Target(labels, patients).score_with_size([(np.zeros((60, 3)), folds)], diameter)
+    expected = np.empty(60)
     for fold in folds:
         alone = LogisticRegression(C=1e8, tol=1e-10).fit(size[fold.train], labels[fold.train])
         evidence = alone.decision_function(size[fold.test]) - logit(labels[fold.train].mean())
         expected[fold.test] = expit(evidence + logit(labels.mean()))
-    np.testing.assert_allclose(scored.rows["features_and_diameter"], expected, atol=1e-3)
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
     assert expected.std() > 0.05  # a penalty would pull all of them toward the share of positives
+
+
+@pytest.mark.parametrize("has_rating", [False, True])
+def test_constant_pixels_leave_the_diameter_beside_them_alone(has_rating: bool) -> None:
+    labels, _, diameter, patients = nodules()
+    folds = patient_folds(patients.tolist(), labels, n_folds=4).folds
+    target = Target(labels, patients, rating=labels + np.log(diameter) if has_rating else None)
+    silent = np.full((120, 5), 3.0)
+    joined = target.score_pixels([(silent, folds)], diameter)
+    np.testing.assert_allclose(joined, target.score_with_size([(silent, folds)], diameter), atol=1e-9)
+    for fold in folds:
+        assert spearmanr(joined[fold.test], diameter[fold.test]).statistic == pytest.approx(1.0)
+    np.testing.assert_allclose(target.score_pixels([(silent, folds)]), labels.mean(), atol=1e-12)
 
 
 def test_a_diameter_is_above_zero_or_not_known() -> None:

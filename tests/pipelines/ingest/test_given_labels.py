@@ -155,13 +155,14 @@ def test_without_diameters_the_rows_of_diameter_are_left_out_and_that_is_said(
 ) -> None:
     run = probed(unsized, backbone, tmp_path)
     table = run.tables["tables/probe.csv"]
-    assert set(table["row"]) == {"features", "pixels", "random_weights", "shuffled_labels"}
+    own = {"features", "pixels", "random_weights", "hu", "dictionary", "random_words", "shuffled_labels"}
+    assert set(table["row"]) == own | {"image_diameter", "features_and_image_diameter"}
     assert set(table["stratum"]) >= {"all"}
     assert not [stratum for stratum in table["stratum"] if "mm" in stratum and ":" not in stratum]
     assert (
         run.metrics["probe/pixels_auroc"] > 0.9
     )  # the wide ones are the malignant ones, and pixels see that
-    assert not [name for name in run.metrics if "diameter" in name]
+    assert not [name for name in run.metrics if "diameter" in name.replace("image_diameter", "")]
     assert run.tables["tables/predictions.parquet"]["diameter_mm"].isna().all()
     assert "24 of 24 nodules have no diameter: the table has no diameter row" in capsys.readouterr().out
     assert "figures/roc.png" in run.figures

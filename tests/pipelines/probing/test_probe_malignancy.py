@@ -91,7 +91,11 @@ def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Record
     config = ProbeConfig(
         cohort=str(cohort.root), backbone=backbones, runs_dir=str(runs), **(settings | changes)
     )
-    run_probe(config, run)
+    with pytest.MonkeyPatch.context() as patch:
+        # Fewer of what is only repeated: networks with random weights, and permutations.
+        patch.setattr("pipelines.probing.rows.TWINS", 2)
+        patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
+        run_probe(config, run)
     return run
 
 
