@@ -22,8 +22,7 @@ PARALLEL = 4
 # Both ways end by printing their own peak memory, in MB. Not ru_maxrss: a process inherits that of its parent.
 PEAK = "print('peak', next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM')) // 1024)"
 CAMPAIGN = "import sys; sys.argv = ['campaign', '--spec', '{spec}', '--parallel', '{parallel}']\n" + (
-    "from pipelines.campaign.run import CampaignConfig, run_campaign\nfrom pipelines.command.cli import main\n"
-    "try:\n    main('campaign', CampaignConfig, run_campaign)\nfinally:\n    " + PEAK
+    "from pipelines.command.cli import main\ntry:\n    main('campaign')\nfinally:\n    " + PEAK
 )
 STORE = f"from pipelines.tracking.store import client\nclient().search_runs(['0'])\n{PEAK}"
 

@@ -19,7 +19,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from pipelines.command.cli import run_entry_point
-from pipelines.pretrain import run_pretrain
+from pipelines.training.run import train
 from pipelines.training.config import PretrainConfig
 from pipelines.training.trainer import Trainer
 
@@ -32,7 +32,7 @@ def watched(self, batches):
         print("resident", self.step, resident.split()[1], flush=True)
 
 Trainer.update = watched
-sys.exit(run_entry_point("pretrain", PretrainConfig, run_pretrain, "wall", sys.argv[3:]))
+sys.exit(run_entry_point("pretrain", PretrainConfig, train, "wall", sys.argv[3:]))
 """
 
 

@@ -237,4 +237,4 @@ def run_download(config: DownloadConfig, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main("download", DownloadConfig, run_download)
+    main("download")

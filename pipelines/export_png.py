@@ -36,4 +36,4 @@ def run_export_png(config: ExportPngConfig, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main("export_png", ExportPngConfig, run_export_png)
+    main("export_png")

@@ -52,4 +52,4 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main("prepare", PrepareConfig, run_prepare)
+    main("prepare")

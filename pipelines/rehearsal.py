@@ -72,4 +72,4 @@ def run_rehearsal(config: RehearsalConfig, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main("rehearsal", RehearsalConfig, run_rehearsal)
+    main("rehearsal")

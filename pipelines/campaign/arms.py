@@ -127,7 +127,7 @@ def stage_arguments(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> lis
             overrides |= {"stop_when": "hopeless", "watch.patience_steps": spec.stop.patience_steps}
         if number == 0:
             overrides |= {"seed": arm.seed} | arm.overrides
-        elif stage.takes_backbone:
+        elif entry_point != "pretrain":
             overrides["backbone"] = f"runs:/{run_ids[0]}/backbone"
         lines.append((entry_point, arguments_of(overrides)))
     return lines

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.campaign import CampaignConfig
 from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_arguments
-from pipelines.campaign.config import CampaignConfig
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.loop import CampaignLoop
 from pipelines.campaign.plan import check_store, plan_table, refuse_arms_elsewhere, resolved_backbones

@@ -21,9 +21,7 @@ STAGES: dict[str, EntryPoint] = {name: one for name, one in ENTRY_POINTS.items()
 def run_stage(entry_point: str, arguments: Sequence[str]) -> int:
     """Run an entry point in this process and return its exit code; 1, a crash, if the store could not be reached."""
     stage = STAGES[entry_point]
-    return run_entry_point(
-        entry_point, stage.load_schema(), stage.load_body(), stage.recipe, arguments, away_code=1
-    )
+    return run_entry_point(entry_point, stage.load_schema(), stage.run, stage.recipe, arguments, away_code=1)
 
 
 def check_arguments(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from pipelines.command.config import RecipeError, find_recipe, flatten, load_recipe, read_yaml, unflatten
+from pipelines.command.entry_points import ENTRY_POINTS
 from pipelines.command.help import describe
 from pipelines.runtime.interrupts import Interrupted, watch_deadline
 from pipelines.runtime.launch import launch
@@ -78,9 +79,10 @@ def _with_environment(schema: type[Any], pairs: list[tuple[str, str]]) -> list[t
     return pairs
 
 
-def main(name: str, schema: type[C], body: Callable[[C, Run], None], recipe: str | None = None) -> None:
-    """Run an entry point and leave the process with its exit code."""
-    sys.exit(run_entry_point(name, schema, body, recipe, sys.argv[1:]))
+def main(name: str) -> None:
+    """Run an entry point on the arguments of this process, and leave with its exit code."""
+    one = ENTRY_POINTS[name]
+    sys.exit(run_entry_point(name, one.load_schema(), one.run, one.recipe, sys.argv[1:]))
 
 
 def run_entry_point(

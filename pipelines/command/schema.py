@@ -5,8 +5,8 @@ Run: python -m pipelines.command.schema
 
 from __future__ import annotations
 
-import importlib
 import json
+from pkgutil import resolve_name
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
@@ -30,9 +30,7 @@ class _WithoutTitles(GenerateJsonSchema):
 
 def schema_text(kind: str) -> str:
     """Return the JSON schema of a kind of file."""
-    module, _, name = SCHEMAS[kind].partition(":")
-    configuration = getattr(importlib.import_module(module), name)
-    tree = adapter(configuration).json_schema(schema_generator=_WithoutTitles)
+    tree = adapter(resolve_name(SCHEMAS[kind])).json_schema(schema_generator=_WithoutTitles)
     return json.dumps({"$schema": _WithoutTitles.schema_dialect} | tree, indent=1) + "\n"
 
 

@@ -13,17 +13,18 @@ import pytest
 from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines import prepare
+from pipelines.backbones.config import EmbedConfig, ExportConfig
+from pipelines.backbones.embedding import run_embed
+from pipelines.backbones.exporting import run_export
 from pipelines.backbones.features import FeatureCache
 from pipelines.backbones.folder import save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
-from pipelines.embed import EmbedConfig, run_embed
-from pipelines.export import ExportConfig, run_export
 from pipelines.export_png import ExportPngConfig, run_export_png
 from pipelines.ingest.preparation import PrepareConfig
-from pipelines.pretrain import run_pretrain
 from pipelines.runtime.atomic import TargetError, make_folder, write_atomically
 from pipelines.training.config import PretrainConfig
+from pipelines.training.run import train
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
 TRAINING = [
@@ -120,7 +121,7 @@ def test_a_damaged_body_grid_is_named(
     for path in (copied / "body").glob("*.npy"):
         damage(path)
     words = [*TRAINING, "--cohort", str(copied), "--runs_dir", str(copied.parent / "runs")]
-    assert run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", words) == 2
+    assert run_entry_point("pretrain", PretrainConfig, train, "demo", words) == 2
     one_sentence(capsys, str(copied / "body"))
 
 
@@ -197,7 +198,7 @@ def test_damaged_first_weights_are_named(
     damage(path)
     words = [*TRAINING, "--cohort", str(small_cohort.root), "--runs_dir", str(own_store / "runs")]
     words += ["--backbone.weights", str(path)]
-    assert run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", words) == 2
+    assert run_entry_point("pretrain", PretrainConfig, train, "demo", words) == 2
     one_sentence(capsys, str(path))
 
 
@@ -222,7 +223,7 @@ def test_a_file_in_the_place_of_a_folder_is_named_by_every_command_that_writes(
     save_backbone(own_store / "vit", build_backbone(TINY), TINY, {})
     vit = str(own_store / "vit")
     commands = [
-        ("pretrain", PretrainConfig, run_pretrain, "demo", [*TRAINING, "--cohort", cohort, "--runs_dir", below]),
+        ("pretrain", PretrainConfig, train, "demo", [*TRAINING, "--cohort", cohort, "--runs_dir", below]),
         ("export_png", ExportPngConfig, run_export_png, None, ["--cohort", cohort, "--out", below]),
         ("export", ExportConfig, run_export, None, ["--backbone", vit, "--out", below, "--onnx", "no"]),
         ("embed", EmbedConfig, run_embed, None, ["--source", cohort, "--backbone", vit, "--out", f"{below}/x.parquet"]),

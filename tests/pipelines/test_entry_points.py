@@ -20,14 +20,14 @@ from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.config import PrepareConfig
 from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
-from pipelines.pretrain import run_pretrain
-from pipelines.probe_malignancy import ProbeConfig, run_probe
+from pipelines.probing.config import ProbeConfig
 from pipelines.probing.folds import FoldPlan
-from pipelines.probing.malignancy import refuse_shared
+from pipelines.probing.malignancy import refuse_shared, run_probe
 from pipelines.probing.rows import TWINS
 from pipelines.probing.setup import ProbeError
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
+from pipelines.training.run import train
 
 TINY = [
     "--recipe", "demo", "--steps", "4", "--batch_size", "4", "--log_every", "2", "--eval_slices", "16",
@@ -42,7 +42,7 @@ TIMM_PATCH_16 = [
 
 def pretrain(folder: Path, *words: str) -> int:
     runs = ["--runs_dir", str(folder / "runs")]
-    return run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", [*TINY, *runs, *words])
+    return run_entry_point("pretrain", PretrainConfig, train, "demo", [*TINY, *runs, *words])
 
 
 def probe(folder: Path, *words: str) -> int:

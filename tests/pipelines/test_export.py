@@ -17,10 +17,10 @@ import torch
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
-from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push
+from pipelines.backbones.config import ExportConfig
+from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push, run_export
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
-from pipelines.export import ExportConfig, run_export
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from pipelines.tracking.stored_runs import StoredRun

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.backbones.config import EmbedConfig
+from pipelines.backbones.embedding import run_embed
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.meta_volume import mapped_volume
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.cli import run_entry_point
-from pipelines.embed import EmbedConfig, run_embed
 from pipelines.ingest.config import PrepareConfig
 from pipelines.prepare import run_prepare
-from pipelines.pretrain import run_pretrain
-from pipelines.probe_malignancy import ProbeConfig, run_probe
+from pipelines.probing.config import ProbeConfig
+from pipelines.probing.malignancy import run_probe
 from pipelines.training.config import PretrainConfig
+from pipelines.training.run import train
 from transforms import LoadDicomSeries, NoduleCrop, RandWindowHU, SliceTriplet, WindowHU, read_series
 
 PRETRAIN = [
@@ -55,7 +57,7 @@ def test_every_kind_of_transform_is_at_work_over_prepare_pretrain_embed_and_prob
     assert not calls  # many new processes: they call `read_series`, equal by the test below
 
     words = [*PRETRAIN, "--cohort", cohort, "--runs_dir", str(own_store / "runs"), "--device", "cpu"]
-    assert run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", words) == 0
+    assert run_entry_point("pretrain", PretrainConfig, train, "demo", words) == 0
     assert min(calls["SliceTriplet"], calls["RandWindowHU"], calls["WindowHU"]) > 0
     calls.clear()
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from models.backbone import Tokens, build_backbone
 from models.config import BackboneConfig
+from pipelines.backbones.config import EmbedConfig
+from pipelines.backbones.embedding import run_embed
 from pipelines.backbones.encode import EncodeSettings, encode
 from pipelines.backbones.folder import LoadedBackbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
-from pipelines.embed import EmbedConfig, run_embed
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
 from transforms.dicom.load import LoadDicomSeries
 from transforms.geometry import VolumeGeometry, index_to_lps

@@ -17,7 +17,8 @@ from pipelines.backbones.view_retrieval import render_rows, retrieval_metrics, r
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import flatten, unflatten
-from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
+from pipelines.probing.config import RetrievalConfig
+from pipelines.probing.retrieval import run_retrieval
 from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation

@@ -46,11 +46,11 @@ def rehearse(body: Callable[[Any, Any], None], *words: str) -> int:
 def script(body: str) -> list[str]:
     """A command whose entry point does what `body` says."""
     code = (
-        "import time, numpy as np\n"
-        "from pipelines.command.cli import main\n"
+        "import sys, time, numpy as np\n"
+        "from pipelines.command.cli import run_entry_point\n"
         "from pipelines.rehearsal import RehearsalConfig\n"
         f"def body(config, run):\n    {body}\n"
-        "main('rehearsal', RehearsalConfig, body)\n"
+        "sys.exit(run_entry_point('rehearsal', RehearsalConfig, body, None, []))\n"
     )
     return [sys.executable, "-W", "ignore", "-c", code]
 

@@ -21,10 +21,12 @@ from pipelines.cohort.tables import write_table as write_parquet
 from pipelines.ingest.annotation_csv import AnnotationTableError
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
-from pipelines.nodules import NodulesConfig, run_nodules
+from pipelines.nodule.config import NodulesConfig
+from pipelines.nodule.overview import run_nodules
 from pipelines.prepare import run_prepare
-from pipelines.probe_malignancy import ProbeConfig, run_probe
-from pipelines.probe_supervised import SupervisedConfig, run_supervised
+from pipelines.probing.config import ProbeConfig, SupervisedConfig
+from pipelines.probing.malignancy import run_probe
+from pipelines.probing.supervised import run_supervised
 from pipelines.tracking.run import SilentRun
 from probes.labels import LabelError
 

@@ -14,11 +14,11 @@ from pipelines.cohort.tables import ANNOTATIONS, REFUSED, empty_table
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
+from pipelines.nodule.config import NodulesConfig
 from pipelines.nodule.figures import rating_pairs, weighted_kappa
 from pipelines.nodule.labeled import nodule_set
-from pipelines.nodule.overview import describe, open_cohort
+from pipelines.nodule.overview import describe, open_cohort, run_nodules
 from pipelines.nodule.refusals import NoNodulesError
-from pipelines.nodules import NodulesConfig, run_nodules
 from pipelines.tracking.run import SilentRun
 from probes.labels import LabelError
 from probes.nodule_rays import image_diameter_mm

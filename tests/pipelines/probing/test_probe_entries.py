@@ -22,14 +22,20 @@ from pipelines.cohort.tables import NODULES, write_table
 from pipelines.command.config import flatten, unflatten
 from pipelines.nodule.labeled import nodule_set, places_mm
 from pipelines.nodule.masks import disc, marks_of, masked_crops
-from pipelines.probe_aggregation import AggregationConfig, run_aggregation
-from pipelines.probe_dense import DenseConfig, run_dense
-from pipelines.probe_representation import RepresentationConfig, run_representation
-from pipelines.probe_retrieval import RetrievalConfig, run_retrieval
-from pipelines.probe_supervised import SupervisedConfig, run_supervised
+from pipelines.probing.aggregation import run_aggregation
+from pipelines.probing.config import (
+    AggregationConfig,
+    DenseConfig,
+    RepresentationConfig,
+    RetrievalConfig,
+    SupervisedConfig,
+)
+from pipelines.probing.dense import run_dense
 from pipelines.probing.folds import patients_to_test
-from pipelines.probing.representation import crops_one_slice_further
+from pipelines.probing.representation import crops_one_slice_further, run_representation
+from pipelines.probing.retrieval import run_retrieval
 from pipelines.probing.setup import ProbeError, left_out, of_rows
+from pipelines.probing.supervised import run_supervised
 from pipelines.tracking.run import Run, SilentRun
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out

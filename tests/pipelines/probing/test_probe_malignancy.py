@@ -18,7 +18,8 @@ from pipelines.cohort.tables import NODULES, SERIES, write_table
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
 from pipelines.nodule.crops import crop_at
-from pipelines.probe_malignancy import ProbeConfig, run_probe
+from pipelines.probing.config import ProbeConfig
+from pipelines.probing.malignancy import run_probe
 from pipelines.tracking.run import SilentRun
 from probes.splits import is_held_out
 from transforms.refusal import NoCropError

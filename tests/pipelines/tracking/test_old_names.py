@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipelines.backbones.config import ExportConfig
 from pipelines.command.cli import resolve
 from pipelines.command.config import load_recipe
-from pipelines.export import ExportConfig
 from pipelines.probing.config import AggregationConfig, ProbeConfig, RepresentationConfig
 from pipelines.report.facts import gather, matches
 from pipelines.report.tables import article_table, load_article

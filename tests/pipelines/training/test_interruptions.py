@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from pipelines.backbones.folder import chosen_backbone, open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
-from pipelines.pretrain import run_pretrain
 from pipelines.probing.retrieval import kept_backbones
 from pipelines.runtime.distributed import WorldError
 from pipelines.tracking.run import SilentRun
 from pipelines.training import run as training_run
 from pipelines.training.config import PretrainConfig
+from pipelines.training.run import train
 from pipelines.training.trainer import Trainer
 from tests.processes import OpenProcess
 
@@ -37,7 +37,7 @@ QUICK = {
 def pretrain(folder: Path, cohort: Cohort, **changes: object) -> int:
     settings = QUICK | {"cohort": cohort.root, "runs_dir": folder / "runs"} | changes
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return run_entry_point("pretrain", PretrainConfig, run_pretrain, "demo", words)
+    return run_entry_point("pretrain", PretrainConfig, train, "demo", words)
 
 
 def stored_runs(folder: Path) -> list[MlflowRun]:
@@ -278,7 +278,7 @@ def test_a_store_that_does_not_know_the_run_is_named(
 
 def test_a_training_within_one_process_is_not_several() -> None:
     with pytest.raises(WorldError, match="nproc=2 starts processes from the command line only"):
-        run_pretrain(PretrainConfig(nproc=2), SilentRun())
+        train(PretrainConfig(nproc=2), SilentRun())
 
 
 FOLLOW = """
