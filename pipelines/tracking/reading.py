@@ -1,62 +1,58 @@
-"""Reading one run from MLflow: its tags, metrics and artifacts, and the newest run of a kind."""
+"""Runs as the MLflow store holds them: one by its id, all that match a query, and their artifacts."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.names import Tag
-from pipelines.tracking.old_names import current_metrics
+from pipelines.tracking.old_names import current_metric, current_params
 from pipelines.tracking.store import STORE_ENV, NotInStoreError, answering, client, shown_store, status_code
 
+R = TypeVar("R", bound="StoredRun")
 
-@answering()
-def newest_backbone_run(experiment_ids: list[str] | None = None) -> str | None:
-    """Return the id of the newest finished pretrain run that holds a backbone, or None.
 
-    The wrapper run that a resumed training leaves behind holds none and carries `Tag.RESUMES`.
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as recorded in the store.
+
+    Attributes:
+        status: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
+        metrics: The last value of each, under its current name.
+        params: With current keys and values.
+        started: Seconds since the epoch.
+        artifact_uri: Where its artifacts go.
     """
-    store = client()
-    ids = experiment_ids or [e.experiment_id for e in store.search_experiments()]
-    query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
-    for run in store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=200):
-        if Tag.RESUMES not in run.data.tags and run.data.tags.get(Tag.BACKBONE) == "yes":
-            return str(run.info.run_id)
-    return None
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    params: dict[str, str]
+    started: float = 0.0
+    experiment_id: str = ""
+    artifact_uri: str = ""
+
+    @property
+    def entry_point(self) -> str:
+        """The entry point that wrote it; "" for a run of another program."""
+        return self.tags.get(Tag.ENTRY_POINT, "")
 
 
 @answering()
-def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
-    """Copy an artifact of a run into a folder and return its path there.
+def read_run(kind: type[R], run_id: str) -> R:
+    """Read one run.
 
     Raises:
-        NotInStoreError: If the run does not exist or holds no such artifact.
-    """
-    store = client()
-    get_run(run_id)
-    if path not in artifacts(run_id, str(Path(path).parent)):
-        raise NotInStoreError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
-    return Path(store.download_artifacts(run_id, path, str(into)))
-
-
-@answering()
-def artifacts(run_id: str, folder: str = ".") -> list[str]:
-    """Return the paths of the artifacts directly in a folder of a run."""
-    found = client().list_artifacts(run_id, None if folder == "." else folder)
-    return [str(file.path) for file in found]
-
-
-@answering()
-def get_run(run_id: str) -> MlflowRun:
-    """Return a run of the store.
-
-    Raises:
-        NotInStoreError: If the run does not exist.
+        NotInStoreError: If it is not in the store.
     """
     try:
-        return client().get_run(run_id)
+        return _of(kind, client().get_run(run_id))
     except MlflowException as error:
         if status_code(error) not in (400, 404):
             raise
@@ -66,37 +62,78 @@ def get_run(run_id: str) -> MlflowRun:
         ) from error
 
 
-def run_tags(run_id: str) -> dict[str, str]:
-    """Return the tags of a run."""
-    return dict(get_run(run_id).data.tags)
-
-
-def run_metrics(run_id: str) -> dict[str, float]:
-    """Return the last value of every metric of a run, under its current name."""
-    return current_metrics(get_run(run_id).data.metrics)
-
-
-def run_status(run_id: str) -> str:
-    """Return SCHEDULED, RUNNING, FINISHED, FAILED or KILLED."""
-    return str(get_run(run_id).info.status)
-
-
-def experiment_of(run_id: str) -> str:
-    """Return the experiment that a run belongs to."""
-    return str(get_run(run_id).info.experiment_id)
-
-
 @answering()
-def newest_run(entry_point: str, name: str) -> str:
-    """Return the id of the newest run of an entry point with this name.
+def search_runs(kind: type[R], query: str) -> list[R]:
+    """Return all runs that match, in every experiment, newest first."""
+    store, token = client(), None
+    ids = [experiment.experiment_id for experiment in store.search_experiments()]
+    found: list[R] = []
+    while True:
+        page: Any = store.search_runs(ids, query, page_token=token)
+        found += [_of(kind, run) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def _of(kind: type[R], run: Any) -> R:
+    info, data = run.info, run.data
+    return kind(
+        run_id=info.run_id,
+        status=info.status,
+        tags=dict(data.tags),
+        metrics={current_metric(name): value for name, value in data.metrics.items()},
+        params=current_params(data.params),
+        started=float(info.start_time or 0) / 1000.0,
+        experiment_id=info.experiment_id,
+        artifact_uri=info.artifact_uri,
+    )
+
+
+def newest_backbone_run() -> str | None:
+    """Return the id of the newest finished pretrain run that holds a backbone, or None.
+
+    The wrapper run that a resumed training leaves behind holds none and carries `Tag.RESUMES`.
+    """
+    query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
+    found = search_runs(StoredRun, f"{query} and tags.`{Tag.BACKBONE}` = 'yes'")
+    return next((run.run_id for run in found if Tag.RESUMES not in run.tags), None)
+
+
+def newest_run(entry_point: str, name: str) -> StoredRun:
+    """Return the newest run of an entry point with this name.
 
     Raises:
         NotInStoreError: If there is none.
     """
-    store = client()
-    ids = [experiment.experiment_id for experiment in store.search_experiments()]
     query = f"tags.`{Tag.ENTRY_POINT}` = '{entry_point}' and attributes.run_name = '{name}'"
-    found = store.search_runs(ids, query, order_by=["attributes.start_time DESC"], max_results=1)
+    found = search_runs(StoredRun, query)
     if not found:
         raise NotInStoreError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
-    return str(found[0].info.run_id)
+    return found[0]
+
+
+@answering()
+def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
+    """Copy an artifact of a run into a folder and return its path there.
+
+    Raises:
+        NotInStoreError: If the run does not exist or holds no such artifact.
+    """
+    read_run(StoredRun, run_id)
+    if path not in artifacts(run_id, str(Path(path).parent)):
+        raise NotInStoreError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
+    return Path(client().download_artifacts(run_id, path, str(into)))
+
+
+@answering()
+def artifacts(run_id: str, folder: str = ".") -> list[str]:
+    """Return the paths of the artifacts directly in a folder of a run."""
+    found = client().list_artifacts(run_id, None if folder == "." else folder)
+    return [str(file.path) for file in found]
+
+
+def compare_page(run_ids: list[str], experiment_id: str) -> str:
+    """Return the address of MLflow's compare page on the server that `make ui` starts."""
+    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
+    return f"http://127.0.0.1:5000/#/compare-runs?runs={runs}&experiments={experiments}"
