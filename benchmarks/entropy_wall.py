@@ -23,7 +23,7 @@ from pipelines.campaign.arms import arm_of
 from pipelines.campaign.records import find_parent
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord
-from pipelines.tracking.stored_runs import search_runs
+from pipelines.tracking.reading import search_runs
 
 CELL = ["center momentum", "KoLeo on"]
 COLUMNS = ["loss", "G", "prototypes used", "effective rank"]
@@ -83,7 +83,7 @@ def main() -> int:
     parent = find_parent("wall")
     if code or parent is None:
         return code or 1
-    children = search_runs(ArmRecord, None, f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    children = search_runs(ArmRecord, f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
     table = table_of([record for record in children if record.status == "FINISHED"])
     print(f"\nln K = {LN_K:.3f}; mean over {table['seed'].nunique()} seeds, last 4096 samples of each run")
     print(table.groupby(CELL)[COLUMNS].mean().round(3).to_string())

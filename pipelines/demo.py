@@ -13,8 +13,7 @@ from typing import IO
 
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
-from pipelines.tracking.pages import compare_page
-from pipelines.tracking.reading import experiment_of, newest_run, run_metrics, run_tags
+from pipelines.tracking.reading import StoredRun, compare_page, newest_run
 
 LEARNS = ("optim.teacher_temp=0.02",)
 """Teacher temperature below the student's (0.1): the information gain between two views grows."""
@@ -45,11 +44,11 @@ def start(entry_point: str, name: str, *parameters: str, log: IO[str] | None = N
     return subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=log, text=True)
 
 
-def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) -> list[StoredRun]:
     """Run an entry point once per (run name, parameters) at the same time; only the output of the first is shown.
 
     Returns:
-        The ids of the runs.
+        The runs.
 
     Raises:
         subprocess.CalledProcessError: If one fails; its output is printed.
@@ -102,17 +101,17 @@ def main() -> int:
         side_by_side("prepare", [("phantom", ())])
         arms = [(_name(choice), choice) for choice in (LEARNS, MEETS_THE_WALL)]
         trained = side_by_side("pretrain", arms)
-        backbones = [(f"backbone=runs:/{run_id}/backbone",) for run_id in trained]
+        backbones = [(f"backbone=runs:/{run.run_id}/backbone",) for run in trained]
         names = [f"probe of {name}" for name, _ in arms]
         probed = side_by_side("probe_malignancy", list(zip(names, backbones, strict=True)))
     except subprocess.CalledProcessError as error:
         return error.returncode
-    columns = [run_metrics(one) | run_metrics(other) for one, other in zip(trained, probed, strict=True)]
-    statuses = [run_tags(run_id)[Tag.STATUS] for run_id in trained]
+    columns = [one.metrics | other.metrics for one, other in zip(trained, probed, strict=True)]
+    statuses = [run.tags[Tag.STATUS] for run in trained]
     print("\n" + table(columns, statuses))
     print("\nA phantom shows that the pipeline works; these results do not apply to patients.")
     print("Compare the two runs in the browser:  make ui")
-    print(f"then open  {compare_page(trained, experiment_of(trained[0]))}")
+    print(f"then open  {compare_page([run.run_id for run in trained], trained[0].experiment_id)}")
     return 0
 
 

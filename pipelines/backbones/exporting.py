@@ -21,10 +21,9 @@ from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_bac
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.runtime.atomic import write_atomically, writing
 from pipelines.tracking.names import Tag
-from pipelines.tracking.reading import fetch_artifact
+from pipelines.tracking.reading import StoredRun, fetch_artifact, read_run, search_runs
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError
-from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 from transforms.refusal import Refusal
 
 OPSET = 18
@@ -160,7 +159,7 @@ def _refuse_difference(reader: str, difference: float, tolerance: float) -> None
 def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
     """Collect the facts of a backbone from the store; few, when its run is not in this store."""
     query = f"tags.`{Tag.BACKBONE_SHA}` = '{loaded.sha256}' and tags.`{Tag.ENTRY_POINT}` LIKE 'probe%'"
-    probes = search_runs(StoredRun, None, f"{query} and attributes.status = 'FINISHED'")
+    probes = search_runs(StoredRun, f"{query} and attributes.status = 'FINISHED'")
     facts = CardFacts(probes=probes, training_data=config.training_data, license=config.license)
     if not loaded.run_id:
         return facts

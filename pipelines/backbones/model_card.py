@@ -10,7 +10,7 @@ import yaml
 
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.tracking.names import Tag
-from pipelines.tracking.stored_runs import StoredRun
+from pipelines.tracking.reading import StoredRun
 from transforms.window_policy import ARTICLE_LUNG_HU
 
 LEAKS = {

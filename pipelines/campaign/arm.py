@@ -93,14 +93,13 @@ def main(text: str) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     watch_deadline()
 
-    from pipelines.tracking.reading import run_status, run_tags
     from pipelines.tracking.run import Run
     from pipelines.tracking.store import client
 
     run = Run(client(), plan.run_id)
-    tags, number = run_tags(run.run_id), str(plan.attempt)
-    is_stale = tags.get(Tag.ATTEMPT) != number or run_status(run.run_id) == "FINISHED"
-    if is_stale or tags.get(Tag.BEGUN) == number:
+    found, number = run.stored(), str(plan.attempt)
+    is_stale = found.tags.get(Tag.ATTEMPT) != number or found.status == "FINISHED"
+    if is_stale or found.tags.get(Tag.BEGUN) == number:
         # An engine may restart a job by itself; this does not renew its lease.
         print(
             f"attempt {number} at arm {plan.arm} is not needed: it was started before, replaced, or is done"
@@ -155,13 +154,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run_stages(plan: ArmPlan) -> int:
     from pipelines.campaign.stages import run_stage
-    from pipelines.tracking.reading import run_tags
     from pipelines.tracking.run import Run
     from pipelines.tracking.store import client
 
     for number, stage in enumerate(plan.stages):
         run = Run(client(), stage.run_id)
-        if run_tags(run.run_id).get(Tag.DONE) == "yes":
+        if run.stored().tags.get(Tag.DONE) == "yes":
             continue
         run.reopen()
         run.set_tags({Tag.ERROR: ""})  # The error of an earlier attempt.
@@ -193,12 +191,12 @@ def _call(command: list[str]) -> int:
 
 def _gathered(plan: ArmPlan) -> dict[str, float]:
     """Return the metrics of later stages, to be copied to the arm's own run, so that one page compares the arms."""
-    from pipelines.tracking.reading import run_metrics
+    from pipelines.tracking.reading import StoredRun, read_run
 
     gathered: dict[str, float] = {}
     for stage in plan.stages[1:]:
-        gathered |= run_metrics(stage.run_id)
-    own = run_metrics(plan.run_id)
+        gathered |= read_run(StoredRun, stage.run_id).metrics
+    own = read_run(StoredRun, plan.run_id).metrics
     return {name: value for name, value in gathered.items() if name in METRICS and name not in own}
 
 

@@ -21,8 +21,7 @@ from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
-from pipelines.tracking.pages import compare_page
-from pipelines.tracking.reading import run_tags
+from pipelines.tracking.reading import compare_page, read_run
 from pipelines.tracking.store import tracking_uri
 
 _STEPS_EVERY_S = 10.0
@@ -103,19 +102,18 @@ class CampaignLoop:
         handle = record.job or self.executor.find(f"{record.run_id}-{record.attempt}")
         state = self.executor.poll(handle) if handle else "ended"
         if state == "ended":
-            record = self.record.arm(
-                record.run_id
-            )  # Read again: with the last values that it wrote before it ended.
+            # Read again: with the last values that it wrote before it ended.
+            record = read_run(ArmRecord, record.run_id)
             self.record.close_attempt(record, time.time(), was_submitted=bool(handle))
             self._judge(record)
-            return self.record.arm(record.run_id)
+            return read_run(ArmRecord, record.run_id)
         news = {Tag.JOB: handle, Tag.PENDING: "yes" if state == "pending" else "no"}
         if news.items() <= record.tags.items():
             return record
         if state == "running" and record.is_pending:
             news[Tag.ATTEMPT_STARTED] = repr(time.time())
         self.record.tag(record.run_id, news)
-        return self.record.arm(record.run_id)
+        return read_run(ArmRecord, record.run_id)
 
     def _judge(self, record: ArmRecord) -> None:
         """Record the status of an arm after an attempt has ended."""
@@ -263,7 +261,7 @@ class CampaignLoop:
             print(f"\nThe end of the output of {first.name}:\n{self.executor.logs(first.job)}")
         raise CampaignError(
             f"campaign {self.spec.name}: {done}; {first.name} {first.tags.get(Tag.ARM_STATUS)}:"
-            f" {run_tags(first.run_id).get(Tag.ERROR) or 'it was killed'}"
+            f" {first.tags.get(Tag.ERROR) or 'it was killed'}"
         )
 
 

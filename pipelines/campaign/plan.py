@@ -17,8 +17,8 @@ from pipelines.campaign.records import find_parent
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
+from pipelines.tracking.reading import StoredRun, search_runs
 from pipelines.tracking.store import tracking_uri
-from pipelines.tracking.stored_runs import StoredRun, search_runs
 
 SHARED_STORE = ("submitit", "skypilot")
 """Executors whose arms run on other machines; these must reach the same store."""
@@ -84,7 +84,7 @@ def _cost(spec: CampaignSpec, hours: float | None) -> str:
 def finished_trainings() -> list[StoredRun]:
     """Return the finished pretrainings of the store whose speed is known."""
     query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
-    return [run for run in search_runs(StoredRun, None, query) if run.metrics.get(_SPEED, 0.0) > 0]
+    return [run for run in search_runs(StoredRun, query) if run.metrics.get(_SPEED, 0.0) > 0]
 
 
 def training_speed(
@@ -158,7 +158,7 @@ def _finished_backbones(campaign: str) -> dict[str, str]:
     if parent is None:
         return {}
     query = f"tags.`{Tag.PARENT}` = '{parent.run_id}' and tags.`{Tag.BACKBONE}` = 'yes'"
-    return {run.name: run.run_id for run in search_runs(ArmRecord, None, query)}
+    return {run.name: run.run_id for run in search_runs(ArmRecord, query)}
 
 
 def refuse_arms_elsewhere(records: Sequence[ArmRecord], executor: str, now: float) -> None:

@@ -16,10 +16,9 @@ from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.heartbeat import HOURS
 from pipelines.tracking.names import Tag
-from pipelines.tracking.reading import run_status
+from pipelines.tracking.reading import StoredRun, read_run, search_runs
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import answering, client
-from pipelines.tracking.stored_runs import read_run, search_runs
 
 
 class CampaignRecord:
@@ -29,7 +28,7 @@ class CampaignRecord:
         """Attach to the parent run."""
         self.run, self.name = run, name
         self.store = client()
-        self.experiment_id = run.experiment_id
+        self.experiment_id = run.stored().experiment_id
 
     @classmethod
     def open(cls, wrapper: Run, spec: CampaignSpec, design: str, spec_text: str) -> CampaignRecord:
@@ -66,12 +65,8 @@ class CampaignRecord:
     def arms(self) -> list[ArmRecord]:
         """Read every arm, in the order in which they were added."""
         query = f"tags.`{Tag.PARENT}` = '{self.run.run_id}'"
-        found = search_runs(ArmRecord, [self.experiment_id], query)
+        found = search_runs(ArmRecord, query)
         return sorted(found, key=lambda record: int(record.tags.get(Tag.NUMBER, "0")))
-
-    def arm(self, run_id: str) -> ArmRecord:
-        """Read one arm again."""
-        return read_run(ArmRecord, run_id)
 
     def add_arms(self, arms: Sequence[Arm]) -> None:
         """Create a run for every arm that has none, and one for each of its later stages."""
@@ -167,12 +162,12 @@ class CampaignRecord:
         """Close an arm's run, and those of its stages that are still open."""
         self.tag(record.run_id, {Tag.ARM_STATUS: why})
         for run_id in record.stage_run_ids:
-            if run_status(run_id) == "RUNNING":
+            if read_run(StoredRun, run_id).status == "RUNNING":
                 self.store.set_terminated(run_id, status=status)
 
 
 def find_parent(name: str) -> ArmRecord | None:
     """Return the parent run of a campaign, in any experiment of the store; None if there is none."""
     query = f"tags.`{Tag.CAMPAIGN}` = '{name}' and tags.`{Tag.ENTRY_POINT}` = 'campaign'"
-    parents = [found for found in search_runs(ArmRecord, None, query) if Tag.DESIGN in found.tags]
+    parents = [found for found in search_runs(ArmRecord, query) if Tag.DESIGN in found.tags]
     return parents[-1] if parents else None

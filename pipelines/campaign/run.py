@@ -42,7 +42,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
     with alone(spec.name):
         design = design_sha256(spec, arms)
         executor = open_executor(config.executor, spec, config.parallel, JOBS / _key(spec.name))
-        check_store(config.executor, run.artifact_uri)
+        check_store(config.executor, run.stored().artifact_uri)
         arms = resolved_backbones(arms)
         if not _is_under_way(spec, design):
             check_arms(spec, arms, cohorts_of(spec, arms, config.executor))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.tracking.names import Tag
-from pipelines.tracking.stored_runs import StoredRun
+from pipelines.tracking.reading import StoredRun
 
 REAL, PHANTOM, SYNTHETIC, UNKNOWN = "real CT", "phantom", "synthetic slices", "unknown cohort"
 _OPERATORS = {

@@ -25,9 +25,9 @@ from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric
+from pipelines.tracking.reading import StoredRun, read_run, search_runs
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError
-from pipelines.tracking.stored_runs import StoredRun, read_run, search_runs
 from transforms.refusal import Refusal
 
 SUSPICION = (
@@ -80,7 +80,7 @@ def chosen_runs(config: ReportConfig) -> tuple[list[StoredRun], list[ArmRecord]]
         if config.campaign
         else f"tags.`{Tag.ENTRY_POINT}` != ''"
     )
-    runs = search_runs(StoredRun, None, query)
+    runs = search_runs(StoredRun, query)
     arms = [arm for arm in read_arms() if config.campaign in ("", arm.tags[Tag.CAMPAIGN])]
     if not runs:
         what = f"campaign {config.campaign} has no run" if config.campaign else "there is no run"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
 from pipelines.tracking.names import Tag
-from pipelines.tracking.stored_runs import StoredRun, search_runs
+from pipelines.tracking.reading import StoredRun, search_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
 """Allowed names of campaigns and arms."""
@@ -184,5 +184,5 @@ def total(rows: Sequence[LedgerRow], currency: str) -> LedgerRow:
 
 def read_arms() -> list[ArmRecord]:
     """Read the arms of every campaign in the store."""
-    found = search_runs(ArmRecord, None, f"tags.`{Tag.NUMBER}` != ''")
+    found = search_runs(ArmRecord, f"tags.`{Tag.NUMBER}` != ''")
     return [arm for arm in found if Tag.ARM in arm.tags]

@@ -26,11 +26,6 @@ def current_metric(name: str) -> str:
     return name
 
 
-def current_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of a run under their current names."""
-    return {current_metric(name): value for name, value in metrics.items()}
-
-
 def current_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the top level of a configuration with current keys and values."""
     return {KEYS.get(key, key): current_value(key, value) for key, value in tree.items()}

@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record
-from pipelines.tracking.reading import get_run
+from pipelines.tracking.reading import StoredRun, read_run
 from pipelines.tracking.store import StoreRefusedError, answering, client
 
 if TYPE_CHECKING:
@@ -85,15 +85,13 @@ class Run:
         """Whether a parent `mlflow run` owns the run and will close it."""
         return os.environ.get("MLFLOW_RUN_ID") == self.run_id
 
-    @property
-    def experiment_id(self) -> str:
-        """The experiment that this run belongs to."""
-        return str(get_run(self.run_id).info.experiment_id)
+    def stored(self) -> StoredRun:
+        """Read this run from the store.
 
-    @property
-    def artifact_uri(self) -> str:
-        """Where the artifacts of this run go."""
-        return str(get_run(self.run_id).info.artifact_uri)
+        Raises:
+            NotInStoreError: If it is not there.
+        """
+        return read_run(StoredRun, self.run_id)
 
     def other(self, run_id: str) -> Run:
         """Attach to another run of the same store.
@@ -101,13 +99,8 @@ class Run:
         Raises:
             NotInStoreError: If it is not in the store.
         """
-        get_run(run_id)
+        read_run(StoredRun, run_id)
         return Run(self.store, run_id)
-
-    @property
-    def recipe(self) -> str:
-        """Name of the recipe that the run follows; "" without one."""
-        return str(get_run(self.run_id).data.tags.get(Tag.RECIPE, ""))
 
     @answering()
     def history(self, metric: str) -> list[tuple[int, float]]:
@@ -241,10 +234,9 @@ class SilentRun(Run):
         """Whether another process closes the run: always."""
         return True
 
-    @property
-    def recipe(self) -> str:
-        """No recipe is known here."""
-        return ""
+    def stored(self) -> StoredRun:
+        """Nothing of the run is known here."""
+        return StoredRun("", "", {}, {}, {})
 
     def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
         pass

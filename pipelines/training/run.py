@@ -111,7 +111,7 @@ class TrainingRun:
         )
         self.trainer = Trainer(config, device, _first_backbone(config))
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
-        self.wrapper, self.recipe = run, run.recipe
+        self.wrapper, self.recipe = run, run.stored().tags.get(Tag.RECIPE, "")
         self.run, self.folder = self._open_folder(run)
         if self.folder is not None:
             self.outbox = self.run.buffer_in(self.folder.path / "outbox")

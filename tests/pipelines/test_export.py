@@ -21,9 +21,9 @@ from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push, run_export
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.tracking.reading import StoredRun
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
-from pipelines.tracking.stored_runs import StoredRun
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
 RECORD = {

@@ -10,7 +10,7 @@ from pipelines.campaign import arm
 from pipelines.campaign.arm import ArmPlan, StagePlan
 from pipelines.runtime.interrupts import DEADLINE_ENV
 from pipelines.tracking.names import Tag
-from pipelines.tracking.reading import get_run
+from pipelines.tracking.reading import StoredRun, read_run
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 
@@ -36,15 +36,15 @@ def attempt(run_id: str, number: int) -> int:
 
 
 def is_trained(run_id: str) -> bool:
-    return "loss/total" in get_run(run_id).data.metrics
+    return "loss/total" in read_run(StoredRun, run_id).metrics
 
 
 def test_an_attempt_that_nobody_has_begun_is_made(run_id: str) -> None:
     assert attempt(run_id, 1) == 0
-    run = get_run(run_id)
+    run = read_run(StoredRun, run_id)
     assert is_trained(run_id)
-    assert run.info.status == "FINISHED"
-    assert (run.data.tags[Tag.BEGUN], run.data.tags[Tag.ARM_END]) == ("1", "finished")
+    assert run.status == "FINISHED"
+    assert (run.tags[Tag.BEGUN], run.tags[Tag.ARM_END]) == ("1", "finished")
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_an_attempt_that_another_has_begun_or_superseded_is_refused_and_leaves_t
     run_id: str, capsys: pytest.CaptureFixture[str], number: int, tags: dict[Tag, str]
 ) -> None:
     Run(client(), run_id).set_tags(tags)
-    before = get_run(run_id)
+    before = read_run(StoredRun, run_id)
     assert attempt(run_id, number) == 0
     assert f"attempt {number} at arm one is not needed" in capsys.readouterr().out
     assert not is_trained(run_id)
-    assert get_run(run_id).data.tags == before.data.tags
-    assert get_run(run_id).info.status == before.info.status
+    assert read_run(StoredRun, run_id).tags == before.tags
+    assert read_run(StoredRun, run_id).status == before.status
 
 
 def test_an_arm_that_is_done_is_not_made_again(run_id: str) -> None:

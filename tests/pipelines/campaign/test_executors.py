@@ -288,7 +288,6 @@ def test_slurm_runs_the_arms_of_a_campaign(loopback_slurm: None, server: str, tm
 def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> None:
     pytest.importorskip("submitit")
     from pipelines.campaign.executors.submitit import SubmititExecutor
-    from pipelines.tracking.reading import run_status
     from pipelines.tracking.run import Run
     from pipelines.tracking.store import client
 
@@ -301,7 +300,7 @@ def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> Non
     handle = executor.submit(Job(plan, ResourcesSpec(memory_gb=1.0)))
     assert executor.poll(handle) == "running"
     wait_until(lambda: executor.poll(handle) == "ended")
-    assert run_status(run.run_id) == "FINISHED", executor.logs(handle)
+    assert run.stored().status == "FINISHED", executor.logs(handle)
 
 
 def test_a_job_that_slurm_does_not_take_is_one_sentence(

@@ -14,9 +14,9 @@ from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
 from pipelines.report.primary import primary_table
 from pipelines.report.run import SUSPICION, ReportConfig, ReportError, chosen_runs, page, run_report
 from pipelines.report.tables import article_table, load_article
+from pipelines.tracking.reading import StoredRun
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError
-from pipelines.tracking.stored_runs import StoredRun
 
 
 def pretrained(seed: int, status: str, kind: str = "real CT", **more: Any) -> StoredRun:

@@ -13,8 +13,7 @@ from pipelines.report.facts import gather, matches
 from pipelines.report.tables import article_table, load_article
 from pipelines.tracking.names import METRICS
 from pipelines.tracking.old_names import current_metric, current_params
-from pipelines.tracking.reading import run_metrics
-from pipelines.tracking.stored_runs import StoredRun, read_run
+from pipelines.tracking.reading import StoredRun, read_run
 
 OLD = {
     "aggregation/centre_auroc": "aggregation/center_auroc",
@@ -46,7 +45,6 @@ def test_metrics_of_an_older_run_bear_the_names_of_today(old_run: str) -> None:
         name: 0.5 + number / 100 for number, name in enumerate([*OLD.values(), "aggregation/mean_auroc"])
     }
     assert read_run(StoredRun, old_run).metrics == pytest.approx(expected)
-    assert run_metrics(old_run) == pytest.approx(expected)
     assert set(expected) <= set(METRICS)
 
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from pipelines.command.cli import run_entry_point
 from pipelines.rehearsal import RehearsalConfig, run_rehearsal
 from pipelines.tracking.outbox import StoreAwayError
-from pipelines.tracking.reading import get_run
+from pipelines.tracking.reading import StoredRun, read_run
 from pipelines.tracking.store import NotInStoreError, StoreRefusedError, answering
 
 
@@ -143,14 +143,14 @@ def test_a_server_that_asks_who_is_there_is_one_sentence(
     assert f"failed with error code {status}" in said
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said
     with pytest.raises(StoreRefusedError) as refusal:  # Not as of a run that is missing.
-        get_run("0123")
+        read_run(StoredRun, "0123")
     assert not isinstance(refusal.value, NotInStoreError)
 
 
 def test_a_server_that_fails_is_away_and_not_refusing(guard: Guard) -> None:
     guard.status = 502
     with pytest.raises(StoreAwayError, match=r"the tracking store http://\*\*\*@127\.0\.0\.1"):
-        get_run("0123")
+        read_run(StoredRun, "0123")
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"])
