@@ -66,6 +66,11 @@ class ArmPlan:
     stages: list[StagePlan]
     environment: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """Unique name of the attempt."""
+        return f"{self.run_id}-{self.attempt}"
+
     def to_json(self) -> str:
         """Return the plan as one line of JSON."""
         return json.dumps(asdict(self))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.campaign.spec import ArmSpec, CampaignError, CampaignSpec
 from pipelines.campaign.stages import STAGES, arguments_of
-from pipelines.command.config import find_recipe, read_yaml
+from pipelines.command.config import find_recipe, flatten, read_yaml
 from pipelines.tracking.arms import NAME, ArmRecord
 from pipelines.tracking.names import Tag
 
@@ -66,10 +67,7 @@ def expand(spec: CampaignSpec) -> list[Arm]:
 
 
 def _count(spec: CampaignSpec, line: ArmSpec) -> int:
-    count = len(line.seeds or spec.seeds)
-    for values in line.grid.values():
-        count *= len(values)
-    return count
+    return len(line.seeds or spec.seeds) * math.prod(len(values) for values in line.grid.values())
 
 
 def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
@@ -84,12 +82,11 @@ def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
                 raise CampaignError(
                     f"arm {line.name} expands to the invalid name {name!r}; list its values as separate arms"
                 )
-            overrides = flat(line.overrides) | chosen
             arms.append(
                 Arm(
                     name=name,
                     seed=seed,
-                    overrides=overrides,
+                    overrides=flatten(line.overrides) | chosen,
                     stages=line.stages or spec.stages,
                     on_record=line.on_record,
                     note=line.note,
@@ -99,20 +96,7 @@ def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return "_".join(str(part) for part in value)
-    return str(value)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested overrides by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+    return "_".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def stage_arguments(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -120,7 +104,7 @@ def stage_arguments(spec: CampaignSpec, arm: Arm, run_ids: Sequence[str]) -> lis
     lines = []
     for number, (entry_point, common) in enumerate(arm.stages.items()):
         stage = STAGES[entry_point]
-        overrides = {"cohort": spec.cohort} | flat(common)
+        overrides = {"cohort": spec.cohort} | flatten(common)
         if stage.recipe is not None:
             overrides = {"recipe": spec.recipe} | overrides
         if entry_point == "pretrain" and spec.stop.hopeless:

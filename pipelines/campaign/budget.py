@@ -54,11 +54,8 @@ def spent(usages: Sequence[Usage]) -> Spent:
 def is_spent(budget: BudgetSpec, usages: Sequence[Usage], poll_s: float) -> bool:
     """Whether running arms would exceed a limit if they were stopped at the next poll, `poll_s` seconds from now."""
     ahead = poll_s / 3600.0 + _ENDING_H
-    soon = [replace(u, hours=u.hours + ahead) if u.is_running else u for u in usages]
-    after = spent(soon)
-    is_over_hours = bool(budget.hours) and after.hours >= budget.hours
-    is_over_cost = bool(budget.cost) and after.cost >= budget.cost
-    return is_over_hours or is_over_cost
+    after = spent([replace(u, hours=u.hours + ahead) if u.is_running else u for u in usages])
+    return 0 < budget.hours <= after.hours or 0 < budget.cost <= after.cost
 
 
 def is_arm_spent(budget: BudgetSpec, arm_hours_used: float) -> bool:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pipelines.campaign.arm import ArmPlan, StagePlan
 from pipelines.campaign.arms import arm_of, stage_arguments
 from pipelines.campaign.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
-from pipelines.campaign.executors.base import Executor, Job
+from pipelines.campaign.executors.base import Executor
 from pipelines.campaign.plan import budget_text
 from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CampaignError, CampaignSpec
-from pipelines.campaign.table import LiveTable, lines, render, saved_hours
+from pipelines.campaign.table import LiveTable, line, render, saved_hours
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
@@ -112,7 +112,7 @@ class CampaignLoop:
             return record
         if state == "running" and record.is_pending:
             news[Tag.ATTEMPT_STARTED] = repr(time.time())
-        self.record.tag(record.run_id, news)
+        self.record.run_of(record).set_tags(news)
         return read_run(ArmRecord, record.run_id)
 
     def _judge(self, record: ArmRecord) -> None:
@@ -194,15 +194,15 @@ class CampaignLoop:
             "MLFLOW_EXPERIMENT_ID": self.record.experiment_id,
         }
         plan = ArmPlan(spec.name, arm.name, record.run_id, number, hours * 3600.0, stages, environment)
-        self.record.tag(record.run_id, {Tag.JOB: self.executor.submit(Job(plan, spec.resources))})
+        self.record.run_of(record).set_tags({Tag.JOB: self.executor.submit(plan)})
 
     # Showing
 
     def _show(self, records: Sequence[ArmRecord], is_end: bool = False) -> None:
         self._read_steps(records)
-        rows = lines(records, self.steps, time.time())
+        rows = [line(record, self.steps.get(record.run_id), time.time()) for record in records]
         text = render(rows, self._total(records))
-        if self.table.show(text, repr([row.cells[1:3] for row in rows]), is_end):
+        if self.table.show(text, repr([row[1:3] for row in rows]), is_end):
             self.record.run.log_text(text, "campaign.md")
 
     def _read_steps(self, records: Sequence[ArmRecord]) -> None:
@@ -212,7 +212,7 @@ class CampaignLoop:
         for record in records:
             key = record.run_id, record.attempt
             if "loss/total" in record.metrics and (is_due if record.is_open else key not in self._last_read):
-                self.steps[record.run_id] = self.record.history(record, "loss/total")[-1][0]
+                self.steps[record.run_id] = self.record.run_of(record).history("loss/total")[-1][0]
                 self._last_read |= set() if record.is_open else {key}
 
     def _total(self, records: Sequence[ArmRecord]) -> str:

@@ -37,21 +37,23 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
     trainings = [configuration for configuration in configurations if "accumulation" in configuration]
     runs = finished_trainings() if trainings else []
     speeds = [training_speed(spec, configuration, runs) for configuration in configurations]
-    lines = zip(arms, configurations, speeds, strict=True)
-    hours = [arm_hours(spec, arm, configuration, speed) for arm, configuration, (speed, _) in lines]
+    hours = [
+        arm_hours(spec, arm, configuration, speed)
+        for arm, configuration, (speed, _) in zip(arms, configurations, speeds, strict=True)
+    ]
     source = "; ".join(dict.fromkeys(source for _, source in speeds))
     width = max([len(arm.name) for arm in arms], default=4)
     written = [
         f"campaign {spec.name}: {spec.question}",
         f"endpoint: {spec.endpoint.goal} {spec.endpoint.metric}",
+        f"{len(arms)} arms",
     ]
-    written += [f"{len(arms)} arms"]
     for arm, configuration, need in zip(arms, configurations, hours, strict=True):
-        steps = configuration.get("steps", "-")
         kept = {True: "  on record", False: "  not on record, added", None: ""}[arm.on_record]
         note = f"  ({arm.note})" if arm.note else ""
         written.append(
-            f"  {arm.name:{width}}  {steps!s:>7} steps  {_hours(need)}  {_cost(spec, need)}{kept}{note}"
+            f"  {arm.name:{width}}  {configuration.get('steps', '-')!s:>7} steps"
+            f"  {_hours(need)}  {_cost(spec, need)}{kept}{note}"
         )
     if spec.proposer.kind != "none":
         written.append(f"  and up to {spec.proposer.max_arms} arms proposed by {spec.proposer.kind}")
@@ -63,14 +65,9 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
 
 def budget_text(spec: CampaignSpec) -> str:
     """Return the limits of a campaign as text."""
-    limits = []
-    if spec.budget.hours:
-        limits.append(f"{spec.budget.hours:g} h")
-    if spec.budget.cost:
-        limits.append(f"{spec.budget.cost:g} {spec.currency}")
-    if spec.budget.arm_hours:
-        limits.append(f"{spec.budget.arm_hours:g} h per arm")
-    return ", ".join(limits)
+    budget = spec.budget
+    limits = ((budget.hours, "h"), (budget.cost, spec.currency), (budget.arm_hours, "h per arm"))
+    return ", ".join(f"{limit:g} {unit}" for limit, unit in limits if limit)
 
 
 def _hours(hours: float | None) -> str:

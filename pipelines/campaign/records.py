@@ -18,7 +18,7 @@ from pipelines.tracking.heartbeat import HOURS
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, read_run, search_runs
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import answering, client
+from pipelines.tracking.store import answering
 
 
 class CampaignRecord:
@@ -26,8 +26,7 @@ class CampaignRecord:
 
     def __init__(self, run: Run, name: str) -> None:
         """Attach to the parent run."""
-        self.run, self.name = run, name
-        self.store = client()
+        self.run, self.name, self.store = run, name, run.store
         self.experiment_id = run.stored().experiment_id
 
     @classmethod
@@ -72,13 +71,12 @@ class CampaignRecord:
         """Create a run for every arm that has none, and one for each of its later stages."""
         there = {record.name: record for record in self.arms()}
         for arm in arms:
-            record = there.get(arm.name)
-            run_id = record.run_id if record else self._new_arm(arm, len(there))
-            if record is None:
-                there[arm.name] = ArmRecord(run_id, "SCHEDULED", {}, {}, {})
-            if len(arm.stages) > 1 and (record is None or Tag.STAGES not in record.tags):
-                ids = [self._new_stage(arm, stage, run_id) for stage in list(arm.stages)[1:]]
-                self.tag(run_id, {Tag.STAGES: ",".join(ids)})
+            if arm.name not in there:
+                there[arm.name] = ArmRecord(self._new_arm(arm, len(there)), "SCHEDULED", {}, {}, {})
+            record = there[arm.name]
+            if len(arm.stages) > 1 and Tag.STAGES not in record.tags:
+                ids = [self._new_stage(arm, stage, record.run_id) for stage in list(arm.stages)[1:]]
+                self.run_of(record).set_tags({Tag.STAGES: ",".join(ids)})
 
     def _new_arm(self, arm: Arm, number: int) -> str:
         tags = {
@@ -107,13 +105,9 @@ class CampaignRecord:
         self.store.update_run(run_id, status="SCHEDULED")
         return str(run_id)
 
-    def tag(self, run_id: str, tags: dict[Tag, str]) -> None:
-        """Set tags of an arm."""
-        Run(self.store, run_id).set_tags(tags)
-
-    def history(self, record: ArmRecord, metric: str) -> list[tuple[int, float]]:
-        """Return the (step, value) pairs of a metric of an arm."""
-        return Run(self.store, record.run_id).history(metric)
+    def run_of(self, record: ArmRecord) -> Run:
+        """Return the run of an arm, to read its history or to write to it."""
+        return Run(self.store, record.run_id)
 
     @answering()
     def open_attempt(self, record: ArmRecord, tags: dict[Tag, str]) -> int:
@@ -124,8 +118,7 @@ class CampaignRecord:
         """
         number, now = record.attempt + 1, time.time()
         self.store.log_metric(record.run_id, HOURS, 0.0, step=number)
-        self.tag(
-            record.run_id,
+        self.run_of(record).set_tags(
             tags
             | {
                 Tag.ATTEMPT: str(number),
@@ -148,8 +141,7 @@ class CampaignRecord:
             return
         used = record.hours_of_ended_attempt(now) if was_submitted or record.has_begun else 0.0
         closed = float(record.tags.get(Tag.HOURS_CLOSED, "0")) + used
-        self.tag(
-            record.run_id,
+        self.run_of(record).set_tags(
             {
                 Tag.HOURS_CLOSED: repr(closed),
                 Tag.COST_CLOSED: repr(record.cost_before + used * record.price_per_hour),
@@ -160,7 +152,7 @@ class CampaignRecord:
     @answering()
     def end_arm(self, record: ArmRecord, status: str, why: str) -> None:
         """Close an arm's run, and those of its stages that are still open."""
-        self.tag(record.run_id, {Tag.ARM_STATUS: why})
+        self.run_of(record).set_tags({Tag.ARM_STATUS: why})
         for run_id in record.stage_run_ids:
             if read_run(StoredRun, run_id).status == "RUNNING":
                 self.store.set_terminated(run_id, status=status)

@@ -10,7 +10,10 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
 from pipelines.campaign.arms import Arm, arm_of, stage_arguments
 from pipelines.campaign.executors.base import Executor
@@ -24,52 +27,51 @@ from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric
 
+T = TypeVar("T")
+
 MOST_REFUSALS = 5
 """After so many refusals in a row the proposer is not asked again in this call."""
 LOG = "research.md"
 _PRUNE_EVERY_S = 10.0
 
 
-class ProposalThread(threading.Thread):
-    """One request to a proposer, and its result: an arm, nothing more to try, or the reason for a refusal."""
+def in_background(task: Callable[[], T]) -> Future[T]:
+    """Start a task in a thread; unlike an executor's, a campaign that ends does not wait for it."""
+    future: Future[T] = Future()
 
-    def __init__(self, spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome]) -> None:
-        """Start the request in the background; a campaign that ends does not wait for the answer."""
-        super().__init__(name="proposer", daemon=True)
-        self.spec, self.proposer, self.outcomes = spec, proposer, outcomes
-        self.arm: Arm | None = None
-        self.refusal = ""
-        self.failure: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        """Ask, and check the answer against search space and configuration."""
+    def work() -> None:
         try:
-            self.arm = self._ask()
-        except (ProposalError, RecipeError) as refusal:
-            self.refusal = str(refusal)
-        except BaseException as failure:  # Raised again in the main thread.
-            self.failure = failure
+            future.set_result(task())
+        except BaseException as error:  # Raised again where the result is read.
+            future.set_exception(error)
 
-    def _ask(self) -> Arm | None:
-        found = self.proposer.propose(self.outcomes)
-        if found is None:
-            return None
-        overrides = inside_space(self.spec.proposer, found.overrides)
-        twin = next((outcome.name for outcome in self.outcomes if dict(outcome.overrides) == overrides), None)
-        if twin:
-            raise ProposalError(f"it repeats arm {twin}")
-        arm = Arm(
-            name=f"{self.spec.proposer.kind}-{len(self.outcomes):03d}",
-            seed=self.spec.seeds[0],
-            overrides=overrides,
-            stages=self.spec.stages,
-            hypothesis=found.hypothesis or "none given",
-        )
-        check_arguments(
-            [(arm.name, entry, arguments) for entry, arguments in stage_arguments(self.spec, arm, ["0"])]
-        )
-        return arm
+    threading.Thread(target=work, name="proposer", daemon=True).start()
+    return future
+
+
+def ask(spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome]) -> Arm | None:
+    """Return the arm that a proposer suggests; None when nothing more is worth trying.
+
+    Raises:
+        ProposalError: If the answer lies outside of the search space or repeats an arm.
+        RecipeError: If an entry point refuses it.
+    """
+    found = proposer.propose(outcomes)
+    if found is None:
+        return None
+    overrides = inside_space(spec.proposer, found.overrides)
+    twin = next((outcome.name for outcome in outcomes if dict(outcome.overrides) == overrides), None)
+    if twin:
+        raise ProposalError(f"it repeats arm {twin}")
+    arm = Arm(
+        name=f"{spec.proposer.kind}-{len(outcomes):03d}",
+        seed=spec.seeds[0],
+        overrides=overrides,
+        stages=spec.stages,
+        hypothesis=found.hypothesis or "none given",
+    )
+    check_arguments([(arm.name, *stage) for stage in stage_arguments(spec, arm, ["0"])])
+    return arm
 
 
 class Research:
@@ -82,7 +84,7 @@ class Research:
         self.refusals: list[str] = []
         self._in_a_row = 0
         self._is_done = self.proposer is None
-        self._request: ProposalThread | None = None
+        self._request: Future[Arm | None] | None = None
         self._pruned_at = -math.inf
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
@@ -98,27 +100,24 @@ class Research:
         request = self._request
         if request is None:
             outcomes = [self._outcome(record) for record in _proposed(records)]
-            self._request = ProposalThread(self.spec, self.proposer, outcomes)
-        if request is None or request.is_alive():
+            self._request = in_background(partial(ask, self.spec, self.proposer, outcomes))
+        if request is None or not request.done():
             return []
         self._request = None
-        if request.failure is not None:
-            raise request.failure
-        if request.refusal:
-            self._refuse(request.refusal)
+        try:
+            arm = request.result()
+        except (ProposalError, RecipeError) as refusal:
+            self.refusals.append(str(refusal))
+            self._in_a_row += 1
+            self._is_done = self._in_a_row >= MOST_REFUSALS
+            print(f"proposal refused: {refusal}")
             return []
         self._in_a_row = 0
-        if request.arm is None:
+        if arm is None:
             self._is_done = True
             return []
-        self.record.add_arms([request.arm])
-        return [record for record in self.record.arms() if record.name == request.arm.name]
-
-    def _refuse(self, reason: str) -> None:
-        self.refusals.append(reason)
-        self._in_a_row += 1
-        self._is_done = self._in_a_row >= MOST_REFUSALS
-        print(f"proposal refused: {reason}")
+        self.record.add_arms([arm])
+        return [record for record in self.record.arms() if record.name == arm.name]
 
     def prune(self, records: Sequence[ArmRecord], executor: Executor) -> None:
         """Stop running arms that the proposer gives up; asked only from time to time, because curves are long."""
@@ -130,7 +129,7 @@ class Research:
         names = set(self.proposer.to_prune([self._outcome(record) for record in proposed]))
         for record in proposed:
             if record.name in names and record.is_open:
-                self.record.tag(record.run_id, {Tag.PRUNED: "yes"})
+                self.record.run_of(record).set_tags({Tag.PRUNED: "yes"})
                 executor.cancel(record.job)
 
     def _outcome(self, record: ArmRecord) -> Outcome:
@@ -146,7 +145,7 @@ class Research:
 
     def _curve(self, record: ArmRecord) -> list[tuple[int, float]]:
         if record.is_open or record.run_id not in self._curves:
-            self._curves[record.run_id] = self.record.history(record, self.spec.proposer.prune_metric)
+            self._curves[record.run_id] = self.record.run_of(record).history(self.spec.proposer.prune_metric)
         return self._curves[record.run_id]
 
     def write_log(self, records: Sequence[ArmRecord]) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import resolve, run_entry_point
-from pipelines.command.config import RecipeError, flatten
+from pipelines.command.config import RecipeError, flatten, nested
 from pipelines.command.entry_points import ENTRY_POINTS, EntryPoint
 from pipelines.ingest.default_cohort import ensure_cohort
 
@@ -47,7 +47,7 @@ def check_arguments(
             config, recipe = resolve(stage.load_schema(), arguments, stage.recipe)
         except RecipeError as error:
             raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
-        configurations.append({"recipe": recipe} | flatten(config))
+        configurations.append({"recipe": recipe} | flatten(nested(config)))
     for cohort in cohorts:
         ensure_cohort(Path(cohort))
         Cohort.open(Path(cohort))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
@@ -14,43 +13,28 @@ COLUMNS = ("arm", "status", "verdict", "step", "loss", "G", "top-1", "hours", "c
 _QUIET_S = 30.0
 
 
-@dataclass(frozen=True)
-class Line:
-    """One row of the table."""
-
-    cells: tuple[str, ...]
-
-
-def lines(records: Sequence[ArmRecord], steps: Mapping[str, int], now: float) -> list[Line]:
-    """Return a row for every arm; `steps` holds the last step by run id, where there is one."""
-    return [_line(record, steps.get(record.run_id), now) for record in records]
-
-
-def _line(record: ArmRecord, step: int | None, now: float) -> Line:
-    metrics, hours = record.metrics, record.hours(now)
-    saved = saved_hours(record, step, now)
-    return Line(
-        (
-            record.name,
-            record.tags.get(Tag.ARM_STATUS) or record.status.lower(),
-            record.tags.get(Tag.STATUS, ""),
-            "" if step is None else str(step),
-            _number(metrics, "loss/total"),
-            _number(metrics, "teacher/gain"),
-            _number(metrics, "retrieval/top1"),
-            f"{hours:.3f}",
-            f"{record.cost(now):.4f}",
-            str(record.attempt),
-            f"{saved:.3f}" if saved else "",
-        )
+def line(record: ArmRecord, step: int | None, now: float) -> tuple[str, ...]:
+    """Return the row of an arm; `step` is its last one, where there is one."""
+    metrics, saved = record.metrics, saved_hours(record, step, now)
+    return (
+        record.name,
+        record.tags.get(Tag.ARM_STATUS) or record.status.lower(),
+        record.tags.get(Tag.STATUS, ""),
+        "" if step is None else str(step),
+        _number(metrics, "loss/total"),
+        _number(metrics, "teacher/gain"),
+        _number(metrics, "retrieval/top1"),
+        f"{record.hours(now):.3f}",
+        f"{record.cost(now):.4f}",
+        str(record.attempt),
+        f"{saved:.3f}" if saved else "",
     )
 
 
 def saved_hours(record: ArmRecord, step: int | None, now: float) -> float:
     """Return the hours that an arm saved by stopping early, at its own speed."""
     planned = int(record.params.get("cfg.steps", "0"))
-    is_over = record.status == "FINISHED"
-    if not is_over or not step or step >= planned:
+    if record.status != "FINISHED" or not step or step >= planned:
         return 0.0
     return record.hours(now) * (planned - step) / step
 
@@ -59,13 +43,13 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.3f}" if name in metrics else ""
 
 
-def render(rows: Sequence[Line], total: str) -> str:
+def render(rows: Sequence[tuple[str, ...]], total: str) -> str:
     """Return the table in aligned Markdown, the same for terminal and artifact."""
-    cells = [COLUMNS, *(row.cells for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    cells = [COLUMNS, *rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     written = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in cells
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
     ]
     written.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(written) + f"\n\n{total}\n"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from pipelines.command.config import RecipeError, find_recipe, flatten, load_recipe, read_yaml, unflatten
+from pipelines.command.config import RecipeError, find_recipe, flatten, load_recipe, nested, read_yaml
 from pipelines.command.entry_points import ENTRY_POINTS
 from pipelines.command.help import describe
 from pipelines.runtime.interrupts import Interrupted, watch_deadline
@@ -144,10 +144,9 @@ def _start(name: str) -> Run:
 
 
 def _log_configuration(run: Run, config: object, recipe: str) -> None:
-    flat = flatten(config)
-    flat |= {name: _NOT_STORED for name in _not_stored(config)}
-    run.log_params(flat)
-    run.log_text(yaml.safe_dump(unflatten(flat), sort_keys=False), "config.yaml")
+    tree = nested(config) | {name: _NOT_STORED for name in _not_stored(config)}
+    run.log_params(flatten(tree))
+    run.log_text(yaml.safe_dump(tree, sort_keys=False), "config.yaml")
     if recipe:
         run.set_tags({Tag.RECIPE: recipe})
 

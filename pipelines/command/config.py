@@ -149,28 +149,17 @@ def leaves(schema: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return every leaf of a configuration by its dotted key."""
+def nested(config: Any) -> dict[str, Any]:
+    """Return a configuration as a tree, as a recipe file writes it."""
+    return dataclasses.asdict(config, dict_factory=lambda items: {key.rstrip("_"): of for key, of in items})
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return every leaf of a tree by its dotted key."""
     flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name.rstrip('_')}", getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{key}.")
-        else:
-            flat[key] = value
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested tree of dotted keys, as a recipe file writes it."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, leaf = key.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[leaf] = list(value) if isinstance(value, tuple) else value
-    return tree
 
 
 def _dataclasses(kind: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Literal
 
-from pipelines.command.config import adapter, flatten, leaves
+from pipelines.command.config import adapter, flatten, leaves, nested
 from pipelines.command.entry_points import ENTRY_POINTS
 
 _WIDTH = 100
@@ -43,7 +43,7 @@ def describe(name: str, config: Any, recipe: str = "") -> str:
 
 def _options(config: Any) -> Iterator[tuple[str, Any, Any, str]]:
     """Yield (dotted key, type, value, meaning) of every leaf of a configuration."""
-    values = flatten(config)
+    values = flatten(nested(config))
     meanings: dict[str, str] = {}
     for base in reversed(type(config).__mro__):  # A redefined field keeps the docstring of its base class.
         if dataclasses.is_dataclass(base):

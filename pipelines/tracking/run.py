@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import git
 from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record
 from pipelines.tracking.reading import StoredRun, read_run
@@ -38,16 +38,10 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 def git_commit() -> str:
     """Return the commit of the project folder, with "-dirty" when files differ from it; "unknown" outside git."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 class Run:

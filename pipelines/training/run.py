@@ -17,7 +17,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
-from pipelines.command.config import flatten
+from pipelines.command.config import flatten, nested
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.runtime.distributed import (
     WorldError,
@@ -135,14 +135,14 @@ class TrainingRun:
     def _claim_folder(self, run: Run) -> tuple[Run, RunFolder]:
         config, recipe = self.config, self.recipe
         runs_dir = PROJECT_ROOT / config.runs_dir
-        flat = flatten(config)
+        flat = flatten(nested(config))
         folder = None
         # A run that is started again, such as an arm of a campaign, continues from its checkpoint.
         is_begun = RunFolder.state(runs_dir, run.run_id) == "begun"
         resume = config.resume or (run.run_id if is_begun else "")
         if resume:
             allowed = {key.strip() for key in config.allow_changes.split(",")}
-            defaults = flatten(type(config)())
+            defaults = flatten(nested(type(config)()))
             folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed, defaults)
         if folder is None:
             folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.campaign.executors.base import Executor
+from pipelines.campaign.executors.local import LocalExecutor
+from pipelines.campaign.executors.skypilot import SkyPilotExecutor
+from pipelines.campaign.executors.submitit import SubmititExecutor
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 
 
@@ -18,15 +21,9 @@ def open_executor(name: str, spec: CampaignSpec, parallel: int, folder: Path) ->
         raise CampaignError(f"parallel is the number of arms at a time, 0 or more, got {parallel}")
     match name:
         case "local":
-            from pipelines.campaign.executors.local import LocalExecutor
-
             return LocalExecutor(spec.resources, parallel, folder)
         case "submitit":
-            from pipelines.campaign.executors.submitit import SubmititExecutor
-
             return SubmititExecutor(spec.resources, parallel, folder)
         case "skypilot":
-            from pipelines.campaign.executors.skypilot import SkyPilotExecutor
-
             return SkyPilotExecutor(spec, parallel)
     raise CampaignError(f"executor '{name}' is unknown; use local, submitit or skypilot")

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipelines.campaign.arm import ArmPlan
-from pipelines.campaign.spec import ResourcesSpec
 
 JobState = Literal["pending", "running", "ended"]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One attempt at one arm, for an executor."""
-
-    plan: ArmPlan
-    resources: ResourcesSpec
-
-    @property
-    def name(self) -> str:
-        """Unique name of the attempt."""
-        return f"{self.plan.run_id}-{self.plan.attempt}"
 
 
 class Executor(Protocol):
@@ -30,15 +15,12 @@ class Executor(Protocol):
     Handles are text that another process can use: by them a restarted campaign finds its arms again.
     """
 
-    @property
-    def parallel(self) -> int:
-        """Largest number of arms at the same time."""
+    parallel: int
+    """Largest number of arms at the same time."""
+    poll_s: float
+    """Seconds between two polls of the jobs."""
 
-    @property
-    def poll_s(self) -> float:
-        """Seconds between two polls of the jobs."""
-
-    def submit(self, job: Job) -> str:
+    def submit(self, plan: ArmPlan) -> str:
         """Start an arm and return the handle of its job."""
 
     def find(self, name: str) -> str:

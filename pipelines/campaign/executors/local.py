@@ -6,6 +6,7 @@ exactly while a process of the arm runs, also after the campaign has ended. `pol
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -15,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from pipelines.campaign.arm import PLAN_ENV
-from pipelines.campaign.executors.base import Job, JobState
+from pipelines.campaign.arm import PLAN_ENV, ArmPlan
+from pipelines.campaign.executors.base import JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
 from pipelines.runtime.atomic import make_folder
 from pipelines.runtime.interrupts import GRACE_S
@@ -27,6 +28,8 @@ _LOG_TAIL = 4000
 
 class LocalExecutor:
     """Subprocesses of this machine."""
+
+    poll_s = 0.5  # Checking a lock is cheap.
 
     def __init__(self, resources: ResourcesSpec, parallel: int, folder: Path) -> None:
         """Divide the machine's devices and cores among arms.
@@ -43,33 +46,23 @@ class LocalExecutor:
             )
         cores = len(os.sched_getaffinity(0))
         fitting = len(self.devices) // resources.gpus if resources.gpus else cores // max(resources.cpus, 1)
-        self._parallel = parallel or max(fitting, 1)
+        self.parallel = parallel or max(fitting, 1)
         if resources.gpus:
-            self._parallel = min(self._parallel, fitting)
-        self.threads = max(cores // self._parallel, 1)
+            self.parallel = min(self.parallel, fitting)
+        self.threads = max(cores // self.parallel, 1)
         self._canceled_at: dict[str, float] = {}
         self._pids: dict[str, int] = {}
 
-    @property
-    def parallel(self) -> int:
-        """Largest number of arms at the same time."""
-        return self._parallel
-
-    @property
-    def poll_s(self) -> float:
-        """Short, because checking a lock is cheap."""
-        return 0.5
-
-    def submit(self, job: Job) -> str:
+    def submit(self, plan: ArmPlan) -> str:
         """Start the arm's process, which inherits the job's lock."""
-        folder = self.folder / job.name
+        folder = self.folder / plan.name
         make_folder(folder)
         devices = self._free_devices()
         with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / "devices").write_text(",".join(devices), encoding="ascii")
             # In a variable: all users can read command lines, and the store's address may hold a password.
-            environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid"), PLAN_ENV: job.plan.to_json()}
+            environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid"), PLAN_ENV: plan.to_json()}
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
             if devices:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
@@ -85,7 +78,7 @@ class LocalExecutor:
             )
         self._pids[str(folder)] = process.pid
         # An arm may outlive this executor; whoever lives on waits for it, so that it is not collected while it runs.
-        threading.Thread(target=process.wait, name=f"wait for {job.name}", daemon=True).start()
+        threading.Thread(target=process.wait, name=f"wait for {plan.name}", daemon=True).start()
         return str(folder)
 
     def find(self, name: str) -> str:
@@ -95,10 +88,7 @@ class LocalExecutor:
 
     def poll(self, handle: str) -> JobState:
         """Return whether the job's lock is held."""
-        path = Path(handle) / "lock"
-        if not path.is_file():
-            return "ended"
-        with path.open("a", encoding="ascii") as lock:
+        with contextlib.suppress(FileNotFoundError), (Path(handle) / "lock").open("r+b") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -114,10 +104,8 @@ class LocalExecutor:
         if first is not None and time.monotonic() - first <= GRACE_S:
             return
         self._canceled_at[handle] = time.monotonic()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGTERM if first is None else signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
     def logs(self, handle: str) -> str:
         """Return the end of the job's log."""
@@ -131,16 +119,13 @@ class LocalExecutor:
         return int(path.read_text(encoding="ascii") or 0) if path.is_file() else 0
 
     def _free_devices(self) -> list[str]:
-        if not self.gpus_each:
-            return []
         taken = {
             device
             for path in self.folder.glob("*/devices")
             if self.poll(str(path.parent)) == "running"
             for device in path.read_text(encoding="ascii").split(",")
         }
-        free = [device for device in self.devices if device not in taken]
-        return free[: self.gpus_each]
+        return [device for device in self.devices if device not in taken][: self.gpus_each]
 
 
 def visible_gpus() -> list[str]:

@@ -12,12 +12,13 @@ import shlex
 import subprocess
 from typing import Any
 
-from pipelines.campaign.executors.base import Job, JobState
+from pipelines.campaign.arm import ArmPlan
+from pipelines.campaign.executors.base import JobState
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.ingest.default_cohort import EMBEDDED
 from pipelines.runtime.extras import load_extra
 from pipelines.runtime.interrupts import GRACE_S
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import git
 
 _AT_ONCE = 4
 _SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -26,6 +27,8 @@ _COHORT = "~/dinox_cohort"
 
 class SkyPilotExecutor:
     """Rented machines."""
+
+    poll_s = 30.0  # Polling the job controller is slow.
 
     def __init__(self, spec: CampaignSpec, parallel: int) -> None:
         """Check everything that a rented machine will need.
@@ -45,22 +48,12 @@ class SkyPilotExecutor:
         self.sky = load_extra("sky", "cloud")
         if not self.sky.get(load_extra("sky.client.sdk", "cloud").enabled_clouds()):
             raise CampaignError("SkyPilot has credentials for no cloud; `sky check` explains how to set them")
-        self._parallel = parallel or _AT_ONCE
+        self.parallel = parallel or _AT_ONCE
 
-    @property
-    def parallel(self) -> int:
-        """Largest number of machines rented at the same time."""
-        return self._parallel
-
-    @property
-    def poll_s(self) -> float:
-        """Long, because polling the job controller is slow."""
-        return 30.0
-
-    def submit(self, job: Job) -> str:
+    def submit(self, plan: ArmPlan) -> str:
         """Launch a managed job."""
-        task = self.sky.Task.from_yaml_config(task_config(self.spec, job, self.repository, self.commit))
-        job_ids, _ = self.sky.get(self.sky.jobs.launch(task, name=_name(job.name)))
+        task = self.sky.Task.from_yaml_config(task_config(self.spec, plan, self.repository, self.commit))
+        job_ids, _ = self.sky.get(self.sky.jobs.launch(task, name=_name(plan.name)))
         return str(job_ids[0])
 
     def find(self, name: str) -> str:
@@ -94,7 +87,7 @@ def _name(name: str) -> str:
     return f"dinox-{name}"
 
 
-def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> dict[str, Any]:
+def task_config(spec: CampaignSpec, plan: ArmPlan, repository: str, commit: str) -> dict[str, Any]:
     """Return the task of one arm, as in a SkyPilot YAML file."""
     needs = spec.resources
     resources: dict[str, Any] = {"cpus": f"{needs.cpus}+", "memory": f"{needs.memory_gb:g}+"}
@@ -102,33 +95,32 @@ def task_config(spec: CampaignSpec, job: Job, repository: str, commit: str) -> d
         resources["accelerators"] = f"{needs.accelerator}:{needs.gpus}"
     if needs.infra:
         resources["infra"] = needs.infra
-    run = ["cd ~/dinox-ct"]
-    config: dict[str, Any] = {"name": _name(job.name), "resources": resources}
+    setup = [
+        "set -e",
+        f"test -d ~/dinox-ct || git clone {shlex.quote(repository)} ~/dinox-ct",
+        f"cd ~/dinox-ct && git checkout --quiet {commit}",
+        # Images of rented machines often bring an older Python than this project needs, or one without venv; uv
+        # fetches the right one. SkyPilot leaves its own uv in ~/.local/bin; a machine without it has pip.
+        'export PATH="$HOME/.local/bin:$PATH"',
+        "command -v uv || python3 -m pip install --quiet --user uv",
+        "test -d .venv || uv venv --quiet --python 3.11 .venv",
+        "uv pip install --quiet --python .venv/bin/python --editable .",
+    ]
+    mounts, cohort = {}, shlex.quote(spec.cohort)
+    run = ["set -e", "cd ~/dinox-ct"]
     if needs.cohort_uri:
-        config["file_mounts"] = {_COHORT: needs.cohort_uri}
-        cohort = shlex.quote(spec.cohort)
+        mounts = {"file_mounts": {_COHORT: needs.cohort_uri}}
         run += [f'mkdir -p "$(dirname {cohort})"', f"ln -sfn {_COHORT} {cohort}"]
-    most_s = math.ceil(job.plan.lease_s + 2 * GRACE_S)
-    run.append(
-        f'timeout --kill-after={GRACE_S:.0f} {most_s} .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"'
-    )
-    config["setup"] = "\n".join(
-        [
-            "set -e",
-            f"test -d ~/dinox-ct || git clone {shlex.quote(repository)} ~/dinox-ct",
-            f"cd ~/dinox-ct && git checkout --quiet {commit}",
-            # Images of rented machines often bring an older Python than this project needs, or one without venv; uv
-            # fetches the right one. SkyPilot leaves its own uv in ~/.local/bin; a machine without it has pip.
-            'export PATH="$HOME/.local/bin:$PATH"',
-            "command -v uv || python3 -m pip install --quiet --user uv",
-            "test -d .venv || uv venv --quiet --python 3.11 .venv",
-            "uv pip install --quiet --python .venv/bin/python --editable .",
-        ]
-    )
-    config["run"] = "\n".join(["set -e", *run])
-    config["envs"] = {"DINOX_PLAN": job.plan.to_json()}
-    config["secrets"] = {name: os.environ[name] for name in _SECRETS if os.environ.get(name)}
-    return config
+    limit = f"timeout --kill-after={GRACE_S:.0f} {math.ceil(plan.lease_s + 2 * GRACE_S)}"
+    run.append(f'{limit} .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"')
+    return mounts | {
+        "name": _name(plan.name),
+        "resources": resources,
+        "setup": "\n".join(setup),
+        "run": "\n".join(run),
+        "envs": {"DINOX_PLAN": plan.to_json()},
+        "secrets": {name: os.environ[name] for name in _SECRETS if os.environ.get(name)},
+    }
 
 
 def deployable_commit() -> tuple[str, str]:
@@ -138,12 +130,12 @@ def deployable_commit() -> tuple[str, str]:
         CampaignError: If files differ from the commit, or the commit is not in the repository that `origin` names.
     """
     try:
-        if _git("status", "--porcelain", "--untracked-files=no"):
+        if git("status", "--porcelain", "--untracked-files=no"):
             raise CampaignError(
                 "files differ from the last commit, and a rented machine gets a commit; commit them first"
             )
-        commit, address = _git("rev-parse", "HEAD"), _git("remote", "get-url", "origin")
-        is_there = bool(_git("branch", "--remotes", "--contains", commit))
+        commit, address = git("rev-parse", "HEAD"), git("remote", "get-url", "origin")
+        is_there = bool(git("branch", "--remotes", "--contains", commit))
     except (OSError, subprocess.CalledProcessError) as error:
         raise CampaignError(
             "a rented machine clones this project by git: its folder must be a repository with a remote 'origin'"
@@ -159,8 +151,3 @@ def deployable_commit() -> tuple[str, str]:
             f"the address of origin, {address}, needs an SSH key, which a rented machine lacks; use an https one"
         )
     return address, commit
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

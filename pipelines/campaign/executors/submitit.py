@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.campaign import arm
-from pipelines.campaign.executors.base import Job, JobState
+from pipelines.campaign.executors.base import JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
 from pipelines.runtime.extras import load_extra
 from pipelines.runtime.interrupts import GRACE_S
@@ -49,45 +49,33 @@ class SubmititExecutor:
                 "executor submitit needs Slurm's sbatch on this machine; run it on a login node"
             )
         self.resources, self.folder, self.cluster = resources, folder / "submitit", cluster
-        self._parallel = parallel or _AT_ONCE
+        self.parallel = parallel or _AT_ONCE
+        self.poll_s = 10.0 if cluster == "slurm" else 0.5  # The load on Slurm's controller must stay low.
         self._jobs: dict[str, Any] = {}
         self._queue: dict[str, tuple[str, str]] = {}
         self._queue_at = -math.inf
 
-    @property
-    def parallel(self) -> int:
-        """Largest number of arms in the queue at the same time."""
-        return self._parallel
-
-    @property
-    def poll_s(self) -> float:
-        """Long for Slurm, to keep the load on its controller low."""
-        return 10.0 if self.cluster == "slurm" else 0.5
-
-    def submit(self, job: Job) -> str:
+    def submit(self, plan: arm.ArmPlan) -> str:
         """Submit one arm; its time limit is its lease."""
         needs = self.resources
         executor = self.submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
-        root = shlex.quote(str(PROJECT_ROOT))
         executor.update_parameters(
-            name=job.name,
-            timeout_min=math.ceil((job.plan.lease_s + 2 * GRACE_S) / 60.0),
+            name=plan.name,
+            timeout_min=math.ceil((plan.lease_s + 2 * GRACE_S) / 60.0),
             cpus_per_task=needs.cpus,
             gpus_per_node=needs.gpus,
             mem_gb=needs.memory_gb,
         )
-        setup = [f"export PYTHONPATH={root}:$PYTHONPATH", f"cd {shlex.quote(os.getcwd())}"]
-        if self.cluster == "slurm":
-            executor.update_parameters(slurm_setup=setup)
-            if needs.partition:
-                executor.update_parameters(slurm_partition=needs.partition)
-        else:
-            executor.update_parameters(local_setup=setup)
+        root, here = shlex.quote(str(PROJECT_ROOT)), shlex.quote(os.getcwd())
+        setup = [f"export PYTHONPATH={root}:$PYTHONPATH", f"cd {here}"]
+        executor.update_parameters(**{f"{self.cluster}_setup": setup})
+        if needs.partition:
+            executor.update_parameters(slurm_partition=needs.partition)
         try:
-            submitted = executor.submit(arm.main, job.plan.to_json())
+            submitted = executor.submit(arm.main, plan.to_json())
         except self.submitit.core.utils.FailedJobError as error:
             raise CampaignError(
-                f"Slurm does not accept arm {job.plan.arm}: {' '.join(str(error).split())}; correct resources in the"
+                f"Slurm does not accept arm {plan.arm}: {' '.join(str(error).split())}; correct resources in the"
                 " campaign's file, then the same command continues it"
             ) from error
         self._jobs[submitted.job_id] = submitted

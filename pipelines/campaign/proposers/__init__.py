@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pipelines.campaign.proposers.base import Proposer
+from pipelines.campaign.proposers.llm import LlmProposer
+from pipelines.campaign.proposers.optuna import OptunaProposer
 from pipelines.campaign.spec import CampaignSpec
 
 
@@ -12,10 +14,4 @@ def open_proposer(spec: CampaignSpec) -> Proposer:
     Raises:
         CampaignError: If what it needs is missing.
     """
-    if spec.proposer.kind == "llm":
-        from pipelines.campaign.proposers.llm import LlmProposer
-
-        return LlmProposer(spec)
-    from pipelines.campaign.proposers.optuna import OptunaProposer
-
-    return OptunaProposer(spec)
+    return LlmProposer(spec) if spec.proposer.kind == "llm" else OptunaProposer(spec)

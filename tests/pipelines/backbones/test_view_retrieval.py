@@ -16,7 +16,7 @@ from pipelines.backbones.folder import save_backbone
 from pipelines.backbones.view_retrieval import render_rows, retrieval_metrics, retrieve, sample_slices
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
-from pipelines.command.config import flatten, unflatten
+from pipelines.command.config import nested
 from pipelines.probing.config import RetrievalConfig
 from pipelines.probing.retrieval import run_retrieval
 from pipelines.tracking.run import Run, SilentRun
@@ -67,7 +67,7 @@ def test_the_probe_finds_what_the_run_logged_of_the_same_slices(
     assert not pair.teacher.backbone.training
 
     trained = Run.start("pretrain")
-    trained.log_text(yaml.safe_dump(unflatten(flatten(config))), "config.yaml")
+    trained.log_text(yaml.safe_dump(nested(config)), "config.yaml")
     record = {"holdout": "half_a", "leak": "", "run_id": trained.run_id}
     for name, network in (("backbone", pair.teacher), ("backbone_student", pair.student)):
         save_backbone(own_store / name, network.backbone, TINY, record | {"network": name})

@@ -17,7 +17,6 @@ import yaml
 from pipelines.campaign import run as campaign
 from pipelines.campaign.arm import ArmPlan
 from pipelines.campaign.arms import expand, stage_arguments
-from pipelines.campaign.executors.base import Job
 from pipelines.campaign.executors.local import LocalExecutor
 from pipelines.campaign.plan import arm_hours, check_store, plan_table
 from pipelines.campaign.records import find_parent
@@ -261,7 +260,7 @@ def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
     environment = {"MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9"}
     plan = ArmPlan("c", "a", "0123", 1, 60.0, [], environment)
     executor = LocalExecutor(ResourcesSpec(), 1, tmp_path)
-    handle = executor.submit(Job(plan, ResourcesSpec()))
+    handle = executor.submit(plan)
     try:
         words = Path(f"/proc/{executor._pid(handle)}/cmdline")
         wait_until(words.read_bytes)  # A process that is only starting has none yet.

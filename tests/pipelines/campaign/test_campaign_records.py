@@ -13,6 +13,7 @@ from pipelines.campaign.records import CampaignRecord, find_parent
 from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec
 from pipelines.tracking.arms import ArmRecord, ledger
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
+from pipelines.tracking.reading import read_run
 from pipelines.tracking.run import Run
 
 SPEC = CampaignSpec(
@@ -63,29 +64,29 @@ def test_an_attempt_is_paid_for_once_however_often_it_is_closed(record: Campaign
     run = Run(record.store, arm.run_id)
     run.log_metrics({HOURS: 0.1}, number)
     run.set_tags({"dinox.begun": "1", "dinox.begun_at": "0", "dinox.arm_end": "finished"})
-    opened = record.arm(arm.run_id)
+    opened = read_run(ArmRecord, arm.run_id)
     assert opened.is_open
     for _ in range(3):
-        record.close_attempt(record.arm(arm.run_id), now=1e12)
-    closed = record.arm(arm.run_id)
+        record.close_attempt(read_run(ArmRecord, arm.run_id), now=1e12)
+    closed = read_run(ArmRecord, arm.run_id)
     assert not closed.is_open
     assert closed.hours(now=1e12) == pytest.approx(0.1)
     record.close_attempt(opened, now=1e12)  # A campaign that had read before another closed it.
-    assert record.arm(arm.run_id).hours(now=1e12) == pytest.approx(0.1)
+    assert read_run(ArmRecord, arm.run_id).hours(now=1e12) == pytest.approx(0.1)
 
 
 def test_retries_add_up_and_a_new_attempt_starts_at_nothing(record: CampaignRecord) -> None:
     arm = only_arm(record)
     for hours in (0.1, 0.3):
-        number = record.open_attempt(record.arm(arm.run_id), LEASE)
+        number = record.open_attempt(read_run(ArmRecord, arm.run_id), LEASE)
         run = Run(record.store, arm.run_id)
         run.log_metrics({HOURS: hours}, number)
         run.set_tags({"dinox.begun": str(number), "dinox.begun_at": "0", "dinox.arm_end": "interrupted"})
-        record.close_attempt(record.arm(arm.run_id), now=1e12)
-    third = record.arm(arm.run_id)
+        record.close_attempt(read_run(ArmRecord, arm.run_id), now=1e12)
+    third = read_run(ArmRecord, arm.run_id)
     assert third.hours(now=0.0) == pytest.approx(0.4)
     record.open_attempt(third, LEASE)
-    opened = record.arm(arm.run_id)
+    opened = read_run(ArmRecord, arm.run_id)
     assert opened.metrics[HOURS] == 0.0
     assert opened.attempt == 3
 
@@ -93,12 +94,12 @@ def test_retries_add_up_and_a_new_attempt_starts_at_nothing(record: CampaignReco
 def test_each_attempt_costs_what_an_hour_cost_then(record: CampaignRecord) -> None:
     arm = only_arm(record)
     for price, hours in (("0.5", 2.0), ("3.0", 0.1)):
-        number = record.open_attempt(record.arm(arm.run_id), LEASE | {"dinox.price_per_hour": price})
+        number = record.open_attempt(read_run(ArmRecord, arm.run_id), LEASE | {"dinox.price_per_hour": price})
         run = Run(record.store, arm.run_id)
         run.log_metrics({HOURS: hours}, number)
         run.set_tags({"dinox.begun": str(number), "dinox.begun_at": "0", "dinox.arm_end": "interrupted"})
-        record.close_attempt(record.arm(arm.run_id), now=1e12)
-    closed = record.arm(arm.run_id)
+        record.close_attempt(read_run(ArmRecord, arm.run_id), now=1e12)
+    closed = read_run(ArmRecord, arm.run_id)
     assert (closed.hours(0.0), closed.cost(0.0)) == (pytest.approx(2.1), pytest.approx(1.3))
     (row,) = ledger([closed], 0.0)
     assert row.cost == pytest.approx(1.3)
@@ -110,8 +111,8 @@ def test_an_attempt_that_was_never_submitted_costs_nothing_however_late_that_is_
     arm = only_arm(record)
     record.open_attempt(arm, LEASE)  # Then the campaign is killed, or the engine refuses the job.
     tomorrow = time.time() + 24 * 3600.0
-    record.close_attempt(record.arm(arm.run_id), tomorrow, was_submitted=False)
-    closed = record.arm(arm.run_id)
+    record.close_attempt(read_run(ArmRecord, arm.run_id), tomorrow, was_submitted=False)
+    closed = read_run(ArmRecord, arm.run_id)
     assert not closed.is_open
     assert (closed.hours(tomorrow), closed.cost(tomorrow)) == (0.0, 0.0)
 
@@ -169,7 +170,7 @@ def test_an_arm_ends_with_its_stages(record: CampaignRecord) -> None:
     arm = only_arm(record)
     record.open_attempt(arm, LEASE)
     Run(record.store, arm.stage_run_ids[1]).reopen()
-    record.end_arm(record.arm(arm.run_id), "KILLED", "interrupted")
+    record.end_arm(read_run(ArmRecord, arm.run_id), "KILLED", "interrupted")
     assert [record.store.get_run(i).info.status for i in arm.stage_run_ids] == ["KILLED", "KILLED"]
     assert find_parent("small") is not None
     assert find_parent("other") is None

@@ -16,11 +16,11 @@ import yaml
 
 from pipelines.campaign import stages
 from pipelines.campaign.arm import ArmPlan, StagePlan
-from pipelines.campaign.executors import open_executor, skypilot
-from pipelines.campaign.executors.base import Job
+from pipelines.campaign.executors import open_executor
 from pipelines.campaign.executors.local import LocalExecutor, visible_gpus
 from pipelines.campaign.executors.skypilot import SkyPilotExecutor, deployable_commit, task_config
 from pipelines.campaign.spec import CampaignError, CampaignSpec, ResourcesSpec, load_campaign
+from pipelines.runtime import paths
 from pipelines.runtime.extras import MissingPackageError
 from pipelines.runtime.paths import PROJECT_ROOT
 from tests.processes import WAIT_S, OpenProcess, answers, free_port, wait_until
@@ -51,7 +51,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for words in (["add", "file"], ["commit", "-m", "1"], ["remote", "add", "origin", str(origin)]):
         git(work, *words)
     git(work, "push", "origin", "HEAD:main")
-    monkeypatch.setattr(skypilot, "PROJECT_ROOT", work)
+    monkeypatch.setattr(paths, "PROJECT_ROOT", work)
     return work
 
 
@@ -99,7 +99,7 @@ def test_what_a_rented_machine_lacks_is_refused(checkout: Path) -> None:
 def test_the_task_clones_installs_runs_and_ends_with_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     spec = rented(cohort_uri="s3://bucket/lidc")
-    task = task_config(spec, Job(PLAN, spec.resources), "https://host/x.git", "c" * 40)
+    task = task_config(spec, PLAN, "https://host/x.git", "c" * 40)
     assert task["resources"] == {"cpus": "8+", "memory": "32+", "accelerators": "RTX4090:1", "infra": "vast"}
     assert task["name"] == "dinox-0123abcd-2"
     assert "git clone https://host/x.git" in task["setup"]
@@ -119,7 +119,7 @@ def test_the_task_clones_installs_runs_and_ends_with_its_lease(monkeypatch: pyte
 def test_the_setup_of_a_rented_machine_does_not_rest_on_its_own_python(tmp_path: Path) -> None:
     """Its words are run by a shell, with a Python that is too old and tools that write down how they were called."""
     spec = rented(cohort_uri="s3://bucket/lidc")
-    task = task_config(spec, Job(PLAN, spec.resources), "https://host/x.git", "c" * 40)
+    task = task_config(spec, PLAN, "https://host/x.git", "c" * 40)
     tools, home = tmp_path / "tools", tmp_path / "home"
     tools.mkdir()
     home.mkdir()
@@ -147,7 +147,7 @@ def test_the_setup_of_a_rented_machine_does_not_rest_on_its_own_python(tmp_path:
 def test_skypilot_takes_the_task() -> None:
     sky = pytest.importorskip("sky")
     spec = rented(cohort_uri="s3://bucket/lidc")
-    task = task_config(spec, Job(PLAN, spec.resources), "https://host/x.git", "c" * 40)
+    task = task_config(spec, PLAN, "https://host/x.git", "c" * 40)
     assert sky.Task.from_yaml_config(task).name == "dinox-0123abcd-2"
 
 
@@ -297,7 +297,7 @@ def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> Non
     stage = StagePlan("rehearsal", run.run_id, stages.arguments_of({"steps": 2, "seconds": 1.0}))
     plan = ArmPlan("c", "a", run.run_id, 1, 60.0, [stage], {"MLFLOW_TRACKING_URI": uri})
     executor = SubmititExecutor(ResourcesSpec(memory_gb=1.0), 1, own_store, cluster="local")
-    handle = executor.submit(Job(plan, ResourcesSpec(memory_gb=1.0)))
+    handle = executor.submit(plan)
     assert executor.poll(handle) == "running"
     wait_until(lambda: executor.poll(handle) == "ended")
     assert run.stored().status == "FINISHED", executor.logs(handle)
@@ -314,7 +314,7 @@ def test_a_job_that_slurm_does_not_take_is_one_sentence(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     executor = open_executor("submitit", load_campaign("demo"), 0, tmp_path)
     with pytest.raises(CampaignError, match=r"Slurm does not accept arm a: .*invalid partition") as caught:
-        executor.submit(Job(PLAN, ResourcesSpec(partition="gpuu")))
+        executor.submit(PLAN)
     assert "\n" not in str(caught.value)
 
 

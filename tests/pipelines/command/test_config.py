@@ -14,8 +14,8 @@ from pipelines.command.config import (
     find_recipe,
     flatten,
     load_recipe,
+    nested,
     read_yaml,
-    unflatten,
 )
 from pipelines.training.config import PretrainConfig
 
@@ -111,7 +111,8 @@ def test_a_value_of_the_wrong_type_names_its_key(key: str, text: str) -> None:
 
 def test_flattening_and_back_is_the_same_configuration() -> None:
     config = load_recipe(Schema, {"steps": 7, "optim": {"kind": "b"}})
-    assert load_recipe(Schema, unflatten(flatten(config))) == config
+    assert load_recipe(Schema, nested(config)) == config
+    assert flatten(nested(config))["optim.kind"] == "b"
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))

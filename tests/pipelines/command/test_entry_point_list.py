@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.campaign.stages import STAGES
-from pipelines.command.config import flatten
+from pipelines.command.config import flatten, nested
 from pipelines.command.entry_points import ENTRY_POINTS
 from pipelines.command.help import describe
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -53,7 +53,7 @@ def test_mlproject_declares_the_public_entry_points_with_their_own_keys_and_defa
     assert comments == {name: ENTRY_POINTS[name].meaning for name in PUBLIC}
     for name, point in declared.items():
         one = ENTRY_POINTS[name]
-        keys = flatten(one.load_schema()()) | ({"recipe": one.recipe} if one.recipe else {})
+        keys = flatten(nested(one.load_schema()())) | ({"recipe": one.recipe} if one.recipe else {})
         given = {key: yaml.safe_load(of["default"]) or "" for key, of in point["parameters"].items()}
         assert given == {key: keys[key] or "" for key in given}, name
         words = " ".join(f"--{key} {{{key}}}" for key in given)
@@ -73,7 +73,7 @@ def test_arms_are_made_of_the_stages_of_the_list_and_probes_take_a_backbone() ->
         *(name for name in ENTRY_POINTS if name.startswith("probe_")),
     }
     for name, stage in STAGES.items():
-        keys = flatten(stage.load_schema()())
+        keys = flatten(nested(stage.load_schema()()))
         assert "seed" in keys, name
         assert ("backbone" in keys) == (name != "pretrain"), name
 

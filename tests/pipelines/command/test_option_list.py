@@ -10,7 +10,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipelines.command.cli import resolve, run_entry_point
-from pipelines.command.config import flatten
+from pipelines.command.config import flatten, nested
 from pipelines.command.help import describe
 from pipelines.ingest.config import PrepareConfig
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -24,7 +24,7 @@ def never(config: Any, run: Any) -> None:
 def test_help_lists_every_option_of_a_recipe_with_its_value() -> None:
     text = describe("pretrain", *resolve(PretrainConfig, ["--steps", "7"], "vit_small"))
     lines = text.splitlines()
-    for key in flatten(PretrainConfig()):
+    for key in flatten(nested(PretrainConfig())):
         assert sum(line.startswith(f"  --{key} ") for line in lines) == 1, key
     assert "  --recipe STR = vit_small" in lines
     assert "  --steps INT = 7" in lines

@@ -19,7 +19,7 @@ from pipelines.backbones.view_retrieval import encode_views, render_rows, sample
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import NODULES, write_table
-from pipelines.command.config import flatten, unflatten
+from pipelines.command.config import nested
 from pipelines.nodule.labeled import nodule_set, places_mm
 from pipelines.nodule.masks import disc, marks_of, masked_crops
 from pipelines.probing.aggregation import run_aggregation
@@ -146,7 +146,7 @@ def test_views_are_the_same_whenever_they_are_rendered_and_batches_do_not_matter
 def test_a_run_gives_its_student_its_views_and_its_trajectory(small_cohort, own_store, tmp_path) -> None:
     trained = Run.start("pretrain")
     config = PretrainConfig(backbone=TINY, views=ViewConfig(size_px=28, fraction=(0.9, 1.0), flip=False))
-    trained.log_text(yaml.safe_dump(unflatten(flatten(config))), "config.yaml")
+    trained.log_text(yaml.safe_dump(nested(config)), "config.yaml")
     record = {"holdout": "half_a", "leak": "", "run_id": trained.run_id}
     for name, steps in (("backbone", 20), ("backbone_student", 20), ("backbones/a", 10), ("backbones/b", 5)):
         save_tiny(tmp_path / name, **record, steps=steps, network=name.partition("/")[0])
