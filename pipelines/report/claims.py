@@ -1,4 +1,4 @@
-"""Judges the claims of the article by the runs that can test them: supported, not supported, not testable here."""
+"""Judges the claims of the article and the primary question by the runs that can test them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ from scipy.stats import ttest_ind
 
 from pipelines.report.facts import Evidence, matches
 from pipelines.report.page import Table
+from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
 LEVEL = 0.05
 _MOST, _FEWEST = 2 / 3, 1 / 3
+GAIN = "probe/gain_over_diameter"
+_PRIMARY_HEAD = (
+    "backbone",
+    "ours, on",
+    "nodules, patients",
+    "features",
+    "diameter",
+    "pixels",
+    "random weights",
+    "features + diameter",
+    "gain over diameter",
+    "p, Holm's p",
+    "verdict",
+    "gain at 6-15 mm",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +62,8 @@ class Judgment:
     claim: str
     of: str
     rests_on: str
-    evidence: str
-    verdict: str
+    evidence: str = ""
+    verdict: str = "not testable here"
     p: float | None = None
     is_right_way: bool = False
 
@@ -86,33 +102,25 @@ def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgment]:
     evidence = [one for one in evidence if not one.is_leaky]
     judged = []
     for (of, cohort), found in sorted(groups.items()):
-        own = [one for one in found if not one.is_leaky]
+        new, own = Judgment(claim.text, of, cohort), [one for one in found if not one.is_leaky]
+        judged.append(new)
         if claim.rests_on and cohort not in claim.rests_on:
-            sentence = f"{len(found)} runs on {cohort}, which cannot test it"
-            judged.append(Judgment(claim.text, of, cohort, sentence, "not testable here"))
-        elif not own:
-            sentence = f"{len(found)} runs, whose backbones may have seen the test patients"
-            judged.append(Judgment(claim.text, of, cohort, sentence, "not testable here"))
-        else:
-            than = [e for e in evidence if e.cohort == cohort and matches(e.facts, claim.than)]
-            judged.append(_judge_group(claim, own, than, of, cohort))
-    return judged or [Judgment(claim.text, "", "-", "no finished run tests it", "not testable here")]
-
-
-def _judge_group(
-    claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], of: str, cohort: str
-) -> Judgment:
-    new = Judgment(claim.text, of, cohort, "", "not testable here")
-    match claim.kind:
-        case "verdict":
-            _by_verdict(claim, own, new)
-        case "higher":
-            _by_comparison(claim, own, than, new)
-        case "within":
-            _by_interval(claim, own, new)
-        case "above":
-            _by_baseline(claim, own, new)
-    return new
+            new.evidence = f"{len(found)} runs on {cohort}, which cannot test it"
+            continue
+        if not own:
+            new.evidence = f"{len(found)} runs, whose backbones may have seen the test patients"
+            continue
+        match claim.kind:
+            case "verdict":
+                _by_verdict(claim, own, new)
+            case "higher":
+                than = [e for e in evidence if e.cohort == cohort and matches(e.facts, claim.than)]
+                _by_comparison(claim, own, than, new)
+            case "within":
+                _by_interval(claim, own, new)
+            case "above":
+                _by_baseline(claim, own, new)
+    return judged or [Judgment(claim.text, "", "-", "no finished run tests it")]
 
 
 def _by_verdict(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
@@ -135,13 +143,20 @@ def _by_comparison(
     claim: ClaimSpec, own: Sequence[Evidence], than: Sequence[Evidence], new: Judgment
 ) -> None:
     ours, theirs = _by_seed(own, claim.metric), _by_seed(than, claim.metric)
-    if len(ours) < 2 or len(theirs) < 2:
+    new.p = welch_p(ours, theirs)
+    if new.p is None:
         new.evidence = f"{len(ours)} against {len(theirs)} seeds; a comparison over seeds needs 2 of each"
         return
     new.evidence = f"mean {np.mean(ours):.3g} of {len(ours)} against {np.mean(theirs):.3g} of {len(theirs)}"
     new.is_right_way = bool(np.mean(ours) > np.mean(theirs))
-    p = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
-    new.p = 1.0 if np.isnan(p) else p
+
+
+def welch_p(first: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return the two-sided p of Welch's test; None if it has fewer than two values of each."""
+    if len(first) < 2 or len(other) < 2:
+        return None
+    p = float(ttest_ind(first, other, equal_var=False).pvalue)
+    return 1.0 if np.isnan(p) else p
 
 
 def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
@@ -155,12 +170,8 @@ def _by_interval(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> No
 
 
 def _by_baseline(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> None:
-    baselines = [_baseline(e.run.metrics, claim) for e in own]
-    pairs = [
-        (e.run.metrics, baseline)
-        for e, baseline in zip(own, baselines, strict=True)
-        if claim.metric in e.run.metrics and baseline is not None
-    ]
+    known = [e.run.metrics for e in own if claim.metric in e.run.metrics]
+    pairs = [(m, baseline) for m in known if (baseline := _baseline(m, claim)) is not None]
     if not pairs:
         new.evidence = (
             f"no run has {' and '.join(name for name in (claim.metric, claim.than_metric) if name)}"
@@ -198,3 +209,52 @@ def with_interval(metrics: Mapping[str, float], name: str) -> str:
         return "-"
     text = f"{value:.4g}" if abs(value) >= 10 or low is None else f"{value:.3f}"
     return text if low is None or high is None else f"{text} [{low:.3f}, {high:.3f}]"
+
+
+def primary_table(evidence: Sequence[Evidence]) -> Table:
+    """Return every probe with its baselines; Holm's correction is over the probes of one cohort and label rule."""
+    probes = [e for e in evidence if e.run.entry_point == "probe_malignancy" and GAIN in e.run.metrics]
+    families: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
+    for one in probes:
+        families[one.run.tags.get(Tag.COHORT_SHA, ""), one.facts.get("probe.rule", "")].append(one)
+    adjusted: dict[str, float] = {}
+    for family in families.values():
+        raw = [one.run.metrics.get(f"{GAIN}_p", 1.0) for one in family]
+        adjusted |= dict(zip((one.run.run_id for one in family), holm(raw).tolist(), strict=True))
+    if not probes:
+        return Table(_PRIMARY_HEAD, [("no finished probe", *[""] * 9, "not testable here", "")])
+    return Table(_PRIMARY_HEAD, [_primary_row(one, adjusted[one.run.run_id]) for one in probes])
+
+
+def _primary_row(one: Evidence, holm_p: float) -> tuple[str, ...]:
+    metrics, facts = one.run.metrics, one.facts
+    source = facts.get("arm") or one.run.tags.get(Tag.PROBED_RECIPE) or one.run.tags.get(Tag.PROBED, "")
+    settings = [facts.get(f"probe.{key}", "") for key in ("features", "window", "input", "rule")]
+    rated = f"{metrics.get('probe/n_nodules', 0):.0f}, {metrics.get('probe/n_patients', 0):.0f}"
+    raw = metrics.get(f"{GAIN}_p")
+    return (
+        f"{source} ({', '.join(text for text in settings if text)})",
+        one.cohort,
+        rated,
+        *(
+            with_interval(metrics, f"probe/{prefix}auroc")
+            for prefix in ("", "diameter_", "pixels_", "random_", "with_diameter_")
+        ),
+        with_interval(metrics, GAIN),
+        "-" if raw is None else f"{raw:.3g}, {holm_p:.3g}",
+        _primary_verdict(one, holm_p),
+        _stratum(metrics),
+    )
+
+
+def _primary_verdict(one: Evidence, holm_p: float) -> str:
+    if one.is_leaky:
+        return "not testable here"
+    is_above = one.run.metrics.get(f"{GAIN}_ci_low", 0.0) > 0 and holm_p < LEVEL
+    return "supported" if is_above else "not supported"
+
+
+def _stratum(metrics: dict[str, float]) -> str:
+    low, high = (metrics.get(f"{GAIN}_ci_{end}_6_15mm") for end in ("low", "high"))
+    value = metrics.get(f"{GAIN}_6_15mm")
+    return "-" if value is None or low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -81,20 +81,12 @@ def _configuration(run: StoredRun, prefix: str) -> dict[str, str]:
 
 def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
     """Return the kind of each cohort by its hash: from the tags of its runs, else from its folder."""
-    kinds: dict[str, str] = {}
+    with_kind = [run.tags for run in reversed(runs) if {Tag.COHORT_SHA, Tag.COHORT_KIND} <= run.tags.keys()]
+    kinds = {tags[Tag.COHORT_SHA]: tags[Tag.COHORT_KIND] for tags in with_kind}
     for run in runs:
         sha = run.tags.get(Tag.COHORT_SHA, "")
-        if not sha or sha in kinds:
-            continue
-        tagged = next(
-            (
-                other.tags[Tag.COHORT_KIND]
-                for other in runs
-                if other.tags.get(Tag.COHORT_SHA) == sha and Tag.COHORT_KIND in other.tags
-            ),
-            "",
-        )
-        kinds[sha] = tagged or _kind_of_folder(Path(run.params.get("cfg.cohort", "")), sha)
+        if sha and sha not in kinds:
+            kinds[sha] = _kind_of_folder(Path(run.params.get("cfg.cohort", "")), sha)
     return kinds
 
 

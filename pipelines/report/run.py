@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.report import ReportConfig
-from pipelines.report.claims import claims_table, judge_all
+from pipelines.report.claims import claims_table, judge_all, primary_table
 from pipelines.report.facts import REAL, Evidence, gather, matches
 from pipelines.report.page import Block, Heading, Sentence, Table, markdown, page_html
-from pipelines.report.primary import primary_table
 from pipelines.report.tables import (
     Article,
     article_table,

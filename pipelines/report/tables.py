@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_ind
 
-from pipelines.command.config import RecipeError, load_recipe, read_yaml
-from pipelines.report.claims import ClaimSpec, with_interval
+from pipelines.command.config import load_recipe, read_yaml
+from pipelines.report.claims import ClaimSpec, welch_p, with_interval
 from pipelines.report.facts import Evidence, matches
 from pipelines.report.page import Table
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -58,12 +57,12 @@ class CostSpec:
     usd: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Article:
     """The figures of the article that runs can reproduce."""
 
-    tables: tuple[TableSpec, ...]
-    cost: tuple[CostSpec, ...]
+    tables: tuple[TableSpec, ...] = ()
+    cost: tuple[CostSpec, ...] = ()
 
 
 def load_article(path: Path = ARTICLE) -> Article:
@@ -72,16 +71,7 @@ def load_article(path: Path = ARTICLE) -> Article:
     Raises:
         RecipeError: If the file holds an unknown key or a wrong type.
     """
-    tree = read_yaml(path)
-    unknown = set(tree) - {"tables", "cost"}
-    if unknown:
-        raise RecipeError(f"{path.name} holds the unknown key '{sorted(unknown)[0]}'; it has tables and cost")
-    tables = []
-    for one in tree["tables"]:
-        rows = [load_recipe(RowSpec, row) for row in one.pop("rows", [])]
-        claims = [load_recipe(ClaimSpec, claim) for claim in one.pop("claims", [])]
-        tables.append(load_recipe(TableSpec, one | {"rows": rows, "claims": claims}))
-    return Article(tuple(tables), tuple(load_recipe(CostSpec, row) for row in tree["cost"]))
+    return load_recipe(Article, read_yaml(path))
 
 
 def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
@@ -157,7 +147,7 @@ def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> T
         if arm.status == "FINISHED" and metric in arm.metrics:
             groups[name].append(arm.metrics[metric])
     names = list(states)
-    raw = {name: _p_against(groups[names[0]], groups[name]) for name in names[1:]}
+    raw = {name: welch_p(groups[names[0]], groups[name]) for name in names[1:]}
     tested = {name: p for name, p in raw.items() if p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True))
     shown = adjusted if correction == "holm" else tested
@@ -170,17 +160,9 @@ def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> T
     return Table(("arm", "verdicts", "seeds", metric, f"p against {names[0]}" if names else "p"), lines)
 
 
-def _p_against(first: Sequence[float], other: Sequence[float]) -> float | None:
-    if len(first) < 2 or len(other) < 2:
-        return None
-    p = float(ttest_ind(first, other, equal_var=False).pvalue)
-    return 1.0 if np.isnan(p) else p
-
-
 def ledger_table(rows: Sequence[LedgerRow]) -> Table:
     """Return the rows with a total for each currency."""
-    currencies = sorted({row.currency for row in rows})
-    lines = [*rows, *(total(rows, currency) for currency in currencies)]
+    totals = [total(rows, currency) for currency in sorted({row.currency for row in rows})]
     cells = [
         (
             row.campaign,
@@ -190,6 +172,6 @@ def ledger_table(rows: Sequence[LedgerRow]) -> Table:
             f"{row.gpu_hours:.3f}",
             f"{row.cost:.4f} {row.currency}",
         )
-        for row in lines
+        for row in [*rows, *totals]
     ]
     return Table(("campaign", "arms started", "arms done", "hours", "GPU-hours", "cost"), cells)

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.claims import ClaimSpec, Judgment, judge_all
+from pipelines.report.claims import ClaimSpec, Judgment, judge_all, primary_table
 from pipelines.report.facts import Evidence, gather, matches
 from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
-from pipelines.report.primary import primary_table
 from pipelines.report.run import SUSPICION, ReportConfig, ReportError, chosen_runs, page, run_report
 from pipelines.report.tables import article_table, load_article
 from pipelines.tracking.reading import StoredRun
