@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from pipelines.command.cli import main
 from pipelines.runtime.atomic import make_folder, writing
+from pipelines.runtime.extras import load_extra
 from transforms.refusal import Refusal
 
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
-
-INSTALL = "pip install -e '.[download]'"
 
 INDEX_COLUMNS = (
     "collection_id",
@@ -43,7 +42,7 @@ class DownloadError(Refusal):
     """The requested series cannot be fetched."""
 
 
-Fetch = Callable[[str, Path], None]
+Fetch = Callable[[str, Path], object]
 """Fetches the files of one SeriesInstanceUID into a folder; it need not report success."""
 
 
@@ -65,15 +64,10 @@ def read_index() -> pd.DataFrame:
     """Read the index of the Imaging Data Commons that comes with idc-index; needs no network.
 
     Raises:
-        DownloadError: If the optional package is not installed.
+        MissingPackageError: If the optional package is not installed.
     """
-    try:
-        from idc_index_data import IDC_INDEX_PARQUET_FILEPATH
-    except ImportError as error:
-        raise DownloadError(
-            f"download needs the optional package idc-index; install it with: {INSTALL}"
-        ) from error
-    return pd.read_parquet(IDC_INDEX_PARQUET_FILEPATH, columns=list(INDEX_COLUMNS))
+    file = load_extra("idc_index_data", "download").IDC_INDEX_PARQUET_FILEPATH
+    return pd.read_parquet(file, columns=list(INDEX_COLUMNS))
 
 
 def select_ct_series(index: pd.DataFrame, collection: str, patients: str = "") -> pd.DataFrame:
@@ -129,8 +123,7 @@ def series_folder(target: Path, row: pd.Series) -> Path:
 
 def missing_series(selection: pd.DataFrame, target: Path) -> pd.DataFrame:
     """Return the rows whose folder does not exist yet."""
-    is_there = [series_folder(target, row).is_dir() for _, row in selection.iterrows()]
-    return selection[[not there for there in is_there]]
+    return selection[[not series_folder(target, row).is_dir() for _, row in selection.iterrows()]]
 
 
 def describe(selection: pd.DataFrame, missing: pd.DataFrame) -> str:
@@ -163,11 +156,9 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
             " choose fewer patients, or another target"
         )
     place = target.resolve()
-    unfinished = place.with_name(
-        f".{place.name}.unfinished"
-    )  # outside the target, where `prepare` would read it
-    total_mb = float(missing["series_size_MB"].sum())
-    with tqdm(total=round(total_mb), unit="MB", desc="download", disable=None) as bar:
+    # Outside of the target, where `prepare` would read it.
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    with tqdm(total=round(missing["series_size_MB"].sum()), unit="MB", desc="download", disable=None) as bar:
         for _, row in missing.iterrows():
             _fetch_one(row, series_folder(target, row), unfinished, fetch)
             bar.update(round(float(row["series_size_MB"])))
@@ -191,25 +182,19 @@ def _fetch_one(row: pd.Series, folder: Path, unfinished: Path, fetch: Fetch) -> 
 
 
 def fetch_from_idc() -> Fetch:
-    """Return a function that fetches with idc-index: it copies from the public bucket by s5cmd; no account needed."""
-    try:
-        from idc_index import IDCClient
-    except ImportError as error:
-        raise DownloadError(
-            f"download needs the optional package idc-index; install it with: {INSTALL}"
-        ) from error
-    client = IDCClient()
+    """Return a function that fetches with idc-index: it copies from the public bucket by s5cmd; no account needed.
 
-    def fetch(series_uid: str, folder: Path) -> None:
-        client.download_from_selection(
-            downloadDir=str(folder),
-            seriesInstanceUID=[series_uid],
-            dirTemplate=None,
-            use_s5cmd_sync=True,  # files that exist already stay
-            show_progress_bar=False,
-        )
-
-    return fetch
+    Raises:
+        MissingPackageError: If the optional package is not installed.
+    """
+    client = load_extra("idc_index", "download").IDCClient()
+    return lambda series_uid, folder: client.download_from_selection(
+        downloadDir=str(folder),
+        seriesInstanceUID=[series_uid],
+        dirTemplate=None,
+        use_s5cmd_sync=True,  # files that exist already stay
+        show_progress_bar=False,
+    )
 
 
 def run_download(config: DownloadConfig, run: Run) -> None:

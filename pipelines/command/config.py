@@ -102,11 +102,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" near line {line + 1}" if line is not None else ""
         raise RecipeError(f"recipe {path.name} is not valid YAML{where}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict | None):
         raise RecipeError(f"recipe {path.name} holds a {type(tree).__name__}; it must be a mapping of keys")
-    return tree
+    return tree or {}
 
 
 def load_recipe(schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> C:
@@ -181,11 +179,8 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _is_text(kind: Any) -> bool:
-    if kind is str:
-        return True
-    return typing.get_origin(kind) is typing.Literal and all(
-        isinstance(v, str) for v in typing.get_args(kind)
-    )
+    is_choice = typing.get_origin(kind) is typing.Literal
+    return kind is str or (is_choice and all(isinstance(v, str) for v in typing.get_args(kind)))
 
 
 def _from_text(key: str, text: str) -> Any:

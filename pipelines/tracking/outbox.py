@@ -9,11 +9,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.runtime.atomic import write_atomically, writing
+from pipelines.runtime.atomic import make_folder, write_atomically, writing
 from transforms.refusal import Refusal
 
 Kind = Literal["batch", "file", "image", "status"]
@@ -104,25 +104,20 @@ class Outbox:
         self._next_attempt = time.monotonic() + self._retry_s
 
     def _keep(self, record: Record) -> None:
-        with writing(self.folder):
-            self._write(record)
-
-    def _write(self, record: Record) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         waiting = self._waiting()
         path = self.folder / f"{int(waiting[-1].stem) + 1 if waiting else 0:08d}.json"
-        fields = asdict(record)
-        if record.payload:
-            copy = path.with_suffix(".payload")
-            _remove(copy)  # what a process killed while copying left behind
-            copy.mkdir()
-            source, target = Path(record.payload), copy / Path(record.payload).name
-            if source.is_dir():
-                shutil.copytree(source, target)
-            else:
-                shutil.copyfile(source, target)
-            fields["payload"] = str(target)
-        write_atomically(path, lambda file: file.write(json.dumps(fields).encode()))
+        with writing(self.folder):
+            if record.payload:
+                copy, source = path.with_suffix(".payload"), Path(record.payload)
+                _remove(copy)  # what a process killed while copying left behind
+                copy.mkdir()
+                if source.is_dir():
+                    shutil.copytree(source, copy / source.name)
+                else:
+                    shutil.copyfile(source, copy / source.name)
+                record = replace(record, payload=str(copy / source.name))
+        write_atomically(path, lambda file: file.write(json.dumps(asdict(record)).encode()))
 
 
 def _remove(folder: Path) -> None:

@@ -60,11 +60,8 @@ def save_checkpoint(
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder}: {reason}; earlier ones are unchanged"
         ) from error
-    heads = sorted(folder.glob("step_*.json"))
-    for stale in heads[:-keep]:
-        stale.unlink()
-    kept = {one.stem for one in heads[-keep:]}
-    for left in [*folder.glob("step_*.safetensors"), *folder.glob("step_*.part")]:
+    kept = {one.stem for one in sorted(folder.glob("step_*.json"))[-keep:]}
+    for left in sorted(folder.glob("step_*")):  # The JSON file of a checkpoint before its tensors.
         if left.stem not in kept:  # Too old, or left by a process that was killed while it saved.
             left.unlink()
     return head
@@ -76,10 +73,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: If the newest one is truncated or was changed since it was written.
     """
-    heads = sorted(folder.glob("step_*.json"))
-    if not heads:
+    head = max(folder.glob("step_*.json"), default=None)
+    if head is None:
         return None
-    head = heads[-1]
     body = head.with_suffix(".safetensors")
     try:
         record = read_json(head, ("step", "sha256", "facts"), "delete it")

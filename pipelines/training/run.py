@@ -98,7 +98,14 @@ def train(config: PretrainConfig, run: Run) -> None:
 
 
 class TrainingRun:
-    """A training run with its folder, data and trainer."""
+    """A training run with its folder, data and trainer.
+
+    Attributes:
+        folder: Locked by the first process; None in the others.
+        run: The MLflow run that is written: that of this process (`wrapper`), or the one that it continues.
+    """
+
+    folder: RunFolder | None = None
 
     def __init__(self, config: PretrainConfig, run: Run, cohort: Cohort, device: torch.device) -> None:
         """Divide the patients, index their slices and build the networks; nothing is trained yet."""
@@ -111,56 +118,41 @@ class TrainingRun:
         )
         self.trainer = Trainer(config, device, _first_backbone(config))
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
-        self.wrapper, self.recipe = run, run.stored().tags.get(Tag.RECIPE, "")
-        self.run, self.folder = self._open_folder(run)
+        self.wrapper = self.run = run
+        self.recipe = run.stored().tags.get(Tag.RECIPE, "")
+        try:
+            checkpoint = load_checkpoint(done_by_rank_zero(self._claim_folder))
+            if checkpoint is not None:
+                self.trainer.restore(checkpoint)
+        except BaseException:
+            self._release()
+            raise
         if self.folder is not None:
             self.outbox = self.run.buffer_in(self.folder.path / "outbox")
             self.wrapper.outbox = self.outbox
 
-    def _open_folder(self, run: Run) -> tuple[Run, RunFolder | None]:
-        claimed: list[tuple[Run, RunFolder]] = []
-
-        def claim() -> Path:
-            claimed.append(self._claim_folder(run))
-            return claimed[0][1].checkpoints
-
-        try:
-            self._restore(done_by_rank_zero(claim))
-        except BaseException:
-            for _, folder in claimed:
-                folder.release()
-            raise
-        return claimed[0] if claimed else (run, None)
-
-    def _claim_folder(self, run: Run) -> tuple[Run, RunFolder]:
-        config, recipe = self.config, self.recipe
-        runs_dir = PROJECT_ROOT / config.runs_dir
-        flat = flatten(nested(config))
-        folder = None
+    def _claim_folder(self) -> Path:
+        """Lock the folder of this run, or that of the run to continue, and return its checkpoints."""
+        config, run_id, sha256 = self.config, self.run.run_id, self.cohort.sha256
+        runs_dir, flat = PROJECT_ROOT / config.runs_dir, flatten(nested(config))
         # A run that is started again, such as an arm of a campaign, continues from its checkpoint.
-        is_begun = RunFolder.state(runs_dir, run.run_id) == "begun"
-        resume = config.resume or (run.run_id if is_begun else "")
+        is_begun = RunFolder.state(runs_dir, run_id) == "begun"
+        resume = config.resume or (run_id if is_begun else "")
         if resume:
             allowed = {key.strip() for key in config.allow_changes.split(",")}
             defaults = flatten(nested(type(config)()))
-            folder = RunFolder.find(runs_dir, resume, recipe, self.cohort.sha256, flat, allowed, defaults)
-        if folder is None:
-            folder = RunFolder.create(runs_dir, run.run_id, recipe, self.cohort.sha256, flat)
-        try:
-            if folder.run_id != run.run_id:
-                run.set_tags({Tag.RESUMES: folder.run_id})
-                run = run.other(folder.run_id)
-        except BaseException:
-            folder.release()
-            raise
+            self.folder = RunFolder.find(runs_dir, resume, self.recipe, sha256, flat, allowed, defaults)
+        folder = self.folder = self.folder or RunFolder.create(runs_dir, run_id, self.recipe, sha256, flat)
+        if folder.run_id != run_id:
+            self.run.set_tags({Tag.RESUMES: folder.run_id})
+            self.run = self.run.other(folder.run_id)
         if folder.is_resumed:
             print(f"continues run {folder.run_id}")
-        return run, folder
+        return folder.checkpoints
 
-    def _restore(self, folder: Path) -> None:
-        checkpoint = load_checkpoint(folder)
-        if checkpoint is not None:
-            self.trainer.restore(checkpoint)
+    def _release(self) -> None:
+        if self.folder is not None:
+            self.folder.release()
 
     def go(self) -> None:
         """Train to the last step, evaluate, export; on a signal save and end with the signal's exit code."""
@@ -177,8 +169,7 @@ class TrainingRun:
             self._finish(verdict)
         finally:
             stop.close()
-            if self.folder is not None:
-                self.folder.release()
+            self._release()
 
     def _close(self, status: str) -> None:
         """Set the status of a continued run; the run of this process is closed by the command line."""
@@ -218,14 +209,13 @@ class TrainingRun:
         if trainer.step == 0:
             self.run.log_metrics(self.evaluation.random_baseline())
             self._evaluate()
-        bar = progress(
+        with progress(
             total=config.steps,
             initial=trainer.step,
             desc="pretrain",
             unit="step",
             disable=world()[0] != 0,
-        )
-        with bar:
+        ) as bar:
             while trainer.step < config.steps:
                 trainer.update(batches)
                 step, is_last = trainer.step, trainer.step == config.steps
@@ -332,9 +322,8 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
     local_px, patch_px = config.views.local_size_px, backbone.patch_px
-    if (
-        config.views.n_local and local_px % patch_px
-    ):  # Checked here: the patch of a timm model is known only when it is built.
+    # Checked here: the patch of a timm model is known only when it is built.
+    if config.views.n_local and local_px % patch_px:
         raise BackboneError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
     source = config.backbone.weights
     if source.endswith(".safetensors"):
@@ -343,10 +332,8 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
         load_weights(backbone, read_weights(Path(source)), source)
     elif source not in ("", "timm"):
         load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)
-    backbone.mean, backbone.std = (
-        config.views.mean,
-        config.views.std,
-    )  # Probes normalize images as in training.
+    # Probes normalize images as in training.
+    backbone.mean, backbone.std = config.views.mean, config.views.std
     return backbone
 
 

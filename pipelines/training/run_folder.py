@@ -84,37 +84,29 @@ class RunFolder:
             ResumeError: If the named run is not here, is finished or locked, or if hyper-parameters differ that
                 `allowed` does not name.
         """
-        if resume != "auto":
-            path = runs_dir / resume
-            if not (path / _RECORD).is_file():
-                raise ResumeError(
-                    f"there is no run '{resume}' to resume in {runs_dir}; resume=auto takes the newest"
-                )
-            candidates = [path]
-        else:
-            records = sorted(
-                runs_dir.glob(f"*/{_RECORD}"), key=lambda file: file.stat().st_mtime, reverse=True
+        is_auto, named = resume == "auto", runs_dir / resume / _RECORD
+        if not is_auto and not named.is_file():
+            raise ResumeError(
+                f"there is no run '{resume}' to resume in {runs_dir}; resume=auto takes the newest"
             )
-            candidates = [file.parent for file in records]
-        refusals: list[ResumeError] = []
-        for path in candidates:
-            record = _read(path / _RECORD) if resume != "auto" else _read_if_whole(path / _RECORD)
+        files = runs_dir.glob(f"*/{_RECORD}") if is_auto else [named]
+        refusals: list[str] = []
+        for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+            record = _read_if_whole(file) if is_auto else _read(file)
             is_match = (
                 not record["finished"] and record["recipe"] == recipe and record["cohort_sha"] == cohort_sha
             )
-            lock = lock_folder(path) if is_match else None
+            lock = lock_folder(file.parent) if is_match else None
             if lock is None:
                 continue
-            try:
-                _refuse_changes({**_plain(defaults), **record["config"]}, config, allowed)
-            except ResumeError as refusal:
-                lock.close()
-                refusals.append(refusal)
-                continue
-            return cls(path, lock, is_resumed=True)
+            refusal = _refusal_of_changes({**_plain(defaults), **record["config"]}, config, allowed)
+            if not refusal:
+                return cls(file.parent, lock, is_resumed=True)
+            lock.close()
+            refusals.append(refusal)
         if refusals:
-            raise refusals[0]
-        if resume != "auto":
+            raise ResumeError(refusals[0])
+        if not is_auto:
             raise ResumeError(
                 f"run '{resume}' cannot be resumed: it is finished, locked by another process, or of another recipe or"
                 " cohort"
@@ -162,12 +154,13 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: set[str]) -> None:
+def _refusal_of_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: set[str]) -> str:
     plain = _plain(now)
     changed = [key for key in plain if key not in _FREE | allowed and before.get(key) != plain[key]]
-    if changed:
-        key = changed[0]
-        raise ResumeError(
-            f"the run to resume had {key}={before.get(key)}, this command has {plain[key]}: give the old value, or"
-            f" allow_changes={','.join(changed)} to change it"
-        )
+    if not changed:
+        return ""
+    key = changed[0]
+    return (
+        f"the run to resume had {key}={before.get(key)}, this command has {plain[key]}: give the old value, or"
+        f" allow_changes={','.join(changed)} to change it"
+    )

@@ -18,6 +18,7 @@ from pipelines.download import (
     select_ct_series,
     series_folder,
 )
+from pipelines.runtime.extras import MissingPackageError
 from pipelines.tracking.run import SilentRun
 
 
@@ -173,7 +174,7 @@ def test_without_the_optional_package_the_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "idc_index", None)
     monkeypatch.setitem(sys.modules, "idc_index_data", None)
-    with pytest.raises(DownloadError, match=r"pip install -e '\.\[download\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install -e '\.\[download\]'"):
         call()
 
 
