@@ -41,9 +41,8 @@ def is_this_project(project_uri: str) -> bool:
     recipe = Path(project_uri.removeprefix("file://")) / "MLproject"
     if not recipe.is_file():
         return False
-    lines = recipe.read_text(
-        encoding="utf-8", errors="replace"
-    ).splitlines()  # Files of other projects may not be UTF-8.
+    # Files of other projects may not be UTF-8.
+    lines = recipe.read_text(encoding="utf-8", errors="replace").splitlines()
     return any(line.split("#")[0].replace(" ", "") == f"name:{PROJECT_NAME}" for line in lines)
 
 
@@ -84,11 +83,8 @@ def _patch(module: ModuleType) -> None:
         backend.run = wrap_run(backend.run)
 
 
-class _PatchOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _PatchOnImport(importlib.abc.MetaPathFinder):
     """Find the backend module once, let its own loader run it, then wrap `run`."""
-
-    def __init__(self) -> None:
-        self._loader: importlib.abc.Loader | None = None
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -97,19 +93,15 @@ class _PatchOnImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return None
-        self._loader, spec.loader = spec.loader, self
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_patch(module: ModuleType) -> None:
+                load(module)
+                _patch(module)
+
+            spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]
         return spec
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        assert self._loader is not None
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert self._loader is not None
-        self._loader.exec_module(module)
-        _patch(module)
 
 
 if hasattr(sys.modules.get(_BACKEND), "LocalBackend"):

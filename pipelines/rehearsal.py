@@ -67,8 +67,6 @@ def run_rehearsal(config: RehearsalConfig, run: Run) -> None:
             raise RuntimeError("this rehearsal was configured to crash")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "finished":
-            return
 
 
 if __name__ == "__main__":

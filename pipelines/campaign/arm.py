@@ -158,7 +158,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _run_stages(plan: ArmPlan) -> int:
-    from pipelines.campaign.stages import run_stage
+    from pipelines.campaign.arms import run_stage
     from pipelines.tracking.run import Run
     from pipelines.tracking.store import client
 

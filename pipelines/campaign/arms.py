@@ -1,4 +1,4 @@
-"""From a campaign file to its arms: expand grids and seeds, refuse equal arms, write arguments, hash the design."""
+"""From a campaign file to its arms: expand grids and seeds, write and check their arguments, hash the design."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipelines.campaign.spec import ArmSpec, CampaignError, CampaignSpec
-from pipelines.campaign.stages import STAGES, arguments_of
-from pipelines.command.config import find_recipe, flatten, read_yaml
+from pipelines.cohort.folder import Cohort
+from pipelines.command.cli import resolve, run_entry_point
+from pipelines.command.config import RecipeError, find_recipe, flatten, nested, read_yaml
+from pipelines.command.entry_points import ENTRY_POINTS, EntryPoint
+from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.tracking.arms import NAME, ArmRecord
 from pipelines.tracking.names import Tag
+
+STAGES: dict[str, EntryPoint] = {name: one for name, one in ENTRY_POINTS.items() if one.is_stage}
+"""Entry points that can be stages of an arm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +55,7 @@ def expand(spec: CampaignSpec) -> list[Arm]:
     unknown = [name for name in named if name not in STAGES]
     if unknown:
         raise CampaignError(f"stage '{unknown[0]}' cannot be part of an arm; known: {', '.join(STAGES)}")
-    counts = [_count(spec, line) for line in spec.arms]
+    counts = [len(line.seeds or spec.seeds) * math.prod(map(len, line.grid.values())) for line in spec.arms]
     if sum(counts) > spec.max_arms:
         raise CampaignError(
             f"campaign {spec.name} expands to {sum(counts)} arms, above its max_arms of {spec.max_arms}"
@@ -64,10 +73,6 @@ def expand(spec: CampaignSpec) -> list[Arm]:
     if twice:
         raise CampaignError(f"two arms of campaign {spec.name} are called {twice}; give each its own name")
     return arms
-
-
-def _count(spec: CampaignSpec, line: ArmSpec) -> int:
-    return len(line.seeds or spec.seeds) * math.prod(len(values) for values in line.grid.values())
 
 
 def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
@@ -166,3 +171,53 @@ def arm_of(record: ArmRecord) -> Arm:
         note=tags.get(Tag.NOTE, ""),
         hypothesis=tags.get(Tag.HYPOTHESIS, ""),
     )
+
+
+def run_stage(entry_point: str, arguments: Sequence[str]) -> int:
+    """Run an entry point in this process and return its exit code; 1, a crash, if the store could not be reached."""
+    stage = STAGES[entry_point]
+    return run_entry_point(entry_point, stage.load_schema(), stage.run, stage.recipe, arguments, away_code=1)
+
+
+def check_arguments(
+    lines: Sequence[tuple[str, str, list[str]]], cohorts: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Resolve the arguments of many stages as their entry points would.
+
+    Args:
+        lines: (arm, entry point, arguments) of each stage.
+        cohorts: Folders to open; default cohorts are made if they are missing.
+
+    Returns:
+        Every configuration by its dotted keys, in the order of `lines`, with JSON types.
+
+    Raises:
+        RecipeError: If an argument is not valid; the message ends with the arm.
+        Refusal: If a cohort is missing.
+    """
+    configurations = []
+    for arm, entry_point, arguments in lines:
+        stage = STAGES[entry_point]
+        try:
+            config, recipe = resolve(stage.load_schema(), arguments, stage.recipe)
+        except RecipeError as error:
+            raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
+        configurations.append({"recipe": recipe} | flatten(nested(config)))
+    for cohort in cohorts:
+        ensure_cohort(Path(cohort))
+        Cohort.open(Path(cohort))
+    plain: list[dict[str, Any]] = json.loads(json.dumps(configurations, default=str))
+    return plain
+
+
+def arguments_of(overrides: dict[str, Any]) -> list[str]:
+    """Write overrides as `--key value`, so that the same values are read back."""
+    return [text for key, value in overrides.items() for text in (f"--{key}", _text(value))]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | list | tuple | dict) or value is None:
+        return json.dumps(value)
+    return str(yaml.safe_dump(value)).split("\n")[0]

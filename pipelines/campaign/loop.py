@@ -76,7 +76,7 @@ class CampaignLoop:
             return False
 
     def _turn(self, stop: StopWatch) -> bool:
-        records = self._look()
+        records = [self._seen(record) if record.is_open else record for record in self.record.arms()]
         self.research.prune(records, self.executor)
         usages = self._usages(records)
         running = [record for record in records if record.is_open]
@@ -94,9 +94,6 @@ class CampaignLoop:
         return is_over
 
     # Looking
-
-    def _look(self) -> list[ArmRecord]:
-        return [self._seen(record) if record.is_open else record for record in self.record.arms()]
 
     def _seen(self, record: ArmRecord) -> ArmRecord:
         handle = record.job or self.executor.find(f"{record.run_id}-{record.attempt}")

@@ -34,8 +34,9 @@ _SETS_SPEED = (
 
 def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of all arms with steps, hours and cost; "N arms" is on its own line."""
-    trainings = [configuration for configuration in configurations if "accumulation" in configuration]
-    runs = finished_trainings() if trainings else []
+    has_training = any("accumulation" in configuration for configuration in configurations)
+    query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
+    runs = search_runs(StoredRun, query) if has_training else []
     speeds = [training_speed(spec, configuration, runs) for configuration in configurations]
     hours = [
         arm_hours(spec, arm, configuration, speed)
@@ -78,12 +79,6 @@ def _cost(spec: CampaignSpec, hours: float | None) -> str:
     return f"? {spec.currency}" if hours is None else f"{hours * spec.price:.3f} {spec.currency}"
 
 
-def finished_trainings() -> list[StoredRun]:
-    """Return the finished pretrainings of the store whose speed is known."""
-    query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
-    return [run for run in search_runs(StoredRun, query) if run.metrics.get(_SPEED, 0.0) > 0]
-
-
 def training_speed(
     spec: CampaignSpec, configuration: Mapping[str, Any], runs: Sequence[StoredRun]
 ) -> tuple[float, str]:
@@ -99,6 +94,7 @@ def training_speed(
         run.metrics[_SPEED]
         for run in runs
         if run.tags.get(Tag.RECIPE) == recipe
+        and run.metrics.get(_SPEED, 0.0) > 0
         and all(run.params.get(f"cfg.{key}") == str(configuration[key]) for key in _SETS_SPEED)
     ]
     if alike:

@@ -15,13 +15,12 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from pipelines.campaign.arms import Arm, arm_of, stage_arguments
+from pipelines.campaign.arms import Arm, arm_of, check_arguments, stage_arguments
 from pipelines.campaign.executors.base import Executor
 from pipelines.campaign.proposers import open_proposer
 from pipelines.campaign.proposers.base import Outcome, ProposalError, Proposer, inside_space
 from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.spec import CampaignSpec
-from pipelines.campaign.stages import check_arguments
 from pipelines.command.config import RecipeError
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.campaign import CampaignConfig
-from pipelines.campaign.arms import Arm, design_sha256, expand, refuse_alike, stage_arguments
+from pipelines.campaign.arms import Arm, check_arguments, design_sha256, expand, refuse_alike, stage_arguments
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.loop import CampaignLoop
 from pipelines.campaign.plan import check_store, plan_table, refuse_arms_elsewhere, resolved_backbones
 from pipelines.campaign.records import CampaignRecord, find_parent
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
-from pipelines.campaign.stages import check_arguments
 from pipelines.command.config import find_recipe
 from pipelines.runtime.atomic import make_folder
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -44,19 +43,15 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
         executor = open_executor(config.executor, spec, config.parallel, JOBS / _key(spec.name))
         check_store(config.executor, run.stored().artifact_uri)
         arms = resolved_backbones(arms)
-        if not _is_under_way(spec, design):
+        parent = find_parent(spec.name)
+        # Else an earlier call has checked and registered exactly this design.
+        if parent is None or parent.tags[Tag.DESIGN] != design:
             check_arms(spec, arms, cohorts_of(spec, arms, config.executor))
         text = find_recipe(config.spec, CAMPAIGNS).read_text(encoding="utf-8")
         record = CampaignRecord.open(run, spec, design, text)
         record.add_arms(arms)
         refuse_arms_elsewhere(record.arms(), config.executor, time.time())
         CampaignLoop(spec, record, executor, config.executor).go()
-
-
-def _is_under_way(spec: CampaignSpec, design: str) -> bool:
-    """Whether exactly this design was checked and registered by an earlier call."""
-    parent = find_parent(spec.name)
-    return parent is not None and parent.tags[Tag.DESIGN] == design
 
 
 def check_arms(spec: CampaignSpec, arms: Sequence[Arm], cohorts: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -231,8 +230,3 @@ def _arm(number: int, tree: Any) -> ArmSpec:
             f"recipe key 'arms.{number}.name' must be letters, digits and _.=- only, got {arm.name!r}"
         )
     return arm
-
-
-def campaign_names(folder: Path = CAMPAIGNS) -> list[str]:
-    """Return the names of the campaigns that come with the project."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))

@@ -87,8 +87,9 @@ def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
             lines.append((row.label, row.article, "not measured", *[""] * (len(table.metrics) + 2)))
         for (cohort, split), group in sorted(groups.items()):
             where = f"{cohort}, KoLeo {split}" if table.split_by == "koleo" else f"{cohort} {split}".strip()
+            counts = f"{len(group)}, {len({one.seed for one in group})}"
             cells = [over_runs(group, metric) for metric in table.metrics]
-            lines.append((row.label, row.article, where, *cells, _verdicts(group), _counts(group)))
+            lines.append((row.label, row.article, where, *cells, _verdicts(group), counts))
     head = ("", "article", "ours, on", *table.metrics, "verdicts", "runs, seeds")
     return Table(head, lines)
 
@@ -107,10 +108,6 @@ def over_runs(group: Sequence[Evidence], metric: str) -> str:
 def _verdicts(group: Sequence[Evidence]) -> str:
     counts = Counter(one.facts["status"] for one in group if one.facts["status"])
     return ", ".join(f"{count} {status}" for status, count in counts.most_common())
-
-
-def _counts(group: Sequence[Evidence]) -> str:
-    return f"{len(group)}, {len({one.seed for one in group})}"
 
 
 def cost_table(article: Article, ledger: Sequence[LedgerRow]) -> Table:

@@ -36,10 +36,9 @@ from pipelines.tracking.run import Run
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
-from pipelines.training.figures import curves, view_sheet
+from pipelines.training.figures import curves, token_figures, view_sheet
 from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.token_figures import token_figures
 from pipelines.training.trainer import Trainer
 from pipelines.training.watch import ADVICE, Verdict
 from probes.splits import is_held_out, patient_hash

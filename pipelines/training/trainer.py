@@ -121,9 +121,8 @@ class Trainer:
             parts = torch.split(flat, [g.numel() for g in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
-        limit = self.config.optim.clip_norm
-        if limit:
-            return nn.utils.clip_grad_norm_(parameters, limit)
+        if self.config.optim.clip_norm:
+            return nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_norm)
         return nn.utils.get_total_norm(gradients)
 
     def _note(self, terms: Terms, views: Views) -> None:

@@ -51,7 +51,6 @@ class LocalExecutor:
             self.parallel = min(self.parallel, fitting)
         self.threads = max(cores // self.parallel, 1)
         self._canceled_at: dict[str, float] = {}
-        self._pids: dict[str, int] = {}
 
     def submit(self, plan: ArmPlan) -> str:
         """Start the arm's process, which inherits the job's lock."""
@@ -76,7 +75,7 @@ class LocalExecutor:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        self._pids[str(folder)] = process.pid
+        (folder / "pid").write_text(str(process.pid), encoding="ascii")
         # An arm may outlive this executor; whoever lives on waits for it, so that it is not collected while it runs.
         threading.Thread(target=process.wait, name=f"wait for {plan.name}", daemon=True).start()
         return str(folder)
@@ -113,8 +112,6 @@ class LocalExecutor:
         return path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:] if path.is_file() else ""
 
     def _pid(self, handle: str) -> int:
-        if handle in self._pids:
-            return self._pids[handle]
         path = Path(handle) / "pid"
         return int(path.read_text(encoding="ascii") or 0) if path.is_file() else 0
 

@@ -50,7 +50,7 @@ class OptunaProposer:
         if not self.spec.proposer.prune_metric:
             return []
         pruner = self.optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=2)
-        study = self.optuna.create_study(direction=self._direction, pruner=pruner)
+        study = self.optuna.create_study(direction=self.spec.endpoint.goal, pruner=pruner)
         pruned = []
         for outcome in outcomes:
             trial = study.ask()
@@ -61,14 +61,10 @@ class OptunaProposer:
                     break
         return pruned
 
-    @property
-    def _direction(self) -> str:
-        return "maximize" if self.spec.endpoint.goal == "maximize" else "minimize"
-
     def _study(self, outcomes: Sequence[Outcome]) -> Any:
         optuna, seed = self.optuna, self.spec.proposer.seed + len(outcomes)
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
-        study = optuna.create_study(direction=self._direction, sampler=sampler)
+        study = optuna.create_study(direction=self.spec.endpoint.goal, sampler=sampler)
         states = optuna.trial.TrialState
         for outcome in outcomes:
             # An arm that runs or failed has no value, but its point should not be tried again.

@@ -16,13 +16,12 @@ import yaml
 
 from pipelines.campaign import run as campaign
 from pipelines.campaign.arm import ArmPlan
-from pipelines.campaign.arms import expand, stage_arguments
+from pipelines.campaign.arms import check_arguments, expand, stage_arguments
 from pipelines.campaign.executors.local import LocalExecutor
 from pipelines.campaign.plan import arm_hours, check_store, plan_table
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.run import CampaignConfig, alone, run_campaign
 from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
-from pipelines.campaign.stages import check_arguments
 from pipelines.cohort.tables import CohortError
 from pipelines.command.cli import run_entry_point
 from pipelines.runtime.paths import PROJECT_ROOT

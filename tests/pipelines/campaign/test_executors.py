@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.campaign import stages
 from pipelines.campaign.arm import ArmPlan, StagePlan
+from pipelines.campaign.arms import arguments_of
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.executors.local import LocalExecutor, visible_gpus
 from pipelines.campaign.executors.skypilot import SkyPilotExecutor, deployable_commit, task_config
@@ -294,7 +294,7 @@ def test_submitit_s_own_processes_rehearse_the_same_path(own_store: Path) -> Non
     run = Run(client(), client().create_run("0").info.run_id)
     run.set_tags({"dinox.attempt": "1"})
     uri = f"sqlite:///{own_store / 'mlflow.db'}"
-    stage = StagePlan("rehearsal", run.run_id, stages.arguments_of({"steps": 2, "seconds": 1.0}))
+    stage = StagePlan("rehearsal", run.run_id, arguments_of({"steps": 2, "seconds": 1.0}))
     plan = ArmPlan("c", "a", run.run_id, 1, 60.0, [stage], {"MLFLOW_TRACKING_URI": uri})
     executor = SubmititExecutor(ResourcesSpec(memory_gb=1.0), 1, own_store, cluster="local")
     handle = executor.submit(plan)

@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 import pytest
 import yaml
 
-from pipelines.campaign.stages import STAGES
+from pipelines.campaign.arms import STAGES
 from pipelines.command.config import flatten, nested
 from pipelines.command.entry_points import ENTRY_POINTS
 from pipelines.command.help import describe

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from pipelines import rehearsal
-from pipelines.campaign.stages import run_stage
+from pipelines.campaign.arms import run_stage
 from pipelines.command.cli import run_entry_point
 from pipelines.tracking.outbox import Outbox, Record, StoreAwayError
 from pipelines.tracking.run import Run

@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
-from pipelines.training.token_figures import (
+from pipelines.training.figures import (
     attention_figure,
     gram_figure,
     principal_components,
