@@ -1,7 +1,5 @@
 """The whole pipeline on a laptop: phantom, cohort, two pretrainings that differ in one key, their probes, one table."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

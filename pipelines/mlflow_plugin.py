@@ -6,8 +6,6 @@ process that imports its tracking client. For this project alone, and only when 
 "local" and puts the folder of the running interpreter first on PATH.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.abc
 import importlib.machinery

@@ -1,7 +1,5 @@
 """From a campaign file to its arms: expand grids and seeds, write and check their arguments, hash the design."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

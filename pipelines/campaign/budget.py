@@ -5,8 +5,6 @@ start gets a lease, a part of the remaining budget, and ends itself when it is o
 never add up to more than what remains, and arms cannot overspend the budget after the campaign's process has died.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The loop of a campaign: poll running arms, account for ended ones, start what fits the budget, print the table."""
 
-from __future__ import annotations
-
 import math
 import platform
 import time

@@ -1,7 +1,5 @@
 """Checks before a campaign starts: its arms with estimated hours and cost, the store, and the backbones it needs."""
 
-from __future__ import annotations
-
 import platform
 import statistics
 import urllib.error

@@ -4,8 +4,6 @@ Proposed arms are ordinary arms: same stages, same executor, same budget. A prop
 space in the campaign's file. A proposer runs in its own thread; meanwhile the campaign continues to watch its arms.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import threading

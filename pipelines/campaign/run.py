@@ -1,7 +1,5 @@
 """Entry point `campaign`: a study described in a file, run arm by arm within its budget, continued if interrupted."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import time

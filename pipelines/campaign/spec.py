@@ -4,8 +4,6 @@ Campaigns are YAML files, `mlflow_projects/campaigns/*.yaml`. This module reads 
 as a recipe; `pipelines.campaign.arms` expands it into arms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """The table of a campaign: one line per arm, in the terminal while it runs and as an artifact."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Each part of the system declares its own small dataclass beside the code that us
 one. pydantic refuses unknown keys and wrong types; this module adds an error message with the correct form.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import difflib

@@ -3,8 +3,6 @@
 Tests compare MLproject, the stages of campaigns, `--help` and README's table with this list.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any

@@ -1,7 +1,5 @@
 """The text of `--help`: every option of an entry point with its type, current value and meaning."""
 
-from __future__ import annotations
-
 import dataclasses
 import textwrap
 import types

@@ -3,8 +3,6 @@
 Run: python -m pipelines.command.schema
 """
 
-from __future__ import annotations
-
 import json
 from pkgutil import resolve_name
 from typing import Any

@@ -1,7 +1,5 @@
 """Judges the claims of the article and the primary question by the runs that can test them."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The facts of each finished run: its configuration, that of its pretraining, and the kind of its cohort."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

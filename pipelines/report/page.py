@@ -1,7 +1,5 @@
 """A page of headings, sentences and tables, written as Markdown and as HTML."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Entry point `report`: compares the finished runs with the article, table by table and claim by claim."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The article's tables from `mlflow_projects/article.yaml`, our runs beside them, and the tables of campaigns."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence

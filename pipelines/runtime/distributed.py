@@ -1,7 +1,5 @@
 """Several processes and their devices: process group, shared values, choice of device and precision."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

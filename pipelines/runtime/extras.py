@@ -1,7 +1,5 @@
 """Packages that only some uses need: imported when needed; a missing one is reported in one sentence."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

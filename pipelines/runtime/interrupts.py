@@ -1,7 +1,5 @@
 """Stop requests (signals): finish the step, save, and exit with the signal's code. A deadline sends one too."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """One command line in several processes of this machine; torch is imported only then."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

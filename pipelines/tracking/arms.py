@@ -1,7 +1,5 @@
 """The arms of campaigns as MLflow records them: what each attempt used, and the ledger of all."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Writes `docs/names.md` from the list of names: `python -m pipelines.tracking.names_page`."""
 
-from __future__ import annotations
-
 from itertools import groupby
 
 from pipelines.runtime.paths import PROJECT_ROOT

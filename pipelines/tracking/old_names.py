@@ -1,7 +1,5 @@
 """Names of earlier versions: metrics of older runs, keys and values of older recipes and command lines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

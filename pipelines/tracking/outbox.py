@@ -3,8 +3,6 @@
 Every record is written atomically, so a killed run loses none; delivering one twice changes nothing.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

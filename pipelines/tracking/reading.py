@@ -1,7 +1,5 @@
 """Runs as the MLflow store holds them: one by its id, all that match a query, and their artifacts."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

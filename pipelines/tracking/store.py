@@ -1,7 +1,5 @@
 """The tracking store in use: how it is opened, and how its errors become one sentence."""
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap

@@ -4,8 +4,6 @@ One checkpoint is two files: `step_N.safetensors` (all tensors) and `step_N.json
 first). The JSON file gets its name last, so a checkpoint whose JSON exists is complete.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Configuration of a pretraining run: recipes set these keys."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """View retrieval inside a training run: do two views of a held-out slice find each other?"""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

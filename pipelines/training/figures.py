@@ -1,7 +1,5 @@
 """Figures of a training run: views, curves, and the tokens of a few fixed slices, comparable from step to step."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterator
 from typing import Any
 

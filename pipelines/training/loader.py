@@ -4,8 +4,6 @@ The order is a function of (seed, position) alone: it does not depend on the num
 interruptions.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass

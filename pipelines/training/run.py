@@ -1,7 +1,5 @@
 """One training run from cohort to exported backbone, around the updates of `pipelines.training.trainer`."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Schedules: every number that changes during training, as a pure function of the step (optimizer updates)."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

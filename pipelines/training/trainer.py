@@ -1,7 +1,5 @@
 """The training loop: one step counter, named loss terms, and the complete state that a resumed run needs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

@@ -7,8 +7,6 @@ same slice. It is negative for an untrained network, and zero at the entropy wal
 uniform distribution) and in collapse.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from dataclasses import dataclass

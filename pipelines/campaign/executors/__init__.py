@@ -1,7 +1,5 @@
 """Executors run the arms of a campaign: one small interface, and a thin adapter for each engine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipelines.campaign.executors.base import Executor

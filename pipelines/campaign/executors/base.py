@@ -1,7 +1,5 @@
 """The interface of an executor, which runs the arms of a campaign."""
 
-from __future__ import annotations
-
 from typing import Literal, Protocol
 
 from pipelines.campaign.arm import ArmPlan

@@ -4,8 +4,6 @@ A job is a folder with a lock file. The lock is taken before the process starts 
 exactly while a process of the arm runs, also after the campaign has ended. `poll` checks this lock.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

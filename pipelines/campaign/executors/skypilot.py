@@ -4,8 +4,6 @@ A machine gets one arm and one lease: `timeout` ends the arm there when its leas
 job tears the machine down. SkyPilot may restart a job elsewhere; an attempt that has begun before does nothing.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shlex

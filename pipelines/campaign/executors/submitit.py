@@ -4,8 +4,6 @@ squeue reports whether a job still runs. It also lists jobs by name, so a campai
 a job and storing its number finds the job again.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shlex

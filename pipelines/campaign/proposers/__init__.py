@@ -1,7 +1,5 @@
 """Proposers suggest new arms from the results so far; they cannot change the search space or the budget."""
 
-from __future__ import annotations
-
 from pipelines.campaign.proposers.base import Proposer
 from pipelines.campaign.proposers.llm import LlmProposer
 from pipelines.campaign.proposers.optuna import OptunaProposer

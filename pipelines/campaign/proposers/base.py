@@ -1,7 +1,5 @@
 """The interface of a proposer, and the check that a proposal lies in the search space."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol

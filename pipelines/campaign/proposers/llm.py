@@ -4,8 +4,6 @@ The model sees the question, the space with each key's default, and the results 
 text: it is parsed as JSON, checked key by key against the space, and used for nothing else.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

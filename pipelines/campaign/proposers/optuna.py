@@ -3,8 +3,6 @@
 The study is rebuilt from the records at each call, so nothing is lost if the campaign's process ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
