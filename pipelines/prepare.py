@@ -27,6 +27,7 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
             "prepare/nodules": len(cohort.nodules),
             "prepare/refused_files": prepared.files.left_out.total(),
             "prepare/refused_rows": prepared.rows.left_out.total() if prepared.rows else 0,
+            "prepare/same_voxels": len(prepared.same_voxels),
             "prepare/columns_left_out": prepared.columns.n_left_out if prepared.columns else 0,
         }
     )
@@ -41,6 +42,11 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
     print(f"{prepared.files}{'; see refused.parquet' if len(cohort.refused) else ''}")
     if prepared.rows:
         print(prepared.rows)
+    for patients in prepared.same_voxels:
+        print(
+            f"the same voxels are {len(patients)} patients ({', '.join(patients)}): if they are one, give them one "
+            "patient_id, or one may be trained on and the other tested"
+        )
     if prepared.columns and prepared.columns.n_left_out:
         print(prepared.columns)
     n_twice = int((cohort.nodules.groupby("volume_id")["source"].nunique() > 1).sum())

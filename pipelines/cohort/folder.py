@@ -1,7 +1,7 @@
 """A prepared cohort on disk: volumes in HU, memory-mapped, and the tables that describe them.
 
-cohort.json             schema version
-volumes/<id>.npy        int16 HU, (z, y, x), z toward the head
+cohort.json             schema version, hash of each table
+volumes/<id>.npy        int16 HU, (z, y, x), z toward the head; its time of change says that it was not altered since
 body/<id>.npy           uint8, (z, 32, 32): 0 outside, 1 body, 2 lung
 rows/<id>.json          the row of one volume, written after it: `prepare` resumes from these
 series.parquet  annotations.parquet  nodules.parquet  refused.parquet
@@ -19,6 +19,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.cohort.integrity import (
+    file_sha256,
+    has_shape,
+    is_altered,
+    is_whole,
+    voxel_sha256,
+    write_stamped,
+)
 from pipelines.cohort.tables import (
     ANNOTATIONS,
     NODULES,
@@ -34,6 +42,7 @@ from pipelines.runtime.json_files import read_json
 from transforms.body_grid import body_grid
 
 SCHEMA_VERSION = 1
+_TABLES = ("series", "annotations", "nodules", "refused")
 _REMEDY = "prepare the cohort again"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -58,6 +67,7 @@ class Cohort:
         self.nodules = read_table(root / "nodules.parquet", NODULES)
         self.refused = read_table(root / "refused.parquet", REFUSED)
         self._mapped: dict[tuple[str, str], NDArray[Any]] = {}
+        self._expected: dict[str, tuple[tuple[int, ...], str]] = {}
 
     @classmethod
     def open(cls, root: Path) -> "Cohort":
@@ -95,15 +105,10 @@ class Cohort:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def verify(self) -> list[str]:
-        """Hash every volume again; the ids of those that are missing or differ from their row."""
-        hashes = zip(self.series["volume_id"], self.series["sha256"], strict=True)
-        return [volume_id for volume_id, sha256 in hashes if self._hash(volume_id) != sha256]
-
-    def _hash(self, volume_id: str) -> str:
-        try:
-            return voxel_sha256(np.load(self.root / "volumes" / f"{volume_id}.npy", mmap_mode="r"))
-        except (OSError, ValueError, EOFError):
-            return "unreadable"
+        """Hash all again: ids of volumes that are missing, or differ from their row or body grid; names of tables."""
+        rows = self.series.to_dict("records")
+        altered = [str(row["volume_id"]) for row in rows if not is_whole(self.root, row, anew=True)]
+        return altered + altered_tables(self.root)
 
     def _map(self, folder: str, volume_id: str) -> Any:
         # Looked up for every sample of a training: no path is built for what is mapped already.
@@ -118,8 +123,19 @@ class Cohort:
                 mapped = np.lib.format.open_memmap(path, mode="r")
             except (ValueError, EOFError, OSError) as error:
                 raise CohortError(f"{path} is damaged or cannot be read; {_REMEDY}") from error
-            if mapped.ndim != 3 or mapped.dtype != (np.uint8 if folder == "body" else np.int16):
-                raise CohortError(f"{path} is damaged: it holds no {folder}; {_REMEDY}")
+            if not self._expected:
+                columns = (self.series[name] for name in ("volume_id", "shape", "sha256"))
+                self._expected = {
+                    name: (tuple(map(int, shape)), sha) for name, shape, sha in zip(*columns, strict=True)
+                }
+            shape, sha256 = self._expected[volume_id]
+            if not has_shape(mapped, folder, shape):
+                raise CohortError(f"{path} is damaged: it does not hold the {folder} of its row; {_REMEDY}")
+            if folder == "volumes" and is_altered(path, mapped, sha256):
+                raise CohortError(
+                    f"{path} was altered: it is not what `prepare` wrote, so no result of it is that of the cohort; "
+                    f"{_REMEDY}"
+                )
             if folder == "body":  # An array on the same map: a slice of it costs a tenth of a memmap's.
                 mapped = np.asarray(mapped)
             self._mapped[folder, volume_id] = mapped
@@ -127,7 +143,7 @@ class Cohort:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle for loader processes without the mapped voxels, which would be copied."""
-        return {**self.__dict__, "_mapped": {}}
+        return {**self.__dict__, "_mapped": {}, "_expected": {}}
 
 
 class CohortWriter:
@@ -146,8 +162,7 @@ class CohortWriter:
         self._presence = SharedPresence(root / ".writers")
         self._presence.clear_abandoned(root, *(root / name for name in ("volumes", "body", "rows")))
         if not (root / "cohort.json").is_file():
-            text = json.dumps({"schema_version": SCHEMA_VERSION}) + "\n"
-            write_atomically(root / "cohort.json", lambda file: file.write(text.encode()))
+            self._describe({})
         _check_version(root)
         for name in ("volumes", "body", "rows"):
             make_folder(root / name)
@@ -217,6 +232,11 @@ class CohortWriter:
                     REFUSED.names if name == "refused" else ["volume_id", *filter(None, [by_id.get(name)])]
                 )
                 write_table(self.root / f"{name}.parquet", table.sort_values(order, kind="stable"), schema)
+            self._describe({name: file_sha256(self.root / f"{name}.parquet") for name in _TABLES})
+
+    def _describe(self, tables: Mapping[str, str]) -> None:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, "tables": tables}) + "\n"
+        write_atomically(self.root / "cohort.json", lambda file: file.write(text.encode()))
 
     def close(self) -> None:
         """Remove leftovers of killed writers, if no other process writes here."""
@@ -260,7 +280,8 @@ def write_volume(
     grid = body_grid(volume_hu, is_patch=row["kind"] == "patch")
     text = json.dumps(full_row, allow_nan=False, sort_keys=True) + "\n"
     write_atomically(
-        root / "volumes" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, volume_hu)
+        root / "volumes" / f"{volume_id}.npy",
+        lambda file: write_stamped(file, volume_hu, str(full_row["sha256"])),
     )
     write_atomically(root / "body" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, grid))
     write_atomically(root / "rows" / f"{volume_id}.json", lambda file: file.write(text.encode()))
@@ -280,17 +301,23 @@ def stored_uids(root: Path) -> frozenset[str]:
     return frozenset(filter(_UID.fullmatch, uids))
 
 
+def altered_tables(root: Path) -> list[str]:
+    """Tables that are not as they were written; those of an older version have no hash and are not judged."""
+    written = read_json(root / "cohort.json", ("schema_version",), _REMEDY).get("tables", {})
+    return (
+        [
+            f"{name}.parquet"
+            for name in _TABLES
+            if file_sha256(root / f"{name}.parquet") != written.get(name, "")
+        ]
+        if written
+        else []
+    )
+
+
 def is_volume_id(text: str) -> bool:
     """Whether a text can be the id of a volume, and so the name of its files."""
     return _ID.fullmatch(text) is not None
-
-
-def voxel_sha256(volume_hu: NDArray[np.int16]) -> str:
-    """Hash of the voxels as little-endian int16 in C order, slice by slice."""
-    digest = hashlib.sha256()
-    for slice_hu in volume_hu:
-        digest.update(np.ascontiguousarray(slice_hu, dtype="<i2").data)
-    return digest.hexdigest()
 
 
 def _is_cohort(root: Path) -> bool:

@@ -32,7 +32,7 @@ class PrepareConfig:
     workers: int = 0
     """Processes; 0 takes one per core."""
     verify: bool = False
-    """Hash every volume of the cohort again at the end."""
+    """Hash every volume, body grid and table of the cohort again; volumes of this source that differ are read anew."""
 
     def __post_init__(self) -> None:
         """Refuse invalid combinations."""

@@ -13,7 +13,8 @@ from typing import ClassVar
 import pandas as pd
 
 from pipelines.cohort.accounting import Accounting
-from pipelines.cohort.folder import Cohort, CohortWriter, stored_uids, write_volume
+from pipelines.cohort.folder import Cohort, CohortWriter, altered_tables, stored_uids, write_volume
+from pipelines.cohort.integrity import is_whole
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES
 from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
@@ -43,6 +44,7 @@ class Prepared:
         n_present: Volumes that were in the cohort already.
         files: Of the source.
         rows: Of the annotation table; None without one.
+        same_voxels: Patients of each volume that is in the cohort under several patients.
         columns: Of the annotation table, beyond those that are read; None without one.
     """
 
@@ -52,6 +54,7 @@ class Prepared:
     files: Accounting
     rows: Accounting | None
     columns: FurtherColumns | None
+    same_voxels: list[list[str]]
 
 
 class PrepareError(Refusal):
@@ -88,7 +91,12 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         with contextlib.closing(CohortWriter(root)) as writer:
             for volume_id in _otherwise_parted(writer, found.jobs):
                 writer.forget(volume_id)
-            missing = [job for job in found.jobs if not _is_up_to_date(writer, job, config.witness)]
+            if config.verify and (damaged := altered_tables(root)):
+                raise PrepareError(
+                    f"{' and '.join(damaged)} of {root} were altered since they were written; delete them and run "
+                    "prepare again"
+                )
+            missing = [job for job in found.jobs if not _is_up_to_date(writer, job, config)]
             refused_jobs = _read_all(missing, config, root, pseudonyms)
             for volume_id in refused_jobs:
                 writer.forget(volume_id)  # as it was read before, which is not what the source holds now
@@ -121,7 +129,10 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             "delete them from volumes/ and run prepare again"
         )
     n_new = len(missing) - len(refused_jobs)
-    return Prepared(cohort, n_new, len(present) - n_new, files, rows, table.further if table else None)
+    patients = cohort.series.groupby("sha256")["patient_id"].unique()
+    same_voxels = [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
+    further = table.further if table else None
+    return Prepared(cohort, n_new, len(present) - n_new, files, rows, further, same_voxels)
 
 
 def _write_tables(
@@ -160,15 +171,16 @@ def _source_folder(config: PrepareConfig) -> Path:
     return PHANTOM_SOURCE
 
 
-def _is_up_to_date(writer: CohortWriter, job: Job, witness: str) -> bool:
-    """Whether the cohort holds the volume as it would be read now: of the same files and patient, witnessed."""
+def _is_up_to_date(writer: CohortWriter, job: Job, config: PrepareConfig) -> bool:
+    """Whether the cohort holds the volume as it would be read now: of the same files and patient, unaltered."""
     row = writer.row_of(job.volume_id)
     return row is not None and (
         row["n_files"] == len(job.files)
         and row.get("source_stamp", "") in ("", _stamp(job.files))  # older cohorts have none
         and job.patient_id in ("", row["patient_id"])
         and job.series_uid in ("", row["series_uid"])
-        and witness in ("none", row.get("witness"))
+        and config.witness in ("none", row.get("witness"))
+        and is_whole(writer.root, row, anew=config.verify)
     )
 
 

@@ -246,6 +246,11 @@ _REPRESENTATION = (
 _COHORTS = (
     Metric("prepare/{volumes,patients,nodules}", _COUNT, "of the cohort, after this run"),
     Metric("prepare/new_volumes", _COUNT, "volumes that this run wrote"),
+    Metric(
+        "prepare/same_voxels",
+        _COUNT,
+        "volumes that are in the cohort under several patients: a leak across folds",
+    ),
     Metric("prepare/columns_left_out", _COUNT, "columns of the table of nodules that were not kept"),
     Metric(
         "prepare/{refused_files,refused_rows}", _COUNT, "files, and rows of annotations, that were refused"
