@@ -42,6 +42,8 @@ def run_prepare(config: PrepareConfig, run: Run) -> None:
     print(f"{prepared.files}{'; see refused.parquet' if len(cohort.refused) else ''}")
     if prepared.rows:
         print(prepared.rows)
+    if prepared.doubt:
+        print(prepared.doubt)
     for patients in prepared.same_voxels:
         print(
             f"the same voxels are {len(patients)} patients ({', '.join(patients)}): if they are one, give them one "

@@ -26,12 +26,16 @@ MAX_SHEAR_COSINE = np.sin(np.radians(1.0))
 
 @dataclass(frozen=True, slots=True)
 class FileVolume:
-    """A CT volume: (Z, Y, X) int16 HU, z toward the head, y to the back, x to the left, as axial DICOM is stored."""
+    """A CT volume: (Z, Y, X) int16 HU, z toward the head, y to the back, x to the left, as axial DICOM is stored.
+
+    `affine_ras` takes (z, y, x, 1) to RAS mm, and `stored_affine_ras` the index in the order of the file.
+    """
 
     volume_hu: NDArray[np.int16]
     spacing_mm: tuple[float, float, float]
     affine_ras: NDArray[np.float64]
     notes: tuple[str, ...]
+    stored_affine_ras: NDArray[np.float64]
     n_padding_voxels: int = 0
 
     @property
@@ -117,6 +121,7 @@ def volume_of(
         spacing_mm=spacing_of(affine[:, [2, 1, 0, 3]]),
         affine_ras=affine[:, [2, 1, 0, 3]],
         notes=notes,
+        stored_affine_ras=affine_ras,
         n_padding_voxels=n_padding,
     )
 

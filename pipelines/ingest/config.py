@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 FolderFormat = Literal["auto", "dicom", "nifti", "metaimage", "nrrd", "png"]
 SourceFormat = Literal[FolderFormat, "hub"]
+Axes = Literal["lps", "ras", "voxel"]
+Coordinates = Literal["by_name", Axes]
 PHANTOM_COHORT = "cohorts/phantom"
 
 
@@ -25,6 +27,8 @@ class PrepareConfig:
     """simpleitk: compare every voxel of DICOM with SimpleITK's reading and refuse series that differ."""
     annotations: str = ""
     """CSV of nodules to join to the volumes; its path is not stored, nor is the source's."""
+    coordinates: Coordinates = "by_name"
+    """What the places of that table are, where names such as x_lps_mm or x_ras_mm do not say it."""
     keep_columns: str = ""
     """Further columns of that table to keep, with commas between: numbers and short codes, never text."""
     keep_ids: bool = False

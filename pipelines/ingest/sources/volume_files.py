@@ -186,6 +186,7 @@ def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]
         "series_uid": job.series_uid,
         "spacing_mm": list(volume.spacing_mm),
         **volume.geometry.as_row(),
+        "stored_affine_ras": volume.stored_affine_ras.ravel().tolist(),  # for places that are voxels of the file
         "manufacturer": "",
         "kernel": "",
         "slice_thickness_mm": None,

@@ -71,7 +71,7 @@ def test_a_table_meets_its_files_and_every_other_row_is_counted(tmp_path: Path) 
         NODULE | {"malignancy_ratings": "5;9"},
         NODULE | {"diameter_mm": "wide"},
         NODULE | {"malignancy_ratings": ""},
-        NODULE | {"malignancy_ratings": "", "label": "1", "x_lps_mm": "4.0"},
+        NODULE | {"malignancy_ratings": "", "label": "1", "x_lps_mm": "6.0"},
         NODULE | {"label": "maybe"},
     ]
     table = write_csv(tmp_path / "s" / "nodules.csv", rows)
