@@ -65,7 +65,7 @@ def test_personal_columns_paths_and_uids_reach_nothing_that_is_kept(
     write_ct_series(source / "Quillfeather^Isolde", series_uid=uid)
     rows = [
         f"Quillfeather^Isolde/0-0.dcm,somebody,{x},-37,-295,5,1," + ",".join(PERSONAL.values())
-        for x in (-47, -46)
+        for x in (-47, -44)
     ]
     table = source / "Quillfeather.csv"
     table.write_text("\n".join([f"{TABLE},{','.join(PERSONAL)}", *rows]) + "\n")
