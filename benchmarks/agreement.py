@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from benchmarks.timing import Row, one_thread
 from models.backbone import build_backbone
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
-from pipelines.phantom.wall_slices import chest_slices
+from pipelines.phantom.wall_cohort import chest_slices
 from pipelines.training.config import PretrainConfig
 from pipelines.training.schedule import moment
 from pipelines.training.trainer import Trainer

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, empty_table
 from pipelines.phantom.anatomy import NOISE_HU, Thorax, chest_hu, grow_vessels
@@ -54,7 +54,7 @@ def chest_cohort(tiny: bool = False) -> ChestCohort:
     png_paths = []
     for number in range(N_VOLUMES):
         volume_hu = _chest(number, shape)
-        writer.add_volume(_series_row(f"chest-{number}"), volume_hu)
+        write_volume(writer.root, _series_row(f"chest-{number}"), volume_hu)
         for z, slice_hu in enumerate(volume_hu):
             png_paths.append(root / f"{number}-{z:03d}.png")
             Image.fromarray((slice_hu.astype(np.int32) + PNG_OFFSET).astype(np.uint16)).save(png_paths[-1])

@@ -11,7 +11,7 @@ from benchmarks.chest_cohort import ChestCohort, chest_cohort
 from benchmarks.png_peer import PngTwoViews
 from benchmarks.timing import ROUNDS, Row, median_cpu_seconds, one_thread
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
-from transforms.views.batch import ViewConfig
+from transforms.views.config import ViewConfig
 
 BATCH, WORKERS = 16, 2
 READS = 64

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.chest_cohort import PNG_OFFSET
-from transforms.views.batch import ViewConfig
+from transforms.views.config import ViewConfig
 
 
 class PngTwoViews(Dataset[torch.Tensor]):

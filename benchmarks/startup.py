@@ -24,7 +24,6 @@ import torch
 
 from benchmarks.timing import Row
 from pipelines.cohort.folder import Cohort, CohortWriter
-from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, SERIES, empty_table, write_table
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
@@ -162,7 +161,7 @@ def start(root: Path) -> dict[str, float]:
     index = SliceIndex(cohort, patients.train, config.slices == "inner")
     plan = BatchPlan(len(index), config.batch_size, config.accumulation, config.seed)
     RetrievalEvaluation(cohort, patients.held_out, config, torch.device("cpu"))
-    _tags = cohort_kind(cohort), cohort.sha256
+    _tags = cohort.kind, cohort.sha256
     data = MicroBatches(index, plan, config.views, config.seed, render=True)
     next(stream_batches(data, 0, 1, workers=0, pin=False))
     cpu_s, wall_s = process_time() - cpu, perf_counter() - wall

@@ -10,7 +10,7 @@ from benchmarks.chest_cohort import chest_cohort
 from benchmarks.png_peer import PngTwoViews
 from benchmarks.timing import ROUNDS, Row, median_cpu_seconds, one_thread
 from pipelines.training.loader import BatchPlan, MicroBatches
-from transforms.views.batch import ViewConfig
+from transforms.views.config import ViewConfig
 from transforms.views.resample import resize_crop
 
 BATCH = 16

@@ -1,40 +1,13 @@
 """Tokens of a nodule's slices to one vector: at the center, averaged, or by attention that uses slice positions."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 AggregatorName = Literal["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
-
-
-def build_aggregator(name: AggregatorName, n_features: int) -> nn.Module:
-    """Make an aggregator by name.
-
-    Each takes tokens (B, Z, D), position_mm (B, Z) relative to the nodule's center, and mask (B, Z), true where a
-    slice is real and not padding; it gives (B, D). Give every nodule the same range in mm: the number of slices that
-    a nodule spans reveals its size.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    match name:
-        case "center":
-            return Center()
-        case "mean":
-            return Mean()
-        case "center3_mean":
-            return CenterThree("mean")
-        case "center3_max":
-            return CenterThree("max")
-        case "attention_z":
-            return AttentionZ(n_features)
-        case "planes":
-            return Planes(n_features)
-    raise ValueError(
-        f"aggregator {name!r} does not exist; use center, mean, center3_mean, center3_max, attention_z or planes"
-    )
 
 
 class Center(nn.Module):
@@ -134,6 +107,31 @@ class Planes(nn.Module):
         return torch.einsum("bz,bzd->bd", weights, placed.masked_fill(~mask[..., None], 0.0))
 
 
+_AGGREGATORS: dict[AggregatorName, Callable[[int], nn.Module]] = {
+    "center": lambda _: Center(),
+    "mean": lambda _: Mean(),
+    "center3_mean": lambda _: CenterThree("mean"),
+    "center3_max": lambda _: CenterThree("max"),
+    "attention_z": AttentionZ,
+    "planes": Planes,
+}
+
+
+def build_aggregator(name: AggregatorName, n_features: int) -> nn.Module:
+    """Make an aggregator by name.
+
+    Each takes tokens (B, Z, D), position_mm (B, Z) relative to the nodule's center, and mask (B, Z), true where a
+    slice is real and not padding; it gives (B, D). Give every nodule the same range in mm: the number of slices that
+    a nodule spans reveals its size.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in _AGGREGATORS:
+        raise ValueError(f"aggregator {name!r} does not exist; use one of {', '.join(_AGGREGATORS)}")
+    return _AGGREGATORS[name](n_features)
+
+
 class _PlaceEmbedding(nn.Module):
     """Sines and cosines of the place in mm, mixed into D features."""
 
@@ -141,8 +139,7 @@ class _PlaceEmbedding(nn.Module):
         super().__init__()
         shortest, longest = wavelengths_mm
         waves = torch.logspace(math.log10(shortest), math.log10(longest), n_waves)
-        self.frequency: Tensor
-        self.register_buffer("frequency", 2 * math.pi / waves)
+        self.frequency = nn.Buffer(2 * math.pi / waves)
         self.mix = nn.Linear(2 * n_waves, n_features)
 
     def forward(self, position_mm: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Vision transformers through timm: class token and patch tokens of a batch of views."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import timm
@@ -92,6 +90,40 @@ class Backbone(nn.Module):
         return Tokens(tokens[:, 0], tokens[:, prefix:], tokens[:, 1:prefix])
 
 
+@torch.no_grad()
+def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
+    """Return how much the class token attends to each patch in the last block, which the fused kernel does not.
+
+    Args:
+        backbone: In evaluation.
+        images: (B, 3, S, S), normalized.
+
+    Returns:
+        (B, heads, N), softmax weights; the remainder to 1 goes to the class token itself and to the registers.
+        None where the last block's attention is of a kind that has no plain queries and keys.
+    """
+    attention = backbone.vit.blocks[-1].attn
+    if type(attention) is not Attention:
+        return None
+    seen: list[Tensor] = []
+
+    def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0])
+
+    hook = attention.register_forward_pre_hook(remember)
+    try:
+        backbone(images)
+    finally:
+        hook.remove()
+    batch, length, _ = seen[0].shape
+    joined = attention.qkv(seen[0]).reshape(batch, length, 3, attention.num_heads, attention.head_dim)
+    queries, keys, _ = joined.permute(2, 0, 3, 1, 4)
+    query = attention.q_norm(queries[:, :, :1]) * attention.scale
+    weights = (query @ attention.k_norm(keys).transpose(-2, -1)).softmax(dim=-1)
+    patches: Tensor = weights[:, :, 0, backbone.vit.num_prefix_tokens :]
+    return patches
+
+
 def build_backbone(config: BackboneConfig) -> Backbone:
     """Build the backbone that a recipe names, with random weights or those that timm has for the name.
 
@@ -128,9 +160,7 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
         )
         return article
     name = _ARTICLE.get(config.arch, config.timm_name)
-    is_local = name.startswith("local-dir:")
-    is_hub = name.startswith("hf-hub:")
-    if not is_local and not is_hub and not timm.is_model(name.split(".")[0]):
+    if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name.split(".")[0]):
         raise BackboneError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
     refusal = f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
     try:

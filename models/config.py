@@ -1,11 +1,9 @@
 """Configuration of networks and their objective; nothing heavy is imported, so that recipes are read quickly."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 Arch = Literal["vit_small", "vit_large", "custom", "timm"]
 
@@ -51,12 +49,7 @@ class BackboneConfig:
 class HeadConfig:
     """Size of the projection head; ln(prototypes) is the loss of a uniform output."""
 
-    prototypes: int = 8192
-
-    def __post_init__(self) -> None:
-        """Refuse fewer than two prototypes."""
-        if self.prototypes < 2:
-            raise ValueError(f"prototypes must be at least 2, got {self.prototypes}")
+    prototypes: Annotated[int, Field(ge=2)] = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,4 @@
-"""The student, its teacher, and the only method that updates the teacher."""
-
-from __future__ import annotations
+"""The projection head, the student, its teacher, and the only method that updates the teacher."""
 
 import copy
 from typing import NamedTuple
@@ -9,7 +7,38 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.head import ProjectionHead
+from models.config import HeadConfig
+from models.losses.precision import wide
+
+
+class ProjectionHead(nn.Module):
+    """Linear(D, D), GELU, Linear(D, K), with biases: the article's head.
+
+    The last layer runs in float32 under autocast too, because a softmax at temperature 0.04 turns the rounding of
+    half precision into other targets.
+    """
+
+    def __init__(self, embed_dim: int, config: HeadConfig) -> None:
+        """Build the two layers."""
+        super().__init__()
+        self.hidden = nn.Linear(embed_dim, embed_dim)
+        self.act = nn.GELU()
+        self.last = nn.Linear(embed_dim, config.prototypes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., D) to float32 logits (..., K)."""
+        return self.project(self.embed(tokens))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., D) to the input of the last layer, (..., D)."""
+        embedded: Tensor = self.act(self.hidden(tokens))
+        return embedded
+
+    def project(self, embedded: Tensor) -> Tensor:
+        """Map (..., D) from `embed` to float32 logits (..., K); the layer is linear, so means stay means."""
+        with torch.autocast(embedded.device.type, enabled=False):
+            logits: Tensor = self.last(wide(embedded))
+        return logits
 
 
 class Output(NamedTuple):
@@ -46,10 +75,6 @@ class Network(nn.Module):
 class StudentTeacher(nn.Module):
     """Two networks of one shape: the student learns by gradient, the teacher follows as its moving average."""
 
-    student: Network
-    teacher: Network
-    gram_teacher: Network | None
-
     def __init__(self, student: Network, frozen_gram_teacher: bool = False) -> None:
         """Start the teacher as a copy of the student that no gradient reaches.
 
@@ -63,7 +88,7 @@ class StudentTeacher(nn.Module):
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.gram_teacher = copy.deepcopy(self.teacher) if frozen_gram_teacher else None
 
-    def train(self, mode: bool = True) -> StudentTeacher:
+    def train(self, mode: bool = True) -> "StudentTeacher":
         """Set the student's mode; the teachers stay in evaluation."""
         super().train(mode)
         self.teacher.eval()

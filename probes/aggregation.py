@@ -1,9 +1,9 @@
 """Which way of pooling a nodule's slices keeps the information of the third dimension? One table, in the same folds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from models.aggregators import AggregatorName, build_aggregator
-from probes.heads.fitting import FitSettings, Standardize, fit_network, predict
-from probes.heads.linear import LinearProbe, cross_fit
+from probes.heads.fitting import FitSettings, NetworkProbe, Standardize
+from probes.heads.linear import LinearProbe, Probe, cross_fit
 from probes.splits import Fold
 from probes.statistics.checks import Floats, Ints, binary_labels
 from probes.statistics.delong import delong_difference
@@ -58,70 +58,30 @@ class SliceTokens:
         return SliceTokens(self.tokens[index], self.position_mm[index], self.mask[index])
 
 
-class AggregatorProbe:
-    """One aggregator and a linear classifier on top of it.
+@dataclass
+class AggregatorProbe(NetworkProbe[SliceTokens]):
+    """One learned aggregator and a linear classifier on top of it, trained together.
 
-    Without parameters of its own the aggregator is followed by a `LinearProbe`, with its choice of the penalty; a
-    learned one is trained with the classifier. Fitted attribute: `linear_` or `network_`.
-
-    Args:
+    Attributes:
         aggregator: Its name.
-        settings: Of the training of a learned one; None: the defaults of `FitSettings`.
-        seed: Of inner folds, initialization and batches.
-        device: Where to train.
     """
 
-    def __init__(
-        self,
-        aggregator: AggregatorName,
-        settings: FitSettings | None = None,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        """Store the settings; `fit` learns."""
-        self.aggregator: AggregatorName = aggregator
-        self.settings = settings or FitSettings()
-        self.seed = seed
-        self.device = torch.device(device)
+    aggregator: AggregatorName
 
-    def fit(self, features: SliceTokens, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
-        """Train on slices of N nodules with labels 0 or 1, (N,).
+    def inputs(self, features: SliceTokens) -> tuple[Tensor, ...]:
+        """Tokens, positions and mask."""
+        return features.tokens, features.position_mm, features.mask
 
-        Raises:
-            UnmeasurableError: If a class is absent or has one patient, or tokens are not finite.
-        """
-        if self.aggregator not in LEARNED:
-            self.linear_ = LinearProbe(seed=self.seed).fit(self._pooled(features), labels, patient_ids)
-            return self
-        self.network_ = fit_network(
-            lambda: _Classifier(self.aggregator, features),
-            (features.tokens, features.position_mm, features.mask),
-            labels,
-            patient_ids,
-            self.settings,
-            self.seed,
-            self.device,
-        )
-        return self
-
-    def decision_function(self, features: SliceTokens) -> Floats:
-        """Evidence for class 1, (N,)."""
-        if self.aggregator not in LEARNED:
-            return self.linear_.decision_function(self._pooled(features))
-        inputs = (features.tokens, features.position_mm, features.mask)
-        return predict(self.network_, inputs, self.device)
-
-    def _pooled(self, features: SliceTokens) -> Floats:
-        pool = build_aggregator(self.aggregator, features.tokens.shape[-1])
-        pooled: Tensor = pool(features.tokens, features.position_mm, features.mask)
-        return np.asarray(pooled.double().numpy(), dtype=np.float64)
+    def build(self, inputs: tuple[Tensor, ...]) -> nn.Module:
+        """The aggregator and the classifier."""
+        return _Classifier(self.aggregator, inputs[0][inputs[2]])
 
 
 class _Classifier(nn.Module):
-    def __init__(self, aggregator: AggregatorName, features: SliceTokens) -> None:
+    def __init__(self, aggregator: AggregatorName, real_tokens: Tensor) -> None:
         super().__init__()
-        n_features = features.tokens.shape[-1]
-        self.standardize = Standardize(features.tokens[features.mask])
+        n_features = real_tokens.shape[-1]
+        self.standardize = Standardize(real_tokens)
         self.aggregate = build_aggregator(aggregator, n_features)
         self.dropout = nn.Dropout(0.2)
         self.classify = nn.Linear(n_features, 1)
@@ -167,18 +127,24 @@ def compare_aggregators(
     truth, pairs = binary_labels(labels), list(folds)
     inputs: dict[AggregatorName, SliceTokens] = {"center": slices}
     inputs.update({name: slices for name in names if name != "planes"})
-    unknown = [name for name in names if name not in get_args(AggregatorName)]
-    if unknown:
-        raise ValueError(
-            f"aggregator {unknown[0]!r} does not exist; choose one of {', '.join(get_args(AggregatorName))}"
-        )
     if planes is not None:
         inputs["planes"] = planes
     scores: dict[AggregatorName, Floats] = {}
     for name, of in inputs.items():
-        make = partial(AggregatorProbe, name, settings, seed, device)
-        scores[name] = cross_fit(make, of, truth, patient_ids, pairs)
+        make: Callable[[], Probe[Any]] = partial(LinearProbe, seed=seed)
+        if name in LEARNED:
+            make = partial(
+                AggregatorProbe, name, settings=settings or FitSettings(), seed=seed, device=device
+            )
+        shown = of if name in LEARNED else _pooled(name, of)
+        scores[name] = cross_fit(make, shown, truth, patient_ids, pairs)
     return _table(scores, truth, np.asarray(patient_ids))
+
+
+def _pooled(name: AggregatorName, slices: SliceTokens) -> Floats:
+    pool = build_aggregator(name, slices.tokens.shape[-1])
+    pooled: Tensor = pool(slices.tokens, slices.position_mm, slices.mask)
+    return np.asarray(pooled.double().numpy(), dtype=np.float64)
 
 
 def _table(scores: Mapping[AggregatorName, Floats], truth: Ints, patients: npt.NDArray[Any]) -> pd.DataFrame:

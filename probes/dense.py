@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,32 +14,31 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from probes.heads.fitting import as_tensor
+from probes.heads.linear import mean_and_scale
 from probes.heads.logistic import fit_logistic
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import Fold
 from probes.statistics.bootstrap import mean_difference, mean_with_interval
-from probes.statistics.checks import Floats, Ints
+from probes.statistics.checks import Floats, Ints, TooFewError, UnmeasurableError
 
 _CUT_NODULES = 200  # enough to choose one threshold
 
 
+@dataclass
 class DenseProbe:
     """Logistic regression from one patch token to the share of its patch that the mask covers.
 
     Log odds are upsampled to the mask's resolution (bilinear); the threshold maximizes the mean Dice of training
     nodules. Fitted attributes: `coef_` (D,), `intercept_`, `mean_`, `scale_` (D,), `threshold_` in log odds.
 
-    Args:
+    Attributes:
         c: Inverse penalty, scikit-learn's scale.
         max_patches: Patches to train on: all that the mask touches, and as many others as fit, drawn at random.
         seed: Of that draw.
     """
 
-    def __init__(self, c: float = 1e-3, max_patches: int = 20_000, seed: int = 0) -> None:
-        """Store the settings; `fit` learns."""
-        self.c = c
-        self.max_patches = max_patches
-        self.seed = seed
+    c: float = 1e-3
+    max_patches: int = 20_000
+    seed: int = 0
 
     def fit(self, tokens: npt.ArrayLike | Tensor, masks: npt.ArrayLike | Tensor) -> Self:
         """Learn from patch tokens and masks.
@@ -61,9 +61,7 @@ class DenseProbe:
         clear = clear[torch.randperm(len(clear), generator=draw)][: self.max_patches - len(touched)]
         chosen = torch.cat([touched, clear])
         samples = x.flatten(0, 1)[chosen].double().numpy()
-        scale = samples.std(axis=0)
-        self.mean_ = samples.mean(axis=0)
-        self.scale_ = np.where(scale > 1e-6 * np.abs(samples).max(axis=0), scale, np.inf)
+        self.mean_, self.scale_ = mean_and_scale(samples)
         target = share.flatten()[chosen].double().numpy()
         penalty = np.full(samples.shape[1], 1 / self.c)
         start = np.append(np.zeros(samples.shape[1]), logit(np.clip(target.mean(), 1e-6, 1 - 1e-6)))
@@ -140,7 +138,7 @@ def cross_fit_dice(
             raise ValueError(
                 f"a fold tests {shared.size} patients that it also trains on, such as {shared[0]}"
             )
-        fitted = DenseProbe(probe.c, probe.max_patches, probe.seed).fit(x[train], y[train])
+        fitted = replace(probe).fit(x[train], y[train])
         total[test] += dice(fitted.predict(x[test], y.shape[1:]), y[test].numpy() > 0.5)
         times[test] += 1
     return np.asarray(np.divide(total, times, out=np.full(len(x), np.nan), where=times > 0))

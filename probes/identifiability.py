@@ -1,37 +1,14 @@
 """How well something that features should not depend on, such as the scanner, can be read from them."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
 from sklearn.model_selection import StratifiedGroupKFold
 
 from probes.heads.linear import LinearProbe, cross_fit
-from probes.refusals import TooFewError
 from probes.statistics.bootstrap import patient_weights
-from probes.statistics.checks import Floats, Ints, finite_features, patient_index
+from probes.statistics.checks import Floats, Ints, TooFewError, finite_features, patient_index
 from probes.statistics.estimate import Estimate
-from probes.statistics.metrics import auroc_with_interval
-
-
-@dataclass(frozen=True, slots=True)
-class Identifiability:
-    """How well a linear probe predicts a property.
-
-    Attributes:
-        classes: Values of the property that were distinguished, sorted.
-        left_out: Values with too few patients; their samples are not used.
-        n: Samples in use.
-        balanced_accuracy: Mean recall over the classes, with interval over patients; chance is 1 / len(classes).
-        auroc: One class against the rest, by class, with interval over patients.
-    """
-
-    classes: tuple[str, ...]
-    left_out: tuple[str, ...]
-    n: int
-    balanced_accuracy: Estimate
-    auroc: dict[str, Estimate]
 
 
 def identifiability(
@@ -42,8 +19,8 @@ def identifiability(
     min_patients: int = 10,
     c: float = 1e-2,
     seed: int = 0,
-) -> Identifiability:
-    """Read a property such as the manufacturer or the kernel from features, one class against the rest, out of fold.
+) -> tuple[Estimate, tuple[str, ...]]:
+    """Predict a property such as the manufacturer or the kernel from features by linear probes, out of fold.
 
     A sample is called by the class with the most evidence, as if all classes were equally common.
 
@@ -55,6 +32,10 @@ def identifiability(
         min_patients: Classes with fewer patients are left out, and named.
         c: Inverse penalty of the probes; fixed, since a lower bound is enough here.
         seed: Of folds and bootstrap.
+
+    Returns:
+        Balanced accuracy, the mean recall over the classes, with interval over patients (chance is 1 over their
+        number), and the classes with too few patients, whose samples are not used.
 
     Raises:
         TooFewError: If fewer than two classes have enough patients.
@@ -72,13 +53,8 @@ def identifiability(
     dealer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     folds = [(train, test) for train, test in dealer.split(x, truth, who)]
     evidence = np.stack([_evidence(x, truth == k, who, folds, c) for k in range(len(classes))], axis=1)
-    area = {
-        name: auroc_with_interval((truth == k).astype(int), evidence[:, k], who, seed=seed)
-        for k, name in enumerate(classes)
-    }
     accuracy = _mean_recall(truth, evidence.argmax(axis=1), patient_index(who, len(who)), seed)
-    left_out = tuple(name for name in n_patients if name not in classes)
-    return Identifiability(classes, left_out, len(truth), accuracy, area)
+    return accuracy, tuple(name for name in n_patients if name not in classes)
 
 
 def _evidence(

@@ -8,7 +8,7 @@ the table of nodules.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -102,45 +102,23 @@ class _Rating:
     """
 
     min_readers: int
-    summary: Callable[[list[int]], float]
+    summary: Callable[[list[int]], Any]
     is_malignant: Callable[[float], bool | None]
 
 
-def _median(ratings: list[int]) -> float:
-    return float(np.median(ratings))
-
-
-def _mean(ratings: list[int]) -> float:
-    return float(np.mean(ratings))
-
-
-def _rounded_mean(ratings: list[int]) -> float:
-    return float(round(_mean(ratings)))  # Python rounds halves to even
-
-
-def _above_three(rating: float) -> bool:
-    return rating > 3
-
-
-def _from_three(rating: float) -> bool:
-    return rating >= 3
-
-
-def _clear(rating: float) -> bool | None:
-    return True if rating >= 3.5 else False if rating <= 2.5 else None
-
-
-def _not_three(rating: float) -> bool | None:
-    return None if rating == 3 else rating > 3
-
-
 _RATING_RULES: dict[LabelRule, _Rating] = {
-    "consensus": _Rating(3, _median, _above_three),
-    "article": _Rating(1, _median, _above_three),
-    "consensus_clear": _Rating(3, _mean, _clear),
-    "lora": _Rating(2, _mean, _from_three),
-    "any_reader": _Rating(1, _median, _above_three),
-    "luna_fmcib": _Rating(3, _rounded_mean, _not_three),
+    "consensus": _Rating(3, np.median, lambda rating: rating > 3),
+    "article": _Rating(1, np.median, lambda rating: rating > 3),
+    "consensus_clear": _Rating(
+        3, np.mean, lambda rating: True if rating >= 3.5 else False if rating <= 2.5 else None
+    ),
+    "lora": _Rating(2, np.mean, lambda rating: rating >= 3),
+    "any_reader": _Rating(1, np.median, lambda rating: rating > 3),
+    "luna_fmcib": _Rating(
+        3,
+        lambda ratings: round(float(np.mean(ratings))),  # Python rounds halves to even
+        lambda rating: None if rating == 3 else rating > 3,
+    ),
 }
 
 
@@ -254,7 +232,7 @@ def _by_rating(rule: LabelRule, how: _Rating, nodules: pd.DataFrame) -> Labeled:
     odd = next((r for given in ratings for r in given if not 1 <= r <= 5), None)
     if odd is not None:
         raise LabelError(f"malignancy rating {odd} is not one of LIDC's 1 to 5")
-    summaries = [how.summary(given) if len(given) >= how.min_readers else np.nan for given in ratings]
+    summaries = [float(how.summary(given)) if len(given) >= how.min_readers else np.nan for given in ratings]
     labels = [None if np.isnan(summary) else how.is_malignant(summary) for summary in summaries]
     too_few = f"fewer than {how.min_readers} reader{'s' if how.min_readers > 1 else ''}"
     reasons = [
@@ -319,7 +297,7 @@ def _with_median(nodules: pd.DataFrame) -> pd.DataFrame:
     """The nodules with the median of their ratings, for figures: the label comes from elsewhere."""
     ratings = nodules["malignancy_ratings"]
     return nodules.assign(
-        malignancy_rating=[_median(list(given)) if len(given) else np.nan for given in ratings]
+        malignancy_rating=[float(np.median(list(given))) if len(given) else np.nan for given in ratings]
     )
 
 

@@ -1,5 +1,6 @@
 """The pixel baseline, without any network: principal components of the crop and a linear probe on them."""
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -28,22 +29,21 @@ def pixel_features(crops_hu: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return np.asarray(WindowHU(*CLINICAL_LUNG_HU)(crops_hu).reshape(len(crops_hu), -1), dtype=np.float32)
 
 
+@dataclass
 class PixelProbe:
     """Principal components of the training pixels, then a linear probe on them.
 
     Fitted attributes: `mean_` (D,), `components_` (K, D) with unit rows, `probe_`.
 
-    Args:
+    Attributes:
         n_components: Components kept, at most; those without variance are never kept.
         seed: Of the inner folds that choose the penalty.
         n_unpenalized: The last columns, such as the log diameter, that are no pixels and carry no penalty.
     """
 
-    def __init__(self, n_components: int = 60, seed: int = 0, n_unpenalized: int = 0) -> None:
-        """Store the settings; `fit` learns."""
-        self.n_components = n_components
-        self.seed = seed
-        self.n_unpenalized = n_unpenalized
+    n_components: int = 60
+    seed: int = 0
+    n_unpenalized: int = 0
 
     def fit(self, features: npt.ArrayLike | Rated, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
         """Learn components and regression from the same patients.

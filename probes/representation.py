@@ -1,47 +1,40 @@
 """What a set of features looks like: spread, rank, neighbors, and what else than the label it predicts."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from probes.refusals import TooFewError, UnmeasurableError
+from probes.heads.linear import mean_and_scale
 from probes.statistics.bootstrap import mean_with_interval
-from probes.statistics.checks import Floats, binary_labels, finite_features, patient_index
+from probes.statistics.checks import (
+    Floats,
+    TooFewError,
+    UnmeasurableError,
+    binary_labels,
+    finite_features,
+    patient_index,
+)
 from probes.statistics.estimate import Estimate
 from probes.statistics.metrics import auroc_with_interval
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How features fill their space. Every number is meaningful only beside that of random weights.
-
-    Attributes:
-        n_features: D.
-        active_dims: Dimensions whose standard deviation exceeds 0.01; random weights usually have all D.
-        cosine: Mean cosine over all pairs of different samples; near 1 where features share a large mean.
-        centered_cosine: The same after the mean feature is taken away; about 0 for any spread-out set.
-        effective_rank: exp of the entropy of the normalized singular values, 1 .. D (RankMe, as published).
-        centered_effective_rank: The same after the mean feature is taken away, which otherwise counts as the largest.
-        uniformity: log of the mean of exp(-2 squared distance) of unit features; lower is more even, -4 at best.
-    """
-
-    n_features: int
-    active_dims: int
-    cosine: float
-    centered_cosine: float
-    effective_rank: float
-    centered_effective_rank: float
-    uniformity: float
-
-
-def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0) -> Geometry:
+def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0) -> dict[str, float]:
     """Measure how features (N, D) fill their space.
 
     Args:
         features: (N, D), N at least 2.
         max_pairs_from: Samples drawn for the uniformity, which needs all pairs.
         seed: Of that draw.
+
+    Returns:
+        Numbers that are meaningful only beside those of random weights.
+
+        - `n_features`: D.
+        - `active_dims`: Dimensions whose standard deviation exceeds 0.01; random weights usually have all D.
+        - `cosine`: Mean cosine over all pairs of different samples; near 1 where features share a large mean.
+        - `centered_cosine`: The same after the mean feature is taken away; about 0 for any spread-out set.
+        - `effective_rank`: exp of the entropy of the normalized singular values, 1 .. D (RankMe, as published).
+        - `centered_effective_rank`: The same after the mean feature, which counts as the largest, is taken away.
+        - `uniformity`: log of the mean of exp(-2 squared distance) of unit features; lower is more even, -4 at best.
 
     Raises:
         UnmeasurableError: If there are fewer than two samples, or features are not finite.
@@ -55,15 +48,15 @@ def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0)
     unit = _unit(x)[drawn]
     squared = np.clip(2 - 2 * unit @ unit.T, 0, 4)
     pairs = squared[~np.eye(len(unit), dtype=bool)]
-    return Geometry(
-        n_features=x.shape[1],
-        active_dims=int((x.std(axis=0) > 0.01).sum()),
-        cosine=_mean_pair_cosine(_unit(x)),
-        centered_cosine=_mean_pair_cosine(_unit(x - x.mean(axis=0))),
-        effective_rank=effective_rank(x),
-        centered_effective_rank=effective_rank(x - x.mean(axis=0)),
-        uniformity=float(np.log(np.exp(-2 * pairs).mean())),
-    )
+    return {
+        "n_features": float(x.shape[1]),
+        "active_dims": float((x.std(axis=0) > 0.01).sum()),
+        "cosine": _mean_pair_cosine(_unit(x)),
+        "centered_cosine": _mean_pair_cosine(_unit(x - x.mean(axis=0))),
+        "effective_rank": effective_rank(x),
+        "centered_effective_rank": effective_rank(x - x.mean(axis=0)),
+        "uniformity": float(np.log(np.exp(-2 * pairs).mean())),
+    }
 
 
 def spectrum(features: npt.ArrayLike) -> Floats:
@@ -188,9 +181,8 @@ def knn_malignancy(
 def principal_map(features: npt.ArrayLike) -> Floats:
     """First two principal components of standardized features, (N, 2), to draw; the largest entry is positive."""
     x = finite_features(features)
-    scale = x.std(axis=0)
-    z = (x - x.mean(axis=0)) / np.where(scale > 1e-6 * np.abs(x).max(axis=0), scale, np.inf)
-    left, values, _ = np.linalg.svd(z, full_matrices=False)
+    mean, scale = mean_and_scale(x)
+    left, values, _ = np.linalg.svd((x - mean) / scale, full_matrices=False)
     places = left[:, :2] * values[:2]
     largest = np.take_along_axis(places, np.abs(places).argmax(axis=0)[None], axis=0)
     return np.asarray(places * np.where(largest < 0, -1.0, 1.0))

@@ -7,9 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.statistics.bootstrap import mean_with_interval
-from probes.statistics.checks import Floats, Ints, finite_features
+from probes.statistics.checks import Floats, Ints, TooFewError, UnmeasurableError, finite_features
 from probes.statistics.estimate import Estimate, wilson_interval
 
 _CHUNK = 1024  # queries at a time: memory grows with N, never with N squared

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from probes.heads.linear import LinearProbe, Probe, Samples, cross_fit
 from probes.heads.ridge import Rated, RidgeProbe
 from probes.pixels import PixelProbe
-from probes.refusals import TooFewError
 from probes.splits import Fold
-from probes.statistics.checks import Floats, Ints, finite_features
+from probes.statistics.checks import Floats, Ints, TooFewError, finite_features
 
 TRIES = 1000
 """For a permutation of the labels that can still be fitted."""

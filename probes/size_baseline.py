@@ -11,10 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from probes.heads.linear import LinearProbe, cross_fit
-from probes.refusals import UnmeasurableError
-from probes.splits import Splits
-from probes.statistics.checks import Floats, Ints
+from probes.statistics.checks import Floats, UnmeasurableError
 from probes.statistics.metrics import auroc_with_interval
 
 STRATA_MM = {
@@ -115,8 +112,3 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
             f"{int(means.isna().any(axis=1).sum())} nodules have no reader's mark to take ratings from"
         )
     return means.to_numpy(dtype=np.float64)
-
-
-def characteristics_scores(characteristics: Floats, labels: Ints, splits: Splits) -> Floats:
-    """Cross-fitted probability of malignancy from the readers' characteristics, (N,)."""
-    return cross_fit(LinearProbe, characteristics, labels, splits.patient_ids, splits)

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from probes.refusals import TooFewError
+from probes.statistics.checks import TooFewError
 from transforms.refusal import Refusal
 
 
@@ -58,16 +58,14 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Patient-grouped folds and what they leak.
+    """Patient-grouped folds.
 
     Attributes:
         folds: `n_repeats` times `n_folds`; within a repeat each testable row is tested once.
-        leak: "" when every tested patient is unseen by the backbone, else the value of the tag `dinox.leak`.
         patient_ids: Patient of each row, (n,).
     """
 
     folds: tuple[Fold, ...]
-    leak: str
     patient_ids: NDArray[np.str_]
 
     def __iter__(self) -> Iterator[Fold]:
@@ -88,7 +86,7 @@ def patient_folds(
     patient_ids: Sequence[str],
     labels: ArrayLike,
     *,
-    unseen: Collection[str] | None = None,
+    tested: Collection[str] | None = None,
     n_folds: int = 5,
     n_repeats: int = 1,
     seed: int = 0,
@@ -98,28 +96,16 @@ def patient_folds(
     Args:
         patient_ids: Patient of each row, (n,).
         labels: Binary label of each row, (n,).
-        unseen: Patients that the backbone did not see: test folds draw on these alone, training folds use
-            every other patient. None when it is not known which patients the backbone saw.
+        tested: Patients that test folds draw on; training folds use every patient outside the test fold. None: all.
         n_folds: Test folds per repeat.
         n_repeats: Times the patients are shuffled.
         seed: Of the shuffles.
-
-    Returns:
-        The folds, with `leak` "unknown" when `unseen` is None and "no_holdout" when no row belongs to an
-        unseen
-        patient: then, and only then, test folds draw on all patients.
 
     Raises:
         TooFewError: If a class has fewer testable patients than there are folds.
     """
     patients, truth = _checked(patient_ids, labels)
-    leak, testable = "", np.arange(len(patients))
-    if unseen is None:
-        leak = "unknown"
-    else:
-        testable = np.flatnonzero(np.isin(patients, sorted(unseen)))
-        if len(testable) == 0:
-            leak, testable = "no_holdout", np.arange(len(patients))
+    testable = np.flatnonzero(np.isin(patients, patients if tested is None else sorted(tested)))
     _enough_patients(patients[testable], truth[testable], n_folds)
     folds = []
     for repeat in range(n_repeats):
@@ -128,20 +114,16 @@ def patient_folds(
         for number, (_, test) in enumerate(deal):
             train = np.flatnonzero(~np.isin(patients, patients[testable[test]]))
             folds.append(Fold(repeat, number, train, testable[test]))
-    return Splits(tuple(folds), leak, patients)
+    return Splits(tuple(folds), patients)
 
 
-@dataclass(frozen=True, slots=True)
-class ThreeWaySplit:
-    """Row numbers of the article's design: 60% to fit, 20% to choose, 20% to score."""
+def split_60_20_20(
+    patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Stratified split of the patients into 60% training, 20% validation and 20% test, as the article designed it.
 
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
-
-
-def split_60_20_20(patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0) -> ThreeWaySplit:
-    """Stratified split of the patients into 60% training, 20% validation and 20% test.
+    Returns:
+        Row numbers of the three parts: to fit, to choose, to score.
 
     Raises:
         TooFewError: If a class has fewer than five patients.
@@ -152,7 +134,7 @@ def split_60_20_20(patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0)
     _enough_patients(patients, truth, 5)
     dealer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     fifths = [test for _, test in dealer.split(truth, truth, patients)]
-    return ThreeWaySplit(np.sort(np.concatenate(fifths[2:])), fifths[1], fifths[0])
+    return np.sort(np.concatenate(fifths[2:])), fifths[1], fifths[0]
 
 
 def _checked(patient_ids: Sequence[str], labels: ArrayLike) -> tuple[NDArray[np.str_], NDArray[np.int64]]:

@@ -13,8 +13,9 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.phantom.shapes import Grid, paint, sphere_coverage
+from pipelines.phantom.shapes import Grid, sphere_coverage
 from pipelines.phantom.source import write_phantom
+from tests.phantom_questions import paint
 from tests.processes import OpenProcess, opening_processes
 
 

@@ -14,15 +14,21 @@ from scipy.ndimage import gaussian_filter
 
 from pipelines.phantom.shapes import (
     Array,
+    Box,
     Grid,
     capsule_coverage,
     edge_coverage,
-    paint,
     paint_brighter,
     sphere_coverage,
 )
 
 LUNG_HU, NODULE_HU, NOISE_HU = -850.0, 40.0, 15.0
+
+
+def paint(volume_hu: Array, box: Box, coverage: Array, value_hu: float) -> None:
+    """Move the voxels of a box toward `value_hu` by their covered fraction, in place."""
+    view = volume_hu[box]
+    view += coverage * (np.float32(value_hu) - view)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,23 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transforms.dicom.load import LoadDicomSeries as LoadDicomSeries
-    from transforms.dicom.load import LoadDicomSeriesd as LoadDicomSeriesd
-    from transforms.dicom.series import CtSeries as CtSeries
-    from transforms.dicom.series import read_series as read_series
-    from transforms.hounsfield import RandWindowHU as RandWindowHU
-    from transforms.hounsfield import RandWindowHUd as RandWindowHUd
-    from transforms.hounsfield import WindowHU as WindowHU
-    from transforms.hounsfield import WindowHUd as WindowHUd
-    from transforms.nodule import NoduleCrop as NoduleCrop
-    from transforms.nodule import NoduleCropd as NoduleCropd
+    from transforms.dicom.load import LoadDicomSeries as LoadDicomSeries, LoadDicomSeriesd as LoadDicomSeriesd
+    from transforms.dicom.series import CtSeries as CtSeries, read_series as read_series
+    from transforms.hounsfield import (
+        RandWindowHU as RandWindowHU,
+        RandWindowHUd as RandWindowHUd,
+        WindowHU as WindowHU,
+        WindowHUd as WindowHUd,
+    )
+    from transforms.nodule import NoduleCrop as NoduleCrop, NoduleCropd as NoduleCropd
     from transforms.nodule_crop import CropSpec as CropSpec
-    from transforms.refusal import NoCropError as NoCropError
-    from transforms.refusal import Refusal as Refusal
-    from transforms.refusal import SeriesRefusedError as SeriesRefusedError
-    from transforms.refusal import TransformError as TransformError
-    from transforms.triplet import SliceTriplet as SliceTriplet
-    from transforms.triplet import SliceTripletd as SliceTripletd
+    from transforms.refusal import (
+        NoCropError as NoCropError,
+        Refusal as Refusal,
+        SeriesRefusedError as SeriesRefusedError,
+        TransformError as TransformError,
+    )
+    from transforms.triplet import SliceTriplet as SliceTriplet, SliceTripletd as SliceTripletd
     from transforms.views.config import ViewConfig as ViewConfig
     from transforms.views.view_crop import RandViewCropd as RandViewCropd
     from transforms.window_policy import WindowConfig as WindowConfig

@@ -1,4 +1,6 @@
-"""Voxel index <-> millimeters. DICOM points are LPS, MONAI and NIfTI are RAS: the change is made here alone.
+"""Voxel index <-> millimeters, and which slices are neighbors.
+
+DICOM points are LPS, MONAI and NIfTI are RAS: the change is made here alone.
 
 Arrays are indexed (z, y, x) with z toward the head. `affine_ras` is the 4 x 4 matrix that takes (z, y, x, 1) to RAS
 millimeters. Where slices are missing the array stays compact, so one matrix cannot describe it: the distance of every
@@ -6,7 +8,7 @@ slice from the first, `slice_offsets_mm`, then says where each slice lies. It is
 `VolumeGeometry` holds these together: code that reads a volume uses it instead of unpacking the affine itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -168,14 +170,13 @@ class VolumeGeometry:
         return low, min([gap for gap in self.gaps if gap >= z], default=self.shape[0] - 1)
 
 
-def lps_to_ras(points_lps_mm: ArrayLike) -> Points:
+def lps_to_ras(points_mm: ArrayLike) -> Points:
     """Turn points (..., 3) from left-posterior-superior to right-anterior-superior millimeters."""
-    return np.asarray(np.asarray(points_lps_mm, dtype=np.float64) * _LPS_RAS)
+    return np.asarray(np.asarray(points_mm, dtype=np.float64) * _LPS_RAS)
 
 
-def ras_to_lps(points_ras_mm: ArrayLike) -> Points:
-    """Turn points (..., 3) from right-anterior-superior to left-posterior-superior millimeters."""
-    return np.asarray(np.asarray(points_ras_mm, dtype=np.float64) * _LPS_RAS)
+ras_to_lps = lps_to_ras
+"""The same change of signs takes points back."""
 
 
 def index_to_lps(
@@ -230,6 +231,51 @@ def spacing_of(affine_ras: ArrayLike) -> tuple[float, float, float]:
     """Distance in mm between voxel centers along (z, y, x): the lengths of the affine's columns."""
     z, y, x = np.linalg.norm(_as_affine(affine_ras)[:3, :3], axis=0)
     return float(z), float(y), float(x)
+
+
+def triplet_indices(
+    n_slices: int,
+    z: int,
+    spacing_z_mm: float | None,
+    gaps: Collection[int],
+    stride: int = 1,
+    distance_mm: float | None = None,
+) -> tuple[tuple[int, int, int], bool]:
+    """Find the slices below and above z.
+
+    Args:
+        n_slices: Number of slices of the volume.
+        z: Index of the middle slice.
+        spacing_z_mm: Distance between slice centers; needed only with `distance_mm`.
+        gaps: Indices i where a gap lies between slice i and slice i + 1; no triplet reaches across one.
+        stride: Distance of the neighbors in slices; used when `distance_mm` is None.
+        distance_mm: Distance of the neighbors in mm; the nearest slices are taken, at least one slice away.
+
+    Returns:
+        The indices (below, z, above), and whether one of them is a repetition of z.
+
+    Raises:
+        TransformError: If z is not a slice of the volume, or a distance is not positive.
+    """
+    if not 0 <= z < n_slices:
+        raise TransformError(f"slice {z} is not in a volume of {n_slices} slices; the last is {n_slices - 1}")
+    if distance_mm is not None:
+        if spacing_z_mm is None or not spacing_z_mm > 0:
+            raise TransformError(
+                f"a triplet at {distance_mm} mm needs the slice spacing in mm, got {spacing_z_mm}; "
+                "give spacing_z_mm, or choose neighbors by stride"
+            )
+        if not distance_mm > 0:
+            raise TransformError(f"the distance of a triplet's slices must be positive, got {distance_mm} mm")
+        stride = max(1, round(distance_mm / spacing_z_mm))
+    elif stride < 1:
+        raise TransformError(f"the stride of a triplet must be at least 1 slice, got {stride}")
+    below, above = z - stride, z + stride
+    if below < 0 or any(below <= gap < z for gap in gaps):
+        below = z
+    if above >= n_slices or any(z <= gap < above for gap in gaps):
+        above = z
+    return (below, z, above), below == z or above == z
 
 
 def _numbers(values: Any, kind: type[Number]) -> tuple[Number, ...]:

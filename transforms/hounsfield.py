@@ -136,9 +136,8 @@ class RandWindowHUd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Window every key."""
         windowed = dict(data)
-        is_first = True
-        for key in self.key_iterator(windowed):
-            windowed[key] = self.draw(windowed[key], randomize=is_first or self.draw.config.per == "view")
+        for number, key in enumerate(self.key_iterator(windowed)):
+            is_drawn = number == 0 or self.draw.config.per == "view"
+            windowed[key] = self.draw(windowed[key], randomize=is_drawn)
             windowed[f"{key}_window_hu"] = self.draw.window
-            is_first = False
         return windowed

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.inflate import ZLIB, inflate
-from transforms.refusal import SeriesRefusedError
-from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, whole_numbers
-from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
+from transforms.inflate import ZLIB
+from transforms.refusal import SeriesRefusedError, refuse_if
+from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, read_voxels, whole_numbers
+from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
 
 _TYPES = {
     "MET_CHAR": "i1",
@@ -60,8 +60,9 @@ class _Header:
 
     def truth(self, name: str, default: str) -> bool:
         value = self.get(name, default).lower()
-        if value not in ("true", "false", "1", "0", "t", "f", "yes", "no"):
-            raise SeriesRefusedError(f"{name} must be True or False")
+        refuse_if(
+            value not in ("true", "false", "1", "0", "t", "f", "yes", "no"), f"{name} must be True or False"
+        )
         return value[0] in "t1y"
 
 
@@ -103,48 +104,59 @@ def _read_header(path: Path) -> _Header:
         line = content[at : end if end >= 0 else len(content)].decode("latin-1").rstrip("\r")
         at = end + 1
         name, equals, value = (part.strip() for part in line.partition("="))
-        if not fields and (name, value) not in (("ObjectType", "Image"), ("NDims", "3")):
-            raise SeriesRefusedError("not a MetaImage (its header does not begin with ObjectType = Image)")
-        if line.strip() and not equals:
-            raise SeriesRefusedError("its header has a line without `=`")
-        if name in fields and name in (*_KNOWN, *_SAME):
-            raise SeriesRefusedError(f"its header says {name} twice")
+        refuse_if(
+            not fields and (name, value) not in (("ObjectType", "Image"), ("NDims", "3")),
+            "not a MetaImage (its header does not begin with ObjectType = Image)",
+        )
+        refuse_if(line.strip() and not equals, "its header has a line without `=`")
+        refuse_if(name in fields and name in (*_KNOWN, *_SAME), f"its header says {name} twice")
         if name:
             fields[name] = value
-        if end < 0 and "ElementDataFile" not in fields:
-            raise SeriesRefusedError("its header has no ElementDataFile, which must end it")
+        refuse_if(
+            end < 0 and "ElementDataFile" not in fields,
+            "its header has no ElementDataFile, which must end it",
+        )
     for other, name in _SAME.items():
         if other in fields and other != "ElementSize":
-            if fields.get(name, fields[other]).split() != fields[other].split():
-                raise SeriesRefusedError(f"{name} and {other}, two names of one field, differ")
+            refuse_if(
+                fields.get(name, fields[other]).split() != fields[other].split(),
+                f"{name} and {other}, two names of one field, differ",
+            )
             fields[name] = fields[other]
     fields.setdefault("ElementSpacing", fields.get("ElementSize", ""))
     return _Header(fields, at if at > 0 else len(content))
 
 
 def _check_kind(header: _Header) -> None:
-    if header.get("ObjectType", "Image") != "Image" or header.get("NDims") != "3":
-        raise SeriesRefusedError("not one three-dimensional image (ObjectType Image, NDims 3)")
-    if not header.truth("BinaryData", "False"):
-        raise SeriesRefusedError("its voxels are text (BinaryData is not True), which is not read")
-    if header.get("ElementNumberOfChannels", "1") != "1":
-        raise SeriesRefusedError("its voxels are not single numbers (ElementNumberOfChannels is not 1)")
-    if header.get("Modality", "MET_MOD_CT") not in ("MET_MOD_CT", "MET_MOD_UNKNOWN", "MET_MOD_OTHER"):
-        raise SeriesRefusedError("not CT by its Modality")
+    refuse_if(
+        header.get("ObjectType", "Image") != "Image" or header.get("NDims") != "3",
+        "not one three-dimensional image (ObjectType Image, NDims 3)",
+    )
+    refuse_if(
+        not header.truth("BinaryData", "False"),
+        "its voxels are text (BinaryData is not True), which is not read",
+    )
+    refuse_if(
+        header.get("ElementNumberOfChannels", "1") != "1",
+        "its voxels are not single numbers (ElementNumberOfChannels is not 1)",
+    )
+    refuse_if(
+        header.get("Modality", "MET_MOD_CT") not in ("MET_MOD_CT", "MET_MOD_UNKNOWN", "MET_MOD_OTHER"),
+        "not CT by its Modality",
+    )
     for name, neutral in (("Slope", 1.0), ("Offset", 0.0)):
         field = f"ElementToIntensityFunction{name}"
-        if field in header.fields and decimals(field, header.get(field), 1)[0] != neutral:
-            raise SeriesRefusedError(
-                f"{field} is not {neutral:g}: readers differ about what it does to values"
-            )
+        refuse_if(
+            field in header.fields and decimals(field, header.get(field), 1)[0] != neutral,
+            f"{field} is not {neutral:g}: readers differ about what it does to values",
+        )
 
 
 def _affine(header: _Header) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Index (x, y, z) -> RAS mm, and notes on it."""
     notes = []
     spacing = decimals("ElementSpacing", header.get("ElementSpacing"), 3)
-    if spacing.min() <= 0:
-        raise SeriesRefusedError("ElementSpacing must be above zero")
+    refuse_if(spacing.min() <= 0, "ElementSpacing must be above zero")
     if "TransformMatrix" in header.fields:
         directions = decimals("TransformMatrix", header.get("TransformMatrix"), 9).reshape(3, 3)
     else:
@@ -152,8 +164,10 @@ def _affine(header: _Header) -> tuple[NDArray[np.float64], tuple[str, ...]]:
         notes.append(
             "no TransformMatrix: axes are taken to run to the left, to the back and to the head, as ITK does"
         )
-    if np.abs(np.linalg.norm(directions, axis=1) - 1).max() > 1e-3:
-        raise SeriesRefusedError("TransformMatrix does not hold unit vectors, so the axes have no direction")
+    refuse_if(
+        np.abs(np.linalg.norm(directions, axis=1) - 1).max() > 1e-3,
+        "TransformMatrix does not hold unit vectors, so the axes have no direction",
+    )
     if "Offset" not in header.fields:
         notes.append("no Offset: millimeters count from the first voxel")
     affine_lps = np.eye(4)
@@ -168,8 +182,10 @@ def _affine(header: _Header) -> tuple[NDArray[np.float64], tuple[str, ...]]:
 def _orientation_note(letters: str, directions: NDArray[np.float64]) -> list[str]:
     if not letters.strip("? "):
         return []
-    if len(letters) != 3 or sorted(_FROM_TO.get(letter, -1) for letter in letters.upper()) != [0, 1, 2]:
-        raise SeriesRefusedError("AnatomicalOrientation is not three letters of R or L, A or P, I or S")
+    refuse_if(
+        len(letters) != 3 or sorted(_FROM_TO.get(letter, -1) for letter in letters.upper()) != [0, 1, 2],
+        "AnatomicalOrientation is not three letters of R or L, A or P, I or S",
+    )
     for letter, direction in zip(letters.upper(), directions, strict=True):
         axis = int(np.abs(direction).argmax())
         if axis != _FROM_TO[letter] or (direction[axis] > 0) != (letter in _TOWARD_PLUS):
@@ -184,33 +200,23 @@ def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[np.g
         raise SeriesRefusedError("ElementType is not an integer or floating-point type of 8 to 64 bits")
     order = ">" if header.truth("ElementByteOrderMSB", "False" if kind.endswith("1") else "") else "<"
     dtype = np.dtype(order + kind)
-    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     is_local = header.get("ElementDataFile") == "LOCAL"
     voxels_in = path if is_local else beside(path, header.get("ElementDataFile"))
     start = header.n_bytes if is_local else 0
-    size = os.path.getsize(voxels_in)
     is_compressed = header.truth("CompressedData", "False")
     skip = header.get("HeaderSize", "0")
     if skip == "-1" and not is_compressed and not is_local:
-        start = size - n_bytes  # the voxels are the last of the file
+        # The voxels are the last of the file.
+        start = os.path.getsize(voxels_in) - int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     elif skip != "0":
         raise SeriesRefusedError(
             "HeaderSize must be 0, or -1 where the voxels end an uncompressed file of their own"
         )
-    check_written(voxels_in, max(start, 0))
-    with voxels_in.open("rb") as file:
-        file.seek(max(start, 0))
-        if is_compressed:
-            stated = header.get("CompressedDataSize")
-            if stated and whole_numbers("CompressedDataSize", stated, 1)[0] not in (0, size - start):
-                raise SeriesRefusedError(f"CompressedDataSize is {stated}, {size - start} bytes are there")
-            content = inflate(file, ZLIB, n_bytes)
-        else:
-            content = file.read(n_bytes) if size - start == n_bytes else b""
-    if len(content) != n_bytes:
-        raise SeriesRefusedError(
-            f"its voxels are {'not' if is_compressed else f'{max(size - start, 0)} bytes and not'} the {n_bytes} bytes "
-            "that DimSize and ElementType need: cut short, or too long"
-        )
-    voxels = np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
-    return voxels.astype(dtype.newbyteorder("=")) if order == ">" else voxels
+    stated, n_there = header.get("CompressedDataSize"), os.path.getsize(voxels_in) - start
+    refuse_if(
+        is_compressed and stated and whole_numbers("CompressedDataSize", stated, 1)[0] not in (0, n_there),
+        f"CompressedDataSize is {stated}, {n_there} bytes are there",
+    )
+    return read_voxels(
+        voxels_in, start, shape, dtype, ZLIB if is_compressed else None, "DimSize and ElementType"
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from transforms.geometry import spacing_of
 from transforms.inflate import GZIP, first_inflated, inflate
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import SeriesRefusedError, refuse_if
 from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
 
 _HEADER_BYTES = 540
@@ -135,26 +135,25 @@ def _stated_bytes(start: bytes) -> int:
 
 
 def _notes(image: Any, affine: NDArray[np.float64]) -> tuple[str, ...]:
-    notes = []
-    if image.header.get_xyzt_units()[0] == "unknown":
-        notes.append("its header does not say the unit of lengths: millimeters are taken")
-    if np.allclose(np.abs(affine), np.eye(4), atol=1e-6):
-        notes.append(
-            "its affine is the identity, as after a loss of it: spacing, position and which axis runs to the head are "
-            "not known"
-        )
-    return tuple(notes)
+    notes = {
+        "its header does not say the unit of lengths: millimeters are taken": image.header.get_xyzt_units()[0]
+        == "unknown",
+        "its affine is the identity, as after a loss of it: spacing, position and which axis runs to the head are "
+        "not known": np.allclose(np.abs(affine), np.eye(4), atol=1e-6),
+    }
+    return tuple(note for note, holds in notes.items() if holds)
 
 
 def _checked_shape(image: Any) -> tuple[int, ...]:
     shape = tuple(int(n) for n in image.shape)
-    if max(shape[3:], default=1) > 1 or len(shape) < 3:
-        raise SeriesRefusedError(f"not one three-dimensional volume: its shape is {shape}")
+    refuse_if(
+        max(shape[3:], default=1) > 1 or len(shape) < 3,
+        f"not one three-dimensional volume: its shape is {shape}",
+    )
     check_shape(shape[:3])
     with _reading():
         kind = image.get_data_dtype().kind
-    if kind not in "iuf":
-        raise SeriesRefusedError("its voxels are not single numbers (color or complex values)")
+    refuse_if(kind not in "iuf", "its voxels are not single numbers (color or complex values)")
     return shape[:3]
 
 
@@ -166,19 +165,18 @@ def _affine(image: Any) -> NDArray[np.float64]:
         sform, has_sform = header.get_sform(), int(header["sform_code"]) > 0
         has_qform = int(header["qform_code"]) > 0
         qform = header.get_qform() if has_qform else sform
-    if unit in ("meter", "micron"):
-        raise SeriesRefusedError("its lengths are not in millimeters")
-    if not has_sform and not has_qform:
-        raise SeriesRefusedError("neither sform nor qform says where the volume lies in the patient")
+    refuse_if(unit in ("meter", "micron"), "its lengths are not in millimeters")
+    refuse_if(
+        not has_sform and not has_qform, "neither sform nor qform says where the volume lies in the patient"
+    )
     affine = np.asarray(sform if has_sform else qform, dtype=np.float64)
-    if not np.isfinite(qform).all():
-        raise SeriesRefusedError("its affine is not finite, or a voxel has no extent")
+    refuse_if(not np.isfinite(qform).all(), "its affine is not finite, or a voxel has no extent")
     check_affine(affine)
     if has_sform and has_qform:
         corner = np.append(np.array(image.shape[:3]) - 1, 1)
         apart_mm = max(np.abs((sform - qform) @ point).max() for point in (corner, np.array([0, 0, 0, 1])))
-        if apart_mm > min(spacing_of(affine)):
-            raise SeriesRefusedError(
-                f"sform and qform disagree by {apart_mm:.1f} mm about where the volume lies"
-            )
+        refuse_if(
+            apart_mm > min(spacing_of(affine)),
+            f"sform and qform disagree by {apart_mm:.1f} mm about where the volume lies",
+        )
     return affine

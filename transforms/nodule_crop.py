@@ -12,12 +12,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from transforms.geometry import VolumeGeometry
-from transforms.neighbors import triplet_indices
-from transforms.nodule_sampling import BORDER_HU, Placement, Volume, place, sample_box, sample_windows
+from transforms.geometry import VolumeGeometry, triplet_indices
+from transforms.nodule_sampling import Placement, Volume, place, sample_box, sample_windows
 from transforms.refusal import NoCropError, TransformError
-
-__all__ = ["BORDER_HU", "Crop", "CropForm", "CropSpec", "crop_nodule"]
 
 CropForm = Literal["triplet", "slices", "cube", "planes"]
 

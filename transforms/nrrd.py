@@ -3,17 +3,16 @@
 Source: the definition of NRRD, teem.sourceforge.net/nrrd/format.html.
 """
 
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.inflate import GZIP, inflate
-from transforms.refusal import SeriesRefusedError
-from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, whole_numbers
-from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
+from transforms.inflate import GZIP
+from transforms.refusal import SeriesRefusedError, refuse_if
+from transforms.text_header import MAX_HEADER_BYTES, beside, decimals, read_voxels, whole_numbers
+from transforms.volume_file import FileVolume, check_affine, check_shape, volume_of
 
 _TYPES = {
     name: kind
@@ -63,8 +62,7 @@ def read_nrrd(path: Path) -> FileVolume:
         OSError: If a file cannot be opened.
     """
     fields, n_bytes = _read_header(path)
-    if fields.get("dimension") != "3":
-        raise SeriesRefusedError("not one three-dimensional image (dimension 3)")
+    refuse_if(fields.get("dimension") != "3", "not one three-dimensional image (dimension 3)")
     shape = whole_numbers("sizes", fields.get("sizes", ""), 3)
     check_shape(shape)
     affine = _affine(fields)
@@ -85,8 +83,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
     """Fields by name, and where the voxels begin in a file that holds both."""
     with path.open("rb") as file:
         content = file.read(MAX_HEADER_BYTES)
-    if not re.match(rb"NRRD000[1-5]\r?\n", content):
-        raise SeriesRefusedError("not an NRRD file of version 1 to 5")
+    refuse_if(not re.match(rb"NRRD000[1-5]\r?\n", content), "not an NRRD file of version 1 to 5")
     fields: dict[str, str] = {}
     at = content.index(b"\n") + 1
     while at < len(content):
@@ -99,15 +96,16 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
             continue  # a comment, or a user-defined key
         name, colon, value = line.partition(": ")
         name = _SAME.get(name.strip().lower(), name.strip().lower())
-        if not colon or name not in _KNOWN:
-            raise SeriesRefusedError("its header has a line that is neither a field, a key nor a comment")
-        if name in fields:
-            raise SeriesRefusedError("its header says a field twice")
-        fields[name] = value.strip()
-    if "data file" not in fields:
-        raise SeriesRefusedError(
-            "its header does not end with an empty line, so the start of the voxels is not known"
+        refuse_if(
+            not colon or name not in _KNOWN,
+            "its header has a line that is neither a field, a key nor a comment",
         )
+        refuse_if(name in fields, "its header says a field twice")
+        fields[name] = value.strip()
+    refuse_if(
+        "data file" not in fields,
+        "its header does not end with an empty line, so the start of the voxels is not known",
+    )
     return fields, at
 
 
@@ -120,16 +118,18 @@ def _affine(fields: dict[str, str]) -> NDArray[np.float64]:
             "the position of the volume in the patient is not known"
         )
     units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
-    if any(unit not in ("mm", "millimeter", "") for unit in units):
-        raise SeriesRefusedError("its lengths are not in millimeters (space units)")
+    refuse_if(
+        any(unit not in ("mm", "millimeter", "") for unit in units),
+        "its lengths are not in millimeters (space units)",
+    )
     kinds = fields.get("kinds", "domain domain domain").split()
-    if kinds not in (["domain"] * 3, ["space"] * 3):
-        raise SeriesRefusedError("its axes are not three of space (kinds)")
+    refuse_if(kinds not in (["domain"] * 3, ["space"] * 3), "its axes are not three of space (kinds)")
     vectors = _VECTOR.findall(fields.get("space directions", ""))
-    if len(vectors) != 3 or _VECTOR.sub("", fields["space directions"]).strip():
-        raise SeriesRefusedError("`space directions` must be three vectors")
-    if "spacings" in fields:
-        raise SeriesRefusedError("`spacings` beside `space directions`: only one of them may be given")
+    refuse_if(
+        len(vectors) != 3 or _VECTOR.sub("", fields["space directions"]).strip(),
+        "`space directions` must be three vectors",
+    )
+    refuse_if("spacings" in fields, "`spacings` beside `space directions`: only one of them may be given")
     columns = [decimals("space directions", vector.replace(",", " "), 3) for vector in vectors]
     origin = _VECTOR.fullmatch(fields.get("space origin", ""))
     if origin is None:
@@ -147,32 +147,22 @@ def _voxels(path: Path, fields: dict[str, str], start: int, shape: tuple[int, ..
     kind = _TYPES.get(fields.get("type", ""))
     if kind is None:
         raise SeriesRefusedError("`type` is not an integer or floating-point type of 8 to 64 bits")
-    if any(fields.get(name, neutral) != neutral for name, neutral in _NEUTRAL.items()):
-        raise SeriesRefusedError(
-            "`line skip` and `byte skip` are not read: voxels must begin where the file does"
-        )
+    refuse_if(
+        any(fields.get(name, neutral) != neutral for name, neutral in _NEUTRAL.items()),
+        "`line skip` and `byte skip` are not read: voxels must begin where the file does",
+    )
     endian = fields.get("endian", "little" if kind.endswith("1") else "")
-    if endian not in ("little", "big"):
-        raise SeriesRefusedError("`endian` is neither little nor big, so the order of bytes is not known")
+    refuse_if(
+        endian not in ("little", "big"),
+        "`endian` is neither little nor big, so the order of bytes is not known",
+    )
     dtype = np.dtype(("<" if endian == "little" else ">") + kind)
-    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    is_detached = "data file" in fields
-    voxels_in = beside(path, fields["data file"]) if is_detached else path
-    start = 0 if is_detached else start
     encoding = fields.get("encoding", "").lower()
-    size = os.path.getsize(voxels_in) - start
-    check_written(voxels_in, start)
-    with voxels_in.open("rb") as file:
-        file.seek(start)
-        if encoding in ("gzip", "gz"):
-            content = inflate(file, GZIP, n_bytes)
-        elif encoding == "raw":
-            content = file.read(n_bytes) if size == n_bytes else b""
-        else:
-            raise SeriesRefusedError("`encoding` is neither raw nor gzip, the only ones that are read")
-    if len(content) != n_bytes:
-        raise SeriesRefusedError(
-            f"its voxels are not the {n_bytes} bytes that sizes and type need: cut short, or too long"
-        )
-    voxels = np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
-    return voxels.astype(dtype.newbyteorder("=")) if endian == "big" else voxels
+    refuse_if(
+        encoding not in ("gzip", "gz", "raw"),
+        "`encoding` is neither raw nor gzip, the only ones that are read",
+    )
+    wbits = None if encoding == "raw" else GZIP
+    if "data file" in fields:
+        path, start = beside(path, fields["data file"]), 0
+    return read_voxels(path, start, shape, dtype, wbits, "sizes and type")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transforms.plausible import PLAUSIBLE_HU
-from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
+from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError, refuse_if
 
 OFFSET = 32768
 ENCODING = "uint16 = HU + 32768"
@@ -43,19 +43,19 @@ def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
     volume[0] = first
     for path, out in zip(files[1:], volume[1:], strict=True):
         stored = _stored(path)
-        if stored.shape != first.shape:
-            raise SeriesRefusedError(
-                f"the matrix changes within the series: {first.shape}, then {stored.shape}"
-            )
+        refuse_if(
+            stored.shape != first.shape,
+            f"the matrix changes within the series: {first.shape}, then {stored.shape}",
+        )
         out[...] = stored
     volume ^= np.uint16(OFFSET)
     volume_hu = volume.view(np.int16)
     low, high = int(volume_hu.min()), int(volume_hu.max())
-    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1] or low >= NO_AIR_ABOVE_HU:
-        raise SeriesRefusedError(
-            f"read as value - {OFFSET} the voxels run from {low} to {high} HU, which no chest CT does: "
-            "the PNGs were written with another convention"
-        )
+    refuse_if(
+        low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1] or low >= NO_AIR_ABOVE_HU,
+        f"read as value - {OFFSET} the voxels run from {low} to {high} HU, which no chest CT does: "
+        "the PNGs were written with another convention",
+    )
     return volume_hu
 
 
@@ -67,6 +67,5 @@ def _stored(path: Path) -> NDArray[np.uint16]:
                 mode, stored = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise SeriesRefusedError("not a PNG, or one that is missing, cut short or damaged") from None
-    if mode != "I;16":
-        raise SeriesRefusedError(f"not a 16-bit gray PNG (Pillow calls it mode {mode})")
+    refuse_if(mode != "I;16", f"not a 16-bit gray PNG (Pillow calls it mode {mode})")
     return stored.astype(np.uint16, copy=False)

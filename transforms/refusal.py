@@ -42,6 +42,16 @@ class SeriesRefusedError(Refusal):
         return type(self), (self.reason, self.series_uid)
 
 
+def refuse_if(is_wrong: object, reason: str) -> None:
+    """Refuse a series or a file if something is wrong with it.
+
+    Raises:
+        SeriesRefusedError: With this reason.
+    """
+    if is_wrong:
+        raise SeriesRefusedError(reason)
+
+
 class TransformError(Refusal):
     """A transform got input that it cannot use (a wrong shape, no affine), or invalid settings."""
 

@@ -1,12 +1,15 @@
-"""Reading values of text headers (MetaImage, NRRD) strictly: a value is right as a whole, or the file is refused."""
+"""Reading text headers (MetaImage, NRRD) and their voxels strictly: right as a whole, or the file is refused."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.refusal import SeriesRefusedError
+from transforms.inflate import inflate
+from transforms.refusal import refuse_if
+from transforms.volume_file import check_written
 
 MAX_HEADER_BYTES = 1 << 20
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -16,19 +19,23 @@ _WHOLE = re.compile(r"[0-9]{1,9}")
 def decimals(name: str, text: str, count: int) -> NDArray[np.float64]:
     """Exactly `count` finite numbers with spaces between, (count,)."""
     parts = text.split()
-    if len(parts) != count or not all(map(_DECIMAL.fullmatch, parts)):
-        raise SeriesRefusedError(f"{name} must be {count} number(s)")
+    refuse_if(
+        len(parts) != count or not all(map(_DECIMAL.fullmatch, parts)), f"{name} must be {count} number(s)"
+    )
     values = np.array([float(part) for part in parts])
-    if not np.isfinite(values).all() or np.abs(values).max() > 1e7:
-        raise SeriesRefusedError(f"{name} holds a number out of range")
+    refuse_if(
+        not np.isfinite(values).all() or np.abs(values).max() > 1e7, f"{name} holds a number out of range"
+    )
     return values
 
 
 def whole_numbers(name: str, text: str, count: int) -> tuple[int, ...]:
     """Exactly `count` whole numbers, none below zero, with spaces between."""
     parts = text.split()
-    if len(parts) != count or not all(map(_WHOLE.fullmatch, parts)):
-        raise SeriesRefusedError(f"{name} must be {count} whole number(s)")
+    refuse_if(
+        len(parts) != count or not all(map(_WHOLE.fullmatch, parts)),
+        f"{name} must be {count} whole number(s)",
+    )
     return tuple(int(part) for part in parts)
 
 
@@ -38,9 +45,43 @@ def beside(header: Path, name: str) -> Path:
     Raises:
         SeriesRefusedError: If it does not, or is not there.
     """
-    if not name or "\0" in name or Path(name).name != name or name in (".", ".."):
-        raise SeriesRefusedError("its voxels must lie in one file beside the header, named without a folder")
+    refuse_if(
+        not name or "\0" in name or Path(name).name != name or name in (".", ".."),
+        "its voxels must lie in one file beside the header, named without a folder",
+    )
     path = header.parent / name
-    if not path.is_file():
-        raise SeriesRefusedError("the file with its voxels, which the header names, is not there")
+    refuse_if(not path.is_file(), "the file with its voxels, which the header names, is not there")
     return path
+
+
+def read_voxels(
+    path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any], wbits: int | None, fields: str
+) -> NDArray[np.generic]:
+    """Stored voxels, axes in the order of the file, the first of which varies fastest; bytes in the machine's order.
+
+    Args:
+        path: The file that holds them.
+        start: Where they begin.
+        shape: Of the voxels.
+        dtype: As stored.
+        wbits: `GZIP` or `ZLIB` of `transforms.inflate`; None where they are not compressed.
+        fields: The fields of the header that say how many bytes they are, for the refusal.
+
+    Raises:
+        SeriesRefusedError: If there are fewer or more, they are damaged, or were never written.
+    """
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    n_there = path.stat().st_size - start
+    check_written(path, max(start, 0))
+    with path.open("rb") as file:
+        file.seek(max(start, 0))
+        content = (
+            inflate(file, wbits, n_bytes) if wbits else file.read(n_bytes) if n_there == n_bytes else b""
+        )
+    refuse_if(
+        len(content) != n_bytes,
+        f"its voxels are {'not' if wbits else f'{max(n_there, 0)} bytes and not'} the {n_bytes} bytes that {fields} "
+        "need: cut short, or too long",
+    )
+    voxels = np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+    return voxels.astype(dtype.newbyteorder("=")) if dtype.byteorder == ">" else voxels

@@ -13,8 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 from numpy.typing import NDArray
 
-from transforms.geometry import VolumeGeometry, lps_to_ras
-from transforms.neighbors import triplet_indices
+from transforms.geometry import VolumeGeometry, lps_to_ras, triplet_indices
 from transforms.refusal import TransformError
 
 VOLUME_KEYS = ("affine", "original_affine", "spatial_shape", "gaps", "slice_offsets_mm")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from transforms.geometry import VolumeGeometry, spacing_of
 from transforms.plausible import MAX_STEP_MM, PADDING_HU, PIXEL_SPACING_MM, PLAUSIBLE_HU, outer_fill
-from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
+from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError, refuse_if
 
 _orientations: Any = nibabel.orientations  # nibabel types only some of its functions
 
@@ -65,19 +65,25 @@ def check_written(path: Path, start: int = 0) -> None:
 
 def check_shape(shape: tuple[int, ...]) -> None:
     """Refuse what is not one three-dimensional volume of plausible size."""
-    if len(shape) != 3 or min(shape) < 2 or np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise SeriesRefusedError(f"not one three-dimensional volume: its shape is {shape}")
+    refuse_if(
+        len(shape) != 3 or min(shape) < 2 or np.prod(shape, dtype=float) > MAX_VOXELS,
+        f"not one three-dimensional volume: its shape is {shape}",
+    )
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
     """Refuse an affine, (4, 4) from index to mm, that is not plausible for CT."""
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(affine).all() or lengths.min() == 0:
-        raise SeriesRefusedError("its affine is not finite, or a voxel has no extent")
+    refuse_if(
+        not np.isfinite(affine).all() or lengths.min() == 0,
+        "its affine is not finite, or a voxel has no extent",
+    )
     cosines = (columns / lengths).T @ (columns / lengths) - np.eye(3)
-    if np.abs(cosines).max() > MAX_SHEAR_COSINE:
-        raise SeriesRefusedError("its axes are not orthogonal (gantry tilt): correct the tilt before reading")
+    refuse_if(
+        np.abs(cosines).max() > MAX_SHEAR_COSINE,
+        "its axes are not orthogonal (gantry tilt): correct the tilt before reading",
+    )
     if lengths.min() < PIXEL_SPACING_MM[0] or lengths.max() > MAX_STEP_MM:
         shown = " x ".join(f"{length:.4g}" for length in lengths)
         raise SeriesRefusedError(
@@ -127,25 +133,23 @@ def volume_of(
 
 
 def _check_range(low: float, high: float) -> None:
-    if low >= NO_AIR_ABOVE_HU:
-        raise SeriesRefusedError(
-            f"no value lies below {NO_AIR_ABOVE_HU} HU (they run from {low:g} to {high:g}): a mask, or not CT in HU"
-        )
-    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
-        raise SeriesRefusedError(
-            f"its values run from {low:g} to {high:g}, which no CT in HU does ({PLAUSIBLE_HU[0]} to {PLAUSIBLE_HU[1]})"
-        )
+    refuse_if(
+        low >= NO_AIR_ABOVE_HU,
+        f"no value lies below {NO_AIR_ABOVE_HU} HU (they run from {low:g} to {high:g}): a mask, or not CT in HU",
+    )
+    refuse_if(
+        low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1],
+        f"its values run from {low:g} to {high:g}, which no CT in HU does ({PLAUSIBLE_HU[0]} to {PLAUSIBLE_HU[1]})",
+    )
 
 
 def _to_hu(stored: NDArray[Any]) -> tuple[NDArray[np.int16], bool]:
     """Values as int16 HU, and whether any of them had to be rounded."""
     low, high = stored.min(), stored.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise SeriesRefusedError("some voxels are not numbers (NaN or infinite)")
+    refuse_if(not (np.isfinite(low) and np.isfinite(high)), "some voxels are not numbers (NaN or infinite)")
     if low >= NO_AIR_ABOVE_HU:
         _check_range(low, high)
-    if low < -32768 or high > 32767:
-        raise SeriesRefusedError(f"HU from {low:g} to {high:g} do not fit 16 bits")
+    refuse_if(low < -32768 or high > 32767, f"HU from {low:g} to {high:g} do not fit 16 bits")
     if stored.dtype.kind in "iu":
         return stored.astype(np.int16), False
     volume_hu = np.empty(stored.shape, dtype=np.int16, order="F")  # as the file has it

@@ -1,7 +1,5 @@
 """Self-distillation: the student predicts the teacher's code of another view of the same slice."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

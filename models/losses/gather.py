@@ -1,7 +1,5 @@
 """Batches that are spread over processes: seen whole by the terms that depend on the batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Gram alignment: patches of the student relate to one another as they do in the teacher."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

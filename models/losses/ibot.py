@@ -1,7 +1,5 @@
 """iBOT: the student predicts the teacher's code of patches that it was not shown."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.losses.precision import wide
-from models.losses.upload import upload
 
 
 class HiddenPatches(NamedTuple):
@@ -58,6 +55,12 @@ def draw_mask(
         count = max(1, round(float(rng.uniform(*fraction)) * patches))
         mask[image, rng.permutation(patches)[:count]] = True
     return mask.reshape(shape)
+
+
+def upload(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Copy an array to a device; from memory that is not pinned a copy waits for all that is queued on a GPU."""
+    host = torch.from_numpy(values)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def hidden_patches(mask: NDArray[np.bool_], device: torch.device) -> HiddenPatches:

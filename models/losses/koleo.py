@@ -1,7 +1,5 @@
 """KoLeo: an entropy estimate that pushes embeddings apart from their nearest neighbors."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

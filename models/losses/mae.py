@@ -1,7 +1,5 @@
 """Masked autoencoding: pixels of hidden patches from the patches that are shown."""
 
-from __future__ import annotations
-
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn

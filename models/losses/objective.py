@@ -1,7 +1,5 @@
 """The named weighted sum: which terms a recipe asks for, and their values for one batch."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -10,17 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ObjectiveConfig
-from models.head import ProjectionHead
 from models.losses.dino import dino_loss, sinkhorn_probabilities, teacher_probabilities
 from models.losses.gather import gather, mean_over_ranks, own_share
 from models.losses.gram import gram_loss
-from models.losses.ibot import HiddenPatches, draw_mask, hidden_patches, ibot_loss
+from models.losses.ibot import HiddenPatches, draw_mask, hidden_patches, ibot_loss, upload
 from models.losses.koleo import koleo_loss
 from models.losses.mae import MaskedDecoder, mae_loss
 from models.losses.precision import wide
 from models.losses.simclr import nt_xent_loss
-from models.losses.upload import upload
-from models.student_teacher import Network, Output, StudentTeacher
+from models.student_teacher import Network, Output, ProjectionHead, StudentTeacher
 
 
 class Batch(NamedTuple):

@@ -1,7 +1,5 @@
 """SimCLR: the two views of a slice find each other among all views of the batch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

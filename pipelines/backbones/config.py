@@ -1,12 +1,20 @@
 """Configuration of encoding, `embed` and `export`; nothing heavy is imported here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipelines.backbones.feature_names import OneWindow, SliceFeature
 from pipelines.ingest.config import FolderFormat
+
+OneWindow = Literal["lung", "mediastinal", "wide", "full"]
+"""`full` is -1000..1000 HU, which keeps attenuation."""
+WindowName = Literal[OneWindow, "stacked"]
+"""`stacked` joins the features under the article's three, lung, mediastinal and wide."""
+SliceFeature = Literal["class_token", "mean_patch", "both"]
+"""One vector per image."""
+NoduleFeature = Literal[SliceFeature, "neighborhood"]
+"""One vector per nodule; `neighborhood` is the mean of the patches within 10 mm of its center."""
+FeatureName = Literal[NoduleFeature, "roi", "patches"]
+"""`roi` reads patches inside the nodule and around it; `patches` keeps all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,5 @@
 """Embeddings of a folder of CT or of a cohort as a parquet table, one row per slice."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.backbones.config import EmbedConfig
 from pipelines.backbones.encode import EncodedSlices, encode_slices
 from pipelines.backbones.features import image_features
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
-from pipelines.backbones.scale import tag_scale
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, tag_scale
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.ingest.preparation import NothingReadError

@@ -8,8 +8,6 @@ for volume in encode("scans/patient_7", "runs:/<id>/backbone"):
     volume.patch_lps_mm       # (Z, N, 3), position of each patch in the patient
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A backbone as a folder that timm and ONNX Runtime open without this project, with its card."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import tempfile

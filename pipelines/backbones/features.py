@@ -1,9 +1,8 @@
 """Frozen features of crops, computed once: a second probe of the same weights and crops reads them from disk."""
 
-from __future__ import annotations
-
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbone import Backbone, Tokens
-from pipelines.backbones.feature_names import FeatureName, SliceFeature, WindowName
+from pipelines.backbones.config import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import make_folder, write_atomically
 from probes.nodule_rays import NoduleRegion
 from transforms.hounsfield import WindowHU
@@ -141,12 +140,12 @@ def _near_center(patches: int, patch_mm: float) -> torch.Tensor:
     return torch.nonzero(distance <= max(NEIGHBORHOOD_MM, float(distance.min()) + 1e-6)).flatten()
 
 
+@dataclass(frozen=True)
 class FeatureCache:
     """Features on disk, by a hash of everything they depend on."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use `folder`; it is made at the first write."""
-        self.folder = folder
+    folder: Path
+    """Made at the first write."""
 
     def key(self, backbone_sha: str, crops_hu: NDArray[np.float32], **settings: Any) -> str:
         """Hash what features depend on: weights, settings and the voxels of the crops, not how they were cut."""

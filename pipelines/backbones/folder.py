@@ -1,7 +1,5 @@
 """Backbones on disk: saved as safetensors that timm opens without this project, found by run, folder or timm name."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -26,7 +25,9 @@ from models.config import BackboneConfig
 from pipelines.command.config import RecipeError, load_recipe
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.json_files import DamagedFileError, read_json
+from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import fetch_artifact, newest_backbone_run
+from pipelines.tracking.run import Run
 from pipelines.tracking.store import shown_store
 
 ARTIFACT = "backbone"
@@ -248,3 +249,15 @@ def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
 
 def _frozen(backbone: Backbone) -> Backbone:
     return backbone.requires_grad_(False).eval()
+
+
+def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None:
+    """Warn, and tag the run, if a pixel size lies outside the range of the pretraining."""
+    seen = loaded.record.get("mm_per_pixel")
+    low, high = float(mm_per_px.min()), float(mm_per_px.max())
+    if seen and (low < seen[0] or high > seen[1]):
+        run.set_tags({Tag.SCALE: "out of distribution"})
+        print(
+            f"scale: the network gets {low:.2f} .. {high:.2f} mm per pixel, outside the {seen[0]:.2f} .."
+            f" {seen[1]:.2f} of its pretraining"
+        )

@@ -1,7 +1,5 @@
 """A model card in Markdown, from the runs that trained and probed a backbone; unknown facts are marked as unknown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

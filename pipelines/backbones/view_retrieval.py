@@ -5,8 +5,6 @@ slices: a run takes `eval_slices` of its held-out patients, inner slices only if
 its own `slices`, from all. With their number `retrieval/n`, top-1 falls and `retrieval/ratio`, the hits, grows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rows in = rows out + rows left out, by reason: what is left out is always counted and printed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ class Accounting:
             )
 
     @classmethod
-    def of(cls, what: str, n_in: int, kept_as: str, n_kept: int, reasons: Iterable[str]) -> Accounting:
+    def of(cls, what: str, n_in: int, kept_as: str, n_kept: int, reasons: Iterable[str]) -> "Accounting":
         """Count the reasons, one for each row that was left out."""
         return cls(what, n_in, kept_as, n_kept, Counter(reasons))
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -40,12 +40,22 @@ from pipelines.cohort.tables import (
 from pipelines.runtime.atomic import SharedPresence, exclusively, make_folder, write_atomically
 from pipelines.runtime.json_files import read_json
 from transforms.body_grid import body_grid
+from transforms.refusal import Refusal
 
 SCHEMA_VERSION = 1
 _TABLES = ("series", "annotations", "nodules", "refused")
+SYNTHETIC = "synthetic"
+"""Manufacturer of the wall study's volumes, so that figures from them can be recognized."""
+
+CohortKind = Literal["real CT", "phantom", "synthetic slices"]
+
 _REMEDY = "prepare the cohort again"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class NoNodulesError(Refusal):
+    """A cohort, a rule and a crop that leave no labeled nodule."""
 
 
 class Cohort:
@@ -103,6 +113,13 @@ class Cohort:
         """Hash of the ids and voxels of all volumes."""
         lines = sorted(f"{row.volume_id} {row.sha256}\n" for row in self.series.itertuples())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def kind(self) -> CohortKind:
+        """What it is made of: figures from a phantom or from synthetic slices do not apply to patients."""
+        if (self.nodules["source"] == "phantom").any():
+            return "phantom"
+        return "synthetic slices" if (self.series["manufacturer"] == SYNTHETIC).any() else "real CT"
 
     def verify(self) -> list[str]:
         """Hash all again: ids of volumes that are missing, or differ from their row or body grid; names of tables."""
@@ -171,10 +188,6 @@ class CohortWriter:
         """The row of a volume that was written completely, with `n_files`; None otherwise."""
         present = all((self.root / name / f"{volume_id}.npy").is_file() for name in ("volumes", "body"))
         return _read_row(self.root / "rows" / f"{volume_id}.json") if present else None
-
-    def add_volume(self, row: Mapping[str, Any], volume_hu: NDArray[np.int16], n_files: int = 1) -> None:
-        """Write one volume; see `write_volume`."""
-        write_volume(self.root, row, volume_hu, n_files)
 
     def forget(self, volume_id: str) -> None:
         """Take a volume out of the cohort, if it is there; its voxels stay on disk until they are written again."""

@@ -1,7 +1,5 @@
 """Every slice of some patients of a cohort, and the triplet around each, read straight from the page cache."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -9,8 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
-from transforms.geometry import VolumeGeometry
-from transforms.neighbors import triplet_indices
+from transforms.geometry import VolumeGeometry, triplet_indices
 from transforms.views.batch import TripletBatch
 
 PADDING_HU = -1024

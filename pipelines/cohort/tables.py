@@ -6,21 +6,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.lidc.pylidc_compat import RATINGS
 from pipelines.runtime.atomic import write_atomically
 from transforms.refusal import Refusal
 
 _TEXT, _REAL, _WHOLE, _TRUTH = pa.string(), pa.float64(), pa.int64(), pa.bool_()
-_RATINGS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
-)
 
 SERIES = pa.schema(
     [
@@ -53,7 +43,7 @@ ANNOTATIONS = pa.schema(
         ("scan_id", _WHOLE),
         ("study_uid", _TEXT),
         ("patient_id", _TEXT),
-        *((name, _WHOLE) for name in _RATINGS),
+        *((name, _WHOLE) for name in RATINGS),
         *((name, _REAL) for name in ("diameter_mm", "volume_mm3", "x_lps_mm", "y_lps_mm", "z_lps_mm")),
         *((f"contour_z_{name}_mm", _REAL) for name in ("min", "max", "median")),
         ("cluster_id", _WHOLE),

@@ -1,7 +1,5 @@
 """Configuration of `prepare`, and the formats that a source may have; nothing heavy is imported here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

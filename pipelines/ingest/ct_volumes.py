@@ -1,7 +1,5 @@
 """CT volumes one after another: from a folder as `prepare` reads it, from a cohort, or from memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,13 +40,13 @@ class CtVolume:
     geometry: VolumeGeometry
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], volume_hu: NDArray[Any]) -> CtVolume:
+    def from_row(cls, row: Mapping[str, Any], volume_hu: NDArray[Any]) -> "CtVolume":
         """Take a row of series.parquet and its voxels."""
         geometry = VolumeGeometry.from_row(row)
         return cls(str(row["volume_id"]), str(row["patient_id"]), volume_hu, geometry)
 
     @classmethod
-    def from_memory(cls, volume: MetaTensor | CtSeries) -> CtVolume:
+    def from_memory(cls, volume: MetaTensor | CtSeries) -> "CtVolume":
         """Take what `LoadDicomSeries` or `read_series` returned; the patient's id is dropped.
 
         Raises:
@@ -103,7 +101,7 @@ class CtFolder:
             else:
                 yield volume
 
-    def _read(self, job: Job) -> CtVolume:
+    def _read(self, job: Job) -> "CtVolume":
         if isinstance(job, DicomJob):
             loaded = LoadDicomSeries(allow_gaps=True)(job.files)
             ids = (loaded.meta[name] for name in ("patient_id", "study_uid", "series_uid"))

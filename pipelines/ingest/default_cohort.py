@@ -1,7 +1,5 @@
 """The built-in synthetic cohorts: made when a command needs one that does not exist yet."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PHANTOM = "cohorts/phantom"
@@ -26,8 +24,7 @@ def ensure_cohort(root: Path) -> None:
         print(f"{root} does not exist yet: making the phantom cohort")
         prepare_cohort(PrepareConfig(cohort=PHANTOM))
     else:
-        from pipelines.phantom.wall_cohort import make_wall_cohort
-        from pipelines.phantom.wall_slices import Growth
+        from pipelines.phantom.wall_cohort import Growth, make_wall_cohort
 
         print(f"{root} does not exist yet: drawing the synthetic slices")
         make_wall_cohort(root, growth=Growth(**WALLS[str(root)]))

@@ -7,8 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, empty_table
-from pipelines.lidc.marks import known_series, place_on_volumes
-from pipelines.lidc.marks import rows_for_series as lidc_rows
+from pipelines.lidc.marks import known_series, place_on_volumes, rows_for_series as lidc_rows
 from pipelines.phantom.truth import rows_for_series as phantom_rows
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]

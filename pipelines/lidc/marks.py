@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from pipelines.lidc.contours import (
     MAX_READERS,
-    RATINGS,
     LidcDatabase,
     cluster_marks,
     read_database,
     read_scans,
 )
+from pipelines.lidc.pylidc_compat import RATINGS
 from transforms.geometry import VolumeGeometry, index_to_lps
 
 _KEYS = ["annotation_id", "volume_id", "series_uid", "scan_id", "study_uid", "patient_id"]

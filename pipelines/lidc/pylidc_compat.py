@@ -18,6 +18,19 @@ import numpy as np
 
 from transforms.refusal import Refusal
 
+RATINGS = (
+    "subtlety",
+    "internalStructure",
+    "calcification",
+    "sphericity",
+    "margin",
+    "lobulation",
+    "spiculation",
+    "texture",
+    "malignancy",
+)
+"""The ratings of LIDC in pylidc's spelling; all run from 1 to 5, but calcification to 6 (absent)."""
+
 _PYLIDC_VERSION = "0.2.3"
 _MODULES_WITH_NUMPY = ("Annotation", "Contour", "Scan", "annotation_distance_metrics", "utils")
 

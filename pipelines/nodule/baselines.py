@@ -1,9 +1,6 @@
 """The baselines of a cohort's nodules: AUROC of size, readers' ratings and pixels, with intervals, by stratum."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,31 +8,22 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.cohort.folder import Cohort
+from pipelines.nodule.config import NodulesConfig
+from probes.heads.linear import LinearProbe, cross_fit
 from probes.label_rules import LabelRule
 from probes.labels import Labeled
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.size_baseline import (
     STRATA_MM,
-    characteristics_scores,
     mean_characteristics,
     score_by_stratum,
 )
 from probes.splits import Splits, patient_folds
+from probes.statistics.checks import TooFewError, UnmeasurableError
 
 _SIZES = (("diameter", "mm"), ("volume", "mm3"))
 
 
-@dataclass(frozen=True, slots=True)
-class BaselineSettings:
-    """Folds and draws of all baselines."""
-
-    folds: int
-    repeats: int
-    n_bootstrap: int
-    seed: int
-
-
-def rules_table(labeled: Mapping[LabelRule, Labeled], settings: BaselineSettings) -> pd.DataFrame:
+def rules_table(labeled: Mapping[LabelRule, Labeled], settings: NodulesConfig) -> pd.DataFrame:
     """Counts of each rule, its use of rating 3, and the AUROC of the readers' diameter under it."""
     rows = []
     for rule, one in labeled.items():
@@ -59,7 +47,7 @@ def rules_table(labeled: Mapping[LabelRule, Labeled], settings: BaselineSettings
     return pd.DataFrame(rows)
 
 
-def measure_baselines(cohort: Cohort, labeled: Labeled, settings: BaselineSettings) -> pd.DataFrame:
+def measure_baselines(cohort: Cohort, labeled: Labeled, settings: NodulesConfig) -> pd.DataFrame:
     """Measure the baselines that need no image: diameter, volume, and readers' characteristics if there are marks.
 
     Args:
@@ -83,13 +71,13 @@ def measure_baselines(cohort: Cohort, labeled: Labeled, settings: BaselineSettin
 
 
 def _characteristics(
-    ratings: NDArray[np.float64], nodules: pd.DataFrame, settings: BaselineSettings
+    ratings: NDArray[np.float64], nodules: pd.DataFrame, settings: NodulesConfig
 ) -> list[pd.DataFrame]:
     """The baseline of the readers' characteristics; empty where there are too few patients for folds."""
     splits = folds_of("characteristics", nodules, settings)
     if splits is None:
         return []
-    scores = characteristics_scores(ratings, labels_of(nodules), splits)
+    scores = cross_fit(LinearProbe, ratings, labels_of(nodules), splits.patient_ids, splits)
     return [score_baseline("characteristics", nodules, scores, settings)]
 
 
@@ -103,14 +91,13 @@ def baseline_metrics(baselines: pd.DataFrame) -> dict[str, float]:
     return metrics
 
 
-def folds_of(baseline: str, nodules: pd.DataFrame, settings: BaselineSettings) -> Splits | None:
+def folds_of(baseline: str, nodules: pd.DataFrame, settings: NodulesConfig) -> Splits | None:
     """Patient folds; no backbone is involved, so every patient is unseen. None and a printed reason if too few."""
     patients = nodules["patient_id"].astype(str).tolist()
     try:
         return patient_folds(
             patients,
             labels_of(nodules),
-            unseen=set(patients),
             n_folds=settings.folds,
             n_repeats=settings.repeats,
             seed=settings.seed,
@@ -129,7 +116,7 @@ def score_baseline(
     baseline: str,
     nodules: pd.DataFrame,
     scores: ArrayLike,
-    settings: BaselineSettings,
+    settings: NodulesConfig,
     strata: Sequence[str] = tuple(STRATA_MM),
 ) -> pd.DataFrame:
     """Score one baseline on labeled nodules: rows of `score_by_stratum` under its name."""

@@ -1,7 +1,5 @@
 """Configuration of `nodules`; nothing heavy is imported here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

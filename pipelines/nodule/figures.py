@@ -1,7 +1,5 @@
 """Figures of nodules that need no image: counts per rule, malignancy against diameter, agreement of readers."""
 
-from __future__ import annotations
-
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -24,9 +22,8 @@ def rules_figure(rules: pd.DataFrame) -> Figure:
     for place_y, row in enumerate(rules.to_dict("records")):
         text = f" {row['malignant']} + {row['benign']}; 3 is {row['fate_of_3']}"
         axis.text(row["nodules"], place_y, text, va="center", fontsize=8)
-    axis.set_xlim(0, 1.45 * rules["nodules"].max())
+    axis.set(xlim=(0, 1.45 * rules["nodules"].max()), xlabel="nodules (malignant + benign)")
     axis.invert_yaxis()
-    axis.set_xlabel("nodules (malignant + benign)")
     axis.legend(fontsize=8, loc="lower right")
     return figure
 
@@ -51,14 +48,12 @@ def malignancy_figure(nodules: pd.DataFrame) -> Figure:
             right.plot([middle, middle], [share.ci_low, share.ci_high], color="gray")
             right.plot(middle, share.value, "o", color=MALIGNANT)
             right.text(middle, -0.06, str(inside.sum()), ha="center", fontsize=7, color="gray")
-    right.set_ylim(-0.1, 1.02)
-    right.set_ylabel("share malignant, 95% interval")
+    right.set(ylim=(-0.1, 1.02), ylabel="share malignant, 95% interval")
     right.set_title("gray: number of nodules", fontsize=8)
     for axis in (left, right):
-        axis.set_xscale("log")
+        axis.set(xscale="log", xlabel="readers' mean diameter (mm)")
         axis.set_xticks([3, 5, 10, 20, 40], ["3", "5", "10", "20", "40"])
         axis.minorticks_off()
-        axis.set_xlabel("readers' mean diameter (mm)")
     return figure
 
 
@@ -77,8 +72,7 @@ def agreement_figure(nodules: pd.DataFrame) -> Figure:
             )
     axis.set_xticks(range(5), [str(n) for n in range(1, 6)])
     axis.set_yticks(range(5), [f"{n + 1}\n({int(counts[n].sum())})" for n in range(5)])
-    axis.set_xlabel("malignancy rating of another reader")
-    axis.set_ylabel("rating of a reader (pairs)")
+    axis.set(xlabel="malignancy rating of another reader", ylabel="rating of a reader (pairs)")
     axis.set_title(f"weighted kappa {weighted_kappa(counts):.2f}", fontsize=10)
     figure.colorbar(image, label="share of the row")
     return figure

@@ -1,24 +1,21 @@
 """Image baselines of nodules without a network: pixels and a measured diameter; a contact sheet."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
 from pipelines.cohort.accounting import Accounting
-from pipelines.cohort.folder import Cohort
-from pipelines.nodule.baselines import BaselineSettings, folds_of, labels_of, score_baseline
+from pipelines.cohort.folder import Cohort, NoNodulesError
+from pipelines.nodule.baselines import folds_of, labels_of, score_baseline
+from pipelines.nodule.config import NodulesConfig
 from pipelines.nodule.figures import MALIGNANT
 from pipelines.nodule.labeled import nodule_set, warn_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
-from pipelines.nodule.refusals import NoNodulesError
 from probes.labels import Labeled
 from probes.nodule_rays import image_diameter_mm
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
@@ -54,7 +51,7 @@ class ImagedNodules:
     baselines: pd.DataFrame
 
 
-def measure_images(cohort: Cohort, labeled: Labeled, settings: BaselineSettings) -> ImagedNodules | None:
+def measure_images(cohort: Cohort, labeled: Labeled, settings: NodulesConfig) -> ImagedNodules | None:
     """Crop the nodules and measure the baselines that read images.
 
     Args:
@@ -122,7 +119,7 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
             axis.add_patch(ring)
         elif outline is not None:
             axis.contour(*outline, levels=[0.5], colors=[color], linewidths=0.9)
-        _keep_view(axis, half)
+        axis.set(xlim=(-half, half), ylim=(half, -half))  # the ring and the outline would move it
         ratings = ",".join(str(int(r)) for r in nodule["malignancy_ratings"])
         size = f"{nodule['diameter_mm']:.0f} mm" if nodule["diameter_mm"] > 0 else "size unknown"
         axis.set_title(f"{size}   {ratings}", fontsize=7)
@@ -160,8 +157,3 @@ def _outline(
         )
     )
     return columns, rows, mask
-
-
-def _keep_view(axis: Axes, half_mm: float) -> None:
-    axis.set_xlim(-half_mm, half_mm)
-    axis.set_ylim(half_mm, -half_mm)

@@ -1,7 +1,5 @@
 """The labeled nodules of a cohort and their crops: what every nodule probe starts from."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -11,14 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.accounting import Accounting
-from pipelines.cohort.folder import Cohort
-from pipelines.nodule.crops import crop_at
-from pipelines.nodule.refusals import NoNodulesError
+from pipelines.cohort.folder import Cohort, NoNodulesError
+from pipelines.cohort.meta_volume import crop_at
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, label_nodules
 from transforms.geometry import VolumeGeometry
-from transforms.nodule_crop import BORDER_HU, Crop, CropSpec
-from transforms.nodule_sampling import place, sample_windows
+from transforms.nodule_crop import Crop, CropSpec
+from transforms.nodule_sampling import BORDER_HU, place, sample_windows
 from transforms.refusal import NoCropError
 
 AIR_AND_LUNG_HU = -700.0

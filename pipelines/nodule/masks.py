@@ -1,7 +1,5 @@
 """Crops around nodules together with the masks of nodule and readers on the same pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,10 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.cohort.folder import Cohort
-from pipelines.nodule.crops import crop_at
+from pipelines.cohort.folder import Cohort, NoNodulesError
+from pipelines.cohort.meta_volume import crop_at
 from pipelines.nodule.lidc_masks import NoduleMask, consensus_mask, read_mask
-from pipelines.nodule.refusals import NoNodulesError
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.refusal import NoCropError

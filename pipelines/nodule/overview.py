@@ -1,22 +1,19 @@
 """The nodules of a cohort under every label rule, and the baselines that need no network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
-from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.folder import Cohort, CohortWriter, NoNodulesError
 from pipelines.cohort.tables import REFUSED, empty_table
 from pipelines.lidc.contours import MAX_READERS, read_scans
 from pipelines.lidc.marks import rows_for_series
-from pipelines.nodule.baselines import BaselineSettings, baseline_metrics, measure_baselines, rules_table
+from pipelines.nodule.baselines import baseline_metrics, measure_baselines, rules_table
 from pipelines.nodule.config import LIDC, NodulesConfig
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.figures import agreement_figure, malignancy_figure, rules_figure
 from pipelines.nodule.lidc_masks import write_missing_masks
-from pipelines.nodule.refusals import NoNodulesError
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.label_rules import LabelRule
@@ -28,17 +25,16 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     cohort = open_cohort(Path(config.cohort))
     counts, sentence = describe(cohort)
     print(sentence)
-    settings = BaselineSettings(config.folds, config.repeats, config.n_bootstrap, config.seed)
     labeled = label_under_every_rule(cohort, read_diagnoses(config.diagnosis), config.rule)
-    rules = rules_table(labeled, settings)
+    rules = rules_table(labeled, config)
     print(rules.to_string(index=False, float_format="%.3f"))
     chosen = labeled[config.rule]
-    baselines = measure_baselines(cohort, chosen, settings)
+    baselines = measure_baselines(cohort, chosen, config)
     if len(cohort.series):
         # torch and MONAI take longer to import than all the tables take to make.
         from pipelines.nodule.images import contact_sheet, measure_images
 
-        imaged = measure_images(cohort, chosen, settings)
+        imaged = measure_images(cohort, chosen, config)
         if imaged is not None:
             baselines = pd.concat([baselines, imaged.baselines], ignore_index=True)
             run.log_table(imaged.dropped, "tables/not_cropped.parquet")

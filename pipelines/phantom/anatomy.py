@@ -5,8 +5,6 @@ nodules of `phantom_nodules` several pixels each. The lung holds vessels as wide
 without them any bright blob would be a nodule, and random features would find it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -49,7 +47,7 @@ class Thorax:
     rib_phase: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, grid: Grid) -> Thorax:
+    def draw(cls, rng: np.random.Generator, grid: Grid) -> "Thorax":
         """Draw one patient's proportions and place; they fit a circular field of view of 160 mm.
 
         Patients differ as much as they do in a scanner: where all look alike, two views of one slice share too little

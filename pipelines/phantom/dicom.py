@@ -4,12 +4,10 @@ GE-like: signed pixels, intercept -1024, and PixelPaddingValue -2000 outside the
 12 bits unsigned, intercept -1000. File names do not follow the order of the slices, as in real archives.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,40 +85,58 @@ def _series_dataset(header: SeriesHeader, shape: tuple[int, ...]) -> Dataset:
     is_ge = header.flavour == "ge"
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_ge else ImplicitVRLittleEndian
-    dataset.file_meta.ImplementationClassUID = phantom_uid("implementation")
-    dataset.file_meta.ImplementationVersionName = "DINOX_PHANTOM"
-    dataset.SOPClassUID = CTImageStorage
-    dataset.SpecificCharacterSet = "ISO_IR 100"
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    dataset.Modality = "CT"
-    dataset.Manufacturer = "GE MEDICAL SYSTEMS" if is_ge else "Philips"
-    dataset.ManufacturerModelName = "Phantom"
-    dataset.PatientName, dataset.PatientID = header.patient_id, header.patient_id
-    dataset.PatientBirthDate, dataset.PatientSex, dataset.AccessionNumber = "", "", ""
-    dataset.StudyDate, dataset.StudyTime = "20000101", "000000"
-    dataset.ReferringPhysicianName, dataset.StudyID = "", ""
-    dataset.BodyPartExamined, dataset.PatientPosition = "CHEST", "HFS"
-    dataset.ConvolutionKernel = "STANDARD" if is_ge else "B"
-    dataset.KVP = "120"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = header.study_uid, header.series_uid
-    dataset.FrameOfReferenceUID = phantom_uid(header.key, "frame")
-    dataset.PositionReferenceIndicator = ""
-    dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.PixelSpacing = [f"{header.spacing_mm[1]:.6g}", f"{header.spacing_mm[2]:.6g}"]
-    dataset.SliceThickness = f"{header.slice_thickness_mm:.6g}"
-    dataset.Rows, dataset.Columns = shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated = 16
-    dataset.BitsStored, dataset.HighBit = (16, 15) if is_ge else (12, 11)
-    dataset.PixelRepresentation = 1 if is_ge else 0
-    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024 if is_ge else -1000
-    dataset.RescaleType = "HU"
-    dataset.WindowCenter, dataset.WindowWidth = -600, 1500
-    if is_ge:
-        dataset.PixelPaddingValue = PADDING_STORED
-    for keyword, text in header.personal.items():
-        setattr(dataset, keyword, text)
+    meta = {
+        "MediaStorageSOPClassUID": CTImageStorage,
+        "TransferSyntaxUID": ExplicitVRLittleEndian if is_ge else ImplicitVRLittleEndian,
+        "ImplementationClassUID": phantom_uid("implementation"),
+        "ImplementationVersionName": "DINOX_PHANTOM",
+    }
+    elements: dict[str, Any] = {
+        "SOPClassUID": CTImageStorage,
+        "SpecificCharacterSet": "ISO_IR 100",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "Modality": "CT",
+        "Manufacturer": "GE MEDICAL SYSTEMS" if is_ge else "Philips",
+        "ManufacturerModelName": "Phantom",
+        "PatientName": header.patient_id,
+        "PatientID": header.patient_id,
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "AccessionNumber": "",
+        "StudyDate": "20000101",
+        "StudyTime": "000000",
+        "ReferringPhysicianName": "",
+        "StudyID": "",
+        "BodyPartExamined": "CHEST",
+        "PatientPosition": "HFS",
+        "ConvolutionKernel": "STANDARD" if is_ge else "B",
+        "KVP": "120",
+        "StudyInstanceUID": header.study_uid,
+        "SeriesInstanceUID": header.series_uid,
+        "FrameOfReferenceUID": phantom_uid(header.key, "frame"),
+        "PositionReferenceIndicator": "",
+        "SeriesNumber": 1,
+        "AcquisitionNumber": 1,
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [f"{header.spacing_mm[1]:.6g}", f"{header.spacing_mm[2]:.6g}"],
+        "SliceThickness": f"{header.slice_thickness_mm:.6g}",
+        "Rows": shape[0],
+        "Columns": shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16 if is_ge else 12,
+        "HighBit": 15 if is_ge else 11,
+        "PixelRepresentation": 1 if is_ge else 0,
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024 if is_ge else -1000,
+        "RescaleType": "HU",
+        "WindowCenter": -600,
+        "WindowWidth": 1500,
+        **({"PixelPaddingValue": PADDING_STORED} if is_ge else {}),
+        **header.personal,
+    }
+    for part, values in ((dataset.file_meta, meta), (dataset, elements)):
+        for keyword, value in values.items():
+            setattr(part, keyword, value)
     return dataset

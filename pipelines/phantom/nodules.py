@@ -5,8 +5,6 @@ and with ground-glass density. So diameter alone is a fair baseline, and there i
 glass is darker than a solid nodule: the sum of bright voxels is no shortcut.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

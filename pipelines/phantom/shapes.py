@@ -5,8 +5,6 @@ returned as a box of slices and the covered fraction of each voxel in it, so tha
 shape, not of the volume.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,28 +105,10 @@ def edge_coverage(depth_mm: Array, edge_mm: float) -> Array:
     return np.asarray(np.clip(np.float32(0.5) + depth_mm / np.float32(edge_mm), 0, 1), dtype=np.float32)
 
 
-def paint(volume_hu: Array, box: Box, coverage: Array, value_hu: float) -> None:
-    """Move the voxels of a box toward `value_hu` by their covered fraction, in place."""
-    view = volume_hu[box]
-    view += coverage * (np.float32(value_hu) - view)
-
-
 def paint_brighter(volume_hu: Array, box: Box, coverage: Array, value_hu: float) -> None:
-    """As `paint`, but what is already brighter stays: a vessel is seen through ground glass."""
+    """Move the voxels of a box toward `value_hu` by their covered fraction, in place; what is brighter stays.
+
+    A vessel is seen through ground glass.
+    """
     view = volume_hu[box]
     np.maximum(view, view + coverage * (np.float32(value_hu) - view), out=view)
-
-
-def sphere_volume_hu(
-    shape: tuple[int, int, int],
-    spacing_mm: tuple[float, float, float],
-    center_mm: ArrayLike,
-    diameter_mm: float,
-    inside_hu: int = 40,
-    outside_hu: int = -850,
-) -> NDArray[np.int16]:
-    """One sphere of known size in an even background, int16 HU (Z, Y, X); `center_mm` as in `sphere_coverage`."""
-    volume = np.full(shape, outside_hu, dtype=np.float32)
-    box, coverage = sphere_coverage(Grid(shape, spacing_mm), center_mm, diameter_mm)
-    paint(volume, box, coverage, inside_hu)
-    return np.rint(volume).astype(np.int16)

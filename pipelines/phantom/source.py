@@ -5,8 +5,6 @@ through the same reader, tables and probes as real CT. `phantom_truth.json` at i
 each nodule, and the truth.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The truth of the phantom: `phantom_truth.json`, and the same as the tables of real data."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.cohort.tables import ANNOTATIONS, NODULES
+from pipelines.lidc.pylidc_compat import RATINGS
 from pipelines.phantom.dicom import SeriesHeader
 from pipelines.phantom.nodules import Nodule
 from pipelines.phantom.shapes import Grid
@@ -23,59 +23,7 @@ class PhantomError(Refusal):
 TRUTH_FILE = "phantom_truth.json"
 FORMAT = "dinox-phantom-1"
 
-RATINGS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
-)
-"""The ratings of LIDC in pylidc's spelling; all run from 1 to 5, but calcification to 6 (absent)."""
-
-ANNOTATION_COLUMNS = (
-    "annotation_id",
-    "volume_id",
-    "series_uid",
-    "scan_id",
-    "study_uid",
-    "patient_id",
-    *RATINGS,
-    "diameter_mm",
-    "volume_mm3",
-    "x_lps_mm",
-    "y_lps_mm",
-    "z_lps_mm",
-    "contour_z_min_mm",
-    "contour_z_max_mm",
-    "contour_z_median_mm",
-    "cluster_id",
-)
-
-NODULE_COLUMNS = (
-    "nodule_id",
-    "volume_id",
-    "series_uid",
-    "patient_id",
-    "x_lps_mm",
-    "y_lps_mm",
-    "z_lps_mm",
-    "diameter_mm",
-    "volume_mm3",
-    "malignancy_ratings",
-    "n_readers",
-    "z_min_mm",
-    "z_max_mm",
-    "source",
-    "flag",
-    "cluster_id",
-    "true_diameter_mm",
-    "true_margin",
-    "true_density",
-)
+NODULE_COLUMNS = [*NODULES.names, "cluster_id", "true_diameter_mm", "true_margin", "true_density"]
 
 
 def nodule_truth(nodule: Nodule, header: SeriesHeader, grid: Grid) -> dict[str, Any]:
@@ -157,8 +105,8 @@ def rows_of(patients: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]
             annotations += marks
             nodules.append(_nodule(patient, number, nodule, marks))
     return (
-        pd.DataFrame(annotations, columns=list(ANNOTATION_COLUMNS)),
-        pd.DataFrame(nodules, columns=list(NODULE_COLUMNS)),
+        pd.DataFrame(annotations, columns=ANNOTATIONS.names),
+        pd.DataFrame(nodules, columns=NODULE_COLUMNS),
     )
 
 

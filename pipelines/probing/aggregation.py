@@ -1,18 +1,17 @@
 """Does the third dimension add information, and which pooling keeps it?"""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from models.aggregators import AggregatorName
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
-from pipelines.nodule.crops import crop_at
+from pipelines.cohort.meta_volume import crop_at
 from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm
 from pipelines.probing.config import AggregationConfig
 from pipelines.probing.setup import among, labeled_nodules, open_both, settled_folds
@@ -84,7 +83,7 @@ def slices_around(
     the crops of all slices of all nodules would not fit into memory.
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
-    encoded: list[tuple[NDArray[np.float32], NDArray[np.float64]]] = []
+    tokens, positions = [], []
     for nodule in tqdm(
         nodules.table.to_dict("records"), desc="slices", unit="nodule", disable=None, leave=False
     ):
@@ -98,16 +97,10 @@ def slices_around(
         )
         crops = crop_at(cohort, row, center, spec).hu
         position_mm, is_there = places_mm(row, center, len(crops))
-        tokens = _encode(config, loaded, crops[is_there], device)
-        encoded.append((tokens, position_mm[is_there]))
-    longest = max(len(tokens) for tokens, _ in encoded)
-    all_tokens = torch.zeros(len(encoded), longest, encoded[0][0].shape[1])
-    positions, mask = torch.zeros(len(encoded), longest), torch.zeros(len(encoded), longest, dtype=torch.bool)
-    for number, (tokens, position_mm) in enumerate(encoded):
-        all_tokens[number, : len(tokens)] = torch.from_numpy(tokens)
-        positions[number, : len(tokens)] = torch.from_numpy(position_mm).float()
-        mask[number, : len(tokens)] = True
-    return SliceTokens(all_tokens, positions, mask)
+        tokens.append(torch.from_numpy(_encode(config, loaded, crops[is_there], device)))
+        positions.append(torch.from_numpy(position_mm[is_there]).float())
+    is_real = [torch.ones(len(of_nodule), dtype=torch.bool) for of_nodule in tokens]
+    return SliceTokens(*(pad_sequence(part, batch_first=True) for part in (tokens, positions, is_real)))
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:

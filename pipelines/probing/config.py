@@ -1,13 +1,11 @@
 """Configuration of the probes of a backbone; nothing heavy is imported here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipelines.backbones.feature_names import FeatureName, NoduleFeature, OneWindow, WindowName
+from pipelines.backbones.config import FeatureName, NoduleFeature, OneWindow, WindowName
 from probes.label_rules import LabelRule
 
 HeadName = Literal["logistic", "mlp", "attentive"]
@@ -74,8 +72,8 @@ class ProbeConfig(FoldedProbe):
     target: str = ""
     """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are.
     "" takes ratings where every nodule has one and the rule sums them up. The AUROC is against the label."""
-    n_bootstrap: int = 2000
-    draws: int = 9999
+    n_bootstrap: PositiveInt = 2000
+    draws: PositiveInt = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""
     runs_dir: str = "runs"
 
@@ -93,31 +91,20 @@ class ProbeConfig(FoldedProbe):
                 f"features={self.features} is the middle of the image, where a whole slice has no nodule;"
                 " use input=crop"
             )
-        if self.n_bootstrap < 1 or self.draws < 1:
-            raise ValueError(
-                f"n_bootstrap and draws must be 1 or more, got {self.n_bootstrap} and {self.draws}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig(ProbeBase):
     """View retrieval with the backbones of one run, or any other backbone, on one cohort."""
 
-    slices: int = 4096
+    slices: Annotated[int, Field(ge=2)] = 4096
     """Held-out slices, spread evenly; all of them, if there are fewer."""
-    adjacent_slices: int = 2
+    adjacent_slices: NonNegativeInt = 2
     """Slices of one series this far apart or less are left out of `not_adjacent`: their triplets overlap."""
     checkpoints: Literal["last", "all"] = "last"
     """`all` also measures every backbone that the run kept during training, each at its step."""
     leak: Literal["avoid", "allow"] = "avoid"
     """`allow` tests on every patient, whether or not the backbone saw it; the run is tagged."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts out of range."""
-        if self.slices < 2 or self.adjacent_slices < 0:
-            raise ValueError(
-                f"slices must be 2 or more and adjacent_slices 0 or more, got {self.slices} and {self.adjacent_slices}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,14 +147,8 @@ class AggregationConfig(FoldedProbe):
 
     window: WindowName = "lung"
     features: NoduleFeature = "class_token"
-    z_range_mm: float = 12.0
+    z_range_mm: PositiveFloat = 12.0
     """Range of slices above and below the nodule's center, the same for every nodule."""
-
-    def __post_init__(self) -> None:
-        """Refuse a range without neighbors."""
-        FoldedProbe.__post_init__(self)
-        if not self.z_range_mm > 0:
-            raise ValueError(f"z_range_mm must be above 0, got {self.z_range_mm}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

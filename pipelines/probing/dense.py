@@ -1,8 +1,5 @@
 """Do patch tokens show where the nodule is?"""
 
-from __future__ import annotations
-
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -21,8 +18,6 @@ from probes.dense import DenseProbe, dense_table
 from transforms.hounsfield import WindowHU
 from transforms.nodule_crop import CropSpec
 from transforms.window_policy import ARTICLE_LUNG_HU, PROBE_WINDOWS_HU
-
-matplotlib.use("Agg")
 
 
 def run_dense(config: DenseConfig, run: Run) -> None:

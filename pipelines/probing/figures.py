@@ -1,18 +1,22 @@
-"""Figures of a probe: ROC, calibration and net benefit."""
+"""Figures of the probes: ROC, calibration and net benefit; spectrum and map of features; retrieval."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from pipelines.backbones.view_retrieval import SliceSample, render_rows
+from probes.retrieval import RetrievalResult
 from probes.statistics.calibration import decision_curve
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_MOST_NAMED = 8  # more names than this are colored without a legend
 
 
 def roc_figure(labels: Ints, scores: Mapping[str, Floats]) -> Figure:
@@ -23,8 +27,7 @@ def roc_figure(labels: Ints, scores: Mapping[str, Floats]) -> Figure:
         false_positive, true_positive, _ = roc_curve(labels, values)
         axis.plot(false_positive, true_positive, label=name.replace("_", " "))
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
-    axis.set_xlabel("1 - specificity")
-    axis.set_ylabel("sensitivity")
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity")
     axis.legend(fontsize=8)
     return figure
 
@@ -36,8 +39,7 @@ def calibration_figure(labels: Ints, probabilities: Floats, bins: int = 8) -> Fi
     groups = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(labels)))
     axis.plot([probabilities[g].mean() for g in groups], [labels[g].mean() for g in groups], marker="o")
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":")
-    axis.set_xlabel("predicted probability of a malignant label")
-    axis.set_ylabel("observed share")
+    axis.set(xlabel="predicted probability of a malignant label", ylabel="observed share")
     return figure
 
 
@@ -51,7 +53,95 @@ def decision_figure(labels: Ints, probabilities: Mapping[str, Floats]) -> Figure
     axis.plot(curve.threshold, curve.treat_all, color="gray", linestyle="--", label="all malignant")
     axis.axhline(0, color="gray", linestyle=":", label="none malignant")
     axis.set_ylim(bottom=-0.05)
-    axis.set_xlabel("threshold probability")
-    axis.set_ylabel("net benefit")
+    axis.set(xlabel="threshold probability", ylabel="net benefit")
     axis.legend(fontsize=8)
     return figure
+
+
+def spectrum_figure(spectra: Mapping[str, Floats]) -> Figure:
+    """Draw the share of the variance along each principal direction, by network."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, shares in spectra.items():
+        drawn = shares[shares > 1e-8]
+        axis.plot(np.arange(1, len(drawn) + 1), drawn, label=name.replace("_", " "))
+    axis.set(yscale="log", xlabel="principal direction", ylabel="share of variance")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def map_figure(places: Floats, colorings: Mapping[str, NDArray[np.generic]]) -> Figure:
+    """Draw the map once for each coloring: numbers on a color scale, names in distinct colors."""
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    axes = figure.subplots(2, 2).ravel()
+    for axis, (title, values) in zip(axes, colorings.items(), strict=False):
+        if np.issubdtype(values.dtype, np.floating):
+            drawn = axis.scatter(places[:, 0], places[:, 1], c=values, s=10, cmap="viridis")
+            figure.colorbar(drawn, ax=axis)
+        else:
+            _scatter_names(axis, places, values.astype(str))
+        axis.set(title=title, xlabel="principal component 1", ylabel="principal component 2")
+    return figure
+
+
+def _scatter_names(axis: Axes, places: Floats, names: NDArray[np.str_]) -> None:
+    distinct = np.unique(names)
+    if len(distinct) > _MOST_NAMED:
+        code = np.searchsorted(distinct, names) * 7 % 20  # neighbors in the alphabet get different colors
+        axis.scatter(places[:, 0], places[:, 1], c=code, s=10, cmap="tab20")
+        return
+    for name in distinct:
+        own = places[names == name]
+        axis.scatter(own[:, 0], own[:, 1], s=10, label=name or "unknown")
+    axis.legend(fontsize=8)
+
+
+def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -> Figure:
+    """Show hits and misses: the query, its own second view, and the view that the network found nearest."""
+    hits, misses = np.flatnonzero(found.rank == 0), np.flatnonzero(found.rank > 0)
+    chosen = np.concatenate([_evenly(hits, count), _evenly(misses, count)])
+    figure = Figure(figsize=(6, 2.1 * max(len(chosen), 1)), layout="constrained")
+    axes = figure.subplots(max(len(chosen), 1), 3, squeeze=False)
+    series = sample.series_ids
+    for line, query in zip(axes, chosen.tolist(), strict=False):
+        nearest = int(found.nearest[query])
+        own, other = (
+            render_rows(sample, sample.rows[[row]], torch.device("cpu")) for row in (query, nearest)
+        )
+        if found.rank[query] == 0:
+            relation = "hit"
+        elif series[nearest] == series[query]:
+            apart = abs(int(sample.slice_index[nearest]) - int(sample.slice_index[query]))
+            relation = f"miss: same series, {apart} slices off"
+        else:
+            relation = "miss: another series"
+        titles = ("query", f"its own view (rank {int(found.rank[query]) + 1})", relation)
+        for axis, image, title in zip(line, (own[0, 0], own[1, 0], other[1, 0]), titles, strict=True):
+            axis.imshow(_gray(image, sample), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def trajectory(steps: Sequence[int], found: Sequence[RetrievalResult]) -> Figure:
+    """Draw top-1 with its interval over patients, and top-5, over the steps of a pretraining."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    top1 = np.array([[one.top1.value, one.top1.ci_low, one.top1.ci_high] for one in found])
+    axis.plot(steps, top1[:, 0], marker="o", label="top-1")
+    axis.fill_between(steps, top1[:, 1], top1[:, 2], alpha=0.2, label="95% interval over patients")
+    axis.plot(steps, [one.top5.value for one in found], marker=".", label="top-5")
+    axis.axhline(found[0].chance, color="gray", linestyle=":", label=f"chance, 1 / {found[0].n}")
+    axis.set(yscale="log", xlabel="step (optimizer updates)", ylabel="share of slices")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _evenly(rows: Ints, count: int) -> Ints:
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)] if len(rows) else rows
+
+
+def _gray(image: torch.Tensor, sample: SliceSample) -> NDArray[np.float32]:
+    """Return the middle slice of a normalized view, in [0, 1]."""
+    return np.asarray(image[1].numpy() * sample.views.std[1] + sample.views.mean[1], dtype=np.float32)

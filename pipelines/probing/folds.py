@@ -1,8 +1,9 @@
-"""Test patients and folds of a probe: patients that the backbone did not see, unless leaks are allowed."""
+"""Test patients, folds and slices of a probe: of patients that the backbone did not see, unless leaks are allowed."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+import dataclasses
+import tempfile
+from collections import Counter
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,10 +11,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.backbones.folder import LoadedBackbone
+from pipelines.backbones.view_retrieval import SliceSample, sample_slices
+from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.slices import SliceIndex
+from pipelines.command.config import load_recipe, read_yaml
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import FoldedProbe
+from pipelines.tracking.reading import fetch_artifact
+from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out, patient_folds, split_60_20_20
+from probes.statistics.checks import TooFewError
+from transforms.views.config import ViewConfig
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows to fit on and rows to test on."""
@@ -32,11 +41,11 @@ def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> se
 
 
 def patients_to_test(
-    loaded: LoadedBackbone, cohort: Cohort, leak: Literal["avoid", "allow"]
+    loaded: LoadedBackbone | None, patient_ids: NDArray[np.str_], leak: Literal["avoid", "allow"]
 ) -> tuple[set[str], str]:
     """Return the patients to test on, those that the backbone did not see if this is known, and the leak tag."""
-    patient_ids = cohort.series["patient_id"].to_numpy(dtype=np.str_)
-    unseen, everyone = unseen_patients(loaded, patient_ids), {str(patient) for patient in patient_ids}
+    everyone = {str(patient) for patient in patient_ids}
+    unseen = everyone if loaded is None else unseen_patients(loaded, patient_ids)
     if leak == "allow":
         return everyone, "" if unseen == everyone else "allowed"
     if unseen is None:
@@ -44,7 +53,7 @@ def patients_to_test(
     return (unseen, "") if unseen else (everyone, "no_holdout")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class FoldPlan:
     """Folds, their leak tag, and the table that the run stores."""
 
@@ -65,27 +74,61 @@ def fold_plan(config: FoldedProbe, loaded: LoadedBackbone | None, nodules: Nodul
         TooFewError: If a class has too few patients to test on.
     """
     patients, labels = nodules.patient_ids, nodules.labels
-    everyone = set(patients.tolist())
-    unseen = everyone if loaded is None else unseen_patients(loaded, patients)
-    allowed = "" if unseen is not None and unseen >= everyone else "allowed"
-    if config.leak == "allow":
-        unseen = everyone
+    tested, leak = patients_to_test(loaded, patients, config.leak)
     if config.split == "article":
-        rows = np.flatnonzero(np.isin(patients, sorted(unseen or everyone)))
-        split = split_60_20_20(patients[rows].tolist(), labels[rows], config.seed)
-        train = rows[np.sort(np.concatenate([split.train, split.validation]))]
-        leak = "unknown" if unseen is None else "" if unseen else "no_holdout"
-        folds = [(train, rows[split.test])]
-        table = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": np.unique(patients[rows[split.test]])})
-    else:
-        splits = patient_folds(
-            patients.tolist(),
-            labels,
-            unseen=unseen,
-            n_folds=config.folds,
-            n_repeats=config.repeats,
-            seed=config.seed,
+        rows = np.flatnonzero(np.isin(patients, sorted(tested)))
+        fit, choose, score = split_60_20_20(patients[rows].tolist(), labels[rows], config.seed)
+        train = rows[np.sort(np.concatenate([fit, choose]))]
+        table = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": np.unique(patients[rows[score]])})
+        return FoldPlan([(train, rows[score])], leak, table)
+    splits = patient_folds(
+        patients.tolist(),
+        labels,
+        tested=tested,
+        n_folds=config.folds,
+        n_repeats=config.repeats,
+        seed=config.seed,
+    )
+    return FoldPlan([(fold.train, fold.test) for fold in splits], leak, splits.table())
+
+
+def slices_of(
+    loaded: LoadedBackbone, cohort: Cohort, patients: set[str], n_slices: int
+) -> tuple[SliceSample, str]:
+    """Choose up to `n_slices` slices of `patients`, and print how many are left out and why.
+
+    Returns:
+        The slices, and the origin of their view configuration.
+
+    Raises:
+        TooFewError: If they have fewer than two slices.
+    """
+    index = SliceIndex(cohort, patients)
+    if len(index) < 2:
+        raise TooFewError(
+            f"{len(patients)} held-out patients have {len(index)} slices in cohort {cohort.root}; retrieval needs two"
         )
-        leak, table = splits.leak, splits.table()
-        folds = [(fold.train, fold.test) for fold in splits.folds]
-    return FoldPlan(folds, allowed if config.leak == "allow" else leak, table)
+    views, origin = training_views(loaded)
+    sample = sample_slices(index, views, n_slices)
+    n_all, n_chosen = sum(int(shape[0]) for shape in cohort.series["shape"]), len(sample.rows)
+    others = {
+        "of patients that the backbone saw": n_all - len(index),
+        f"beyond slices={n_slices}": len(index) - n_chosen,
+    }
+    print(Accounting("slices", n_all, "compared", n_chosen, +Counter(others)))  # + drops reasons with count 0
+    return sample, origin
+
+
+def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
+    """Return the view configuration of a backbone's pretraining, and its origin as text.
+
+    A backbone that does not come from a run gets the default views for its input size.
+    """
+    if not loaded.named_run:
+        (r, g, b), (r_std, g_std, b_std) = loaded.backbone.mean, loaded.backbone.std
+        views = ViewConfig(size_px=loaded.backbone.image_px, mean=(r, g, b), std=(r_std, g_std, b_std))
+        return views, "default views"
+    with tempfile.TemporaryDirectory() as folder:
+        file = fetch_artifact(loaded.named_run, "config.yaml", Path(folder))
+        views = load_recipe(PretrainConfig, read_yaml(file)).views
+    return dataclasses.replace(views, size_px=loaded.backbone.image_px), "views of its pretraining"

@@ -24,9 +24,9 @@ from pipelines.probing.setup import (
     log_scores,
     open_cohort,
     report_unknown_diameters,
+    short_table,
     tag_probe,
 )
-from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run

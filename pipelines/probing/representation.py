@@ -1,8 +1,5 @@
 """Geometry of the features, beside that of random weights."""
 
-from __future__ import annotations
-
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -11,23 +8,21 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbone import Backbone
-from pipelines.backbones.feature_names import WindowName
+from pipelines.backbones.config import WindowName
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.backbones.view_retrieval import encode_views
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
-from pipelines.nodule.crops import crop_at
+from pipelines.cohort.meta_volume import crop_at
 from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
-from pipelines.probing.folds import patients_to_test
-from pipelines.probing.representation_figures import map_figure, spectrum_figure
+from pipelines.probing.figures import map_figure, spectrum_figure
+from pipelines.probing.folds import patients_to_test, slices_of
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
-from pipelines.probing.view_slices import slices_of
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.identifiability import identifiability
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.representation import (
     alignment,
     class_separation,
@@ -37,6 +32,7 @@ from probes.representation import (
     spectrum,
     stability,
 )
+from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.estimate import Estimate
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
@@ -64,7 +60,7 @@ _MEANING = {
 def run_representation(config: RepresentationConfig, run: Run) -> None:
     """Measure the backbone and random weights of its architecture on the same nodules and slices."""
     cohort, loaded = open_both(config)
-    patients, leak = patients_to_test(loaded, cohort, "avoid")
+    patients, leak = patients_to_test(loaded, cohort.series["patient_id"].to_numpy(dtype=np.str_), "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     nodules = of_patients(labeled_nodules(config, cohort, spec), patients)
     n_patients = len(np.unique(nodules.patient_ids))
@@ -150,9 +146,7 @@ def measures(
 ) -> Measures:
     """Measure one network; measures that the cohort does not allow, such as one kernel only, are left out."""
     own, labels, patients = features["as_is"], nodules.labels, nodules.patient_ids
-    found: Measures = {
-        key: float(value) for key, value in dataclasses.asdict(geometry(own, seed=seed)).items()
-    }
+    found: Measures = {**geometry(own, seed=seed)}
     kernels = cohort.series.set_index("volume_id")["kernel"]
     scanner = {
         "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
@@ -223,10 +217,10 @@ def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_
     is_known = values != ""
     if not is_known.any():
         raise UnmeasurableError("it is not recorded in the cohort")
-    found = identifiability(own[is_known], values[is_known], patients[is_known], seed=seed)
-    if found.left_out:
-        print(f"left out, because of too few patients: {', '.join(found.left_out)}")
-    return found.balanced_accuracy
+    accuracy, too_few = identifiability(own[is_known], values[is_known], patients[is_known], seed=seed)
+    if too_few:
+        print(f"left out, because of too few patients: {', '.join(too_few)}")
+    return accuracy
 
 
 def _text(value: float | Estimate | None) -> str:

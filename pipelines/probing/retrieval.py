@@ -1,7 +1,5 @@
 """Does a second view of a held-out slice find the first among thousands?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,9 @@ from pipelines.backbones.view_retrieval import (
     retrieve,
 )
 from pipelines.probing.config import RetrievalConfig
-from pipelines.probing.folds import patients_to_test
-from pipelines.probing.retrieval_figures import contact_sheet, trajectory
-from pipelines.probing.setup import ProbeError, open_both, tag_probe
-from pipelines.probing.tables import short_retrieval_table
-from pipelines.probing.view_slices import slices_of
+from pipelines.probing.figures import contact_sheet, trajectory
+from pipelines.probing.folds import patients_to_test, slices_of
+from pipelines.probing.setup import ProbeError, open_both, short_retrieval_table, tag_probe
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.reading import artifacts
 from pipelines.tracking.run import Run
@@ -32,7 +28,9 @@ from probes.retrieval import RetrievalResult
 def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     """Measure retrieval of teacher, student and random weights, by class token and mean patch token."""
     cohort, loaded = open_both(config)
-    patients, leak = patients_to_test(loaded, cohort, config.leak)
+    patients, leak = patients_to_test(
+        loaded, cohort.series["patient_id"].to_numpy(dtype=np.str_), config.leak
+    )
     sample, origin = slices_of(loaded, cohort, patients, config.slices)
     n_patients = len(np.unique(sample.patient_ids))
     print(f"backbone {loaded.source}, {origin}; {len(sample.rows)} slices of {n_patients} patients")

@@ -1,20 +1,17 @@
-"""The beginning of every probe of a frozen backbone: cohort, backbone, nodules, folds, and tags of the run."""
-
-from __future__ import annotations
+"""What the probes share: cohort, backbone, nodules, folds, tags of the run, and tables as text."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
-from pipelines.backbones.scale import tag_scale
+from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, tag_scale
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
-from pipelines.cohort.kind import cohort_kind
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set, warn_of_doubtful_places
 from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
@@ -150,7 +147,7 @@ def tag_probe(
     mm_per_px: NDArray[np.float64] | None = None,
 ) -> None:
     """Tag the run with cohort and backbone, and warn of a leak or of a pixel size outside the pretraining's range."""
-    tags: dict[Tag, str] = {Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort_kind(cohort)}
+    tags: dict[Tag, str] = {Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort.kind}
     if loaded is not None:
         tags |= {
             Tag.PROBED: loaded.source,
@@ -173,3 +170,37 @@ def report_unknown_diameters(nodules: NoduleSet) -> None:
             f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: the table"
             " has no diameter row and no stratum of 6-15 mm; entry point nodules measures a diameter from the image"
         )
+
+
+def short_table(table: pd.DataFrame) -> str:
+    """Return the rows overall and for 6-15 mm as text: AUROC and difference to diameter with intervals."""
+    lines = [f"{'stratum':10} {'row':28} {'n':>5} {'mal.':>5}  {'AUROC [95%]':24} minus diameter [95%]"]
+    for line in table.to_dict("records"):
+        if ":" in str(line["stratum"]) or not np.isfinite(line.get("auroc", np.nan)):
+            continue
+        gap = ""
+        if np.isfinite(line.get("minus_diameter", np.nan)):
+            low, high, p = (line[f"minus_diameter_{end}"] for end in ("ci_low", "ci_high", "p"))
+            gap = f"{line['minus_diameter']:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
+        counts = f"{line['n_nodules']:>5} {line['n_positive']:>5}"
+        area = _interval(line, "auroc")
+        if line["row"] == "shuffled_labels":
+            area = f"{line['auroc']:.3f} ({line['auroc_lowest']:.3f} to {line['auroc_highest']:.3f})"
+        lines.append(f"{line['stratum']:10} {line['row']:28} {counts}  {area:24} {gap}".rstrip())
+    return "\n".join(lines)
+
+
+def short_retrieval_table(table: pd.DataFrame) -> str:
+    """Return the table as text: top-1 with its interval over patients, and the other shares."""
+    heads = ("network", "token", "top-1 [95% over patients]", "top-5", "hits", "not adjacent", "same series")
+    lines = ["{:9} {:12} {:27} {:>6} {:>5}  {:12}  {:11}".format(*heads).rstrip()]
+    for row in table.to_dict("records"):
+        lines.append(
+            f"{row['network']:9} {row['token']:12} {_interval(row, 'top1'):27} {row['top5']:6.3f} {row['ratio']:5.0f}"
+            f"  {row['top1_not_adjacent']:12.3f}  {row['same_series_top1']:11.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _interval(row: Mapping[Hashable, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_ci_low']:.3f}, {row[f'{name}_ci_high']:.3f}]"

@@ -1,7 +1,5 @@
 """Networks trained on the labels, in the folds of the other probes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipelines.backbones.folder import open_backbone
-from pipelines.cohort.folder import Cohort
+from pipelines.cohort.folder import Cohort, NoNodulesError
 from pipelines.nodule.labeled import NoduleSet, nodule_set
-from pipelines.nodule.refusals import NoNodulesError
 from pipelines.probing.config import SupervisedConfig
 from pipelines.probing.folds import Fold
 from pipelines.probing.setup import (
@@ -26,8 +23,8 @@ from pipelines.probing.setup import (
     pixels_of,
     report_unknown_diameters,
     settled_folds,
+    short_table,
 )
-from pipelines.probing.tables import short_table
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
 from probes.evaluation import evaluate_nodules, headline
@@ -97,9 +94,9 @@ def _factory(config: SupervisedConfig, name: str) -> Callable[[], SupervisedProb
         lr=config.lr, batch_size=config.batch_size, max_epochs=epochs, patience=config.patience
     )
     if name == "supervised_3d":
-        return lambda: SupervisedProbe("resnet18_3d", None, settings, config.seed, device)
+        return lambda: SupervisedProbe("resnet18_3d", settings=settings, seed=config.seed, device=device)
     weights = _weights(config.weights)
-    return lambda: SupervisedProbe("resnet18", weights, settings, config.seed, device)
+    return lambda: SupervisedProbe("resnet18", weights, settings=settings, seed=config.seed, device=device)
 
 
 def _epochs(config: SupervisedConfig) -> int:

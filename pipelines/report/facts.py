@@ -90,14 +90,13 @@ def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
 
 def _kind_of_folder(folder: Path, sha256: str) -> str:
     from pipelines.cohort.folder import Cohort
-    from pipelines.cohort.kind import cohort_kind
     from pipelines.cohort.tables import CohortError
 
     try:
         cohort = Cohort.open(folder)
     except CohortError:
         return UNKNOWN
-    return cohort_kind(cohort) if cohort.sha256 == sha256 else UNKNOWN
+    return cohort.kind if cohort.sha256 == sha256 else UNKNOWN
 
 
 def matches(facts: Mapping[str, str], where: Mapping[str, Any]) -> bool:

@@ -12,8 +12,7 @@ from monai.transforms.utility.dictionary import CopyItemsd
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from models.attention import class_attention
-from models.backbone import Backbone
+from models.backbone import Backbone, class_attention
 from pipelines.cohort.meta_volume import mapped_volume
 from pipelines.cohort.slices import SliceIndex
 from pipelines.tracking.run import Run
@@ -23,7 +22,7 @@ from transforms.hounsfield import RandWindowHUd, WindowHU
 from transforms.triplet import SliceTripletd
 from transforms.views.batch import draw_views, sample_state
 from transforms.views.config import ViewConfig
-from transforms.views.intensity import gaussian_blur, jitter_brightness_contrast
+from transforms.views.resample import gaussian_blur, jitter_brightness_contrast
 from transforms.views.view_crop import RandViewCropd
 from transforms.window_policy import CLINICAL_LUNG_HU
 

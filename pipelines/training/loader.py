@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.cohort.slices import SliceIndex
 from transforms.refusal import Refusal
-from transforms.views.batch import TripletBatch, ViewConfig, ViewDraws, Views, draw_views, render_views
+from transforms.views.batch import TripletBatch, ViewDraws, Views, draw_views, render_views
+from transforms.views.config import ViewConfig
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 

@@ -12,7 +12,6 @@ from models.backbone import Backbone, BackboneError, build_backbone, load_weight
 from models.losses.gather import world
 from pipelines.backbones.folder import open_backbone, read_weights, save_backbone
 from pipelines.cohort.folder import Cohort
-from pipelines.cohort.kind import cohort_kind
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.command.config import flatten, nested
@@ -174,7 +173,7 @@ class TrainingRun:
             self.run.finish(status)
 
     def _describe(self) -> None:
-        cohort_tags = {Tag.COHORT_SHA: self.cohort.sha256, Tag.COHORT_KIND: cohort_kind(self.cohort)}
+        cohort_tags = {Tag.COHORT_SHA: self.cohort.sha256, Tag.COHORT_KIND: self.cohort.kind}
         if self.trainer.step == 0:
             cohort_tags[Tag.STATUS] = "too early"
         if self.folder is not None and self.folder.is_resumed:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.head import ProjectionHead
 from models.losses.gather import mean_over_ranks, world
 from models.losses.objective import Batch, Objective, Terms
-from models.student_teacher import Network, StudentTeacher
+from models.student_teacher import Network, ProjectionHead, StudentTeacher
 from pipelines.runtime.distributed import choose_precision, widest_over_ranks
 from pipelines.training.checkpoint import (
     Checkpoint,

@@ -1,74 +1,38 @@
 """One learned query with attention over all patch tokens, in place of the class token or the mean of patches."""
 
-from typing import Self
+from dataclasses import dataclass
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from probes.heads.fitting import FitSettings, Standardize, as_tensor, fit_network, predict
-from probes.statistics.checks import Floats
+from probes.heads.fitting import NetworkProbe, Standardize, as_tensor
 
 
-class AttentiveProbe:
+@dataclass(kw_only=True)
+class AttentiveProbe(NetworkProbe[npt.ArrayLike | Tensor]):
     """Standardized patch tokens, averaged with the attention of one learned query, then a linear classifier.
 
-    The query starts at zero, so training starts from the plain mean of the patches. Fitted attribute: `network_`.
+    The query starts at zero, so training starts from the plain mean of the patches.
 
-    Args:
+    Attributes:
         dropout: Dropout rate of pooled features in training.
-        settings: Of the training; None: the defaults of `FitSettings`.
-        seed: Of initialization, batches, dropout and the patients set aside.
-        device: Where to train.
 
     Source: attentive probing, Bardes et al. 2024, arXiv:2404.08471, with one query and no value projection.
     """
 
-    def __init__(
-        self,
-        dropout: float = 0.2,
-        settings: FitSettings | None = None,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        """Store the settings; `fit` learns."""
-        self.dropout = dropout
-        self.settings = settings or FitSettings()
-        self.seed = seed
-        self.device = torch.device(device)
+    dropout: float = 0.2
 
-    def fit(
-        self, features: npt.ArrayLike | Tensor, labels: npt.ArrayLike, patient_ids: npt.ArrayLike
-    ) -> Self:
-        """Train on patch tokens (B, N, D) of B nodules with labels 0 or 1, (B,).
+    def inputs(self, features: npt.ArrayLike | Tensor) -> tuple[Tensor, ...]:
+        """Patch tokens (B, N, D) of B nodules."""
+        tokens = as_tensor(features)
+        if tokens.ndim != 3:
+            raise ValueError(f"patch tokens must be (nodules, patches, D), got shape {tuple(tokens.shape)}")
+        return (tokens,)
 
-        Raises:
-            UnmeasurableError: If tokens are not finite, or a class is absent or has one patient.
-            ValueError: If tokens are not (B, N, D).
-        """
-        tokens = _tokens(features)
-        self.network_ = fit_network(
-            lambda: AttentivePool(tokens, self.dropout),
-            (tokens,),
-            labels,
-            patient_ids,
-            self.settings,
-            self.seed,
-            self.device,
-        )
-        return self
-
-    def decision_function(self, features: npt.ArrayLike | Tensor) -> Floats:
-        """Evidence for class 1, (B,)."""
-        return predict(self.network_, (_tokens(features),), self.device)
-
-    def attention(self, features: npt.ArrayLike | Tensor) -> Tensor:
-        """Attention weights over the patches, (B, N), each row sums to 1."""
-        network = self.network_
-        assert isinstance(network, AttentivePool)
-        with torch.no_grad():
-            batches = torch.split(_tokens(features), 256)
-            return torch.cat([network.attention(batch.to(self.device).float()).cpu() for batch in batches])
+    def build(self, inputs: tuple[Tensor, ...]) -> nn.Module:
+        """The query and the classifier."""
+        return AttentivePool(inputs[0], self.dropout)
 
 
 class AttentivePool(nn.Module):
@@ -92,10 +56,3 @@ class AttentivePool(nn.Module):
         pooled = torch.einsum("bn,bnd->bd", self.attention(tokens), self.standardize(tokens))
         logits: Tensor = self.classify(self.dropout(pooled))
         return logits.squeeze(-1)
-
-
-def _tokens(features: npt.ArrayLike | Tensor) -> Tensor:
-    tokens = as_tensor(features)
-    if tokens.ndim != 3:
-        raise ValueError(f"patch tokens must be (nodules, patches, D), got shape {tuple(tokens.shape)}")
-    return tokens

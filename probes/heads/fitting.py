@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
-from probes.statistics.checks import Floats, binary_labels
+from probes.statistics.checks import Floats, TooFewError, UnmeasurableError, binary_labels
 
+S_contra = TypeVar("S_contra", contravariant=True)
 Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
 
 
@@ -29,6 +30,60 @@ class FitSettings:
     """Epochs without a lower validation loss after which training stops."""
     inner_folds: int = 5
     """Number of patient-grouped folds, of which one is set aside for early stopping."""
+
+
+@dataclass(kw_only=True)
+class NetworkProbe(Generic[S_contra]):
+    """A probe whose network is trained by `fit_network`; its children say what the network is and what it takes.
+
+    Fitted attribute: `network_`.
+
+    Attributes:
+        settings: Of the training.
+        seed: Of initialization, batches, dropout, augmentation and the patients set aside.
+        device: Where to train.
+        augment: Applied to each training batch on the device.
+        predicted_at_once: Samples of one batch of `decision_function`, which bounds its memory.
+    """
+
+    settings: FitSettings = field(default_factory=FitSettings)
+    seed: int = 0
+    device: str | torch.device = "cpu"
+    augment: Augment | None = None
+    predicted_at_once: int = 256
+
+    def inputs(self, features: S_contra) -> tuple[Tensor, ...]:
+        """Tensors that the network takes, whose first axis is the N samples."""
+        raise NotImplementedError
+
+    def build(self, inputs: tuple[Tensor, ...]) -> nn.Module:
+        """Make the network for these training inputs, with random parameters; it gives logits (B,)."""
+        raise NotImplementedError
+
+    def fit(self, features: S_contra, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
+        """Train on N samples with labels 0 or 1, (N,); classes weigh the same.
+
+        Raises:
+            UnmeasurableError: If features are not finite, or a class is absent or has one patient.
+            ValueError: If features have the wrong shape.
+        """
+        inputs, device = self.inputs(features), torch.device(self.device)
+        self.network_ = fit_network(
+            lambda: self.build(inputs),
+            inputs,
+            labels,
+            patient_ids,
+            self.settings,
+            self.seed,
+            device,
+            self.augment,
+        )
+        return self
+
+    def decision_function(self, features: S_contra) -> Floats:
+        """Evidence for class 1, (N,)."""
+        device = torch.device(self.device)
+        return predict(self.network_, self.inputs(features), device, batch_size=self.predicted_at_once)
 
 
 def fit_network(
@@ -159,10 +214,7 @@ class Standardize(nn.Module):
         mean = total / len(flat)
         scale = (square / len(flat) - mean.square()).clamp(min=0).sqrt()
         scale[scale <= 1e-6 * mean.abs()] = torch.inf
-        self.mean: Tensor
-        self.scale: Tensor
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("scale", scale.float())
+        self.mean, self.scale = nn.Buffer(mean.float()), nn.Buffer(scale.float())
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) in, (..., D) out."""

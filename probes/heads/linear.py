@@ -1,6 +1,7 @@
 """The linear probe, and the cross-fitting that every probe of nodules goes through."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -8,9 +9,8 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from probes.heads.logistic import fit_logistic, log_loss, row_space
-from probes.refusals import TooFewError
 from probes.splits import Fold, patient_folds
-from probes.statistics.checks import Floats, Ints, binary_labels, finite_features
+from probes.statistics.checks import Floats, Ints, TooFewError, binary_labels, finite_features
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
 _UNPENALIZED = 1e-3  # a negligible ridge keeps coefficients finite where a column separates the classes
@@ -21,11 +21,9 @@ class Samples(Protocol):
 
     def __len__(self) -> int:
         """Number of samples."""
-        ...
 
     def __getitem__(self, index: Any, /) -> Any:
         """The samples at these rows."""
-        ...
 
 
 S_contra = TypeVar("S_contra", contravariant=True)
@@ -36,20 +34,19 @@ class Probe(Protocol[S_contra]):
 
     def fit(self, features: S_contra, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
         """Learn from labeled samples; patients group the inner folds."""
-        ...
 
     def decision_function(self, features: S_contra) -> Floats:
         """Evidence for class 1, (N,)."""
-        ...
 
 
+@dataclass
 class LinearProbe:
     """Standardized logistic regression with an L2 penalty.
 
     Fitted attributes: `coef_` (D,) and `intercept_` on standardized features, `mean_` and `scale_` (D,), `c_` (the C in
     use), `inner_log_loss_` (one mean per C of the grid), `prior_` (share of positives in the training data).
 
-    Args:
+    Attributes:
         c: Inverse penalty of scikit-learn's scale (C on the summed loss). Several: the one with the lowest log loss in
             inner patient-grouped folds is used.
         inner_folds: Folds of that choice; as many as the rarer class has patients, if that is fewer.
@@ -58,14 +55,10 @@ class LinearProbe:
         seed: Of the inner folds.
     """
 
-    def __init__(
-        self, c: float | Sequence[float] = C_GRID, inner_folds: int = 5, n_unpenalized: int = 0, seed: int = 0
-    ) -> None:
-        """Store the settings; `fit` learns."""
-        self.c = c
-        self.inner_folds = inner_folds
-        self.n_unpenalized = n_unpenalized
-        self.seed = seed
+    c: float | Sequence[float] = C_GRID
+    inner_folds: int = 5
+    n_unpenalized: int = 0
+    seed: int = 0
 
     def fit(self, features: npt.ArrayLike, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
         """Choose C by inner folds, then fit on everything.
@@ -104,11 +97,6 @@ class LinearProbe:
         x = finite_features(features)
         margin = (x - self.mean_) / self.scale_ @ self.coef_ + self.intercept_
         return np.asarray(margin - logit(self.prior_))
-
-    def predict_proba(self, features: npt.ArrayLike) -> Floats:
-        """Probability of class 0 and of class 1 at the training data's share of positives, (N, 2)."""
-        positive = expit(self.decision_function(features) + logit(self.prior_))
-        return np.stack([1 - positive, positive], axis=1)
 
     def _inner_log_loss(
         self, x: Floats, truth: Ints, patients: npt.NDArray[Any], grid: list[float]

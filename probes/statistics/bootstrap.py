@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from probes.refusals import TooFewError
-from probes.statistics.checks import Floats, Ints, binary_labels, finite_scores, patient_index
+from probes.statistics.checks import Floats, Ints, TooFewError, binary_labels, finite_scores, patient_index
 from probes.statistics.estimate import Difference, Estimate
 
 Metric = Callable[[Ints, Floats, Floats], Floats]

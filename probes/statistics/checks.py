@@ -1,14 +1,25 @@
-"""Checks of labels, scores and patients that every probe makes before it computes anything."""
+"""Checks of labels, scores and patients that every probe makes before it computes anything, and their refusals.
+
+A caller may leave out a figure that cannot be computed from the samples, and report why.
+"""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from probes.refusals import TooFewError, UnmeasurableError
+from transforms.refusal import Refusal
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+
+class UnmeasurableError(Refusal):
+    """Samples that do not allow a figure: numbers not finite, all features equal, no mark of a reader."""
+
+
+class TooFewError(UnmeasurableError):
+    """Too few samples, patients or classes for a figure."""
 
 
 def binary_labels(labels: npt.ArrayLike) -> Ints:

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from probes.refusals import TooFewError
-from probes.statistics.checks import Floats, Ints, binary_labels, finite_scores, patient_index
+from probes.statistics.checks import Floats, Ints, TooFewError, binary_labels, finite_scores, patient_index
 from probes.statistics.estimate import Z_95, Difference, Estimate
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from models.attention import class_attention
-from models.backbone import build_backbone
+from models.backbone import build_backbone, class_attention
 from models.config import BackboneConfig
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from models.aggregators import build_aggregator
 from models.backbone import build_backbone
 from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
-from models.head import ProjectionHead
 from models.losses.koleo import koleo_loss
 from models.losses.objective import Batch, Objective
-from models.student_teacher import Network, StudentTeacher
+from models.student_teacher import Network, ProjectionHead, StudentTeacher
 
 OBJECTIVES = {
     "article": ObjectiveConfig(),

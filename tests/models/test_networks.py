@@ -6,8 +6,7 @@ import torch
 
 from models.backbone import BackboneError, build_backbone, load_weights
 from models.config import BackboneConfig, HeadConfig
-from models.head import ProjectionHead
-from models.student_teacher import Network, StudentTeacher
+from models.student_teacher import Network, ProjectionHead, StudentTeacher
 
 TINY = BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, patch_px=14, registers=4, image_px=28)
 

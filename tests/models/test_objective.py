@@ -9,13 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
-from models.head import ProjectionHead
 from models.losses.dino import sinkhorn_probabilities
 from models.losses.gram import gram_loss
 from models.losses.ibot import draw_mask
 from models.losses.koleo import koleo_loss
 from models.losses.objective import Batch, Objective
-from models.student_teacher import Network, StudentTeacher
+from models.student_teacher import Network, ProjectionHead, StudentTeacher
 
 
 def build(config: ObjectiveConfig) -> tuple[StudentTeacher, Objective]:

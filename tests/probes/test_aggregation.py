@@ -4,8 +4,8 @@ import torch
 
 from probes.aggregation import AggregatorProbe, SliceTokens, compare_aggregators
 from probes.heads.fitting import FitSettings
-from probes.refusals import TooFewError
 from probes.splits import patient_folds
+from probes.statistics.checks import TooFewError
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 QUICK = FitSettings(lr=3e-3, max_epochs=60, patience=12, batch_size=32)
@@ -87,7 +87,8 @@ def test_shapes_and_names_that_do_not_fit_are_refused_in_words():
         SliceTokens(slices.tokens, slices.position_mm[:, :3], slices.mask)
     with pytest.raises(ValueError, match="1 nodules have no real slice"):
         SliceTokens(slices.tokens, slices.position_mm, slices.mask & (torch.arange(40) != 7)[:, None])
+    folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
     with pytest.raises(ValueError, match="aggregator 'median' does not exist"):
-        compare_aggregators(slices, labels, patients, [], names=["median"])
+        compare_aggregators(slices, labels, patients, folds, names=["median"])
     with pytest.raises(TooFewError, match="labels are positive"):
-        AggregatorProbe("mean").fit(slices, np.ones(40), patients)
+        AggregatorProbe("attention_z").fit(slices, np.ones(40), patients)

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from probes.dense import DenseProbe, cross_fit_dice, dense_table, dice, inter_reader_dice
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
+from probes.statistics.checks import TooFewError, UnmeasurableError
 
 
 def discs(n=60, grid=8, patch_px=4, seed=0):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from probes.evaluation import evaluate_nodules, headline
-from probes.refusals import TooFewError
 from probes.scoring import Target, permutation, score_permuted
 from probes.splits import patient_folds
+from probes.statistics.checks import TooFewError
 from probes.statistics.delong import delong_interval
 from probes.statistics.metrics import auroc_difference, auroc_with_interval
 

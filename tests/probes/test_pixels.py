@@ -22,7 +22,7 @@ def nodules(n: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Splits
     return (
         crops.astype(np.float32),
         labels,
-        patient_folds(patients, labels, unseen=set(patients), n_repeats=2),
+        patient_folds(patients, labels, n_repeats=2),
     )
 
 

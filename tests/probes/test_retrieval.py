@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.retrieval import retrieval
+from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.metrics import wilson_interval
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probes.refusals import UnmeasurableError
-from probes.size_baseline import STRATA_MM, characteristics_scores, mean_characteristics, score_by_stratum
+from probes.heads.linear import LinearProbe, cross_fit
+from probes.size_baseline import STRATA_MM, mean_characteristics, score_by_stratum
 from probes.splits import patient_folds
+from probes.statistics.checks import UnmeasurableError
 
 
 def made_up(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,12 +109,12 @@ def test_a_nodule_without_a_mark_is_refused() -> None:
 def test_characteristics_score_what_was_planted_and_no_more() -> None:
     labels, _, patients = made_up(n=300)
     annotations, nodules = marks_of(300, labels)
-    splits = patient_folds(patients.tolist(), labels, unseen=set(patients))
+    splits = patient_folds(patients.tolist(), labels)
     features = mean_characteristics(annotations, nodules)
-    scores = characteristics_scores(features, labels, splits)
+    scores = cross_fit(LinearProbe, features, labels, splits.patient_ids, splits)
     planted = score_by_stratum(labels, scores, np.full(300, 8.0), patients, 50, strata=["all"])["auroc"][0]
     assert 0.85 < planted < 0.99
     features[:, 4] = 0  # without spiculation nothing is left, though the number of readers reveals the label
-    blind = characteristics_scores(features, labels, splits)
+    blind = cross_fit(LinearProbe, features, labels, splits.patient_ids, splits)
     left = score_by_stratum(labels, blind, np.full(300, 8.0), patients, 50, strata=["all"])["auroc"][0]
     assert left == pytest.approx(0.5, abs=0.09)

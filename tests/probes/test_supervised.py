@@ -65,14 +65,14 @@ def test_cross_fitted_textures_are_told_apart_and_shuffled_labels_are_not():
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet18_3d"])
 def test_given_weights_are_where_training_starts_and_the_classifier_is_new(architecture):
-    source, target = (SupervisedProbe(architecture)._build().resnet.state_dict() for _ in range(2))
-    built = SupervisedProbe(architecture, weights=source)._build().resnet.state_dict()
+    source, target = (SupervisedProbe(architecture).build()[0].state_dict() for _ in range(2))
+    built = SupervisedProbe(architecture, weights=source).build()[0].state_dict()
     for name in source.keys() - {"fc.weight", "fc.bias"}:
         assert torch.equal(built[name], source[name])
     assert not torch.equal(built["fc.weight"], source["fc.weight"])
     assert not torch.equal(built["conv1.weight"], target["conv1.weight"])
     with pytest.raises(WeightsError, match="tensors differ"):
-        SupervisedProbe(architecture, weights={"conv1.weight": source["conv1.weight"]})._build()
+        SupervisedProbe(architecture, weights={"conv1.weight": source["conv1.weight"]}).build()
 
 
 def test_flips_mirror_whole_images_and_nothing_else():

@@ -3,8 +3,7 @@
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from transforms.geometry import VolumeGeometry, index_to_lps, lps_to_index, lps_to_ras, ras_to_lps, spacing_of
 from transforms.refusal import TransformError

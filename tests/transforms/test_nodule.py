@@ -6,7 +6,8 @@ import SimpleITK as sitk
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-from pipelines.phantom.shapes import Grid, paint, sphere_coverage
+from pipelines.phantom.shapes import Grid, sphere_coverage
+from tests.phantom_questions import paint
 from transforms.geometry import VolumeGeometry, index_to_lps
 from transforms.nodule import NoduleCrop, NoduleCropd
 from transforms.nodule_crop import Crop, CropForm, CropSpec, crop_nodule

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose
 
-from transforms.neighbors import triplet_indices
+from transforms.geometry import triplet_indices
 from transforms.refusal import TransformError
 from transforms.triplet import SliceTriplet, SliceTripletd
 

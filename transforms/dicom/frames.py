@@ -6,7 +6,7 @@ from pathlib import Path
 import pydicom
 
 from transforms.dicom.elements import DEFLATED, Elements, decoding, raw_values, read_deflated
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import refuse_if
 
 _GROUPS = (
     "PixelMeasuresSequence",
@@ -34,10 +34,10 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
         shared = _shared_group(dataset)
         frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
         n_frames = int(dataset.get("NumberOfFrames") or 0)
-        if not n_frames or len(frames) != n_frames:
-            raise SeriesRefusedError(
-                f"{n_frames} frames, but functional groups for {len(frames)}: their positions are not stated"
-            )
+        refuse_if(
+            not n_frames or len(frames) != n_frames,
+            f"{n_frames} frames, but functional groups for {len(frames)}: their positions are not stated",
+        )
         for frame in frames:
             values = dict(elements.values)
             for keyword in _GROUPS:

@@ -10,7 +10,7 @@ from transforms.dicom.elements import Elements, read_elements
 from transforms.dicom.frames import frame_elements
 from transforms.dicom.kinds import check_is_attenuation
 from transforms.plausible import PIXEL_SPACING_MM
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import SeriesRefusedError, refuse_if
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = frozenset(("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"))
@@ -151,15 +151,15 @@ def read_slice_headers(path: Path) -> list[SliceHeader]:
     try:
         series_uid = header.text("SeriesInstanceUID")
         _check_kind(header)
-        if not series_uid:
-            raise SeriesRefusedError(
-                "SeriesInstanceUID is missing or empty, so it is not known which files belong together"
-            )
+        refuse_if(
+            not series_uid,
+            "SeriesInstanceUID is missing or empty, so it is not known which files belong together",
+        )
         if header.text("SOPClassUID") not in ENHANCED_CT:
-            if header.text("NumberOfFrames") not in ("", "1"):
-                raise SeriesRefusedError(
-                    "several frames in one CT Image: only Enhanced CT says where each frame lies"
-                )
+            refuse_if(
+                header.text("NumberOfFrames") not in ("", "1"),
+                "several frames in one CT Image: only Enhanced CT says where each frame lies",
+            )
             return [_slice(path, elements, header, series_uid)]
         slices = []
         for frame, of_frame in enumerate(frame_elements(path, elements)):
@@ -178,32 +178,32 @@ def _check_kind(header: HeaderReader) -> None:
         raise SeriesRefusedError(f"not CT (Modality is {shown})")
     check_is_attenuation("\\".join(header.text(name) for name in _STATES_KIND))
     sop_class = header.text("SOPClassUID")
-    if sop_class not in ("", CT_IMAGE, *ENHANCED_CT):
-        raise SeriesRefusedError(
-            "not a CT image by its SOP class (a dose report, a screen save or another object)"
-        )
+    refuse_if(
+        sop_class not in ("", CT_IMAGE, *ENHANCED_CT),
+        "not a CT image by its SOP class (a dose report, a screen save or another object)",
+    )
 
 
 def _slice(
     path: Path, elements: Elements, header: HeaderReader, series_uid: str, frame: int = 0
 ) -> SliceHeader:
-    if not elements.transfer_syntax:
-        raise SeriesRefusedError("TransferSyntaxUID is missing, so the pixel encoding is not known")
+    refuse_if(
+        not elements.transfer_syntax, "TransferSyntaxUID is missing, so the pixel encoding is not known"
+    )
     pixels = pixel_encoding(header)
     if elements.pixel_offset >= 0:
         check_pixel_bytes(pixels, int(header.text("NumberOfFrames") or 1), elements.pixel_bytes)
     spacing = header.numbers("PixelSpacing", 2)
-    if min(spacing) <= 0:
-        raise SeriesRefusedError("PixelSpacing must be above zero")
+    refuse_if(min(spacing) <= 0, "PixelSpacing must be above zero")
     if min(spacing) < PIXEL_SPACING_MM[0] or max(spacing) > PIXEL_SPACING_MM[1]:
         raise SeriesRefusedError(
             f"PixelSpacing of {spacing[0]:g} x {spacing[1]:g} mm: no CT scanner for patients has such pixels"
         )
     position = header.numbers("ImagePositionPatient", 3)
-    if max(map(abs, position)) > MAX_POSITION_MM:
-        raise SeriesRefusedError(
-            "ImagePositionPatient lies more than 10 m from its origin, which is not plausible"
-        )
+    refuse_if(
+        max(map(abs, position)) > MAX_POSITION_MM,
+        "ImagePositionPatient lies more than 10 m from its origin, which is not plausible",
+    )
     number = header.text("InstanceNumber")
     return SliceHeader(
         path=path,
@@ -234,12 +234,11 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
     rows, columns = header.integer("Rows"), header.integer("Columns")
     if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
         raise SeriesRefusedError(f"a matrix of {rows} x {columns} is no CT slice (1 to {MAX_MATRIX} is read)")
-    if header.integer("SamplesPerPixel", 1) != 1:
-        raise SeriesRefusedError("a color image: CT has one sample per pixel")
-    if header.text("PhotometricInterpretation") not in ("", "MONOCHROME1", "MONOCHROME2"):
-        raise SeriesRefusedError(
-            "PhotometricInterpretation is neither MONOCHROME1 nor MONOCHROME2, so the values are no CT numbers"
-        )
+    refuse_if(header.integer("SamplesPerPixel", 1) != 1, "a color image: CT has one sample per pixel")
+    refuse_if(
+        header.text("PhotometricInterpretation") not in ("", "MONOCHROME1", "MONOCHROME2"),
+        "PhotometricInterpretation is neither MONOCHROME1 nor MONOCHROME2, so the values are no CT numbers",
+    )
     allocated, stored = header.integer("BitsAllocated"), header.integer("BitsStored")
     high_bit = header.integer("HighBit", stored - 1)
     if allocated not in (8, 16) or not 0 < stored <= allocated or high_bit != stored - 1:
@@ -250,15 +249,16 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
     is_signed = header.integer("PixelRepresentation")
     if is_signed not in (0, 1):
         raise SeriesRefusedError(f"PixelRepresentation must be 0 or 1, got {is_signed}")
-    if "RescaleSlope" not in header or "RescaleIntercept" not in header:
-        raise SeriesRefusedError(
-            "RescaleSlope or RescaleIntercept is missing, so stored values are not known in HU"
-        )
+    refuse_if(
+        "RescaleSlope" not in header or "RescaleIntercept" not in header,
+        "RescaleSlope or RescaleIntercept is missing, so stored values are not known in HU",
+    )
     slope, intercept = header.numbers("RescaleSlope", 1)[0], header.numbers("RescaleIntercept", 1)[0]
     if not 1e-3 <= slope <= 1e3:
         raise SeriesRefusedError(f"RescaleSlope must lie above zero, between 0.001 and 1000, got {slope:g}")
-    if header.text("RescaleType") not in ("", "HU"):
-        raise SeriesRefusedError("RescaleType is not HU, so the values are no CT numbers")
+    refuse_if(
+        header.text("RescaleType") not in ("", "HU"), "RescaleType is not HU, so the values are no CT numbers"
+    )
     return PixelEncoding(
         rows,
         columns,

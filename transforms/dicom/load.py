@@ -11,7 +11,7 @@ from monai.transforms.transform import MapTransform, Transform
 from transforms.dicom.series import CtSeries, read_series
 from transforms.dicom.tree import find_series
 from transforms.meta_volume import meta_volume
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import SeriesRefusedError, refuse_if
 
 __all__ = ["CtSeries", "LoadDicomSeries", "LoadDicomSeriesd", "SeriesRefusedError", "read_series"]
 
@@ -45,11 +45,11 @@ class LoadDicomSeries(Transform):
             TransformError: If there is no such folder.
         """
         series = read_series(self._files(source))
-        if series.gaps and not self.allow_gaps:
-            raise SeriesRefusedError(
-                f"slices are missing at {len(series.gaps)} place(s), so one affine cannot place all of them; "
-                "load with allow_gaps=True and use slice_offsets_mm"
-            )
+        refuse_if(
+            series.gaps and not self.allow_gaps,
+            f"slices are missing at {len(series.gaps)} place(s), so one affine cannot place all of them; "
+            "load with allow_gaps=True and use slice_offsets_mm",
+        )
         meta = {
             "spacing_mm": series.spacing_mm,
             "series_uid": series.series_uid,
@@ -67,10 +67,10 @@ class LoadDicomSeries(Transform):
             return [Path(source)]
         found = find_series(Path(source))
         if self.series_uid is not None:
-            if self.series_uid not in found.series:
-                raise SeriesRefusedError(
-                    f"no CT series {self.series_uid} in that folder ({len(found.series)} others are)"
-                )
+            refuse_if(
+                self.series_uid not in found.series,
+                f"no CT series {self.series_uid} in that folder ({len(found.series)} others are)",
+            )
             return found.series[self.series_uid]
         if len(found.series) != 1:
             reasons = sorted({refusal.reason for refusal in found.refused})[:3]

@@ -15,7 +15,7 @@ from transforms.dicom.codestream import check_codestream
 from transforms.dicom.elements import DEFLATED, decoding, read_deflated
 from transforms.dicom.header import PixelEncoding, SliceHeader, check_pixel_bytes
 from transforms.plausible import PADDING_HU, PLAUSIBLE_HU, outer_fill
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import refuse_if
 
 TISSUE_ABOVE_HU = -900
 """Padding above this value, HU, cannot be distinguished from tissue."""
@@ -56,8 +56,7 @@ class SliceDecoder:
         if header.pixel_offset >= 0 and pixels.bits_allocated == 16 and sys.byteorder == "little":
             with header.path.open("rb", buffering=0) as file:
                 file.seek(header.pixel_offset + header.frame * out.nbytes)
-                if file.readinto(out.data.cast("B")) != out.nbytes:
-                    raise SeriesRefusedError("pixel data are cut short")
+                refuse_if(file.readinto(out.data.cast("B")) != out.nbytes, "pixel data are cut short")
         else:
             out.view(np.uint16)[...] = self._stored_words(header)
         return stored_to_hu(out, pixels)
@@ -71,10 +70,10 @@ class SliceDecoder:
                 self._path = header.path
             self._check_frame(header)
             decoded = pixel_array(self._dataset, index=header.frame, raw=True)
-        if decoded.shape != (rows, columns):
-            raise SeriesRefusedError(
-                f"pixel data decode to {decoded.shape}, the header says {rows} x {columns}"
-            )
+        refuse_if(
+            decoded.shape != (rows, columns),
+            f"pixel data decode to {decoded.shape}, the header says {rows} x {columns}",
+        )
         return decoded.astype(np.int16 if decoded.dtype.kind == "i" else np.uint16).view(np.uint16)
 
     def _check_frame(self, header: SliceHeader) -> None:
@@ -110,12 +109,11 @@ def stored_to_hu(words: Slice, pixels: PixelEncoding) -> Decoded:
         np.copyto(stored, neutral, where=is_padding, casting="unsafe")
 
     low, high = int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept
-    if low < -32768 or high > 32767:
-        raise SeriesRefusedError(f"HU from {low:.0f} to {high:.0f} do not fit 16 bits")
-    if low < PLAUSIBLE_HU[0]:
-        raise SeriesRefusedError(
-            f"values down to {low:.0f} HU, which no CT has (at least {PLAUSIBLE_HU[0]} is read)"
-        )
+    refuse_if(low < -32768 or high > 32767, f"HU from {low:.0f} to {high:.0f} do not fit 16 bits")
+    refuse_if(
+        low < PLAUSIBLE_HU[0],
+        f"values down to {low:.0f} HU, which no CT has (at least {PLAUSIBLE_HU[0]} is read)",
+    )
     is_rounded = not (slope == 1 and intercept.is_integer())
     if is_rounded:
         words[...] = np.rint(stored * slope + intercept)
@@ -163,11 +161,11 @@ def _with_outer_fill(
 def _check_padding(highest: int, pixels: PixelEncoding) -> None:
     """Refuse padding whose value tissue may have too; values beyond BitsStored belong to no voxel."""
     highest_hu = highest * pixels.slope + pixels.intercept
-    if highest < 1 << pixels.bits_stored and highest_hu > TISSUE_ABOVE_HU:
-        raise SeriesRefusedError(
-            f"PixelPaddingValue is {highest_hu:.0f} HU, a value that tissue has too, so padding cannot be separated "
-            "from the patient"
-        )
+    refuse_if(
+        highest < 1 << pixels.bits_stored and highest_hu > TISSUE_ABOVE_HU,
+        f"PixelPaddingValue is {highest_hu:.0f} HU, a value that tissue has too, so padding cannot be separated "
+        "from the patient",
+    )
 
 
 def _mask_unused_bits(stored: Stored, pixels: PixelEncoding) -> bool:
@@ -189,8 +187,7 @@ def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
         dataset = pydicom.dcmread(header.path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its file header
         dataset.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
-    if "PixelData" not in dataset:
-        raise SeriesRefusedError("the file holds no pixel data")
+    refuse_if("PixelData" not in dataset, "the file holds no pixel data")
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_codestream_end(dataset)
     else:
@@ -204,5 +201,7 @@ def _check_codestream_end(dataset: pydicom.Dataset) -> None:
     Writers pad the last fragment by a byte or a few, so the marker is near the end, not always at it.
     """
     is_jpeg_family = dataset.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4")
-    if is_jpeg_family and b"\xff\xd9" not in dataset.PixelData[-16:]:
-        raise SeriesRefusedError("pixel data are cut short: the compressed image has no end")
+    refuse_if(
+        is_jpeg_family and b"\xff\xd9" not in dataset.PixelData[-16:],
+        "pixel data are cut short: the compressed image has no end",
+    )

@@ -20,7 +20,7 @@ from transforms.dicom.slice_stack import (
 )
 from transforms.geometry import VolumeGeometry
 from transforms.plausible import PADDING_HU
-from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError
+from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError, refuse_if
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ def read_series(files: Sequence[Path]) -> CtSeries:
         OSError: If a file cannot be opened.
     """
     headers = [header for path in files for header in read_slice_headers(Path(path))]
-    if not headers:
-        raise SeriesRefusedError("no files were given")
+    refuse_if(not headers, "no files were given")
     headers.sort(key=lambda header: (header.instance_number, header.sop_uid, str(header.path), header.frame))
     _check_one_series(headers)
     _check_one_volume(headers)
@@ -123,8 +122,7 @@ def _check_one_series(headers: Sequence[SliceHeader]) -> None:
         "StudyInstanceUID": {header.study_uid for header in headers},
         "PatientID": {header.patient_id for header in headers},
     }.items():
-        if len(values) > 1:
-            raise SeriesRefusedError(f"{name} takes {len(values)} values within what should be one series")
+        refuse_if(len(values) > 1, f"{name} takes {len(values)} values within what should be one series")
 
 
 def _check_one_volume(headers: Sequence[SliceHeader]) -> None:
@@ -145,10 +143,10 @@ def _check_frame_of_reference(headers: Sequence[SliceHeader]) -> None:
     information.
     """
     n_values = len({header.frame_of_reference_uid for header in headers})
-    if n_values > 1 and (n_values < len(headers) or n_values < 3):
-        raise SeriesRefusedError(
-            f"FrameOfReferenceUID takes {n_values} values within what should be one series"
-        )
+    refuse_if(
+        n_values > 1 and (n_values < len(headers) or n_values < 3),
+        f"FrameOfReferenceUID takes {n_values} values within what should be one series",
+    )
 
 
 def _check_one_grid(headers: Sequence[SliceHeader]) -> None:
@@ -159,13 +157,15 @@ def _check_one_grid(headers: Sequence[SliceHeader]) -> None:
         shown = ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
         raise SeriesRefusedError(f"the matrix changes within the series: {shown}")
     orientations = np.array([header.orientation for header in headers])
-    if np.abs(orientations - orientations[0]).max() > 1e-3:
-        raise SeriesRefusedError("ImageOrientationPatient changes within the series")
+    refuse_if(
+        np.abs(orientations - orientations[0]).max() > 1e-3,
+        "ImageOrientationPatient changes within the series",
+    )
     spacings = np.array([header.pixel_spacing_mm for header in headers])
-    if np.abs(spacings / first.pixel_spacing_mm - 1).max() > 1e-4:
-        raise SeriesRefusedError(
-            f"PixelSpacing changes within the series, from {spacings.min():g} to {spacings.max():g} mm"
-        )
+    refuse_if(
+        np.abs(spacings / first.pixel_spacing_mm - 1).max() > 1e-4,
+        f"PixelSpacing changes within the series, from {spacings.min():g} to {spacings.max():g} mm",
+    )
 
 
 def _without_duplicates(headers: list[SliceHeader], decoder: SliceDecoder) -> tuple[list[SliceHeader], int]:
@@ -196,47 +196,59 @@ def _same_pixels(one: SliceHeader, other: SliceHeader, decoder: SliceDecoder) ->
 
 def _check_air(decoded: Sequence[Decoded]) -> None:
     lowest_hu = min(one.lowest_hu for one in decoded)
-    if lowest_hu >= NO_AIR_ABOVE_HU:
-        raise SeriesRefusedError(
-            f"no value lies below {NO_AIR_ABOVE_HU} HU (the lowest is {lowest_hu:.0f}): no chest, or RescaleIntercept "
-            "is not that of the scanner"
-        )
+    refuse_if(
+        lowest_hu >= NO_AIR_ABOVE_HU,
+        f"no value lies below {NO_AIR_ABOVE_HU} HU (the lowest is {lowest_hu:.0f}): no chest, or RescaleIntercept "
+        "is not that of the scanner",
+    )
 
 
 def _notes(
     headers: Sequence[SliceHeader], decoded: Sequence[Decoded], stack: SliceStack, n_duplicates: int
 ) -> tuple[str, ...]:
     """Notes for users of the cohort on a series that was read."""
-    notes = []
-    if n_duplicates:
-        notes.append(f"{n_duplicates} duplicate slice(s) with identical pixels left out")
-    if stack.is_sparse:
-        notes.append(
-            f"thin slices lie {stack.spacing_mm[0]:g} mm apart: what lies between them is missing, at every step"
-        )
-    elif stack.gaps:
-        notes.append(f"slices are missing at {len(stack.gaps)} place(s)")
-    if stack.oblique_degrees > 1:
-        notes.append(f"slices are oblique by {stack.oblique_degrees:.1f} degrees")
-    if any(one.is_rounded for one in decoded):
-        notes.append("HU were not integers as stored and are rounded")
-    if any(one.has_unused_bits for one in decoded):
-        notes.append("bits beyond BitsStored were set and are masked off")
-    if min(one.lowest_hu for one in decoded) < PADDING_HU:
-        notes.append("values below -1024 HU that PixelPaddingValue does not declare are kept")
-    if any(header.is_lossy for header in headers):
-        notes.append("lossy compression: HU differ from the scanner's")
-    if any(header.is_monochrome1 for header in headers):
+    n_frames_of_reference = len({header.frame_of_reference_uid for header in headers})
+    notes = (
+        (n_duplicates, f"{n_duplicates} duplicate slice(s) with identical pixels left out"),
+        (
+            stack.is_sparse,
+            f"thin slices lie {stack.spacing_mm[0]:g} mm apart: what lies between them is missing, at every step",
+        ),
+        (stack.gaps and not stack.is_sparse, f"slices are missing at {len(stack.gaps)} place(s)"),
+        (stack.oblique_degrees > 1, f"slices are oblique by {stack.oblique_degrees:.1f} degrees"),
+        (any(one.is_rounded for one in decoded), "HU were not integers as stored and are rounded"),
+        (
+            any(one.has_unused_bits for one in decoded),
+            "bits beyond BitsStored were set and are masked off",
+        ),
+        (
+            min(one.lowest_hu for one in decoded) < PADDING_HU,
+            "values below -1024 HU that PixelPaddingValue does not declare are kept",
+        ),
+        (
+            any(header.is_lossy for header in headers),
+            "lossy compression: HU differ from the scanner's",
+        ),
         # It concerns display, after the rescale. Source: PS3.3 C.7.6.3.1.2. ITK inverts the values.
-        notes.append(
-            "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert"
-        )
-    if len({header.kernel for header in headers}) > 1:
-        notes.append("ConvolutionKernel changes within the volume")
-    if len({header.slice_thickness_mm for header in headers}) > 1:
-        notes.append("SliceThickness changes or is missing in part")
-    if len({header.frame_of_reference_uid for header in headers}) > 1:
-        notes.append("every slice has a FrameOfReferenceUID of its own: it is not used, all else agrees")
-    elif not headers[0].frame_of_reference_uid:
-        notes.append("no FrameOfReferenceUID")
-    return tuple(notes)
+        (
+            any(header.is_monochrome1 for header in headers),
+            "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert",
+        ),
+        (
+            len({header.kernel for header in headers}) > 1,
+            "ConvolutionKernel changes within the volume",
+        ),
+        (
+            len({header.slice_thickness_mm for header in headers}) > 1,
+            "SliceThickness changes or is missing in part",
+        ),
+        (
+            n_frames_of_reference > 1,
+            "every slice has a FrameOfReferenceUID of its own: it is not used, all else agrees",
+        ),
+        (
+            n_frames_of_reference == 1 and not headers[0].frame_of_reference_uid,
+            "no FrameOfReferenceUID",
+        ),
+    )
+    return tuple(note for holds, note in notes if holds)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.plausible import MAX_STEP_MM
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import SeriesRefusedError, refuse_if
 
 SAME_POSITION_MM = 0.01
 MAX_SHEAR_DEGREES = 1.0
@@ -50,18 +50,18 @@ def slice_normal(orientation: Vectors) -> Vectors:
     """
     row, column = orientation[:3], orientation[3:]
     lengths = np.linalg.norm([row, column], axis=1)
-    if np.abs(lengths - 1).max() > 1e-3 or abs(row @ column) > 1e-3:
-        raise SeriesRefusedError(
-            "ImageOrientationPatient is not a pair of orthogonal unit vectors, so the slices have no direction"
-        )
+    refuse_if(
+        np.abs(lengths - 1).max() > 1e-3 or abs(row @ column) > 1e-3,
+        "ImageOrientationPatient is not a pair of orthogonal unit vectors, so the slices have no direction",
+    )
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
     angle = _oblique_degrees(normal)
-    if angle > MAX_OBLIQUE_DEGREES:
-        raise SeriesRefusedError(
-            f"the slices are not axial: their normal lies {angle:.0f} degrees from the head-foot axis "
-            f"(at most {MAX_OBLIQUE_DEGREES:.0f} is read)"
-        )
+    refuse_if(
+        angle > MAX_OBLIQUE_DEGREES,
+        f"the slices are not axial: their normal lies {angle:.0f} degrees from the head-foot axis "
+        f"(at most {MAX_OBLIQUE_DEGREES:.0f} is read)",
+    )
     return np.asarray(normal if normal[2] > 0 else -normal)
 
 
@@ -103,10 +103,9 @@ def stack_slices(
     along = positions_lps_mm @ normal
     order = np.argsort(along, kind="stable")
     positions, along = positions_lps_mm[order], along[order]
-    if len(order) < 2:
-        raise SeriesRefusedError(
-            "the series is one slice: spacing along z comes from positions, which needs two"
-        )
+    refuse_if(
+        len(order) < 2, "the series is one slice: spacing along z comes from positions, which needs two"
+    )
 
     step_lps = _step_between_slices(positions, along, normal)
     spacing_z, gaps = _regular_spacing(along)
@@ -137,11 +136,11 @@ def stack_slices(
 
 
 def _check_distance(spacing_z_mm: float, n_slices: int, n_gaps: int) -> None:
-    if spacing_z_mm > MAX_STEP_MM or (n_slices == 2 and n_gaps):
-        raise SeriesRefusedError(
-            f"the slices lie {spacing_z_mm:.1f} mm apart: single images and no series (at most {MAX_STEP_MM:.0f} mm is "
-            f"read, between two slices {MAX_STEP_PER_THICKNESS:.0f} times their thickness)"
-        )
+    refuse_if(
+        spacing_z_mm > MAX_STEP_MM or (n_slices == 2 and n_gaps),
+        f"the slices lie {spacing_z_mm:.1f} mm apart: single images and no series (at most {MAX_STEP_MM:.0f} mm is "
+        f"read, between two slices {MAX_STEP_PER_THICKNESS:.0f} times their thickness)",
+    )
 
 
 def _oblique_degrees(normal: Vectors) -> float:
@@ -161,11 +160,11 @@ def _regular_spacing(along: Vectors) -> tuple[float, tuple[int, ...]]:
     index = np.arange(len(along))
     run_start = np.maximum.accumulate(np.where(np.concatenate([[True], is_gap]), index, 0))
     misplaced = np.abs(along - along[run_start] - spacing * (index - run_start)).max()
-    if is_gap.sum() > MAX_GAP_SHARE * len(steps) or misplaced > max(0.1 * spacing, 0.1) + 1e-6:
-        raise SeriesRefusedError(
-            f"the distance between slices varies from {steps.min():.2f} to {steps.max():.2f} mm "
-            f"(median {np.median(steps):.2f} mm over {len(steps)} steps): no one spacing is right"
-        )
+    refuse_if(
+        is_gap.sum() > MAX_GAP_SHARE * len(steps) or misplaced > max(0.1 * spacing, 0.1) + 1e-6,
+        f"the distance between slices varies from {steps.min():.2f} to {steps.max():.2f} mm "
+        f"(median {np.median(steps):.2f} mm over {len(steps)} steps): no one spacing is right",
+    )
     return spacing, tuple(int(i) for i in np.flatnonzero(is_gap))
 
 
@@ -175,14 +174,14 @@ def _step_between_slices(positions: Vectors, along: Vectors, normal: Vectors) ->
     step = (positions[-1] - positions[0]) / span
     shear_mm = float(np.linalg.norm(step - normal))
     angle = float(np.degrees(np.arctan(shear_mm)))
-    if angle > MAX_SHEAR_DEGREES:
-        raise SeriesRefusedError(
-            f"gantry tilt: each slice is shifted sideways by {shear_mm:.2f} mm per mm of travel ({angle:.1f} degrees), "
-            "so neighboring slices do not lie above each other; correct the tilt before reading"
-        )
+    refuse_if(
+        angle > MAX_SHEAR_DEGREES,
+        f"gantry tilt: each slice is shifted sideways by {shear_mm:.2f} mm per mm of travel ({angle:.1f} degrees), "
+        "so neighboring slices do not lie above each other; correct the tilt before reading",
+    )
     sideways = np.linalg.norm(positions - positions[0] - np.outer(along - along[0], step), axis=1).max()
-    if sideways > 0.1:
-        raise SeriesRefusedError(
-            f"slices lie up to {sideways:.2f} mm sideways of a straight line: the field of view moves within the series"
-        )
+    refuse_if(
+        sideways > 0.1,
+        f"slices lie up to {sideways:.2f} mm sideways of a straight line: the field of view moves within the series",
+    )
     return np.asarray(step)

@@ -27,11 +27,14 @@ from transforms.views.crops import (
     crop_flips,
     place_crops,
 )
-from transforms.views.intensity import gaussian_blur, jitter_brightness_contrast
-from transforms.views.resample import resize_batch, resize_crop, upload
+from transforms.views.resample import (
+    gaussian_blur,
+    jitter_brightness_contrast,
+    resize_batch,
+    resize_crop,
+    upload,
+)
 from transforms.window_policy import UNIFORMS_PER_WINDOW, windows_from_uniforms
-
-__all__ = ["TripletBatch", "ViewConfig", "ViewDraws", "Views", "draw_views", "render_views", "sample_state"]
 
 N_GLOBAL = 2
 OUTSIDE_BODY_SHARE = 0.1

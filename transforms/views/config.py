@@ -10,14 +10,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _check_range(name: str, bounds: tuple[float, float], lowest: float, highest: float, unit: str) -> None:
-    """Raise ValueError unless lowest < bounds[0] <= bounds[1] <= highest."""
-    if not (len(bounds) == 2 and lowest < bounds[0] <= bounds[1] <= highest):
-        raise ValueError(
-            f"{name} must be a range (low, high) with {lowest:g} < low <= high <= {highest:g} {unit}, got {bounds}"
-        )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewConfig:
     """How the views of one sample are drawn: two global views and `n_local` local ones."""
@@ -61,16 +53,25 @@ class ViewConfig:
         for name, size_px in (("size_px", self.size_px), ("local_size_px", self.local_size_px)):
             if size_px < 1:
                 raise ValueError(f"{name} must be at least 1 pixel, got {size_px}")
-        if self.extent not in ("fraction", "mm"):
-            raise ValueError(f"extent {self.extent!r} is unknown; use 'fraction' or 'mm'")
-        if self.center not in ("body", "uniform", "point"):
-            raise ValueError(f"center {self.center!r} is unknown; use 'body', 'uniform' or 'point'")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"interpolation {self.interpolation!r} is unknown; use 'bicubic' or 'bilinear'")
-        _check_range("fraction", self.fraction, 0.0, 1.0, "of the slice")
-        _check_range("local_fraction", self.local_fraction, 0.0, 1.0, "of the slice")
-        _check_range("fov_mm", self.fov_mm, 0.0, 1000.0, "mm")
-        _check_range("local_fov_mm", self.local_fov_mm, 0.0, 1000.0, "mm")
+        for name, choices in (
+            ("extent", ("fraction", "mm")),
+            ("center", ("body", "uniform", "point")),
+            ("interpolation", ("bicubic", "bilinear")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(choices)}"
+                )
+        for name, bounds, highest, unit in (
+            ("fraction", self.fraction, 1.0, "of the slice"),
+            ("local_fraction", self.local_fraction, 1.0, "of the slice"),
+            ("fov_mm", self.fov_mm, 1000.0, "mm"),
+            ("local_fov_mm", self.local_fov_mm, 1000.0, "mm"),
+        ):
+            if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= highest):
+                raise ValueError(
+                    f"{name} must be a range (low, high) with 0 < low <= high <= {highest:g} {unit}, got {bounds}"
+                )
         if self.n_local < 0:
             raise ValueError(f"n_local must be 0 or more, got {self.n_local}")
         if not self.center_jitter_mm >= 0:

@@ -1,15 +1,86 @@
-"""Resizing of a crop, as one matrix for rows and one for columns.
+"""Resizing of a crop, as one matrix for rows and one for columns; then the arms on gray views, off by default.
 
 On a GPU a whole batch is two dense batched products; on a CPU the matrices are kept sparse, where 2 to 10 of some
 hundred weights are not zero.
+
+The weights are antialiased bicubic of whole samples, or bilinear of any stretch. The bicubic ones are those of torch's
+`interpolate(mode="bicubic", antialias=True)` (Keys' cubic, a = -0.5, stretched by the scale when shrinking,
+renormalized at the crop's edge), which are Pillow's.
 """
+
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from transforms.views.config import Interpolation
-from transforms.views.line_weights import Band, bicubic_band, bicubic_sparse, bilinear_band
+
+Band = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""First input sample that each output sample reads, (n_out,), and its weights from there on, (n_out, taps)."""
+CUBIC_A = -0.5
+CUBIC_REACH = 2.0
+"""Half width of Keys' cubic, in samples of the coarser of the two grids."""
+
+
+def cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel with a = -0.5. Source: Keys 1981, doi:10.1109/TASSP.1981.1163711."""
+    d = np.abs(distance)
+    inner = ((CUBIC_A + 2) * d - (CUBIC_A + 3)) * d * d + 1
+    outer = (((d - 5) * d + 8) * d - 4) * CUBIC_A
+    kernel: NDArray[np.float64] = np.where(d < 1, inner, np.where(d < CUBIC_REACH, outer, 0.0))
+    return kernel
+
+
+@lru_cache(maxsize=1024)
+def bicubic_band(n_in: int, n_out: int) -> Band:
+    """Weights that resize a line of `n_in` samples to `n_out`.
+
+    Returns:
+        The band. Weights past the end of the line are zero; each row sums to 1.
+    """
+    scale = n_in / n_out
+    stretch = max(scale, 1.0)
+    center = scale * (np.arange(n_out) + 0.5)
+    first = np.maximum(np.floor(center - CUBIC_REACH * stretch + 0.5), 0).astype(np.int64)
+    taps = int(np.ceil(2 * CUBIC_REACH * stretch)) + 1
+    index = first[:, None] + np.arange(taps)
+    weights = cubic((index + 0.5 - center[:, None]) / stretch)
+    weights[index >= n_in] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    for shared in (first, weights):
+        shared.setflags(write=False)  # every caller gets the same arrays
+    return first, weights
+
+
+@lru_cache(maxsize=1024)
+def bicubic_sparse(n_in: int, n_out: int) -> sparse.csr_matrix:
+    """The same weights as a sparse float32 matrix (n_out, n_in)."""
+    first, weights = bicubic_band(n_in, n_out)
+    rows = np.repeat(np.arange(n_out), weights.shape[1])
+    columns = (first[:, None] + np.arange(weights.shape[1])).ravel()
+    kept = weights.ravel() != 0
+    entries = (weights.ravel()[kept].astype(np.float32), (rows[kept], columns[kept]))
+    return sparse.csr_matrix(entries, shape=(n_out, n_in))
+
+
+def bilinear_band(start: float, length: float, n_out: int) -> Band:
+    """Weights that sample `n_out` points in the stretch of a line from `start` to `start + length`.
+
+    Sample i of the line lies at i + 0.5, as in torch's `grid_sample(align_corners=False)`, and the line goes on beyond
+    the samples that the stretch touches with the value of the last one (`padding_mode="border"` of that part).
+    Like the bicubic kernel, this one never reads what lies outside the crop.
+
+    Returns:
+        The band, of two taps; its second tap may lie one past the last sample touched, with weight zero.
+    """
+    index = start + length / n_out * (np.arange(n_out) + 0.5) - 0.5
+    # A sum of start and length that rounding puts slightly past the end of the line must not touch what lies there.
+    index = np.clip(index, np.floor(start), np.ceil(start + length - 1e-6) - 1)
+    first = np.floor(index)
+    second = index - first
+    return first.astype(np.int64), np.stack([1 - second, second], axis=-1)
 
 
 def resize_crop(
@@ -144,3 +215,38 @@ def resize_batch(
         narrow = torch.bmm(images.reshape(n_images, n_channels * height, width), columns.transpose(1, 2))
         narrow = narrow.reshape(n_images, n_channels, height, size_px)
         return torch.einsum("bsh,bchx->bcsx", rows, narrow)
+
+
+def jitter_brightness_contrast(
+    views: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor
+) -> torch.Tensor:
+    """Scale gray values, then stretch them about each view's mean; clip to [0, 1] after each.
+
+    Args:
+        views: Gray in [0, 1], (B, C, S, S).
+        brightness: Factor per view, (B,).
+        contrast: Factor per view, (B,).
+
+    Returns:
+        Gray in [0, 1], same shape.
+    """
+    views = (views * brightness[:, None, None, None]).clamp(0.0, 1.0)
+    mean = views.mean(dim=(1, 2, 3), keepdim=True)
+    return (mean + (views - mean) * contrast[:, None, None, None]).clamp(0.0, 1.0)
+
+
+def gaussian_blur(views: torch.Tensor, sigma_px: torch.Tensor) -> torch.Tensor:
+    """Blur each view with a Gaussian of its own width, renormalized at the edge.
+
+    Args:
+        views: (B, C, S, S) float32.
+        sigma_px: Standard deviation in pixels per view, (B,); 0 leaves a view as it is.
+
+    Returns:
+        Same shape.
+    """
+    position = torch.arange(views.shape[-1], device=views.device, dtype=views.dtype)
+    distance = (position[:, None] - position[None, :])[None] / sigma_px.clamp_min(1e-3)[:, None, None]
+    weights = torch.exp(-0.5 * distance.square())
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights[:, None] @ views @ weights[:, None].transpose(-1, -2)

@@ -22,7 +22,7 @@ from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
 from pipelines.ingest.sources.found import Found, Job, SourceError
 from transforms.geometry import spacing_of
 from transforms.png_slices import OFFSET, read_png_slices
-from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
+from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError, refuse_if
 
 NEEDED = ("png_path", "series_dir", "slice_index", "encoding", "spacing_x", "spacing_y", "spacing_z")
 N = TypeVar("N", int, float)
@@ -107,23 +107,29 @@ def _job(series_dir: str, rows: pd.DataFrame, root: Path, pseudonyms: Pseudonyms
 def _checked_job(
     series_dir: str, series_uid: str, rows: pd.DataFrame, root: Path, pseudonyms: Pseudonyms
 ) -> PngJob:
-    if any(str(OFFSET) not in encoding for encoding in rows["encoding"] if encoding):
-        raise SeriesRefusedError(f"the index names another encoding than HU + {OFFSET}")
+    refuse_if(
+        any(str(OFFSET) not in encoding for encoding in rows["encoding"] if encoding),
+        f"the index names another encoding than HU + {OFFSET}",
+    )
     rows = rows.assign(number=_numbers(rows["slice_index"], int)).sort_values("number", kind="stable")
-    if rows["number"].duplicated().any():
-        raise SeriesRefusedError("slice_index names one slice twice")
+    refuse_if(rows["number"].duplicated().any(), "slice_index names one slice twice")
     spacing = _numbers((_only(rows, f"spacing_{axis}") for axis in "zyx"), float)
-    if not all(math.isfinite(value) and value > 0 for value in spacing):
-        raise SeriesRefusedError("spacing_x, spacing_y or spacing_z is not a length above zero")
+    refuse_if(
+        not all(math.isfinite(value) and value > 0 for value in spacing),
+        "spacing_x, spacing_y or spacing_z is not a length above zero",
+    )
     outside = [path for path in rows["png_path"] if Path(path).is_absolute() or ".." in Path(path).parts]
-    if outside:
-        raise SeriesRefusedError("png_path leads out of the folder of the index")
+    refuse_if(outside, "png_path leads out of the folder of the index")
     affine = _numbers(_only(rows, "affine_ras").split(), float)
-    if affine and not _has_spacing(affine, spacing):
-        raise SeriesRefusedError("affine_ras is not 16 numbers that agree with the spacing")
+    refuse_if(
+        affine and not _has_spacing(affine, spacing),
+        "affine_ras is not 16 numbers that agree with the spacing",
+    )
     kind, is_lossy = _only(rows, "kind") or "series", _only(rows, "is_lossy") or "False"
-    if kind not in ("series", "patch") or is_lossy not in ("False", "True"):
-        raise SeriesRefusedError("kind is neither series nor patch, or is_lossy neither True nor False")
+    refuse_if(
+        kind not in ("series", "patch") or is_lossy not in ("False", "True"),
+        "kind is neither series nor patch, or is_lossy neither True nor False",
+    )
     patient = pseudonyms.patient(
         _only(rows, "patient_id") if "patient_id" in rows else "", series_dir, series_uid
     )
@@ -131,10 +137,10 @@ def _checked_job(
     stored_uid = pseudonyms.uid("series", series_uid)
     given_id = _only(rows, "volume_id")
     volume_id = pseudonyms.volume_id(given_id) if given_id else stored_uid
-    if volume_id and not is_volume_id(volume_id):
-        raise SeriesRefusedError(
-            "volume_id or series_uid is no id: letters, digits, dots, dashes and underscores, 200 at most"
-        )
+    refuse_if(
+        volume_id and not is_volume_id(volume_id),
+        "volume_id or series_uid is no id: letters, digits, dots, dashes and underscores, 200 at most",
+    )
     study_uid = lidc_scans()[series_uid][1] if series_uid in lidc_scans() else _only(rows, "study_uid")
     return PngJob(
         volume_id=volume_id or (shown if is_volume_id(shown) else pseudonyms.hashed_name(series_dir)),
@@ -170,8 +176,7 @@ def _has_spacing(affine: tuple[float, ...], spacing_mm: tuple[float, ...]) -> bo
 def _only(rows: pd.DataFrame, column: str) -> str:
     """The one value of a column within a series; "" where there is no such column."""
     values = rows[column].unique() if column in rows else [""]
-    if len(values) != 1:
-        raise SeriesRefusedError(f"the index gives the slices of one series {len(values)} values of {column}")
+    refuse_if(len(values) != 1, f"the index gives the slices of one series {len(values)} values of {column}")
     return str(values[0])
 
 
@@ -181,16 +186,17 @@ def read_png_job(job: PngJob) -> tuple[dict[str, Any], NDArray[np.int16]]:
     Raises:
         SeriesRefusedError: If they are not HU + 32768, or not one volume.
     """
-    if len(job.files) < 2:
-        raise SeriesRefusedError("the series is one slice: a volume needs two")
+    refuse_if(len(job.files) < 2, "the series is one slice: a volume needs two")
     volume_hu = read_png_slices(job.files)
     steps = np.diff(job.slice_indices)
     gaps = [int(i) for i in np.flatnonzero(steps > 1)]
     offsets = list(job.slice_offsets_mm) if gaps else []
     if gaps and len(offsets) != len(job.files):
         offsets = [float(number - job.slice_indices[0]) * job.spacing_mm[0] for number in job.slice_indices]
-    if not (np.isfinite(offsets).all() and (np.diff(offsets) > 0).all()):
-        raise SeriesRefusedError("slice_offset_mm does not rise from slice to slice")
+    refuse_if(
+        not (np.isfinite(offsets).all() and (np.diff(offsets) > 0).all()),
+        "slice_offset_mm does not rise from slice to slice",
+    )
     is_placed = bool(job.affine_ras)
     affine = job.affine_ras if is_placed else _affine_at_origin(job.spacing_mm)
     row = {

@@ -12,7 +12,7 @@ from models.backbone import BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
-from pipelines.probing.view_slices import training_views
+from pipelines.probing.folds import training_views
 from transforms.views.config import IMAGENET_MEAN
 
 CUSTOM = BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, image_px=42, registers=3)

@@ -10,8 +10,7 @@ import yaml
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig, HeadConfig
-from models.head import ProjectionHead
-from models.student_teacher import Network, StudentTeacher
+from models.student_teacher import Network, ProjectionHead, StudentTeacher
 from pipelines.backbones.folder import save_backbone
 from pipelines.backbones.view_retrieval import render_rows, retrieval_metrics, retrieve, sample_slices
 from pipelines.cohort.folder import Cohort

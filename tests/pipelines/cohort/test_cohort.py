@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
 from pipelines.cohort.tables import (
     ANNOTATIONS,
     NODULES,
@@ -54,7 +54,7 @@ def volume(seed: int, shape: tuple[int, int, int] = (3, 40, 36)) -> np.ndarray:
 def written(root: Path, ids: tuple[str, ...] = ("1.2.3", "1.2.4")) -> Cohort:
     writer = CohortWriter(root)
     for seed, volume_id in enumerate(ids):
-        writer.add_volume(row(volume_id), volume(seed), n_files=3)
+        write_volume(root, row(volume_id), volume(seed), n_files=3)
     writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), NO_REFUSALS, "source")
     writer.close()
     return Cohort.open(root)
@@ -144,7 +144,7 @@ def test_further_columns_of_a_table_are_kept_and_missing_ones_refused(tmp_path: 
 def test_an_id_that_is_no_file_name_is_refused(volume_id: str, tmp_path: Path) -> None:
     writer = CohortWriter(tmp_path / "c")
     with pytest.raises(ValueError, match="a volume id must be"):
-        writer.add_volume(row(volume_id), volume(0))
+        write_volume(tmp_path / "c", row(volume_id), volume(0))
     writer.close()
 
 

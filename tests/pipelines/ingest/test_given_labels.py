@@ -16,8 +16,7 @@ from models.config import BackboneConfig
 from pipelines.backbones.folder import save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
-from pipelines.cohort.tables import NODULES
-from pipelines.cohort.tables import write_table as write_parquet
+from pipelines.cohort.tables import NODULES, write_table as write_parquet
 from pipelines.ingest.annotation_csv import AnnotationTableError
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.folder import Cohort, CohortWriter, NoNodulesError, write_volume
 from pipelines.cohort.tables import ANNOTATIONS, REFUSED, empty_table
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.config import PrepareConfig
@@ -18,7 +18,6 @@ from pipelines.nodule.config import NodulesConfig
 from pipelines.nodule.figures import rating_pairs, weighted_kappa
 from pipelines.nodule.labeled import nodule_set
 from pipelines.nodule.overview import describe, open_cohort, run_nodules
-from pipelines.nodule.refusals import NoNodulesError
 from pipelines.tracking.run import SilentRun
 from probes.labels import LabelError
 from probes.nodule_rays import image_diameter_mm
@@ -109,7 +108,8 @@ def patch_cohort(root: Path, voxels: Callable[[np.random.Generator, int, bool], 
         n_slices = int(rng.integers(10, 20) if is_malignant else rng.integers(2, 8))
         name = f"patch-{number}"
         volume = voxels(rng, n_slices, is_malignant)
-        writer.add_volume(
+        write_volume(
+            writer.root,
             {
                 **{key: name for key in ("volume_id", "patient_id", "study_uid", "series_uid")},
                 **{"spacing_mm": [2.0, 0.7, 0.7], "affine_ras": affine.ravel().tolist(), "gaps": []},
@@ -142,7 +142,7 @@ def probe_pixels(cohort: Cohort) -> float:
     nodules = nodule_set(cohort, "consensus", CropSpec(size_mm=24.0, out_px=16))
     assert len(nodules.table) == 60
     patients = nodules.patient_ids.tolist()
-    splits = patient_folds(patients, nodules.labels, unseen=set(patients), n_repeats=2)
+    splits = patient_folds(patients, nodules.labels, n_repeats=2)
     scores = pixel_scores(nodules.crops_hu, nodules.labels, splits)
     return auroc_with_interval(nodules.labels, scores, splits.patient_ids, 50).value
 
@@ -256,7 +256,7 @@ def test_real_patches_emptied_of_their_image_score_one_half(
     emptied = nodule_set(empty, "consensus", CropSpec(size_mm=24.0, out_px=32))
     assert len(emptied.table) == len(nodules.table) == 740
     patients = emptied.patient_ids.tolist()
-    splits = patient_folds(patients, emptied.labels, unseen=set(patients))
+    splits = patient_folds(patients, emptied.labels)
     scores = pixel_scores(emptied.crops_hu, emptied.labels, splits)
     assert auroc_with_interval(emptied.labels, scores, splits.patient_ids, 50).value == pytest.approx(
         0.5, abs=0.01

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.phantom.shapes import Grid, capsule_coverage, sphere_coverage, sphere_volume_hu
+from pipelines.phantom.shapes import Grid, capsule_coverage, sphere_coverage
+from tests.phantom_questions import paint
 
 
 def test_a_ten_millimeter_sphere_measures_ten_millimeters(phantom_sphere) -> None:
@@ -56,14 +57,18 @@ def test_coverage_equals_a_naive_loop_over_sample_points() -> None:
     np.testing.assert_allclose(drawn, expected / samples**3)
 
 
+def in_lung(center: float) -> np.ndarray:
+    volume = np.full((8, 8, 8), -850, dtype=np.float32)
+    paint(volume, *sphere_coverage(Grid((8, 8, 8), (1.0, 1.0, 1.0)), (center, center, center), 6.0), 40)
+    return volume
+
+
 def test_a_sphere_that_leaves_the_volume_is_cut_off() -> None:
-    volume = sphere_volume_hu((8, 8, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), 6.0)
+    volume = in_lung(0.0)
     assert volume[0, 0, 0] == 40
     assert volume[7, 7, 7] == -850
-    outside = sphere_volume_hu((8, 8, 8), (1.0, 1.0, 1.0), (40.0, 40.0, 40.0), 6.0)
-    assert (outside == -850).all()
-    before = sphere_volume_hu((8, 8, 8), (1.0, 1.0, 1.0), (-40.0, -40.0, -40.0), 6.0)
-    assert (before == -850).all()
+    assert (in_lung(40.0) == -850).all()
+    assert (in_lung(-40.0) == -850).all()
 
 
 def test_a_capsule_of_one_radius_has_the_volume_of_a_cylinder_with_two_half_spheres() -> None:

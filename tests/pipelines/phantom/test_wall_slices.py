@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipelines.phantom.wall_slices import Growth, chest_slices
+from pipelines.phantom.wall_cohort import Growth, chest_slices
 
 
 def test_slices_are_the_same_for_a_seed_and_a_longer_study_begins_with_the_shorter() -> None:

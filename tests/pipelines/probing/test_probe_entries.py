@@ -125,7 +125,7 @@ def test_retrieval_asks_held_out_patients_alone_and_says_so_otherwise(
     )
     assert leaky.tags["dinox.leak"] == "no_holdout"
     assert leaky.metrics["retrieval/n_patients"] == 6
-    allowed = patients_to_test(open_backbone(backbone), small_cohort, "allow")
+    allowed = patients_to_test(open_backbone(backbone), small_cohort.series["patient_id"], "allow")
     assert allowed == (set(small_cohort.series["patient_id"]), "allowed")
 
 

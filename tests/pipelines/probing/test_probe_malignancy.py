@@ -14,10 +14,10 @@ from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import save_backbone
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.meta_volume import crop_at
 from pipelines.cohort.tables import NODULES, SERIES, write_table
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
-from pipelines.nodule.crops import crop_at
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.malignancy import run_probe
 from pipelines.tracking.run import SilentRun

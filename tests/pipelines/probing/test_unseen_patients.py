@@ -7,7 +7,7 @@ import torch
 from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import LoadedBackbone
-from pipelines.probing.folds import unseen_patients
+from pipelines.probing.folds import patients_to_test, unseen_patients
 from probes.splits import is_held_out
 
 PATIENTS = np.array([f"patient-{number}" for number in range(40)])
@@ -37,3 +37,24 @@ def test_unseen_patients_are_those_that_the_record_vouches_for(
 ) -> None:
     assert 0 < len(HALF) < len(PATIENTS)
     assert unseen_patients(backbone, PATIENTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "leak"),
+    [
+        (loaded(recipe="somebody's"), "unknown"),
+        (loaded(holdout=0.0, leak=""), "no_holdout"),
+        (loaded(holdout="half_a", leak="no_holdout"), "no_holdout"),
+        (loaded("timm:vit_small_patch14_dinov2"), ""),
+        (None, ""),
+    ],
+)
+def test_a_leak_is_named_and_everybody_is_tested(backbone: LoadedBackbone | None, leak: str) -> None:
+    assert patients_to_test(backbone, PATIENTS, "avoid") == (set(PATIENTS.tolist()), leak)
+
+
+def test_allowing_a_leak_tests_everybody_and_names_it_where_there_is_one() -> None:
+    half = loaded(holdout="half_a", leak="")
+    assert patients_to_test(half, PATIENTS, "avoid") == (HALF, "")
+    assert patients_to_test(half, PATIENTS, "allow") == (set(PATIENTS.tolist()), "allowed")
+    assert patients_to_test(None, PATIENTS, "allow") == (set(PATIENTS.tolist()), "")

@@ -6,8 +6,8 @@ from probes.heads.attentive import AttentiveProbe
 from probes.heads.fitting import FitSettings, Standardize
 from probes.heads.linear import LinearProbe, cross_fit
 from probes.heads.mlp import MlpProbe
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.splits import patient_folds
+from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.metrics import auroc_with_interval
 
 QUICK = FitSettings(lr=3e-3, max_epochs=60, patience=12, batch_size=32)
@@ -52,7 +52,9 @@ def test_the_learned_query_finds_the_one_patch_that_tells(device):
     mean_of_patches = auroc_of(LinearProbe, tokens.mean(axis=1), labels, patients)
     assert found > 0.9
     assert found > mean_of_patches + 0.1
-    attention = AttentiveProbe(settings=QUICK, device=device).fit(tokens, labels, patients).attention(tokens)
+    probe = AttentiveProbe(settings=QUICK, device=device).fit(tokens, labels, patients)
+    with torch.no_grad():
+        attention = probe.network_.attention(torch.as_tensor(tokens, device=device).float()).cpu()
     assert attention.sum(dim=1) == pytest.approx(np.ones(len(tokens)), abs=1e-5)
     assert (attention.argmax(dim=1).numpy() == where).mean() > 0.8
 

@@ -29,9 +29,7 @@ def simulated(rng, patients, known=0.0, n_features=12):
 
 def folds_of(patients, seed=0, repeats=1):
     labels = np.arange(len(patients)) % 2
-    splits = patient_folds(
-        patients.tolist(), labels, unseen=set(patients), n_folds=5, n_repeats=repeats, seed=seed
-    )
+    splits = patient_folds(patients.tolist(), labels, n_folds=5, n_repeats=repeats, seed=seed)
     return [(fold.train, fold.test) for fold in splits]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from probes.refusals import TooFewError
+from probes.statistics.checks import TooFewError
 from probes.statistics.delong import delong_covariance, delong_difference, delong_interval
 from probes.statistics.metrics import auroc_with_interval
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_curve
 
-from probes.refusals import TooFewError, UnmeasurableError
 from probes.statistics.bootstrap import TooFewDrawsError, mean_with_interval, patient_weights
+from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.delong import delong_difference
 from probes.statistics.metrics import (
     auroc,

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, event, given, settings, strategies as st
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset

@@ -4,8 +4,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import grid_sample, interpolate
 
-from transforms.views.line_weights import bicubic_band
-from transforms.views.resample import resize_batch, resize_crop
+from transforms.views.resample import bicubic_band, resize_batch, resize_crop
 
 SIZES = [(512, 224), (363, 224), (224, 224), (100, 224), (37, 70), (512, 7), (3, 5), (1, 4), (5, 1)]
 

@@ -7,7 +7,8 @@ from monai.transforms import Compose, CopyItemsd, NormalizeIntensityd
 from transforms.hounsfield import RandWindowHUd
 from transforms.refusal import TransformError
 from transforms.triplet import SliceTripletd
-from transforms.views.batch import TripletBatch, ViewConfig, draw_views, render_views, sample_state
+from transforms.views.batch import TripletBatch, draw_views, render_views, sample_state
+from transforms.views.config import ViewConfig
 from transforms.views.view_crop import RandViewCropd
 from transforms.window_policy import WindowConfig
 

@@ -9,7 +9,6 @@ from torch.nn.functional import interpolate
 from transforms.refusal import TransformError
 from transforms.views.batch import (
     TripletBatch,
-    ViewConfig,
     _render_batched,
     _render_per_sample,
     _Tone,
@@ -17,6 +16,7 @@ from transforms.views.batch import (
     render_views,
     sample_state,
 )
+from transforms.views.config import ViewConfig
 from transforms.window_policy import WindowConfig
 
 GRAY_WINDOW = WindowConfig(policy="fixed", low_hu=-1000.0, high_hu=1000.0)
