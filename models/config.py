@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 Arch = Literal["vit_small", "vit_large", "custom", "timm"]
+MaeTarget = Literal["patch", "hu"]
+MaskShape = Literal["random", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +73,12 @@ class ObjectiveConfig:
     simclr_temp: float = 0.1
     ibot_weight: float = 0.0
     ibot_mask: tuple[float, float] = (0.1, 0.5)
+    ibot_mask_shape: MaskShape = "random"
+    """`blocks` hides rectangles, as iBOT does: a patch whose neighbors are shown is guessed from their edges."""
     mae_mask: float = 0.7
+    mae_target: MaeTarget = "patch"
+    """`patch` normalizes each patch by itself, which removes its mean HU; `hu` keeps HU (window policy `full` or
+    `fixed`) and trains the class token through the decoder."""
 
     def __post_init__(self) -> None:
         """Refuse invalid weights, temperatures and momenta."""

@@ -1,5 +1,6 @@
 """iBOT: the student predicts the teacher's code of patches that it was not shown."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.config import MaskShape
 from models.losses.precision import wide
+
+_BLOCK_PATCHES = 4
+_BLOCK_TRIES = 10
 
 
 class HiddenPatches(NamedTuple):
@@ -43,7 +48,10 @@ def ibot_loss(student_logits: Tensor, teacher_probs: Tensor, divisor: Tensor, st
 
 
 def draw_mask(
-    shape: tuple[int, int, int], fraction: tuple[float, float], rng: np.random.Generator
+    shape: tuple[int, int, int],
+    fraction: tuple[float, float],
+    rng: np.random.Generator,
+    kind: MaskShape = "random",
 ) -> NDArray[np.bool_]:
     """Draw which patches stay hidden: (V, B, N), a uniform share of `fraction` in every other image.
 
@@ -53,7 +61,13 @@ def draw_mask(
     mask = np.zeros((views * batch, patches), dtype=np.bool_)
     for image in range(0, views * batch, 2):
         count = max(1, round(float(rng.uniform(*fraction)) * patches))
-        mask[image, rng.permutation(patches)[:count]] = True
+        if kind == "blocks":
+            _hide_blocks(mask[image], count, rng)
+        left = count - int(mask[image].sum())
+        shown = (
+            rng.permutation(patches) if kind == "random" else rng.permutation(np.flatnonzero(~mask[image]))
+        )
+        mask[image, shown[:left]] = True
     return mask.reshape(shape)
 
 
@@ -61,6 +75,26 @@ def upload(values: NDArray[np.generic], device: torch.device) -> Tensor:
     """Copy an array to a device; from memory that is not pinned a copy waits for all that is queued on a GPU."""
     host = torch.from_numpy(values)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def _hide_blocks(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> None:
+    """Hide up to `count` patches of a square grid, (N,), in rectangles; single patches complete the number.
+
+    Source: blockwise masking, BEiT, arXiv:2106.08254, algorithm 1, which iBOT takes over: at least 4 patches (here also
+    at most what is left), aspect ratios log-uniform between 0.3 and 1 / 0.3.
+    """
+    grid = mask.reshape((math.isqrt(len(mask)),) * 2)
+    for _ in range(_BLOCK_TRIES):
+        left = count - int(mask.sum())
+        if left < _BLOCK_PATCHES:
+            break
+        area, ratio = rng.uniform(_BLOCK_PATCHES, left), math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < height <= len(grid) and 0 < width <= len(grid):
+            top, column = rng.integers(len(grid) - height + 1), rng.integers(len(grid) - width + 1)
+            block = grid[top : top + height, column : column + width]
+            if (~block).sum() <= left:
+                block[:] = True
 
 
 def hidden_patches(mask: NDArray[np.bool_], device: torch.device) -> HiddenPatches:

@@ -5,6 +5,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.config import MaeTarget
 from models.losses.precision import wide
 
 
@@ -14,24 +15,43 @@ def patchify(images: Tensor, patch_px: int) -> Tensor:
     return flat.transpose(1, 2)
 
 
-def mae_loss(predicted: Tensor, images: Tensor, mask: Tensor, patch_px: int) -> Tensor:
-    """Mean squared error on hidden patches, each patch normalized by its own mean and deviation.
+def mae_target(images: Tensor, patch_px: int, kind: MaeTarget) -> Tensor:
+    """Return what hidden patches are predicted as, (B, N, 3 * patch_px ** 2), of images (B, 3, S, S).
+
+    `patch` divides each patch by its own deviation, after subtracting its own mean (He et al. 2022, arXiv:2111.06377,
+    section 3), so that its attenuation is lost. `hu` keeps the values, which are linear in HU inside a fixed window.
+    """
+    target = patchify(wide(images), patch_px)
+    if kind == "hu":
+        return target
+    mean, variance = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+    return (target - mean) / (variance + 1e-6).sqrt()
+
+
+def mae_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error on hidden patches.
 
     Args:
         predicted: (B, N, 3 * patch_px ** 2).
-        images: (B, 3, S, S).
+        target: Of the same shape.
         mask: (B, N) bool, true where the patch was hidden.
-        patch_px: Patch size in pixels.
 
     Returns:
-        Scalar; 1.0 for a prediction of the mean.
-
-    Source: He et al. 2022, arXiv:2111.06377, section 3.
+        Scalar.
     """
-    target = patchify(wide(images), patch_px)
-    mean, variance = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-    error = (wide(predicted) - (target - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
+    error = (wide(predicted) - target).square().mean(-1)
     return (error * mask).sum() / mask.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def mae_gain(loss: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the share of the variance inside hidden patches that is explained.
+
+    0 for a prediction of each patch's mean (and where all patches are constant), 1 for the truth; negative below that.
+    A window that clips makes constant patches, whose mean is the truth: they are no gain.
+    """
+    of_mean = mae_loss(target.mean(-1, keepdim=True), target, mask)
+    return torch.where(of_mean > 0, 1.0 - loss / of_mean, torch.zeros_like(loss))
 
 
 class MaskedDecoder(nn.Module):
@@ -47,11 +67,16 @@ class MaskedDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, 3 * patch_px**2)
 
-    def forward(self, visible: Tensor, keep: Tensor) -> Tensor:
-        """Map tokens of shown patches (B, M, D), which lie at `keep` (B, M), to pixels (B, N, 3 p^2)."""
+    def forward(self, visible: Tensor, keep: Tensor, class_token: Tensor | None = None) -> Tensor:
+        """Map tokens of shown patches (B, M, D), which lie at `keep` (B, M), to pixels (B, N, 3 p^2).
+
+        A class token (B, D) is added at every place, so that it learns what all patches of an image share.
+        """
         shown = self.enter(visible)
         batch, patches, width = visible.shape[0], self.positions.shape[1], shown.shape[-1]
         canvas = self.mask_token.to(shown.dtype).expand(batch, patches, width)
         canvas = canvas.scatter(1, keep.unsqueeze(-1).expand(-1, -1, width), shown)
+        if class_token is not None:
+            canvas = canvas + self.enter(class_token).unsqueeze(1)
         pixels: Tensor = self.leave(self.norm(self.blocks(canvas + self.positions)))
         return pixels

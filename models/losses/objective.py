@@ -13,7 +13,7 @@ from models.losses.gather import gather, mean_over_ranks, own_share
 from models.losses.gram import gram_loss
 from models.losses.ibot import HiddenPatches, draw_mask, hidden_patches, ibot_loss, upload
 from models.losses.koleo import koleo_loss
-from models.losses.mae import MaskedDecoder, mae_loss
+from models.losses.mae import MaskedDecoder, mae_gain, mae_loss, mae_target
 from models.losses.precision import wide
 from models.losses.simclr import nt_xent_loss
 from models.student_teacher import Network, Output, ProjectionHead, StudentTeacher
@@ -126,12 +126,15 @@ class Objective(nn.Module):
         hidden = torch.ones(len(images), patches, dtype=torch.bool, device=images.device).scatter(
             1, keep, False
         )
-        pixels = self.decoder(backbone.encode_visible(images, keep).patch_tokens, keep)
-        loss = mae_loss(pixels, images, hidden, backbone.patch_px)
+        tokens = backbone.encode_visible(images, keep)
+        kind = self.config.mae_target
+        pixels = self.decoder(tokens.patch_tokens, keep, tokens.class_token if kind == "hu" else None)
+        target = mae_target(images, backbone.patch_px, kind)
+        loss = mae_loss(pixels, target, hidden)
         with torch.no_grad():
             class_token = networks.teacher.backbone(images).class_token
-        # The share of patch variance that the decoder explains: 0 for a prediction of the mean.
-        seen = Seen(None, None, class_token.unflatten(0, batch.global_views.shape[:2]), 1.0 - loss.detach())
+        gain = mae_gain(loss.detach(), target, hidden)
+        seen = Seen(None, None, class_token.unflatten(0, batch.global_views.shape[:2]), gain)
         return Terms(loss, {"mae": loss}, seen, {})
 
     def _targets(self, logits: Tensor, teacher_temp: float) -> Tensor:
@@ -145,7 +148,7 @@ class Objective(nn.Module):
         if not self.config.ibot_weight:
             return None
         views, images, patches = teacher.patch_tokens.shape[:3]
-        mask = draw_mask((views, images, patches), self.config.ibot_mask, rng)
+        mask = draw_mask((views, images, patches), self.config.ibot_mask, rng, self.config.ibot_mask_shape)
         return hidden_patches(mask, teacher.patch_tokens.device)
 
     @torch.no_grad()

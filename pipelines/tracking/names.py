@@ -57,7 +57,11 @@ _TRAINING = (
         "loss/{dino,ibot}", _NATS, "cross-entropy of student and teacher over views, and over hidden patches"
     ),
     Metric("loss/simclr", _NATS, "cross-entropy of finding the other view of a slice in the batch (NT-Xent)"),
-    Metric("loss/mae", "variance of a patch", "squared error of hidden patches, each normalized"),
+    Metric(
+        "loss/mae",
+        "variance of a patch",
+        "squared error of hidden patches, each normalized (or, with target `hu`, of gray)",
+    ),
     Metric(
         "loss/gram", "squared cosine", "difference of the Gram matrices of patch tokens, student and teacher"
     ),

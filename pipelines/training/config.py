@@ -125,6 +125,11 @@ class PretrainConfig:
             )
         if self.views.n_local and self.objective.kind != "dino":
             raise ValueError(f"local views go with objective kind 'dino', not '{self.objective.kind}'")
+        if self.objective.mae_target == "hu" and self.views.window.policy not in ("full", "fixed"):
+            raise ValueError(
+                f"mae_target 'hu' needs one window for all views, got policy '{self.views.window.policy}'; set "
+                "views.window.policy to 'full' or 'fixed'"
+            )
         if self.compile and self.objective.kind == "mae":
             raise ValueError(
                 "compile has no effect for objective kind 'mae', which encodes parts of views; turn it off"

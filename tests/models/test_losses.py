@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.config import MaskShape
 from models.losses.dino import dino_loss, sinkhorn_probabilities, teacher_probabilities
 from models.losses.gram import gram_loss
 from models.losses.ibot import draw_mask, hidden_patches, ibot_loss
 from models.losses.koleo import koleo_loss
-from models.losses.mae import mae_loss, patchify
+from models.losses.mae import mae_gain, mae_loss, mae_target, patchify
 from models.losses.simclr import nt_xent_loss
 
 
@@ -179,13 +180,52 @@ def test_masks_hide_their_share_of_every_other_image() -> None:
     assert (hidden[1::2] == 0).all()
 
 
-def test_mae_of_the_mean_is_one_and_of_the_truth_is_zero(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_blocks_hide_the_same_number_of_patches_with_far_fewer_edges(share: float) -> None:
+    def edges_of(kind: MaskShape) -> tuple[np.ndarray, float]:
+        mask = draw_mask((2, 32, 144), (share, share), np.random.default_rng(0), kind)
+        grid = mask.reshape(-1, 12, 12)[::2].astype(int)
+        return mask.reshape(64, 144).sum(1), float(
+            sum(np.abs(np.diff(grid, axis=axis)).sum() for axis in (1, 2))
+        )
+
+    counts, edges = edges_of("blocks")
+    expected, at_random = edges_of("random")
+    np.testing.assert_array_equal(counts, expected)
+    assert edges < 0.6 * at_random
+
+
+def test_a_block_reaches_every_place_of_the_grid() -> None:
+    mask = draw_mask((2, 400, 36), (0.3, 0.3), np.random.default_rng(1), "blocks")
+    often = mask.reshape(-1, 36)[::2].mean(0)
+    assert often.min() > 0.1
+    assert (
+        often.max() < 0.5
+    )  # BEiT's blocks lie inside the grid, so its middle is hidden more often than its edge.
+
+
+def test_mae_of_the_truth_is_zero_and_gain_counts_from_the_mean_of_each_patch(rng: torch.Generator) -> None:
     images = torch.rand(2, 3, 8, 8, generator=rng)
+    images[0, :, :4, :4] = 0.0  # Clipped by a window: a constant patch, whose mean is the truth.
     mask = torch.ones(2, 4, dtype=torch.bool)
-    target = patchify(images, 4)
-    truth = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    assert mae_loss(truth, images, mask, 4).item() == pytest.approx(0.0, abs=1e-6)
-    assert mae_loss(torch.zeros_like(truth), images, mask, 4).item() == pytest.approx(47 / 48, abs=1e-3)
+    for kind in ("patch", "hu"):
+        target = mae_target(images, 4, kind)
+        truth, mean = mae_loss(target, target, mask), mae_loss(target.mean(-1, keepdim=True), target, mask)
+        assert truth.item() == 0.0
+        assert mae_gain(truth, target, mask).item() == 1.0
+        assert mae_gain(mean, target, mask).item() == pytest.approx(0.0, abs=1e-6)
+        assert mae_gain(mean / 2, target, mask).item() == pytest.approx(0.5, abs=1e-6)
+    flat = torch.zeros(1, 4, 48)
+    assert mae_gain(mae_loss(flat, flat, mask[:1]), flat, mask[:1]).item() == 0.0
+
+
+def test_a_normalized_patch_has_lost_its_hu_and_the_other_target_keeps_them(rng: torch.Generator) -> None:
+    images = torch.rand(2, 3, 8, 8, generator=rng)
+    for kind, shift in (("patch", 0.0), ("hu", 0.25)):
+        moved = mae_target(images + 0.25, 4, kind) - mae_target(images, 4, kind)
+        torch.testing.assert_close(moved, torch.full_like(moved, shift), atol=1e-4, rtol=0)
+    patch = mae_target(images, 4, "patch")
+    torch.testing.assert_close(patch.var(-1), torch.ones(2, 4), atol=1e-3, rtol=0)
 
 
 def test_patches_are_cut_rows_first() -> None:

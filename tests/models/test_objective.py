@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.backbone import build_backbone
-from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
+from models.config import BackboneConfig, HeadConfig, MaeTarget, ObjectiveConfig
 from models.losses.dino import sinkhorn_probabilities
 from models.losses.gram import gram_loss
 from models.losses.ibot import draw_mask
@@ -235,3 +235,17 @@ def test_a_masked_autoencoder_is_shown_the_stated_share_of_patches(
     )
     objective(networks, batch())
     assert seen == [(8, shown)]  # of the 2 x 2 patches of 8 images
+
+
+@pytest.mark.parametrize(("target", "is_trained"), [("patch", False), ("hu", True)])
+def test_only_in_hu_does_the_class_token_learn_through_the_decoder(
+    target: MaeTarget, is_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ObjectiveConfig(kind="mae", gram_weight=0, koleo_weight=0, mae_target=target)
+    networks, objective = build(config)
+    backbone, seen = networks.student.backbone, []
+    encode = backbone.encode_visible
+    monkeypatch.setattr(backbone, "encode_visible", lambda *given: seen.append(encode(*given)) or seen[0])
+    loss = objective(networks, batch()).total
+    (gradient,) = torch.autograd.grad(loss, [seen[0].class_token], allow_unused=True)
+    assert (gradient is not None and bool(gradient.abs().sum() > 0)) is is_trained

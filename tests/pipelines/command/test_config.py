@@ -215,6 +215,7 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
             ],
             "compile has no effect for objective kind 'mae'",
         ),
+        ([("objective.mae_target", "hu")], "needs one window for all views, got policy 'lung_aware'"),
     ],
 )
 def test_impossible_recipes_are_refused_in_a_sentence(

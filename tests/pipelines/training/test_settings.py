@@ -36,7 +36,12 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
     "objective.simclr_temp": ("0.2", {"objective.kind": "simclr"}),
     "objective.ibot_weight": ("1.0", {}),
     "objective.ibot_mask": ("[0.7, 0.8]", {"objective.ibot_weight": "1.0"}),
+    "objective.ibot_mask_shape": (
+        "blocks",
+        {"objective.ibot_weight": "1.0", "objective.ibot_mask": "[0.8, 0.9]"},
+    ),
     "objective.mae_mask": ("0.4", WITHOUT_VIEWS),
+    "objective.mae_target": ("hu", WITHOUT_VIEWS | {"views.window.policy": "full"}),
     "optim.lr": ("1e-3", {}),
     "optim.min_lr": ("1e-3", {}),
     "optim.warmup_steps": ("1", {}),
