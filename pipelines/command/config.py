@@ -10,6 +10,7 @@ import difflib
 import os.path
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,14 +123,16 @@ def load_recipe(schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tu
         if key not in kinds:
             raise RecipeError(f"unknown recipe key '{key}'{_near(key, list(kinds))}")
         _put(merged, key, text if _is_text(kinds[key]) else _from_text(key, text))
+    reader: TypeAdapter[C] = adapter(typing.cast(Any, schema))
     try:
-        return adapter(schema).validate_python(merged)
+        return reader.validate_python(merged)
     except ValidationError as error:
         raise RecipeError(_sentence(error, list(kinds))) from error
 
 
-def adapter(schema: type[C]) -> TypeAdapter[C]:
-    """Return pydantic's reader of a dataclass, which refuses unknown keys and describes fields by their docstrings."""
+@cache
+def adapter(schema: type[Any]) -> TypeAdapter[Any]:
+    """Return pydantic's reader of a dataclass, made once; it refuses unknown keys, and docstrings describe fields."""
     for section in _dataclasses(schema):
         section.__pydantic_config__ = _STRICT
     return TypeAdapter(schema)

@@ -33,8 +33,10 @@ def mlflow_run(store: Path, *words: str, **environment: str) -> subprocess.Compl
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+def store(blank_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copy(blank_store, folder / "mlflow.db")
+    return folder
 
 
 def runs(store: Path, experiment: str = "Default"):

@@ -60,6 +60,12 @@ def arms() -> dict[str, ArmRecord]:
     return {arm.name: arm for arm in read_arms()}
 
 
+def found_parent() -> ArmRecord:
+    parent = find_parent("small")
+    assert parent is not None
+    return parent
+
+
 def test_arms_run_once_failures_stop_nobody_and_a_second_call_changes_nothing_that_is_done(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,8 +92,7 @@ def test_arms_run_once_failures_stop_nobody_and_a_second_call_changes_nothing_th
     assert first["good"].tags["dinox.campaign"] == "small"
     assert first["good"].tags["dinox.executor"] == "local"
     assert first["good"].params["cfg.lr"] == "0.01"
-    parent = find_parent("small")
-    assert parent is not None
+    parent = found_parent()
     assert (parent.status, parent.tags["dinox.status"]) == ("FAILED", "incomplete")
 
     # What failed may be tried again; what is done is not touched.
@@ -97,20 +102,24 @@ def test_arms_run_once_failures_stop_nobody_and_a_second_call_changes_nothing_th
     assert arms()["good"].tags == first["good"].tags
 
 
-def test_a_campaign_that_is_done_does_nothing_and_says_so(
+def test_a_campaign_that_is_done_does_nothing_says_so_and_saved_no_hours(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree = {"arms": [{"name": "a", "overrides": {"seconds": 1.0}}]}
+    # The arm is looked at while it runs, and ends before its step would be read again.
+    tree = {"stages": {"rehearsal": {"steps": 4, "seconds": 2.0}}, "arms": [{"name": "a"}]}
     assert call(**tree) == 0
+    last = capsys.readouterr().out.rpartition("| arm ")[2]
+    cells = next(line for line in last.splitlines() if line.startswith("| a ")).split("|")
+    assert cells[4].strip() == "4"
+    assert "saved" not in last.partition("spent")[2]
     (before,) = arms().values()
-    assert before.hours(0.0) >= before.metrics[HOURS] >= 1.0 / 3600.0
+    assert before.hours(0.0) >= before.metrics[HOURS] >= 2.0 / 3600.0
     assert int((Path(before.job) / "pid").read_text()) != os.getpid()
     assert call(**tree) == 0
     (after,) = arms().values()
     assert after == before
     assert "1 finished; spent" in capsys.readouterr().out
-    parent = find_parent("small")
-    assert parent is not None
+    parent = found_parent()
     assert (parent.status, parent.tags["dinox.status"]) == ("FINISHED", "complete")
     kept = {item.path for item in client().list_artifacts(parent.run_id)}
     assert kept >= {"campaign.yaml", "campaign.md"}
@@ -131,8 +140,7 @@ def test_the_budget_stops_a_campaign_and_only_its_file_can_raise_it(
     used = sum(arm.hours(0.0) for arm in arms().values())
     poll = 0.5 / 3600.0
     assert used <= cap + poll
-    parent = find_parent("small")
-    assert parent is not None
+    parent = found_parent()
     assert parent.tags["dinox.status"] == "budget"
     assert call("--parallel", "2", budget={"hours": 1.0}, **tree) == 0
     assert {arm.status for arm in arms().values()} == {"FINISHED"}
@@ -213,45 +221,30 @@ def test_an_arm_that_crashed_is_shown_with_the_end_of_its_log(
     assert "0 of 1 arms are done; a died: RuntimeError" in said.err
 
 
-def test_an_arm_that_ran_to_its_end_saved_no_hours(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
-    # It is looked at while it runs, and ends before its step would be read again.
-    assert call(stages={"rehearsal": {"steps": 4, "seconds": 4.0}}, arms=[{"name": "a"}]) == 0
-    last = capsys.readouterr().out.rpartition("| arm ")[2]
-    cells = next(line for line in last.splitlines() if line.startswith("| a ")).split("|")
-    assert cells[4].strip() == "4"
-    assert "saved" not in last.partition("spent")[2]
+def test_calls_that_fail_before_they_submit_leave_nothing_running_and_cost_nothing_a_day_later(
+    call: Call,
+) -> None:
+    tree = {"arms": [{"name": "a"}]}
+    parents = []
 
+    def fail(*_: object) -> str:
+        parents.append(found_parent().status)
+        raise CampaignError("no disk")
 
-def test_a_call_that_was_killed_before_it_submitted_costs_nothing_a_day_later(call: Call) -> None:
-    submit, tree = LocalExecutor.submit, {"arms": [{"name": "a"}]}
-    with pytest.MonkeyPatch.context() as killed:
-        killed.setattr(LocalExecutor, "submit", lambda *_: (_ for _ in ()).throw(CampaignError("no disk")))
-        assert call(**tree) == 2
-    parent = find_parent("small")
-    assert parent is not None
-    assert parent.status == "FAILED"
-    (arm,) = arms().values()
-    assert arm.is_open
-    client().set_tag(arm.run_id, "dinox.attempt_started", repr(time.time() - 24 * 3600.0))
-    assert LocalExecutor.submit is submit
+    for attempt in (1, 2):
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr(LocalExecutor, "submit", fail)
+            assert call(**tree) == 2
+        assert (parents.pop(), found_parent().status) == ("RUNNING", "FAILED")
+        (arm,) = arms().values()
+        assert (arm.is_open, arm.attempt) == (True, attempt)
+        client().set_tag(arm.run_id, "dinox.attempt_started", repr(time.time() - 24 * 3600.0))
     assert call(**tree) == 0
     (arm,) = arms().values()
-    assert (arm.attempt, arm.status) == (2, "FINISHED")
+    assert (arm.attempt, arm.status) == (3, "FINISHED")
     assert arm.hours(time.time()) < 0.1
-    parent = find_parent("small")
-    assert parent is not None
+    parent = found_parent()
     assert (parent.status, parent.tags["dinox.error"]) == ("FINISHED", "")
-
-
-def test_a_parent_that_is_continued_does_not_stay_running_when_the_call_fails(call: Call) -> None:
-    tree = {"arms": [{"name": "a", "overrides": {"ending": "refused"}}]}
-    assert call(**tree) == 2
-    with pytest.MonkeyPatch.context() as broken:
-        broken.setattr(LocalExecutor, "submit", lambda *_: (_ for _ in ()).throw(CampaignError("no disk")))
-        assert call(**tree) == 2
-    parent = find_parent("small")
-    assert parent is not None
-    assert parent.status == "FAILED"
 
 
 def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:

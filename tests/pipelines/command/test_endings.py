@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
@@ -16,6 +17,7 @@ from pipelines.command.cli import run_entry_point
 from pipelines.rehearsal import RehearsalConfig
 from pipelines.runtime.interrupts import Interrupted
 from pipelines.runtime.paths import PROJECT_ROOT
+from tests.processes import WAIT_S, OpenProcess
 from transforms.refusal import Refusal
 
 
@@ -43,16 +45,15 @@ def rehearse(body: Callable[[Any, Any], None], *words: str) -> int:
     return run_entry_point("rehearsal", RehearsalConfig, body, None, words)
 
 
-def script(body: str) -> list[str]:
-    """A command whose entry point does what `body` says."""
-    code = (
-        "import sys, time, numpy as np\n"
-        "from pipelines.command.cli import run_entry_point\n"
-        "from pipelines.rehearsal import RehearsalConfig\n"
-        f"def body(config, run):\n    {body}\n"
-        "sys.exit(run_entry_point('rehearsal', RehearsalConfig, body, None, []))\n"
-    )
-    return [sys.executable, "-W", "ignore", "-c", code]
+ENDLESS = """
+import sys, time
+from pipelines.command.cli import run_entry_point
+from pipelines.rehearsal import RehearsalConfig
+def body(config, run):
+    print("begun", flush=True)
+    time.sleep(3600)
+sys.exit(run_entry_point("rehearsal", RehearsalConfig, body, None, []))
+"""
 
 
 def test_a_wrong_command_line_makes_no_store(tmp_path: Path) -> None:
@@ -105,23 +106,21 @@ def test_a_bug_is_raised_and_the_run_names_its_kind_alone(own_store: Path, error
     assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", type(error).__name__)
 
 
-def test_ctrl_c_ends_with_130_and_the_run_killed(own_store: Path) -> None:
-    command = script("print('begun', flush=True); time.sleep(60)")
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+def test_ctrl_c_ends_with_130_and_the_run_killed(own_store: Path, open_process: OpenProcess) -> None:
+    command, pipe = [sys.executable, "-W", "ignore", "-c", ENDLESS], subprocess.PIPE
+    process = open_process(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=WAIT_S)
     assert (process.returncode, said) == (130, "interrupted\n")
     assert only_run(own_store).info.status == "KILLED"
 
 
 def test_a_shape_error_is_no_refusal_but_a_bug_with_its_trace(own_store: Path) -> None:
-    command = script("np.zeros((2, 3)) + np.zeros((4, 5))")
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback")
-    assert "operands could not be broadcast" in done.stderr.splitlines()[-1]
+    def body(config: Any, run: Any) -> None:
+        np.zeros((2, 3)) + np.zeros((4, 5))
+
+    with pytest.raises(ValueError, match="operands could not be broadcast"):  # Python prints it and ends with 1.
+        rehearse(body)
     run = only_run(own_store)
     assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", "ValueError")

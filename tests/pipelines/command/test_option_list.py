@@ -1,5 +1,6 @@
 """`--help`: every option with its kind, the value in force and its meaning, and nothing is run for it."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,12 @@ def test_every_entry_point_answers_help_before_anything_heavy_is_imported() -> N
         assert f"usage: python -m pipelines.{name} " in done.stdout
 
 
-def test_the_demo_does_not_begin_when_asked_what_it_does() -> None:
-    words = [sys.executable, "-m", "pipelines.demo", "--help"]
-    done = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "takes no options" in done.stdout
+def test_the_demo_does_not_begin_when_asked_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipelines/demo.py", "--help"])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_module("pipelines.demo", run_name="__main__")
+    said = capsys.readouterr()
+    assert (ending.value.code, said.err) == (0, "")
+    assert "takes no options" in said.out
