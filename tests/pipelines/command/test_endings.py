@@ -46,12 +46,13 @@ def rehearse(body: Callable[[Any, Any], None], *words: str) -> int:
 
 
 ENDLESS = """
-import sys, time
+import signal, sys, time
 from pipelines.command.cli import run_entry_point
 from pipelines.rehearsal import RehearsalConfig
 def body(config, run):
     print("begun", flush=True)
     time.sleep(3600)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs start deaf to it.
 sys.exit(run_entry_point("rehearsal", RehearsalConfig, body, None, []))
 """
 
