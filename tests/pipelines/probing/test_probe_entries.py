@@ -102,13 +102,16 @@ def rated_cohort(small_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory)
     return root
 
 
+def retrieved(cohort: Cohort, backbone: str, **settings: Any) -> Recorder:
+    run = Recorder()
+    run_retrieval(RetrievalConfig(cohort=str(cohort.root), backbone=backbone, device="cpu", **settings), run)
+    return run
+
+
 def test_retrieval_asks_held_out_patients_alone_and_says_so_otherwise(
     small_cohort, backbone, all_seen
 ) -> None:
-    run = Recorder()
-    run_retrieval(
-        RetrievalConfig(cohort=str(small_cohort.root), backbone=backbone, slices=40, device="cpu"), run
-    )
+    run = retrieved(small_cohort, backbone, slices=40)
     held_out = {p for p in small_cohort.series["patient_id"] if is_held_out(p, "half_a")}
     assert 0 < len(held_out) < 6
     assert run.metrics["retrieval/n_patients"] == len(held_out)
@@ -119,10 +122,7 @@ def test_retrieval_asks_held_out_patients_alone_and_says_so_otherwise(
     assert set(run.tables["tables/retrieval.csv"]["token"]) == {"class_token", "mean_patch"}
     assert run.figures == ["figures/contact_sheet.png"]
 
-    leaky = Recorder()
-    run_retrieval(
-        RetrievalConfig(cohort=str(small_cohort.root), backbone=all_seen, slices=40, device="cpu"), leaky
-    )
+    leaky = retrieved(small_cohort, all_seen, slices=40)
     assert leaky.tags["dinox.leak"] == "no_holdout"
     assert leaky.metrics["retrieval/n_patients"] == 6
     allowed = patients_to_test(open_backbone(backbone), small_cohort.series["patient_id"], "allow")
@@ -151,32 +151,18 @@ def test_a_run_gives_its_student_its_views_and_its_trajectory(small_cohort, own_
     for name, steps in (("backbone", 20), ("backbone_student", 20), ("backbones/a", 10), ("backbones/b", 5)):
         save_tiny(tmp_path / name, **record, steps=steps, network=name.partition("/")[0])
         trained.log_file(tmp_path / name, name)
-    run = Recorder()
     source = f"runs:/{trained.run_id}/backbone"
-    run_retrieval(
-        RetrievalConfig(
-            cohort=str(small_cohort.root), backbone=source, slices=30, checkpoints="all", device="cpu"
-        ),
-        run,
-    )
+    run = retrieved(small_cohort, source, slices=30, checkpoints="all")
     # All folders hold the same weights, so all rows must agree.
     assert run.metrics["retrieval/student_top1"] == run.metrics["retrieval/top1"]
     assert run.metrics["retrieval/trajectory_top1@5"] == run.metrics["retrieval/top1"]
     assert run.tables["tables/trajectory.csv"]["step"].tolist() == ["5", "10"]
     # Nearly whole, unmirrored slices differ by their window alone: far easier than the default views.
-    default = Recorder()
     folder = str(tmp_path / "backbone")
-    run_retrieval(
-        RetrievalConfig(cohort=str(small_cohort.root), backbone=folder, slices=30, device="cpu"), default
-    )
+    default = retrieved(small_cohort, folder, slices=30)
     assert run.metrics["retrieval/top5"] > default.metrics["retrieval/top5"]
     with pytest.raises(ProbeError, match="has no steps"):
-        run_retrieval(
-            RetrievalConfig(
-                cohort=str(small_cohort.root), backbone=folder, slices=30, checkpoints="all", device="cpu"
-            ),
-            Recorder(),
-        )
+        retrieved(small_cohort, folder, slices=30, checkpoints="all")
 
 
 def test_representation_stands_beside_random_weights(small_cohort, all_seen) -> None:
