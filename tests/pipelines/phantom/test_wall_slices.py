@@ -13,7 +13,7 @@ def test_slices_are_the_same_for_a_seed_and_a_longer_study_begins_with_the_short
 
 
 def test_lungs_lie_near_minus_850_hu_in_a_body_with_bone() -> None:
-    slices = chest_slices(256)
+    slices = chest_slices(128)
     lung = slices[(slices > -950) & (slices < -700)]
     assert (
         -830 < np.median(lung) < -810
@@ -49,15 +49,15 @@ def widths_px(slices: np.ndarray) -> np.ndarray:
 def test_organs_grow_from_slice_to_slice_at_rates_of_their_own() -> None:
     def lung_px(growth: Growth) -> np.ndarray:
         """How many more pixels of lung the upper neighbor has than the lower one, (n,)."""
-        slices = chest_slices(200, growth=growth)
+        slices = chest_slices(100, growth=growth)
         area = ((slices > -950) & (slices < -700)).sum((-2, -1))
         return area[:, 2] - area[:, 0]
 
     still, plain = lung_px(Growth(lungs=0.0)), lung_px(Growth())
     assert plain.std() > 2 * still.std()
     assert abs(plain.mean()) < plain.std() / 5  # as many grow as shrink
-    bodies = np.diff(widths_px(chest_slices(200, growth=Growth(body=0.08))), axis=1).sum(1)
-    assert bodies.std() > 2 * np.diff(widths_px(chest_slices(200)), axis=1).sum(1).std()
+    bodies = np.diff(widths_px(chest_slices(100, growth=Growth(body=0.08))), axis=1).sum(1)
+    assert bodies.std() > 2 * np.diff(widths_px(chest_slices(100)), axis=1).sum(1).std()
     assert abs(np.corrcoef(bodies, plain)[0, 1]) < 0.3
     with pytest.raises(ValueError, match=r"by 0 to 0\.5"):
         chest_slices(1, growth=Growth(spine=0.6))
