@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from mlflow import MlflowClient
 from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines import prepare
+from pipelines.backbones.config import EmbedConfig
+from pipelines.backbones.embedding import run_embed
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
@@ -28,6 +31,7 @@ from pipelines.probing.setup import ProbeError
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
 from pipelines.training.run import train
+from transforms import LoadDicomSeries, NoduleCrop, RandWindowHU, SliceTriplet, WindowHU
 
 TINY = [
     "--recipe", "demo", "--steps", "4", "--batch_size", "4", "--log_every", "2", "--eval_slices", "16",
@@ -56,21 +60,56 @@ def newest(folder: Path):
     return client.search_runs(["0"], order_by=["attributes.start_time DESC"])[0]
 
 
-def test_a_backbone_is_trained_probed_and_nothing_personal_is_left_behind(
-    own_store: Path, small_phantom_source: Path, capfd: pytest.CaptureFixture[str]
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the calls of each transform, which still does its work."""
+    counted: Counter[str] = Counter()
+
+    def count(kind: type) -> None:
+        work = kind.__call__
+
+        def counting(self, *arguments, **named):
+            counted[kind.__name__] += 1
+            return work(self, *arguments, **named)
+
+        monkeypatch.setattr(kind, "__call__", counting)
+
+    for kind in (LoadDicomSeries, WindowHU, RandWindowHU, SliceTriplet, NoduleCrop):
+        count(kind)
+    return counted
+
+
+def test_a_backbone_is_trained_and_probed_through_the_transforms_and_nothing_personal_is_left_behind(
+    own_store: Path, small_phantom_source: Path, calls: Counter[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cohort = own_store / "cohort"
-    words = ["--source", str(small_phantom_source), "--cohort", str(cohort), "--workers", "1"]
+    source, cohort = str(small_phantom_source), str(own_store / "cohort")
+    words = ["--source", source, "--cohort", cohort, "--workers", "1"]
     assert run_entry_point("prepare", PrepareConfig, prepare.run_prepare, None, words) == 0
-    assert pretrain(own_store, "--cohort", str(cohort), "--views.mean", "[0.4, 0.4, 0.4]") == 0
+    assert not calls  # Often many new processes: they call `read_series`, equal by `test_monai_on_the_path`.
+
+    assert pretrain(own_store, "--cohort", cohort, "--views.mean", "[0.4, 0.4, 0.4]") == 0
     trained = newest(own_store)
     assert open_backbone(f"runs:/{trained.info.run_id}/backbone").backbone.mean == (0.4, 0.4, 0.4)
-    assert probe(own_store, "--cohort", str(cohort), "--leak", "allow") == 0
+    assert min(calls["SliceTriplet"], calls["RandWindowHU"], calls["WindowHU"]) > 0
+    calls.clear()
+
+    words = ["--source", source, "--out", str(own_store / "tokens.parquet"), "--device", "cpu"]
+    assert run_entry_point("embed", EmbedConfig, run_embed, None, words) == 0
+    opened = Cohort.open(Path(cohort))
+    assert calls["LoadDicomSeries"] == len(opened.series)
+    assert calls["SliceTriplet"] == sum(shape[0] for shape in opened.series["shape"])
+    assert calls["WindowHU"] > 0
+    calls.clear()
+
+    assert probe(own_store, "--cohort", cohort, "--leak", "allow") == 0
     probed = newest(own_store)
     assert probed.data.tags["dinox.probed"] == f"runs:/{trained.info.run_id}/backbone"
     assert probed.data.tags["dinox.leak"] == "allowed"
     for name in ("probe/auroc", "probe/diameter_auroc", "probe/random_auroc", "probe/pixels_auroc"):
         assert 0 <= probed.data.metrics[name] <= 1
+    assert calls["NoduleCrop"] >= 2  # one for the backbone and one for the pixels of every nodule
+    assert calls["WindowHU"] > 0
+
     printed = "".join(capfd.readouterr())
     found = [printed.encode(), *(p.read_bytes() for p in own_store.rglob("*") if p.is_file())]
     names = " ".join(str(p.relative_to(own_store)) for p in own_store.rglob("*"))

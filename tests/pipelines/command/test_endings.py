@@ -121,7 +121,9 @@ def test_a_shape_error_is_no_refusal_but_a_bug_with_its_trace(own_store: Path) -
     def body(config: Any, run: Any) -> None:
         np.zeros((2, 3)) + np.zeros((4, 5))
 
-    with pytest.raises(ValueError, match="operands could not be broadcast"):  # Python prints it and ends with 1.
+    with pytest.raises(
+        ValueError, match="operands could not be broadcast"
+    ):  # Python prints it and ends with 1.
         rehearse(body)
     run = only_run(own_store)
     assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", "ValueError")
