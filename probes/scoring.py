@@ -124,14 +124,15 @@ def score_permuted(
     """
     found = []
     for number in range(times):
-        own = [(inputs, _of_repeat(list(folds), number % repeats, repeats)) for inputs, folds in parts]
+        own = [(inputs, of_repeat(list(folds), number % repeats, repeats)) for inputs, folds in parts]
         folds = [fold for _, part in own for fold in part]
         permuted = target.permuted(permutation(target.labels, target.patient_ids, folds, seed + number))
         found.append(Permuted(permuted.labels, permuted.score(own, factory)))
     return found
 
 
-def _of_repeat(folds: Pairs, repeat: int, repeats: int) -> Pairs:
+def of_repeat(folds: Pairs, repeat: int, repeats: int) -> Pairs:
+    """Return the folds of one repeat."""
     own = len(folds) // repeats
     return folds[repeat * own : (repeat + 1) * own]
 

@@ -5,7 +5,7 @@ Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,19 @@ from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.folds import Fold
 from pipelines.probing.rows import TWINS, Found, Inputs
-from probes.partial.base import Attenuation, base_matrix
+from probes.partial.base import Attenuation, base_matrix, natural_spline
 from probes.partial.cross_fit import Part
 from probes.partial.effect import partial_effect, r2_over_twins
 from probes.partial.nested import NestedResult, nested_test
-from probes.scoring import Pairs, Parts
+from probes.scoring import Pairs, Parts, of_repeat
 from probes.splits import Fold as Split
 from probes.statistics.estimate import Estimate
 
 BASELINE_DRAWS = 999
+CONTROL_DRAWS = 199
+"""Of each permutation, whose p is not read."""
+PERMUTATIONS = 20
+LEAK_SPEARMAN = 0.95
 FEW_NODULES = 100
 """Below this number the base has fewer columns."""
 
@@ -52,10 +56,16 @@ class Answer:
     Attributes:
         rows: `features`, `random` and, where they could be learned, `dictionary` and `random_words`.
         over_random_r2: Partial R2 of the features minus the mean of the twins.
+        over_diameter_z: Of the features over diameter alone, a weak base: descriptive, nothing is claimed from it. NaN
+            where no diameter is known.
+        permuted_z: Of the features given to other nodules of like diameter, 20 times: a control. It is below 0 on
+            average, since useless features predict worse than none.
     """
 
     rows: dict[str, RowAnswer]
     over_random_r2: Estimate
+    over_diameter_z: float = float("nan")
+    permuted_z: tuple[float, ...] = ()
 
     @property
     def is_learned(self) -> bool:
@@ -70,7 +80,17 @@ class Answer:
                 found |= {f"probe/{name}_nested_z": row.z, f"probe/{name}_partial_r2": row.r2.value}
         over = self.over_random_r2
         ends = {"": over.value, "_ci_low": over.ci_low, "_ci_high": over.ci_high}
-        return found | {f"probe/over_random_r2{end}": value for end, value in ends.items()}
+        found |= {f"probe/over_random_r2{end}": value for end, value in ends.items()}
+        if np.isfinite(self.over_diameter_z):
+            found["probe/over_diameter_z"] = self.over_diameter_z
+        if self.permuted_z:
+            found["probe/permuted_nested_z"] = float(np.mean(self.permuted_z))
+        return found
+
+    @property
+    def holds_rating(self) -> bool:
+        """Whether the features hold the rating itself, as no image does: readers do not agree that well."""
+        return self.rows["features"].spearman.value > LEAK_SPEARMAN
 
     def table(self) -> pd.DataFrame:
         """Return a table with one line per row."""
@@ -79,14 +99,101 @@ class Answer:
     def __str__(self) -> str:
         """Return the table, and the claim in one sentence."""
         lines = [
-            f"{'beyond size and HU':24} {'z':>6} {'p':>7}  {'partial Spearman [95%]':24} partial R2 [95%]"
+            f"{'beyond size and HU':25} {'z':>6} {'p':>7}  {'partial Spearman [95%]':24} partial R2 [95%]"
         ]
         lines += [
-            f"{name:24} {row.z:6.2f} {row.p:7.4f}  {row.spearman!s:24} {row.r2}"
+            f"{name:25} {row.z:6.2f} {row.p:7.4f}  {row.spearman!s:24} {row.r2}"
             for name, row in self.rows.items()
         ]
+        if self.permuted_z:
+            low, high = min(self.permuted_z), max(self.permuted_z)
+            name = "permuted in diameter bins"
+            lines.append(f"{name:25} {np.mean(self.permuted_z):6.2f} ({low:.2f} to {high:.2f}): a control")
+        if np.isfinite(self.over_diameter_z):
+            lines.append(f"features over diameter alone: z {self.over_diameter_z:.2f}, descriptive")
         claim = "learned" if self.is_learned else "not shown to have learned anything beyond them"
         return "\n".join([*lines, f"partial R2 above {TWINS} random twins: {self.over_random_r2}: {claim}"])
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of each row: to predict `rating` beyond `base`.
+
+    Attributes:
+        rows: Indices of the nodules that are asked about, (m,) of n.
+        rating: (m,).
+        base: (m, Q).
+        patients: (m,).
+        size_mm: Diameter, in the image where none is known, (m,).
+        n: Number of nodules of the probe.
+        n_bootstrap: Draws of patients.
+        seed: Of signs, permutations and draws.
+    """
+
+    rows: NDArray[np.int64]
+    rating: NDArray[np.float64]
+    base: NDArray[np.float64]
+    patients: NDArray[np.str_]
+    size_mm: NDArray[np.float64]
+    n: int
+    n_bootstrap: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls, config: ProbeConfig, nodules: NoduleSet, found: Found, rating: NDArray[np.float64]
+    ) -> Question:
+        """Ask about a rating (n,) of the nodules of a probe; unknown ones (NaN) leave the question."""
+        rows, base = base_of(nodules, found, np.isfinite(rating))
+        size = np.where(np.isfinite(nodules.diameter_mm), nodules.diameter_mm, found.region.diameter_mm)
+        return cls(
+            rows,
+            rating[rows],
+            base,
+            nodules.patient_ids[rows],
+            size[rows],
+            len(rating),
+            config.n_bootstrap,
+            config.seed,
+        )
+
+    def fewest(self, parts: Parts) -> int:
+        """Return the number of nodules in the smallest training fold."""
+        return min(len(train) for _, folds in parts for train, _ in self.among(folds))
+
+    def among(self, folds: Pairs) -> list[Fold]:
+        """Return the folds that test something as indices into the nodules that are asked about."""
+        place = np.full(self.n, -1)
+        place[self.rows] = np.arange(len(self.rows))
+        pairs = [(fold.train, fold.test) if isinstance(fold, Split) else fold for fold in folds]
+        found = [(place[train][place[train] >= 0], place[test][place[test] >= 0]) for train, test in pairs]
+        return [(train, test) for train, test in found if len(test)]
+
+    def test(self, parts: Parts, draws: int, order: NDArray[np.int64] | None = None) -> NestedResult:
+        """Run the test on a row; with an order, each nodule has the features of another."""
+        rows = self.rows if order is None else self.rows[order]
+        made = [
+            Part(np.asarray(features, dtype=np.float64)[rows], self.among(folds)) for features, folds in parts
+        ]
+        return nested_test(made, self.rating, self.base, self.patients, draws, self.seed)
+
+    def permuted(self, parts: Parts, repeats: int) -> tuple[float, ...]:
+        """Return z of features that nodules of one tenth of the diameters exchange, each in one repeat's folds."""
+        generator = np.random.default_rng(self.seed)
+        tenths = np.array_split(np.argsort(self.size_mm, kind="stable"), 10)
+        found = []
+        for number in range(PERMUTATIONS):
+            order = np.arange(len(self.rows))
+            for own in tenths:
+                order[own] = generator.permutation(own)
+            once: Parts = [(own, of_repeat(list(folds), number % repeats, repeats)) for own, folds in parts]
+            found.append(self.test(once, CONTROL_DRAWS, order).z)
+        return tuple(found)
+
+    def answer(self, result: NestedResult) -> RowAnswer:
+        """Return test and effect of a row."""
+        effect = partial_effect(result, self.patients, self.n_bootstrap, self.seed)
+        return RowAnswer(result.z, result.p, effect.spearman, effect.r2)
 
 
 def ask(config: ProbeConfig, nodules: NoduleSet, inputs: Inputs, found: Found) -> Answer | None:
@@ -101,41 +208,42 @@ def ask(config: ProbeConfig, nodules: NoduleSet, inputs: Inputs, found: Found) -
     Returns:
         None, after printing why, if a training fold holds too few nodules for the base.
     """
-    rows, base = base_of(nodules, found)
-    rating, patients = rating_of(nodules, config.target)[rows], nodules.patient_ids[rows]
-    fewest = min(
-        len(train) for _, folds in inputs.features for train, _ in _among(folds, rows, len(found.slices_hu))
-    )
-    if fewest < 2 * base.shape[1]:
-        print(
-            f"the primary question needs {2 * base.shape[1]} nodules in every training fold; one holds {fewest}"
-        )
+    question = Question.of(config, nodules, found, rating_of(nodules, config.target))
+    needed, fewest = 2 * question.base.shape[1], question.fewest(inputs.features)
+    if fewest < needed:
+        print(f"the primary question needs {needed} nodules in every training fold; one holds {fewest}")
         return None
-
-    def test(parts: Parts, draws: int) -> NestedResult:
-        made = [
-            Part(np.asarray(features, dtype=np.float64)[rows], _among(folds, rows, len(nodules.labels)))
-            for features, folds in parts
-        ]
-        return nested_test(made, rating, base, patients, draws, config.seed)
-
-    results = {"features": test(inputs.features, config.draws)}
-    twins = [test(twin, BASELINE_DRAWS) for twin in inputs.twins]
+    results = {"features": question.test(inputs.features, config.draws)}
+    twins = [question.test(twin, BASELINE_DRAWS) for twin in inputs.twins]
     results["random"] = twins[0]
-    results |= {name: test(parts, BASELINE_DRAWS) for name, parts in inputs.others.items() if name != "hu"}
-    over = r2_over_twins(results["features"], twins, patients, config.n_bootstrap, config.seed)
-    answers = {name: _answer(result, patients, config) for name, result in results.items()}
-    return Answer(answers, over)
+    for name, parts in inputs.others.items():
+        if name != "hu":  # the base holds it
+            results[name] = question.test(parts, BASELINE_DRAWS)
+    over = r2_over_twins(results["features"], twins, question.patients, config.n_bootstrap, config.seed)
+    over_diameter_z = float("nan")
+    if np.isfinite(nodules.diameter_mm).any():
+        spline = natural_spline(np.log(question.size_mm))
+        alone = replace(question, base=np.column_stack([np.ones(len(spline)), spline]))
+        over_diameter_z = alone.test(inputs.features, BASELINE_DRAWS).z
+    return Answer(
+        {name: question.answer(result) for name, result in results.items()},
+        over,
+        over_diameter_z,
+        question.permuted(inputs.features, config.repeats if config.split == "folds" else 1),
+    )
 
 
-def base_of(nodules: NoduleSet, found: Found) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def base_of(
+    nodules: NoduleSet, found: Found, is_asked: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the rows of the nodules that are tested, and the base matrix of their size and attenuation.
 
     Nodules of unknown diameter are left out; if no diameter is known, the base has no diameter.
     """
     diameter = nodules.diameter_mm
-    has_any = bool(np.isfinite(diameter).any())
-    rows = np.flatnonzero(np.isfinite(diameter)) if has_any else np.arange(len(diameter))
+    is_kept = np.ones(len(diameter), bool) if is_asked is None else is_asked
+    has_any = bool(np.isfinite(diameter[is_kept]).any())
+    rows = np.flatnonzero(is_kept & (np.isfinite(diameter) | (not has_any)))
     base = base_matrix(
         diameter[rows] if has_any else None,
         found.region.diameter_mm[rows],
@@ -155,17 +263,3 @@ def rating_of(nodules: NoduleSet, target: str = "") -> NDArray[np.float64]:
     if target == "label" or not all(len(one) for one in ratings):
         return nodules.labels.astype(np.float64)
     return np.array([np.mean(one) for one in ratings])
-
-
-def _answer(result: NestedResult, patients: NDArray[np.str_], config: ProbeConfig) -> RowAnswer:
-    effect = partial_effect(result, patients, config.n_bootstrap, config.seed)
-    return RowAnswer(result.z, result.p, effect.spearman, effect.r2)
-
-
-def _among(folds: Pairs, rows: NDArray[np.int64], n: int) -> list[Fold]:
-    """Return the folds that test something as indices into the tested rows."""
-    place = np.full(n, -1)
-    place[rows] = np.arange(len(rows))
-    pairs = [(fold.train, fold.test) if isinstance(fold, Split) else fold for fold in folds]
-    found = [(place[train][place[train] >= 0], place[test][place[test] >= 0]) for train, test in pairs]
-    return [(train, test) for train, test in found if len(test)]

@@ -167,6 +167,16 @@ _PROBES = (
         "standard deviations",
         "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
     ),
+    Metric(
+        "probe/permuted_nested_z",
+        "standard deviations",
+        "control: mean of 20 tests of features that nodules of like diameter exchanged; a little below 0",
+    ),
+    Metric(
+        "probe/over_diameter_z",
+        "standard deviations",
+        "the test over diameter alone, a weak base: descriptive, nothing is claimed from it",
+    ),
     Metric("probe/nested_p", "p", "one-sided p of the primary test, by sign flips"),
     Metric(
         "probe/partial_spearman" + CI,
@@ -336,7 +346,10 @@ class Tag(StrEnum):
     ADVICE = "dinox.advice", "what to try next, given the verdict"
     RESUMES = "dinox.resumes", "run that this one continued; everything else is logged there"
     BACKBONE = "dinox.backbone", "yes: the run holds an exported backbone"
-    LEAK = "dinox.leak", "why tested patients may have been trained on: no_holdout, allowed or unknown"
+    LEAK = (
+        "dinox.leak",
+        "why figures may be too good: no_holdout, allowed or unknown patients; features that hold the rating",
+    )
 
     # Probes, export and embeddings
     PROBED = "dinox.probed", "backbones that were probed, as they were named, with commas between"

@@ -99,6 +99,7 @@ def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Record
         # Fewer of what is only repeated: networks with random weights, and permutations.
         patch.setattr("pipelines.probing.rows.TWINS", 2)
         patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
+        patch.setattr("pipelines.probing.question.PERMUTATIONS", 2)
         run_probe(config, run)
     return run
 

@@ -8,9 +8,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipelines.backbones.features import inside_and_around, patch_shares
-from pipelines.probing.question import Answer, RowAnswer, rating_of
+from pipelines.probing.question import Answer, Question, RowAnswer, rating_of
+from pipelines.probing.reading import FrozenFeatures
+from probes.scoring import Parts
 from probes.statistics.estimate import Estimate
 from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
+from tests.probes.partial.test_nested import folds_of, simulated
 
 N = 60
 LABELS = (np.arange(N) % 2).tolist()
@@ -89,6 +92,47 @@ def test_tokens_are_weighted_by_their_share_of_the_mask() -> None:
     assert inside_and_around(tokens, faint, ring)[0, 1] == 3.0
     without_ring = inside_and_around(tokens, shares, torch.zeros(1, 4))[0]
     assert without_ring[2] == without_ring[0]
+
+
+def test_features_that_nodules_of_like_diameter_exchanged_say_nothing() -> None:
+    features, rating, base, patients = simulated(np.random.default_rng(0), 100, 0.6)
+    rows = np.arange(len(rating))
+    question = Question(rows, rating, base, patients, np.exp(base[:, 1]), len(rating), 50, 0)
+    parts: Parts = [(features, folds_of(patients, repeats=2))]
+    assert question.test(parts, 199).z > 4
+    permuted = question.permuted(parts, repeats=2)
+    assert len(set(permuted)) == 20
+    assert -1.5 < np.mean(permuted) < 0.5
+    assert max(permuted) < 4
+
+
+def test_nodules_without_a_value_leave_the_question_and_its_folds() -> None:
+    features, rating, base, patients = simulated(np.random.default_rng(1), 60, 0.6)
+    rows = np.flatnonzero(np.arange(len(rating)) % 7 > 0)
+    folds = folds_of(patients)
+    few = Question(rows, rating[rows], base[rows], patients[rows], rating[rows], len(rating), 50, 0)
+    found = few.test([(features, folds)], 99)
+    assert np.isfinite(found.observed).all()
+    train, test = folds[0]
+    own_train, own_test = few.among(folds)[0]
+    np.testing.assert_array_equal(rows[own_train], np.intersect1d(train, rows))
+    np.testing.assert_array_equal(rows[own_test], np.intersect1d(test, rows))
+
+
+def test_features_that_hold_the_label_are_called_a_leak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def learned(reader: FrozenFeatures) -> np.ndarray:
+        return reader.nodules.labels[:, None] + np.random.default_rng(0).normal(0, 1e-3, (N, 2))
+
+    monkeypatch.setattr(FrozenFeatures, "learned", learned)
+    cohort = cohort_of(tmp_path, nodule_with_grain, LABELS)
+    run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **QUESTION)
+    assert run.metrics["probe/auroc"] > 0.985
+    assert run.metrics["probe/partial_r2"] > 0.98
+    assert run.metrics["probe/over_diameter_z"] > 3
+    assert run.tags["dinox.leak"] == "features hold the rating"
+    assert "leak (features hold the rating)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
