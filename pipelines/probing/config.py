@@ -71,7 +71,7 @@ class ProbeConfig(FoldedProbe):
     head: HeadName = "logistic"
     target: str = ""
     """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are.
-    "" takes ratings where every nodule has one and the rule sums them up. The AUROC is against the label."""
+    "" takes ratings of crops where every nodule has one and the rule sums them up. The AUROC is against the label."""
     n_bootstrap: PositiveInt = 2000
     draws: PositiveInt = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""

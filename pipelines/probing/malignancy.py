@@ -137,7 +137,7 @@ def target_of(config: ProbeConfig, nodules: NoduleSet, tested: NDArray[np.int64]
     is_rating = config.target == "rating"
     if is_rating and not has_ratings:
         raise ProbeError("target=rating needs readers' ratings of every nodule; use target=label")
-    if not config.target and config.head == "logistic":
+    if not config.target and config.head == "logistic" and config.input == "crop":
         is_rating = has_ratings and config.rule in RATED
     rating = rating_of(nodules) if is_rating else None
     # Scores are ranked together, so all folds share one prior.

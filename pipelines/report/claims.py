@@ -14,21 +14,30 @@ from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
 LEVEL = 0.05
+OVER_RANDOM = "probe/over_random_r2"
 _MOST, _FEWEST = 2 / 3, 1 / 3
+Z, P = "probe/nested_z", "probe/nested_p"
+DEFAULT_READING = {"features": "roi", "window": "full", "input": "crop", "head": "logistic"}
+"""Of the rows that are corrected together and get a verdict; an option that a run did not record counts as such."""
 GAIN = "probe/gain_over_diameter"
+_AREAS = ("", "random_", "dictionary_", "random_words_", "image_diameter_", "diameter_")
 _PRIMARY_HEAD = (
     "backbone",
     "ours, on",
     "nodules, patients",
-    "features",
-    "diameter",
-    "pixels",
-    "random weights",
-    "features + diameter",
-    "gain over diameter",
+    "z",
     "p, Holm's p",
+    "partial Spearman",
+    "partial R2",
+    "partial R2 above random weights",
     "verdict",
-    "gain at 6-15 mm",
+    "AUROC of features",
+    "random weights",
+    "dictionary",
+    "random words",
+    "diameter in the image",
+    "diameter (oracle)",
+    "gain over diameter",
 )
 
 
@@ -37,7 +46,7 @@ class ClaimSpec:
     """One sentence of the article and how to judge it; see the head of `mlflow_projects/article.yaml`."""
 
     text: str = ""
-    kind: Literal["verdict", "higher", "within", "above"] = "verdict"
+    kind: Literal["verdict", "higher", "within", "above", "learned"] = "verdict"
     metric: str = ""
     where: dict[str, Any] = field(default_factory=dict)
     than: dict[str, Any] = field(default_factory=dict)
@@ -118,6 +127,8 @@ def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgment]:
                 _by_interval(claim, own, new)
             case "above":
                 _by_baseline(claim, own, new)
+            case "learned":
+                _by_question(own, new)
     return judged or [Judgment(claim.text, "", "-", "no finished run tests it")]
 
 
@@ -184,6 +195,20 @@ def _by_baseline(claim: ClaimSpec, own: Sequence[Evidence], new: Judgment) -> No
     new.verdict = "supported" if np.mean(above) >= _MOST else "not supported"
 
 
+def _by_question(own: Sequence[Evidence], new: Judgment) -> None:
+    known = [m for m in (e.run.metrics for e in own) if {"probe/nested_p", OVER_RANDOM} <= set(m)]
+    if not known:
+        new.evidence = "no run asked the primary question"
+        return
+    learned = [m["probe/nested_p"] < LEVEL and m[f"{OVER_RANDOM}_ci_low"] > 0 for m in known]
+    first = known[0]
+    new.evidence = (
+        f"in {sum(learned)} of {len(known)} runs, such as p = {first['probe/nested_p']:.3g},"
+        f" partial R2 above random weights {with_interval(first, OVER_RANDOM)}"
+    )
+    new.verdict = "supported" if np.mean(learned) >= _MOST else "not supported"
+
+
 def _baseline(metrics: Mapping[str, float], claim: ClaimSpec) -> float | None:
     """Return the value to exceed: the upper end of the baseline's interval, or its value without an interval."""
     if not claim.than_metric:
@@ -210,49 +235,59 @@ def with_interval(metrics: Mapping[str, float], name: str) -> str:
 
 
 def primary_table(evidence: Sequence[Evidence]) -> Table:
-    """Return every probe with its baselines; Holm's correction is over the probes of one cohort and label rule."""
-    probes = [e for e in evidence if e.run.entry_point == "probe_malignancy" and GAIN in e.run.metrics]
-    families: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
-    for one in probes:
-        families[one.run.tags.get(Tag.COHORT_SHA, ""), one.facts.get("probe.rule", "")].append(one)
+    """Return every probe with its baselines.
+
+    Holm's correction is over one row a backbone, of one cohort and label rule: the newest of the default reading. All
+    other rows have no verdict.
+    """
+    probes = [
+        e for e in evidence if e.run.entry_point == "probe_malignancy" and {P, GAIN} & set(e.run.metrics)
+    ]
     adjusted: dict[str, float] = {}
-    for family in families.values():
-        raw = [one.run.metrics.get(f"{GAIN}_p", 1.0) for one in family]
+    for family in _families(probes):
+        raw = [one.run.metrics[P] for one in family]
         adjusted |= dict(zip((one.run.run_id for one in family), holm(raw).tolist(), strict=True))
     if not probes:
-        return Table(_PRIMARY_HEAD, [("no finished probe", *[""] * 9, "not testable here", "")])
-    return Table(_PRIMARY_HEAD, [_primary_row(one, adjusted[one.run.run_id]) for one in probes])
+        return Table(_PRIMARY_HEAD, [("no finished probe", *[""] * 7, "not testable here", *[""] * 7)])
+    return Table(_PRIMARY_HEAD, [_primary_row(one, adjusted.get(one.run.run_id)) for one in probes])
 
 
-def _primary_row(one: Evidence, holm_p: float) -> tuple[str, ...]:
+def _families(probes: Sequence[Evidence]) -> list[list[Evidence]]:
+    newest: dict[tuple[str, str], dict[str, Evidence]] = defaultdict(dict)
+    for one in sorted(probes, key=lambda probe: probe.run.started):
+        reading = {name: one.facts.get(f"probe.{name}", value) for name, value in DEFAULT_READING.items()}
+        if P in one.run.metrics and not one.is_leaky and reading == DEFAULT_READING:
+            family = newest[one.run.tags.get(Tag.COHORT_SHA, ""), one.facts.get("probe.rule", "")]
+            # A run without a hash of its backbone stands for itself.
+            family[one.run.tags.get(Tag.BACKBONE_SHA) or one.run.run_id] = one
+    return [list(family.values()) for family in newest.values()]
+
+
+def _primary_row(one: Evidence, holm_p: float | None) -> tuple[str, ...]:
     metrics, facts = one.run.metrics, one.facts
     source = facts.get("arm") or one.run.tags.get(Tag.PROBED_RECIPE) or one.run.tags.get(Tag.PROBED, "")
-    settings = [facts.get(f"probe.{key}", "") for key in ("features", "window", "input", "rule")]
+    settings = [facts.get(f"probe.{key}", "") for key in ("features", "window", "input", "rule", "target")]
     rated = f"{metrics.get('probe/n_nodules', 0):.0f}, {metrics.get('probe/n_patients', 0):.0f}"
-    raw = metrics.get(f"{GAIN}_p")
+    raw = metrics.get(P)
+    both = "-" if raw is None else f"{raw:.3g}, {'-' if holm_p is None else f'{holm_p:.3g}'}"
+    effects = ("probe/partial_spearman", "probe/partial_r2", OVER_RANDOM)
     return (
         f"{source} ({', '.join(text for text in settings if text)})",
         one.cohort,
         rated,
-        *(
-            with_interval(metrics, f"probe/{prefix}auroc")
-            for prefix in ("", "diameter_", "pixels_", "random_", "with_diameter_")
-        ),
-        with_interval(metrics, GAIN),
-        "-" if raw is None else f"{raw:.3g}, {holm_p:.3g}",
+        f"{metrics[Z]:.2f}" if Z in metrics else "-",
+        both,
+        *(with_interval(metrics, name) for name in effects),
         _primary_verdict(one, holm_p),
-        _stratum(metrics),
+        *(with_interval(metrics, f"probe/{prefix}auroc") for prefix in _AREAS),
+        with_interval(metrics, GAIN),
     )
 
 
-def _primary_verdict(one: Evidence, holm_p: float) -> str:
-    if one.is_leaky:
+def _primary_verdict(one: Evidence, holm_p: float | None) -> str:
+    if one.is_leaky or P not in one.run.metrics:
         return "not testable here"
-    is_above = one.run.metrics.get(f"{GAIN}_ci_low", 0.0) > 0 and holm_p < LEVEL
-    return "supported" if is_above else "not supported"
-
-
-def _stratum(metrics: dict[str, float]) -> str:
-    low, high = (metrics.get(f"{GAIN}_ci_{end}_6_15mm") for end in ("low", "high"))
-    value = metrics.get(f"{GAIN}_6_15mm")
-    return "-" if value is None or low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    if holm_p is None:
+        return "outside the family"
+    is_learned = holm_p < LEVEL and one.run.metrics.get(f"{OVER_RANDOM}_ci_low", 0.0) > 0
+    return "supported" if is_learned else "not supported"

@@ -110,11 +110,17 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
         ),
         Sentence(SUSPICION, is_note=True),
         Sentence(NO_PATIENTS, is_note=True),
-        Heading(2, "Primary question: do features add to diameter?"),
+        Heading(2, "Primary question: do features know the rating beyond size and attenuation?"),
         Sentence(
-            "Diameter is the mean over the contours of the readers who gave the rating, so it is an oracle. A backbone"
-            " adds information if features and diameter together are better than diameter alone. p is two-sided, with"
-            " Holm's correction over all rows of one cohort and label rule."
+            "Base, statistic and claim were fixed before the first run (`docs/decisions/0005-the-primary-question.md`)."
+            ' "Supported" means learned: p below 0.05 after Holm\'s correction, and partial R2 above that of random'
+            " weights, its interval above 0. The correction is over the newest probe of each backbone, on one cohort"
+            " under one label rule, that reads inside the nodule (features=roi, window=full, crops, a linear head);"
+            " other readings have no verdict. p is one-sided."
+        ),
+        Sentence(
+            "The AUROCs and the gain over diameter are descriptive: the readers' diameter is an oracle, and useless"
+            " features lower the gain."
         ),
         primary_table(evidence),
         Heading(2, "Claims of the article"),

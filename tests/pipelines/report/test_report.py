@@ -222,15 +222,19 @@ def test_facts_are_compared_as_numbers_patterns_and_lists(want: Any, is_so: bool
     assert not matches({}, {"x": want})
 
 
-def probe(number: int, gain: float, p: float, **tags: str) -> StoredRun:
+def probe(
+    number: int, above: float, p: float, params: dict[str, str] | None = None, **tags: str
+) -> StoredRun:
     metrics = {
-        "probe/gain_over_diameter": gain,
-        "probe/gain_over_diameter_ci_low": gain - 0.01,
-        "probe/gain_over_diameter_ci_high": gain + 0.01,
-        "probe/gain_over_diameter_p": p,
+        "probe/nested_z": 2.0,
+        "probe/nested_p": p,
+        "probe/over_random_r2": above,
+        "probe/over_random_r2_ci_low": above - 0.01,
+        "probe/over_random_r2_ci_high": above + 0.01,
     }
     own = {"dinox.entry_point": "probe_malignancy", "dinox.cohort_sha": "s", "dinox.cohort_kind": "real CT"}
-    return StoredRun(f"p{number}", "FINISHED", own | tags, metrics, {"cfg.rule": "consensus"})
+    reading = {"cfg.rule": "consensus", "cfg.features": "roi", "cfg.window": "full"} | (params or {})
+    return StoredRun(f"p{number}", "FINISHED", own | tags, metrics, reading, started=float(number))
 
 
 def verdicts_of(runs: Sequence[StoredRun]) -> list[str]:
@@ -245,7 +249,32 @@ def test_the_primary_question_is_corrected_over_the_probes_of_one_cohort() -> No
     assert verdicts_of([probe(0, 0.02, 0.02), apart])[0] == "supported"
     assert verdicts_of([probe(0, 0.02, 0.02, **{"dinox.leak": "unknown"})]) == ["not testable here"]
     assert verdicts_of([probe(0, -0.02, 0.001)]) == ["not supported"]
+    assert verdicts_of([probe(0, 0.005, 0.001)]) == ["not supported"]  # not above random weights
     assert verdicts_of([]) == ["not testable here"]
+
+
+def test_only_the_newest_default_reading_of_a_backbone_is_in_the_family() -> None:
+    first, again = (probe(number, 0.02, 0.02, **{"dinox.backbone_sha": "b"}) for number in (0, 1))
+    assert verdicts_of([first, again]) == ["outside the family", "supported"]
+    others = [probe(number, 0.02, 0.9, {"cfg.features": "class_token"}) for number in (2, 3)]
+    assert verdicts_of([again, *others]) == ["supported", "outside the family", "outside the family"]
+    by_label = probe(4, 0.02, 0.03, {"cfg.rule": "article"})
+    assert verdicts_of([again, by_label]) == ["supported", "supported"]  # another rule, another family
+    older = StoredRun("old", "FINISHED", first.tags, {"probe/gain_over_diameter": 0.1}, first.params)
+    assert verdicts_of([again, older]) == ["supported", "not testable here"]
+
+
+def test_the_claim_of_learning_reads_p_and_the_gap_to_random_weights() -> None:
+    claim = ClaimSpec(text="learned", kind="learned")
+    for runs, verdict in (
+        ([probe(0, 0.02, 0.02)], "supported"),
+        ([probe(0, 0.02, 0.06)], "not supported"),
+        ([probe(0, 0.0, 0.02)], "not supported"),
+        ([probe(0, 0.02, 0.02), probe(1, 0.0, 0.02)], "not supported"),
+    ):
+        (found,) = judge_all([("probe_malignancy", claim)], gather(runs))
+        assert found.verdict == verdict
+        assert f"of {len(runs)} runs, such as p = 0.0" in found.evidence
 
 
 def test_a_probe_knows_the_pretraining_that_it_probes() -> None:
