@@ -7,11 +7,10 @@ made from this list by `python -m pipelines.tracking.names_page`. Parameters are
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from pipelines.tracking.probe_names import AUROC, CI, COUNT, NATS, PROBES, SHARE, Metric
 
 PARAMETER = "cfg."
 """Prefix of the name of every parameter, before the key of the configuration."""
@@ -21,42 +20,15 @@ class UnlistedNameError(RuntimeError):
     """Our own code logs a name that is not in this list: a bug."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric, or a family of metrics.
-
-    Attributes:
-        pattern: The name; in a family, alternatives are in braces with commas between, as in a shell.
-        unit: Of the value.
-        meaning: One line.
-    """
-
-    pattern: str
-    unit: str
-    meaning: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name of the family."""
-        parts = [part.split(",") for part in re.split(r"[{}]", self.pattern)]
-        return tuple("".join(chosen) for chosen in itertools.product(*parts))
-
-
-CI = "{,_ci_low,_ci_high}"
-"""The value and its 95% interval, over patients unless said otherwise."""
-_STRATUM = "{,_6_15mm}"
-"""All nodules, or those of 6 to 15 mm."""
-_COUNT, _SHARE, _AUROC, _NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
-
 _TRAINING = (
-    Metric("data/train_patients", _COUNT, "patients that are trained on"),
-    Metric("data/held_out_patients", _COUNT, "patients held out for retrieval and probes"),
-    Metric("data/train_slices", _COUNT, "slices of these patients, sampled in training"),
+    Metric("data/train_patients", COUNT, "patients that are trained on"),
+    Metric("data/held_out_patients", COUNT, "patients held out for retrieval and probes"),
+    Metric("data/train_slices", COUNT, "slices of these patients, sampled in training"),
     Metric("loss/total", "nats for DINO", "weighted sum of the terms, which is minimized"),
     Metric(
-        "loss/{dino,ibot}", _NATS, "cross-entropy of student and teacher over views, and over hidden patches"
+        "loss/{dino,ibot}", NATS, "cross-entropy of student and teacher over views, and over hidden patches"
     ),
-    Metric("loss/simclr", _NATS, "cross-entropy of finding the other view of a slice in the batch (NT-Xent)"),
+    Metric("loss/simclr", NATS, "cross-entropy of finding the other view of a slice in the batch (NT-Xent)"),
     Metric(
         "loss/mae",
         "variance of a patch",
@@ -65,164 +37,63 @@ _TRAINING = (
     Metric(
         "loss/gram", "squared cosine", "difference of the Gram matrices of patch tokens, student and teacher"
     ),
-    Metric("loss/koleo", _NATS, "negative log distance to the nearest neighbor in the batch"),
-    Metric("teacher/entropy", _NATS, "mean entropy of the teacher's code of one view"),
+    Metric("loss/koleo", NATS, "negative log distance to the nearest neighbor in the batch"),
+    Metric("teacher/entropy", NATS, "mean entropy of the teacher's code of one view"),
     Metric(
         "teacher/gain",
-        _NATS,
+        NATS,
         "information gain between two views, G; for MAE the explained share of variance",
     ),
-    Metric("teacher/prototypes_used", _COUNT, "exp of the entropy of the mean code: prototypes in use"),
-    Metric("teacher/effective_rank", _COUNT, "effective rank of the teacher's class tokens (RankMe)"),
+    Metric("teacher/prototypes_used", COUNT, "exp of the entropy of the mean code: prototypes in use"),
+    Metric("teacher/effective_rank", COUNT, "effective rank of the teacher's class tokens (RankMe)"),
     Metric("teacher/cosine", "-1 .. 1", "mean cosine of the class tokens of two slices"),
     Metric(
         "teacher/center_norm", "logits", "norm of the center that is subtracted from the teacher's logits"
     ),
     Metric("teacher/verdict", "0, 1, 2, 3", "too early, wall, collapsed, learning"),
-    Metric("student/entropy", _NATS, "mean entropy of the student's code of one view"),
+    Metric("student/entropy", NATS, "mean entropy of the student's code of one view"),
     Metric("optim/lr", "none", "learning rate"),
     Metric("optim/weight_decay", "none", "weight decay"),
     Metric("optim/grad_norm", "none", "norm of the gradient before it is clipped"),
     Metric("perf/slices_per_s", "1/s", "slices trained on per second, since the last report"),
-    Metric("perf/data_wait", _SHARE, "share of the time that training waited for data"),
-    Metric("views/outside_body", _SHARE, "share of views that show hardly any body"),
+    Metric("perf/data_wait", SHARE, "share of the time that training waited for data"),
+    Metric("views/outside_body", SHARE, "share of views that show hardly any body"),
 )
 _RETRIEVAL = (
     Metric(
-        "retrieval/{,student_,random_}{,mean_patch_}top1" + CI, _SHARE, "slices whose other view is nearest"
+        "retrieval/{,student_,random_}{,mean_patch_}top1" + CI, SHARE, "slices whose other view is nearest"
     ),
     Metric(
         "retrieval/{,student_,random_}{,mean_patch_}top5" + CI,
-        _SHARE,
+        SHARE,
         "slices whose other view is among five",
     ),
     Metric(
-        "retrieval/{,student_,random_}{,mean_patch_}ratio", _COUNT, "hits: top-1 over chance; grows with n"
+        "retrieval/{,student_,random_}{,mean_patch_}ratio", COUNT, "hits: top-1 over chance; grows with n"
     ),
     Metric(
         "retrieval/{,student_,random_}{,mean_patch_}top1_not_adjacent" + CI,
-        _SHARE,
+        SHARE,
         "top-1 without the overlapping slices of the same series",
     ),
     Metric(
         "retrieval/{,student_,random_}{,mean_patch_}same_series_top1" + CI,
-        _SHARE,
+        SHARE,
         "slices whose nearest view is of their own series",
     ),
-    Metric("retrieval/top1_wilson{_low,_high}", _SHARE, "95% interval of top-1 if slices were independent"),
-    Metric("retrieval/chance", _SHARE, "top-1 of guessing, 1 / n"),
-    Metric("retrieval/n", _COUNT, "slices among which is searched"),
-    Metric("retrieval/n_patients", _COUNT, "patients of these slices"),
+    Metric("retrieval/top1_wilson{_low,_high}", SHARE, "95% interval of top-1 if slices were independent"),
+    Metric("retrieval/chance", SHARE, "top-1 of guessing, 1 / n"),
+    Metric("retrieval/n", COUNT, "slices among which is searched"),
+    Metric("retrieval/n_patients", COUNT, "patients of these slices"),
     Metric(
         "retrieval/trajectory_{top1,ratio}",
         "as top1, ratio",
         "the same of each backbone kept during training, by step",
     ),
 )
-_PROBES = (
-    Metric(
-        "probe/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
-        "auroc" + CI + _STRATUM,
-        _AUROC,
-        "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
-        "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18",
-    ),
-    Metric(
-        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + _STRATUM,
-        _AUROC,
-        "of each joined with the readers' diameter",
-    ),
-    Metric(
-        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + _STRATUM,
-        "AUROC",
-        "joined with the readers' diameter, minus it alone; useless features lower it",
-    ),
-    Metric(
-        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + _STRATUM,
-        "p",
-        "two-sided p of this gain",
-    ),
-    Metric(
-        "probe/with_image_diameter_auroc" + CI + _STRATUM,
-        _AUROC,
-        "of the features joined with the diameter in the image",
-    ),
-    Metric(
-        "probe/gain_over_image_diameter{,_ci_low,_ci_high,_p}" + _STRATUM,
-        "AUROC; p",
-        "this, minus the diameter in the image alone",
-    ),
-    Metric(
-        "probe/shuffled_auroc{,_lowest,_highest}" + _STRATUM,
-        _AUROC,
-        "of features fitted to permuted labels: mean of the permutations, lowest and highest",
-    ),
-    Metric(
-        "probe/{n_nodules,n_positive,n_patients}" + _STRATUM,
-        _COUNT,
-        "tested nodules, malignant ones, patients",
-    ),
-    Metric(
-        "probe/{,random_,dictionary_,random_words_}nested_z",
-        "standard deviations",
-        "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
-    ),
-    Metric(
-        "probe/permuted_nested_z",
-        "standard deviations",
-        "control: mean of 20 tests of features that nodules of like diameter exchanged; a little below 0",
-    ),
-    Metric(
-        "probe/over_diameter_z",
-        "standard deviations",
-        "the test over diameter alone, a weak base: descriptive, nothing is claimed from it",
-    ),
-    Metric("probe/nested_p", "p", "one-sided p of the primary test, by sign flips"),
-    Metric(
-        "probe/partial_spearman" + CI,
-        "-1 .. 1",
-        "rank correlation of predicted and observed rating, beyond size and attenuation",
-    ),
-    Metric("probe/partial_r2" + CI, "share of variance", "explained of what size and attenuation leave"),
-    Metric(
-        "probe/{random_,dictionary_,random_words_}partial_r2",
-        "share of variance",
-        "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
-    ),
-    Metric(
-        "probe/over_random_r2" + CI,
-        "share of variance",
-        "partial R2 minus that of five networks with random weights",
-    ),
-    Metric("probe/max_epochs", _COUNT, "most epochs of a supervised network"),
-    Metric(
-        "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,
-        _AUROC,
-        "of one way to combine the slices of a nodule into one vector",
-    ),
-    Metric(
-        "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain" + CI,
-        "AUROC",
-        "this way, minus the center slice alone",
-    ),
-    Metric(
-        "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain_p_holm",
-        "p",
-        "p of this gain after Holm's correction",
-    ),
-    Metric("aggregation/n_nodules", _COUNT, "tested nodules"),
-    Metric(
-        "dense/{,random_weights_,pixels_,inter_reader_}dice" + CI,
-        "Dice, 0 .. 1",
-        "of predicted masks; of readers",
-    ),
-    Metric("dense/gain_over_pixels" + CI, "Dice", "features, minus gray values"),
-    Metric("dense/gain_over_pixels_p", "p", "two-sided p of this gain"),
-    Metric("dense/n_nodules", _COUNT, "tested nodules"),
-)
 _REPRESENTATION = (
-    Metric("representation/{,random_}n_features", _COUNT, "length of a feature vector"),
-    Metric("representation/{,random_}active_dims", _COUNT, "dimensions with a standard deviation above 0.01"),
+    Metric("representation/{,random_}n_features", COUNT, "length of a feature vector"),
+    Metric("representation/{,random_}active_dims", COUNT, "dimensions with a standard deviation above 0.01"),
     Metric(
         "representation/{,random_}{,centered_}cosine",
         "-1 .. 1",
@@ -230,7 +101,7 @@ _REPRESENTATION = (
     ),
     Metric(
         "representation/{,random_}{,centered_}effective_rank",
-        _COUNT,
+        COUNT,
         "effective rank (RankMe); without the mean",
     ),
     Metric("representation/{,random_}uniformity", "log", "log mean exp(-2 squared distance); -4 is uniform"),
@@ -242,7 +113,7 @@ _REPRESENTATION = (
     ),
     Metric(
         "representation/{,random_}knn_auroc" + CI,
-        _AUROC,
+        AUROC,
         "score: malignant share of the 20 nearest nodules of other patients",
     ),
     Metric(
@@ -255,45 +126,45 @@ _REPRESENTATION = (
         "none",
         "squared distance to the same nodule under another window, one slice further, over that of two nodules",
     ),
-    Metric("representation/n_nodules", _COUNT, "nodules that were encoded"),
+    Metric("representation/n_nodules", COUNT, "nodules that were encoded"),
 )
 _COHORTS = (
-    Metric("prepare/{volumes,patients,nodules}", _COUNT, "of the cohort, after this run"),
-    Metric("prepare/new_volumes", _COUNT, "volumes that this run wrote"),
+    Metric("prepare/{volumes,patients,nodules}", COUNT, "of the cohort, after this run"),
+    Metric("prepare/new_volumes", COUNT, "volumes that this run wrote"),
     Metric(
         "prepare/same_voxels",
-        _COUNT,
+        COUNT,
         "volumes that are in the cohort under several patients: a leak across folds",
     ),
-    Metric("prepare/columns_left_out", _COUNT, "columns of the table of nodules that were not kept"),
+    Metric("prepare/columns_left_out", COUNT, "columns of the table of nodules that were not kept"),
     Metric(
-        "prepare/{refused_files,refused_rows}", _COUNT, "files, and rows of annotations, that were refused"
+        "prepare/{refused_files,refused_rows}", COUNT, "files, and rows of annotations, that were refused"
     ),
-    Metric("nodules/{scans,patients,volumes,annotations,nodules}", _COUNT, "of the cohort"),
-    Metric("nodules/flagged", _COUNT, "nodules with a problem noted in the column flag"),
+    Metric("nodules/{scans,patients,volumes,annotations,nodules}", COUNT, "of the cohort"),
+    Metric("nodules/flagged", COUNT, "nodules with a problem noted in the column flag"),
     Metric(
         "nodules/nodules_of_{1,2,3,4,more}_readers",
-        _COUNT,
+        COUNT,
         "nodules by the number of readers who marked them",
     ),
     Metric(
         "nodules/{diameter,diameter_where_imaged,volume,characteristics,image_diameter,pixels,pixels_without_repeats}"
         "_auroc" + CI + "{,_6_15mm,_3_6mm,_6_10mm,_10_15mm,_15_40mm}",
-        _AUROC,
+        AUROC,
         "of a baseline that needs no network, on all nodules and by diameter",
     ),
     Metric(
         "download/{n_series,n_patients,n_missing}",
-        _COUNT,
+        COUNT,
         "series chosen, their patients, series not here yet",
     ),
     Metric("download/size_gb", "GB", "size of all chosen series"),
-    Metric("export/slices", _COUNT, "slices written as PNG"),
-    Metric("embed/{volumes,slices,refused_files}", _COUNT, "that were embedded; files that were refused"),
+    Metric("export/slices", COUNT, "slices written as PNG"),
+    Metric("embed/{volumes,slices,refused_files}", COUNT, "that were embedded; files that were refused"),
 )
 _CAMPAIGNS = (Metric("campaign/hours", "h", "age of the attempt whose number is the step"),)
 
-LISTED = (*_TRAINING, *_RETRIEVAL, *_PROBES, *_REPRESENTATION, *_COHORTS, *_CAMPAIGNS)
+LISTED = (*_TRAINING, *_RETRIEVAL, *PROBES, *_REPRESENTATION, *_COHORTS, *_CAMPAIGNS)
 METRICS: dict[str, Metric] = {name: metric for metric in LISTED for name in metric.names}
 """Every metric by its whole name."""
 

@@ -17,7 +17,7 @@ from pipelines.tracking.names_page import PAGE, names_page
 from pipelines.tracking.run import SilentRun
 
 LIST = PROJECT_ROOT / "pipelines" / "tracking" / "names.py"
-OLD_NAMES = LIST.with_name("old_names.py")
+LISTS = (LIST, LIST.with_name("probe_names.py"), LIST.with_name("old_names.py"))
 LOOKS_LIKE_A_METRIC = re.compile(r"[a-z_]+/[a-zA-Z0-9_*]+")
 """Group and name; * stands for what an f-string fills in."""
 GROUPS = {name.partition("/")[0] for name in METRICS}
@@ -28,7 +28,7 @@ NO_METRICS = {"data/lidc"}
 def product_files(root: Path = PROJECT_ROOT) -> list[Path]:
     folders = ("pipelines", "probes", "models", "transforms")
     files = [path for folder in folders for path in sorted((root / folder).rglob("*.py"))]
-    return [path for path in files if path not in (LIST, OLD_NAMES)]
+    return [path for path in files if path not in LISTS]
 
 
 def texts_of(tree: ast.AST) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,137 @@
+"""What a metric's entry in the list of names holds, and the metrics of the probes of nodules; see `names.py`."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric, or a family of metrics.
+
+    Attributes:
+        pattern: The name; in a family, alternatives are in braces with commas between, as in a shell.
+        unit: Of the value.
+        meaning: One line.
+    """
+
+    pattern: str
+    unit: str
+    meaning: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the family."""
+        parts = [part.split(",") for part in re.split(r"[{}]", self.pattern)]
+        return tuple("".join(chosen) for chosen in itertools.product(*parts))
+
+
+CI = "{,_ci_low,_ci_high}"
+"""The value and its 95% interval, over patients unless said otherwise."""
+STRATUM = "{,_6_15mm}"
+"""All nodules, or those of 6 to 15 mm."""
+COUNT, SHARE, AUROC, NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
+
+PROBES = (
+    Metric(
+        "probe/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
+        "auroc" + CI + STRATUM,
+        AUROC,
+        "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
+        "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18",
+    ),
+    Metric(
+        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + STRATUM,
+        AUROC,
+        "of each joined with the readers' diameter",
+    ),
+    Metric(
+        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + STRATUM,
+        "AUROC",
+        "joined with the readers' diameter, minus it alone; useless features lower it",
+    ),
+    Metric(
+        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + STRATUM,
+        "p",
+        "two-sided p of this gain",
+    ),
+    Metric(
+        "probe/with_image_diameter_auroc" + CI + STRATUM,
+        AUROC,
+        "of the features joined with the diameter in the image",
+    ),
+    Metric(
+        "probe/gain_over_image_diameter{,_ci_low,_ci_high,_p}" + STRATUM,
+        "AUROC; p",
+        "this, minus the diameter in the image alone",
+    ),
+    Metric(
+        "probe/shuffled_auroc{,_lowest,_highest}" + STRATUM,
+        AUROC,
+        "of features fitted to permuted labels: mean of the permutations, lowest and highest",
+    ),
+    Metric(
+        "probe/{n_nodules,n_positive,n_patients}" + STRATUM,
+        COUNT,
+        "tested nodules, malignant ones, patients",
+    ),
+    Metric(
+        "probe/{,random_,dictionary_,random_words_}nested_z",
+        "standard deviations",
+        "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
+    ),
+    Metric(
+        "probe/permuted_nested_z",
+        "standard deviations",
+        "control: mean of 20 tests of features that nodules of like diameter exchanged; a little below 0",
+    ),
+    Metric(
+        "probe/over_diameter_z",
+        "standard deviations",
+        "the test over diameter alone, a weak base: descriptive, nothing is claimed from it",
+    ),
+    Metric("probe/nested_p", "p", "one-sided p of the primary test, by sign flips"),
+    Metric(
+        "probe/partial_spearman" + CI,
+        "-1 .. 1",
+        "rank correlation of predicted and observed rating, beyond size and attenuation",
+    ),
+    Metric("probe/partial_r2" + CI, "share of variance", "explained of what size and attenuation leave"),
+    Metric(
+        "probe/{random_,dictionary_,random_words_}partial_r2",
+        "share of variance",
+        "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
+    ),
+    Metric(
+        "probe/over_random_r2" + CI,
+        "share of variance",
+        "partial R2 minus that of five networks with random weights",
+    ),
+    Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),
+    Metric(
+        "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,
+        AUROC,
+        "of one way to combine the slices of a nodule into one vector",
+    ),
+    Metric(
+        "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain" + CI,
+        "AUROC",
+        "this way, minus the center slice alone",
+    ),
+    Metric(
+        "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain_p_holm",
+        "p",
+        "p of this gain after Holm's correction",
+    ),
+    Metric("aggregation/n_nodules", COUNT, "tested nodules"),
+    Metric(
+        "dense/{,random_weights_,pixels_,inter_reader_}dice" + CI,
+        "Dice, 0 .. 1",
+        "of predicted masks; of readers",
+    ),
+    Metric("dense/gain_over_pixels" + CI, "Dice", "features, minus gray values"),
+    Metric("dense/gain_over_pixels_p", "p", "two-sided p of this gain"),
+    Metric("dense/n_nodules", COUNT, "tested nodules"),
+)
