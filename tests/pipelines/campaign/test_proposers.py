@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipelines.campaign import run as campaign
+from pipelines.campaign.arms import arm_of
 from pipelines.campaign.proposers import open_proposer
 from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, inside_space
 from pipelines.campaign.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
@@ -254,7 +255,7 @@ def test_a_model_runs_a_search_whatever_else_it_answers(
     ]
     assert search("llm") == 0
     arms = {arm.name: arm for arm in read_arms()}
-    assert {name: arm.arm.overrides for name, arm in arms.items()} == {
+    assert {name: arm_of(arm).overrides for name, arm in arms.items()} == {
         "llm-000": {"lr": 0.001},
         "llm-001": {"lr": 0.01},
     }
@@ -290,7 +291,7 @@ def test_optuna_adds_its_arms_and_a_second_call_adds_none(
     assert search("optuna") == 0
     arms = read_arms()
     assert len(arms) == 4
-    assert all(arm.status == "FINISHED" and 1e-4 <= arm.arm.overrides["lr"] <= 1e-2 for arm in arms)
+    assert all(arm.status == "FINISHED" and 1e-4 <= arm_of(arm).overrides["lr"] <= 1e-2 for arm in arms)
     assert research_log(own_store).count("outcome: finished") == 4
     assert search("optuna") == 0
     assert len(read_arms()) == 4
