@@ -1,70 +1,57 @@
 """Configuration of a pretraining run: recipes set these keys."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
 from transforms.views.config import ViewConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """AdamW and its schedules; steps are optimizer updates."""
 
-    lr: float = 2e-4
-    min_lr: float = 1e-6
-    warmup_steps: int = 2500
+    lr: PositiveFloat = 2e-4
+    min_lr: NonNegativeFloat = 1e-6
+    warmup_steps: NonNegativeInt = 2500
     """Linear warm-up, then cosine to `min_lr` at the last step; at most half of the run."""
     weight_decay: NonNegativeFloat = 0.04
     weight_decay_end: NonNegativeFloat = 0.04
     decay_everything: bool = False
     """Decay biases, norms, tokens and positions too, as plain AdamW over all parameters does."""
-    ema_momentum: float = 0.996
-    ema_momentum_end: float = 0.996
-    teacher_temp: float = 0.04
-    teacher_temp_start: float = 0.04
-    teacher_temp_warmup_steps: int = 0
-    clip_norm: float = 0.0
+    ema_momentum: Share = 0.996
+    ema_momentum_end: Share = 0.996
+    teacher_temp: PositiveFloat = 0.04
+    teacher_temp_start: PositiveFloat = 0.04
+    teacher_temp_warmup_steps: NonNegativeInt = 0
+    clip_norm: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients as they are."""
 
     def __post_init__(self) -> None:
-        """Refuse rates and momenta out of range."""
-        if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
-            raise ValueError(
-                f"lr must be above 0 and min_lr between 0 and lr, got {self.lr} and {self.min_lr}"
-            )
-        if min(self.teacher_temp, self.teacher_temp_start) <= 0:
-            raise ValueError("teacher temperatures must be above 0")
-        if not (0 <= self.ema_momentum <= 1 and 0 <= self.ema_momentum_end <= 1):
-            raise ValueError(
-                f"ema_momentum must lie in [0, 1], got {self.ema_momentum} .. {self.ema_momentum_end}"
-            )
-        if min(self.warmup_steps, self.teacher_temp_warmup_steps, self.clip_norm) < 0:
-            raise ValueError("warm-up steps and clip_norm cannot be negative; 0 turns them off")
+        """Refuse a schedule that rises."""
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr cannot be above lr, got {self.min_lr} and {self.lr}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchConfig:
     """Thresholds of the verdict."""
 
-    window_samples: int = 4096
+    window_samples: PositiveInt = 4096
     """Samples over which mean codes are computed; too few make a mean look peaked."""
-    min_steps: int = 300
+    min_steps: NonNegativeInt = 300
     """No verdict before this many updates."""
     learning_gain: float = 0.1
     """Gain above which a run learns, in nats; it must also have risen by this much since step 0."""
     wall_share: float = 0.5
     """Without gain: a mean code whose entropy is above this share of ln K is the wall, below it collapse."""
-    patience_steps: int = 5000
+    patience_steps: NonNegativeInt = 5000
     """Updates of wall or collapse after which `stop_when: hopeless` stops. With center momentum 0.999 and KoLeo on
     logits a run is collapsed for a while before it learns; a patience below about 3000 would stop it too early."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty window and negative numbers of steps."""
-        if self.window_samples < 1 or self.min_steps < 0 or self.patience_steps < 0:
-            raise ValueError("window_samples must be 1 or more; min_steps and patience_steps 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.campaign import CampaignConfig
 from pipelines.campaign.arms import check_arguments, design_sha256, expand, refuse_alike, stage_arguments
 from pipelines.campaign.executors import open_executor
 from pipelines.campaign.plan import plan_table
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CAMPAIGNS, CampaignError, CampaignSpec, load_campaign
-from pipelines.command.config import RecipeError
+from pipelines.command.config import RecipeError, load_recipe
 from pipelines.tracking.arms import ArmRecord
 
 ARTICLE_COUNTS = {
@@ -209,12 +210,14 @@ def test_an_unknown_executor_and_gpus_that_are_not_there_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(CampaignError, match="executor 'cluster' is unknown; use local, submitit or skypilot"):
-        open_executor("cluster", written(tmp_path), 0, tmp_path)
+    with pytest.raises(RecipeError, match="'cluster': input should be 'local', 'submitit' or 'skypilot'"):
+        load_recipe(CampaignConfig, {}, [("executor", "cluster")])
     with pytest.raises(CampaignError, match="needs 2 GPU but this machine has 0"):
         open_executor("local", written(tmp_path, resources={"gpus": 2}), 0, tmp_path)
-    with pytest.raises(CampaignError, match="parallel is the number of arms"):
-        open_executor("local", written(tmp_path), -1, tmp_path)
+    with pytest.raises(
+        RecipeError, match="'parallel' was given -1: input should be greater than or equal to 0"
+    ):
+        load_recipe(CampaignConfig, {}, [("parallel", "-1")])
 
 
 OLDER = """

@@ -40,7 +40,7 @@ def test_a_schema_is_current(kind: str) -> None:
 def test_a_schema_knows_keys_choices_defaults_and_meanings() -> None:
     schema = stored("recipe")
     of = schema["$defs"]
-    assert of["OptimConfig"]["properties"]["lr"] == {"default": 2e-4, "type": "number"}
+    assert of["OptimConfig"]["properties"]["lr"] == {"default": 2e-4, "exclusiveMinimum": 0, "type": "number"}
     assert of["ObjectiveConfig"]["properties"]["kind"]["enum"] == ["dino", "simclr", "mae"]
     assert schema["properties"]["slices"]["description"].startswith("`inner` leaves out slices")
     assert all(tree["additionalProperties"] is False for tree in (schema, *of.values()))

@@ -7,6 +7,7 @@ import torch
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
+from pipelines.command.config import RecipeError, load_recipe
 from pipelines.training.config import OptimConfig
 from pipelines.training.schedule import build_optimizer, moment, set_groups
 
@@ -72,11 +73,16 @@ def test_everything_decays_when_asked(backbone: torch.nn.Module) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"teacher_temp": 0.0}, "temperatures"),
-        ({"ema_momentum": 1.1}, "ema_momentum"),
+        ({"lr": 0.0}, "'lr' was given 0.0: input should be greater than 0"),
+        ({"min_lr": -0.1}, "'min_lr' was given -0.1: input should be greater than or equal to 0"),
+        ({"min_lr": 0.1}, "min_lr cannot be above lr, got 0.1 and 0.0002"),
+        ({"teacher_temp": 0.0}, "'teacher_temp' was given 0.0"),
+        ({"teacher_temp_start": -1.0}, "'teacher_temp_start' was given -1.0"),
+        ({"ema_momentum": 1.1}, "'ema_momentum' was given 1.1: input should be less than or equal to 1"),
+        ({"ema_momentum_end": -0.1}, "'ema_momentum_end' was given -0.1"),
+        ({"clip_norm": -1.0}, "'clip_norm' was given -1.0"),
     ],
 )
 def test_impossible_rates_are_refused(fields: dict[str, float], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        OptimConfig(**fields)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(OptimConfig, fields)
