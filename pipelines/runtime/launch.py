@@ -36,8 +36,7 @@ def launch(arguments: list[str], nproc: int) -> int:
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        failures = error.failures.values()
-        first = min(failures, key=lambda failure: failure.timestamp)
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
         return abs(first.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)

@@ -110,8 +110,7 @@ def slice_and_views(
 def curves(run: Run) -> Iterator[tuple[Figure, str]]:
     """Draw the run's loss, entropy and retrieval curves from its logged metrics."""
     for name, keys in _CURVES.items():
-        histories = {key: run.history(key) for key in keys}
-        drawn = {key: points for key, points in histories.items() if points}
+        drawn = {key: points for key in keys if (points := run.history(key))}
         if not drawn:
             continue
         figure = Figure(figsize=(7, 4), layout="constrained")

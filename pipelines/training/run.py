@@ -156,10 +156,8 @@ class TrainingRun:
         try:
             self._describe()
             verdict = self._loop(stop)
-        except Interrupted:
-            raise
-        except BaseException:
-            self._close("FAILED")
+        except BaseException as error:
+            self._close("KILLED" if isinstance(error, Interrupted) else "FAILED")
             raise
         else:
             self._finish(verdict)
@@ -227,7 +225,9 @@ class TrainingRun:
                 if step % config.save_every == 0 or is_last or code is not None:
                     self._save()
                 if code is not None:
-                    self._leave(code)
+                    raise Interrupted(
+                        code, f"interrupted at step {step} and saved; -P resume=auto continues this run"
+                    )
                 if config.stop_when == "hopeless" and trainer.watcher.is_hopeless(step):
                     print(f"stopped at step {step}: {verdict} for {config.watch.patience_steps} updates")
                     break
@@ -243,9 +243,7 @@ class TrainingRun:
     def _evaluate(self) -> None:
         step, teacher = self.trainer.step, self.trainer.networks.teacher.backbone
         self.trainer.check_sums()
-        metrics = self.evaluation.measure(self.trainer.networks)
-        if metrics:
-            self.run.log_metrics(metrics, step)
+        self.run.log_metrics(self.evaluation.measure(self.trainer.networks), step)
         if self.folder is None:
             return
         self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
@@ -264,12 +262,6 @@ class TrainingRun:
                 save_checkpoint(self.folder.checkpoints, self.trainer.step, tensors, facts)
 
         done_by_rank_zero(write)
-
-    def _leave(self, code: int) -> None:
-        self._close("KILLED")
-        raise Interrupted(
-            code, f"interrupted at step {self.trainer.step} and saved; -P resume=auto continues this run"
-        )
 
     def _finish(self, verdict: Verdict) -> None:
         if self.folder is None:
