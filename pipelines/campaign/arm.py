@@ -124,7 +124,7 @@ def main(text: str) -> int:
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
     code = 1
     try:
-        code = _run_stages(plan)
+        code = _run_stages(run, plan)
     except KeyboardInterrupt:
         code = 128 + signal.SIGTERM
     finally:
@@ -137,7 +137,7 @@ def main(text: str) -> int:
 
 def _write_end(run: Run, plan: ArmPlan, code: int) -> None:
     if code == 0:
-        run.log_metrics(_gathered(plan))
+        run.log_metrics(_gathered(run, plan))
     # Last: with this tag the attempt has ended, even if the process is killed now.
     run.set_tags({Tag.ARM_END: ENDINGS.get(code, "crashed")})
     run.finish({0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED"))
@@ -157,13 +157,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run_stages(plan: ArmPlan) -> int:
+def _run_stages(arm: Run, plan: ArmPlan) -> int:
     from pipelines.campaign.arms import run_stage
-    from pipelines.tracking.run import Run
-    from pipelines.tracking.store import client
 
     for number, stage in enumerate(plan.stages):
-        run = Run(client(), stage.run_id)
+        run = arm.other(stage.run_id)
         if run.stored().tags.get(Tag.DONE) == "yes":
             continue
         run.reopen()
@@ -194,14 +192,12 @@ def _call(command: list[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def _gathered(plan: ArmPlan) -> dict[str, float]:
+def _gathered(arm: Run, plan: ArmPlan) -> dict[str, float]:
     """Return the metrics of later stages, to be copied to the arm's own run, so that one page compares the arms."""
-    from pipelines.tracking.reading import StoredRun, read_run
-
     gathered: dict[str, float] = {}
     for stage in plan.stages[1:]:
-        gathered |= read_run(StoredRun, stage.run_id).metrics
-    own = read_run(StoredRun, plan.run_id).metrics
+        gathered |= arm.other(stage.run_id).stored().metrics
+    own = arm.stored().metrics
     return {name: value for name, value in gathered.items() if name in METRICS and name not in own}
 
 

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from pipelines.campaign.arms import Arm, arm_of, check_arguments, stage_arguments
 from pipelines.campaign.executors.base import Executor
-from pipelines.campaign.proposers import open_proposer
 from pipelines.campaign.proposers.base import Outcome, ProposalError, Proposer, inside_space
+from pipelines.campaign.proposers.llm import LlmProposer
+from pipelines.campaign.proposers.optuna import OptunaProposer
 from pipelines.campaign.records import CampaignRecord
 from pipelines.campaign.spec import CampaignSpec
 from pipelines.command.config import RecipeError
@@ -77,7 +78,8 @@ class Research:
     def __init__(self, spec: CampaignSpec, record: CampaignRecord) -> None:
         """Open the proposer, if the campaign has one."""
         self.spec, self.record = spec, record
-        self.proposer: Proposer | None = open_proposer(spec) if spec.proposer.kind != "none" else None
+        kind = {"none": None, "optuna": OptunaProposer, "llm": LlmProposer}[spec.proposer.kind]
+        self.proposer: Proposer | None = kind(spec) if kind else None
         self.refusals: list[str] = []
         self._in_a_row = 0
         self._is_done = self.proposer is None

@@ -45,15 +45,14 @@ class Record:
 class Outbox:
     """A folder of waiting records; it is made for the first one."""
 
-    def __init__(self, folder: Path, deliver: Callable[[Record], None], retry_s: float = RETRY_S) -> None:
+    def __init__(self, folder: Path, deliver: Callable[[Record], None]) -> None:
         """Use `folder`; records of an earlier process in it are delivered first.
 
         Args:
             folder: Where records wait.
             deliver: Sends one record to the store; raises StoreAwayError if the store cannot be reached.
-            retry_s: Seconds between two attempts.
         """
-        self.folder, self._deliver, self._retry_s = folder, deliver, retry_s
+        self.folder, self._deliver, self.retry_s = folder, deliver, RETRY_S
         self._next_attempt = 0.0
 
     def __len__(self) -> int:
@@ -67,7 +66,7 @@ class Outbox:
                 self._deliver(record)
                 return
             except StoreAwayError:
-                self._note_absence()
+                self._next_attempt = time.monotonic() + self.retry_s
                 print(
                     "the tracking store cannot be reached: records wait in the run's folder and training goes on"
                 )
@@ -86,10 +85,10 @@ class Outbox:
             try:
                 self._deliver(Record(**json.loads(path.read_text(encoding="utf-8"))))
             except StoreAwayError:
-                self._note_absence()
+                self._next_attempt = time.monotonic() + self.retry_s
                 return False
             path.unlink()
-            _remove(path.with_suffix(".payload"))
+            shutil.rmtree(path.with_suffix(".payload"), ignore_errors=True)
         if waiting:
             print(f"the tracking store answers again: {len(waiting)} records delivered")
         self._next_attempt = 0.0
@@ -98,9 +97,6 @@ class Outbox:
     def _waiting(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.json"))
 
-    def _note_absence(self) -> None:
-        self._next_attempt = time.monotonic() + self._retry_s
-
     def _keep(self, record: Record) -> None:
         make_folder(self.folder)
         waiting = self._waiting()
@@ -108,7 +104,7 @@ class Outbox:
         with writing(self.folder):
             if record.payload:
                 copy, source = path.with_suffix(".payload"), Path(record.payload)
-                _remove(copy)  # what a process killed while copying left behind
+                shutil.rmtree(copy, ignore_errors=True)  # What a process killed while copying left behind.
                 copy.mkdir()
                 if source.is_dir():
                     shutil.copytree(source, copy / source.name)
@@ -116,8 +112,3 @@ class Outbox:
                     shutil.copyfile(source, copy / source.name)
                 record = replace(record, payload=str(copy / source.name))
         write_atomically(path, lambda file: file.write(json.dumps(asdict(record)).encode()))
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_dir():
-        shutil.rmtree(folder)

@@ -127,11 +127,6 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], what: str) -> 
     module.load_state_dict(tensors)
 
 
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add a prefix and "/" to the names of tensors."""
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix and "/", without it."""
     return {

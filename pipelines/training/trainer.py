@@ -18,7 +18,6 @@ from pipelines.training.checkpoint import (
     optimizer_tensors,
     restore_module,
     restore_optimizer,
-    under,
 )
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import DrawnBatch
@@ -183,11 +182,15 @@ class Trainer:
         # values too; otherwise its later reports would differ from those of a resumed run in the last bits.
         self.sums = {name: mean_over_ranks(value) for name, value in self.sums.items()}
         watch_tensors, watch_facts = self.watcher.state()
-        tensors = under("networks", self.networks.state_dict()) | under(
-            "objective", self.objective.state_dict()
-        )
-        tensors |= under("optimizer", optimizer_tensors(self.optimizer)) | under("watch", watch_tensors)
-        tensors |= under("sums", self.sums) | {"rng/torch": torch.get_rng_state()}
+        parts = {
+            "networks": self.networks.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
+            "watch": watch_tensors,
+            "sums": self.sums,
+            "rng": {"torch": torch.get_rng_state()},
+        }
+        tensors = {f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()}
         scale_mm = widest_over_ranks(self.scale_mm)
         facts = {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
         return tensors, facts

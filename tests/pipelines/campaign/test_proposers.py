@@ -13,9 +13,9 @@ import yaml
 
 from pipelines.campaign import run as campaign
 from pipelines.campaign.arms import arm_of
-from pipelines.campaign.proposers import open_proposer
 from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, inside_space
 from pipelines.campaign.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
+from pipelines.campaign.proposers.optuna import OptunaProposer
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.research import MOST_REFUSALS
 from pipelines.campaign.run import CampaignConfig, run_campaign
@@ -162,15 +162,15 @@ def test_a_model_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(URL_ENV, raising=False)
     monkeypatch.setenv(MODEL_ENV, "m")
     with pytest.raises(CampaignError, match="proposer llm needs DINOX_LLM_URL in the environment"):
-        open_proposer(spec_of("llm"))
+        LlmProposer(spec_of("llm"))
     monkeypatch.setenv(URL_ENV, "file:///etc/passwd")
     with pytest.raises(CampaignError, match="must be an http or https address"):
-        open_proposer(spec_of("llm"))
+        LlmProposer(spec_of("llm"))
 
 
 def test_optuna_stays_in_the_space_and_moves_toward_what_was_better() -> None:
     pytest.importorskip("optuna")
-    proposer = open_proposer(spec_of("optuna"))
+    proposer = OptunaProposer(spec_of("optuna"))
     outcomes: list[Outcome] = []
     for number in range(24):
         proposal = proposer.propose(outcomes)
@@ -189,7 +189,7 @@ def test_optuna_stays_in_the_space_and_moves_toward_what_was_better() -> None:
 
 def test_optuna_prunes_the_arm_that_lags_behind_its_peers() -> None:
     pytest.importorskip("optuna")
-    proposer = open_proposer(spec_of("optuna", prune_metric="loss/total"))
+    proposer = OptunaProposer(spec_of("optuna", prune_metric="loss/total"))
     overrides = {"optim.lr": 1e-3, "batch_size": 8, "objective.koleo_on": "class_token"}
 
     def running(name: str, level: float) -> Outcome:

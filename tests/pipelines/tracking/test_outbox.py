@@ -79,7 +79,7 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
 
 def buffered(loopback: LoopbackStore, folder: Path) -> Run:
     run = Run(MlflowClient(f"http://127.0.0.1:{loopback.port}"), "run1")
-    run.buffer_in(folder)._retry_s = 0.0
+    run.buffer_in(folder).retry_s = 0.0
     return run
 
 
@@ -182,7 +182,7 @@ def test_an_absent_store_is_asked_once_in_a_while(tmp_path: Path) -> None:
         asked.append(record.content["number"])
         raise StoreAwayError("away")
 
-    outbox = Outbox(tmp_path / "outbox", deliver, retry_s=60.0)
+    outbox = Outbox(tmp_path / "outbox", deliver)
     for number in range(5):
         outbox.post(Record("run1", "batch", {"number": number}))
     assert asked == [0]
