@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from pipelines.command.config import load_recipe, read_yaml
 from pipelines.report.claims import ClaimSpec, welch_p, with_interval
 from pipelines.report.facts import Evidence, matches
 from pipelines.report.page import Table
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.arms import ArmRecord, LedgerRow, total
+from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
@@ -108,24 +109,24 @@ def _verdicts(group: Sequence[Evidence]) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.most_common())
 
 
-def cost_table(article: Article, ledger: Sequence[LedgerRow]) -> Table:
+def cost_table(article: Article, ledger: pd.DataFrame) -> Table:
     """Return our ledger beside the article's cost, set by set; the last line is the sum."""
-    rows = {row.campaign: row for row in ledger}
+    rows = {row["campaign"]: row for row in ledger.to_dict("records")}
     lines = []
     for one in article.cost:
         ours = rows.get(one.campaign)
         measured = (
             ("not run", "", "")
             if ours is None
-            else (str(ours.arms), f"{ours.gpu_hours:.2f}", f"{ours.cost:.2f} {ours.currency}")
+            else (str(ours["arms"]), f"{ours['gpu_hours']:.2f}", f"{ours['cost']:.2f} {ours['currency']}")
         )
         lines.append((one.set, str(one.arms), f"{one.gpu_hours:g}", f"{one.usd:.2f}", *measured))
     arms, hours, usd = (sum(getattr(c, name) for c in article.cost) for name in ("arms", "gpu_hours", "usd"))
     own = [rows[one.campaign] for one in article.cost if one.campaign in rows]
     ours_total = (
-        str(sum(r.arms for r in own)),
-        f"{sum(r.gpu_hours for r in own):.2f}",
-        f"{sum(r.cost for r in own):.2f}",
+        str(sum(r["arms"] for r in own)),
+        f"{sum(r['gpu_hours'] for r in own):.2f}",
+        f"{sum(r['cost'] for r in own):.2f}",
     )
     lines.append(("total", str(arms), f"{hours:g}", f"{usd:.2f}", *ours_total))
     head = ("set", "article: arms", "GPU-hours", "$", "ours: arms", "GPU-hours", "cost")
@@ -155,18 +156,18 @@ def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> T
     return Table(("arm", "verdicts", "seeds", metric, f"p against {names[0]}" if names else "p"), lines)
 
 
-def ledger_table(rows: Sequence[LedgerRow]) -> Table:
-    """Return the rows with a total for each currency."""
-    totals = [total(rows, currency) for currency in sorted({row.currency for row in rows})]
+def ledger_table(ledger: pd.DataFrame) -> Table:
+    """Return the rows of a ledger with a total for each currency."""
+    totals = ledger.groupby("currency", as_index=False).sum(numeric_only=True).assign(campaign="total")
     cells = [
         (
-            row.campaign,
-            str(row.arms),
-            str(row.finished),
-            f"{row.hours:.3f}",
-            f"{row.gpu_hours:.3f}",
-            f"{row.cost:.4f} {row.currency}",
+            row["campaign"],
+            str(row["arms"]),
+            str(row["finished"]),
+            f"{row['hours']:.3f}",
+            f"{row['gpu_hours']:.3f}",
+            f"{row['cost']:.4f} {row['currency']}",
         )
-        for row in [*rows, *totals]
+        for row in [*ledger.to_dict("records"), *totals.to_dict("records")]
     ]
     return Table(("campaign", "arms started", "arms done", "hours", "GPU-hours", "cost"), cells)

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import pandas as pd
 
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
 from pipelines.tracking.names import Tag
@@ -115,69 +116,30 @@ class ArmRecord(StoredRun):
         return logged if self.ending else min(logged + HEARTBEAT_S / 3600.0, age)
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """What one campaign used.
+LEDGER = ("campaign", "currency", "arms", "finished", "hours", "gpu_hours", "cost")
 
-    Attributes:
-        arms: Arms that were ever started.
-        finished: Arms that are done.
-        gpu_hours: Hours times GPUs of an arm; 0 where arms ran on a CPU.
+
+def ledger(arms: Sequence[ArmRecord], now: float) -> pd.DataFrame:
+    """Sum the arms by campaign and currency; arms that never started are in no row.
+
+    Returns:
+        Columns `LEDGER`: `arms` were ever started, `finished` are done; `gpu_hours` is hours times GPUs of an arm, 0
+        where arms ran on a CPU.
     """
-
-    campaign: str
-    arms: int
-    finished: int
-    hours: float
-    gpu_hours: float
-    cost: float
-    currency: str
-
-
-def ledger(arms: Sequence[ArmRecord], now: float) -> list[LedgerRow]:
-    """Sum the arms by campaign and currency; arms that never started are in no row."""
-    started = [arm for arm in arms if arm.attempt]
-    keys = sorted({(arm.tags[Tag.CAMPAIGN], arm.tags.get(Tag.CURRENCY, "")) for arm in started})
-    return [
-        _row(
-            campaign,
-            currency,
-            [
-                arm
-                for arm in started
-                if (arm.tags[Tag.CAMPAIGN], arm.tags.get(Tag.CURRENCY, "")) == (campaign, currency)
-            ],
-            now,
+    started = [
+        (
+            arm.tags[Tag.CAMPAIGN],
+            arm.tags.get(Tag.CURRENCY, ""),
+            1,
+            int(arm.is_done),
+            arm.hours(now),
+            arm.hours(now) * int(arm.tags.get(Tag.GPUS, "0")),
+            arm.cost(now),
         )
-        for campaign, currency in keys
+        for arm in arms
+        if arm.attempt
     ]
-
-
-def _row(campaign: str, currency: str, arms: Sequence[ArmRecord], now: float) -> LedgerRow:
-    hours = [arm.hours(now) for arm in arms]
-    return LedgerRow(
-        campaign=campaign,
-        arms=len(arms),
-        finished=sum(arm.is_done for arm in arms),
-        hours=sum(hours),
-        gpu_hours=sum(h * int(arm.tags.get(Tag.GPUS, "0")) for h, arm in zip(hours, arms, strict=True)),
-        cost=sum(arm.cost(now) for arm in arms),
-        currency=currency,
-    )
-
-
-def total(rows: Sequence[LedgerRow], currency: str) -> LedgerRow:
-    """Sum the rows of one currency."""
-    own = [row for row in rows if row.currency == currency]
-    return LedgerRow(
-        campaign="total",
-        arms=sum(row.arms for row in own),
-        finished=sum(row.finished for row in own),
-        hours=sum(row.hours for row in own),
-        gpu_hours=sum(row.gpu_hours for row in own),
-        cost=sum(row.cost for row in own),
-        currency=currency,
-    )
+    return pd.DataFrame(started, columns=LEDGER).groupby(["campaign", "currency"], as_index=False).sum()
 
 
 def read_arms() -> list[ArmRecord]:

@@ -149,8 +149,8 @@ def test_the_budget_stops_a_campaign_and_only_its_file_can_raise_it(
 @pytest.mark.parametrize(
     ("words", "changes", "sentence"),
     [
-        (["--executor", "cluster"], {}, "executor 'cluster' is unknown"),
-        (["--parallel", "-2"], {}, "parallel is the number of arms"),
+        (["--executor", "cluster"], {}, "'cluster': input should be 'local', 'submitit' or"),
+        (["--parallel", "-2"], {}, "'parallel' was given -2"),
         ([], {"arms": [{"name": "a", "overrides": {"lrr": 1}}]}, "unknown recipe key 'lrr'"),
         ([], {"arms": [{"name": "a"}, {"name": "b"}]}, "arms a and b are alike"),
         ([], {"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to no arms"),

@@ -16,7 +16,7 @@ import yaml
 from pipelines.campaign.records import find_parent
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.arms import ArmRecord, ledger, read_arms, total
+from pipelines.tracking.arms import ArmRecord, ledger, read_arms
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from tests.processes import OpenProcess, wait_until
@@ -123,7 +123,7 @@ def test_twenty_kills_lose_nothing_and_pay_nothing_twice(
     # Each kill costs one more attempt at most; an arm that is killed when it has already finished costs none.
     assert 4 < attempts <= 4 + KILLS
     # Two arms at a time: had one run twice, or been counted twice, more hours would have passed.
-    used = total(ledger(arms_now, time.time()), "USD")
+    used = ledger(arms_now, time.time()).sum(numeric_only=True)
     assert 0 < used.hours <= PARALLEL * wall_hours
     assert used.cost == pytest.approx(0.5 * used.hours)
 

@@ -101,7 +101,7 @@ def test_each_attempt_costs_what_an_hour_cost_then(record: CampaignRecord) -> No
         record.close_attempt(read_run(ArmRecord, arm.run_id), now=1e12)
     closed = read_run(ArmRecord, arm.run_id)
     assert (closed.hours(0.0), closed.cost(0.0)) == (pytest.approx(2.1), pytest.approx(1.3))
-    (row,) = ledger([closed], 0.0)
+    (row,) = ledger([closed], 0.0).itertuples()
     assert row.cost == pytest.approx(1.3)
 
 
