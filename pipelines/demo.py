@@ -38,8 +38,14 @@ def start(entry_point: str, name: str, *parameters: str, log: IO[str] | None = N
     print(f"$ mlflow run . -e {entry_point} {' '.join(arguments)}".rstrip(), flush=True)
     command = [str(mlflow), "run", ".", "-e", entry_point, "--run-name", name, *arguments]
     # One thread each: on two cores two small networks at the same time are faster than one after the other.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=log, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=log,
+        stderr=log,
+        text=True,
+    )
 
 
 def side_by_side(entry_point: str, arms: Sequence[tuple[str, tuple[str, ...]]]) -> list[StoredRun]:

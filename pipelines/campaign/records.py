@@ -56,16 +56,15 @@ class CampaignRecord:
                 f"campaign {spec.name} was registered in run {found.run_id} with another question, endpoint, recipe or"
                 " arms; restore those, or give the changed campaign a new name"
             )
-        if found.run_id != wrapper.run_id:
-            wrapper.set_tags({Tag.RESUMES: found.run_id})
-        parent = wrapper.other(found.run_id) if found.run_id != wrapper.run_id else wrapper
-        return cls(parent, spec.name)
+        if found.run_id == wrapper.run_id:
+            return cls(wrapper, spec.name)
+        wrapper.set_tags({Tag.RESUMES: found.run_id})
+        return cls(wrapper.other(found.run_id), spec.name)
 
     def arms(self) -> list[ArmRecord]:
         """Read every arm, in the order in which they were added."""
         query = f"tags.`{Tag.PARENT}` = '{self.run.run_id}'"
-        found = search_runs(ArmRecord, query)
-        return sorted(found, key=lambda record: int(record.tags.get(Tag.NUMBER, "0")))
+        return sorted(search_runs(ArmRecord, query), key=lambda record: int(record.tags.get(Tag.NUMBER, "0")))
 
     def add_arms(self, arms: Sequence[Arm]) -> None:
         """Create a run for every arm that has none, and one for each of its later stages."""
@@ -79,23 +78,27 @@ class CampaignRecord:
                 self.run_of(record).set_tags({Tag.STAGES: ",".join(ids)})
 
     def _new_arm(self, arm: Arm, number: int) -> str:
-        tags = {
-            Tag.PARENT: self.run.run_id,
-            Tag.CAMPAIGN: self.name,
-            Tag.ARM: arm.name,
-            Tag.NUMBER: str(number),
-            Tag.SEED: str(arm.seed),
-            Tag.OVERRIDES: json.dumps(arm.overrides),
-            Tag.ENTRY_POINTS: json.dumps(arm.stages),
-            Tag.ON_RECORD: "" if arm.on_record is None else str(arm.on_record).lower(),
-            Tag.NOTE: arm.note,
-            Tag.HYPOTHESIS: arm.hypothesis,
-        }
-        return self._new_run(arm.name, tags)
+        return self._new_run(
+            arm.name,
+            {
+                Tag.PARENT: self.run.run_id,
+                Tag.CAMPAIGN: self.name,
+                Tag.ARM: arm.name,
+                Tag.NUMBER: str(number),
+                Tag.SEED: str(arm.seed),
+                Tag.OVERRIDES: json.dumps(arm.overrides),
+                Tag.ENTRY_POINTS: json.dumps(arm.stages),
+                Tag.ON_RECORD: "" if arm.on_record is None else str(arm.on_record).lower(),
+                Tag.NOTE: arm.note,
+                Tag.HYPOTHESIS: arm.hypothesis,
+            },
+        )
 
     def _new_stage(self, arm: Arm, stage: str, run_id: str) -> str:
-        tags = {Tag.PARENT: run_id, Tag.CAMPAIGN: self.name, Tag.STAGE: stage}
-        return self._new_run(f"{arm.name}-{stage}", tags | {Tag.ARM_OF: arm.name})
+        return self._new_run(
+            f"{arm.name}-{stage}",
+            {Tag.PARENT: run_id, Tag.CAMPAIGN: self.name, Tag.STAGE: stage, Tag.ARM_OF: arm.name},
+        )
 
     @answering()
     def _new_run(self, name: str, tags: dict[Tag, str]) -> str:

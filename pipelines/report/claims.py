@@ -97,8 +97,10 @@ def judge_all(claims: Sequence[tuple[str, ClaimSpec]], evidence: Sequence[Eviden
 
 def claims_table(judged: Sequence[Judgment]) -> Table:
     """Return the judgments as a table."""
-    head = ("claim", "for", "rests on", "evidence", "verdict")
-    return Table(head, [(j.claim, j.of, j.rests_on, j.evidence, j.verdict) for j in judged])
+    return Table(
+        ("claim", "for", "rests on", "evidence", "verdict"),
+        [(j.claim, j.of, j.rests_on, j.evidence, j.verdict) for j in judged],
+    )
 
 
 def _judge(claim: ClaimSpec, evidence: Sequence[Evidence]) -> list[Judgment]:

@@ -52,8 +52,11 @@ def gather(runs: Sequence[StoredRun]) -> list[Evidence]:
     """
     by_id = {run.run_id: run for run in runs}
     kinds = cohort_kinds(runs)
-    finished = [run for run in runs if run.status == "FINISHED" and Tag.RESUMES not in run.tags]
-    return [Evidence(run, _facts(run, by_id, kinds)) for run in finished]
+    return [
+        Evidence(run, _facts(run, by_id, kinds))
+        for run in runs
+        if run.status == "FINISHED" and Tag.RESUMES not in run.tags
+    ]
 
 
 def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, str]) -> dict[str, str]:

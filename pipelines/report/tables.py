@@ -89,8 +89,7 @@ def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
             counts = f"{len(group)}, {len({one.seed for one in group})}"
             cells = [over_runs(group, metric) for metric in table.metrics]
             lines.append((row.label, row.article, where, *cells, _verdicts(group), counts))
-    head = ("", "article", "ours, on", *table.metrics, "verdicts", "runs, seeds")
-    return Table(head, lines)
+    return Table(("", "article", "ours, on", *table.metrics, "verdicts", "runs, seeds"), lines)
 
 
 def over_runs(group: Sequence[Evidence], metric: str) -> str:
@@ -129,8 +128,7 @@ def cost_table(article: Article, ledger: pd.DataFrame) -> Table:
         f"{sum(r['cost'] for r in own):.2f}",
     )
     lines.append(("total", str(arms), f"{hours:g}", f"{usd:.2f}", *ours_total))
-    head = ("set", "article: arms", "GPU-hours", "$", "ours: arms", "GPU-hours", "cost")
-    return Table(head, lines)
+    return Table(("set", "article: arms", "GPU-hours", "$", "ours: arms", "GPU-hours", "cost"), lines)
 
 
 def campaign_table(arms: Sequence[ArmRecord], metric: str, correction: str) -> Table:

@@ -144,5 +144,4 @@ def ledger(arms: Sequence[ArmRecord], now: float) -> pd.DataFrame:
 
 def read_arms() -> list[ArmRecord]:
     """Read the arms of every campaign in the store."""
-    found = search_runs(ArmRecord, f"tags.`{Tag.NUMBER}` != ''")
-    return [arm for arm in found if Tag.ARM in arm.tags]
+    return [arm for arm in search_runs(ArmRecord, f"tags.`{Tag.NUMBER}` != ''") if Tag.ARM in arm.tags]

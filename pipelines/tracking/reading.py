@@ -127,8 +127,7 @@ def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
 @answering()
 def artifacts(run_id: str, folder: str = ".") -> list[str]:
     """Return the paths of the artifacts directly in a folder of a run."""
-    found = client().list_artifacts(run_id, None if folder == "." else folder)
-    return [str(file.path) for file in found]
+    return [file.path for file in client().list_artifacts(run_id, None if folder == "." else folder)]
 
 
 def compare_page(run_ids: list[str], experiment_id: str) -> str:

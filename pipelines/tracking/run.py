@@ -99,8 +99,8 @@ class Run:
     @answering()
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of a metric, one per step, in order."""
-        points = self.store.get_metric_history(self.run_id, metric)
-        return sorted({point.step: point.value for point in points}.items())
+        history = self.store.get_metric_history(self.run_id, metric)
+        return sorted({point.step: point.value for point in history}.items())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log named numbers at a step (optimizer updates).

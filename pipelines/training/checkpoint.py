@@ -90,10 +90,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's per-parameter state as named tensors, e.g. "12.exp_avg"."""
-    state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
-        for index, slot in state.items()
+        for index, slot in optimizer.state_dict()["state"].items()
         for name, value in slot.items()
     }
 

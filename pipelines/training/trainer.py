@@ -192,8 +192,7 @@ class Trainer:
         }
         tensors = {f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()}
         scale_mm = widest_over_ranks(self.scale_mm)
-        facts = {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
-        return tensors, facts
+        return tensors, {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the step of a checkpoint.
