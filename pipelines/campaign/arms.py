@@ -204,8 +204,7 @@ def check_arguments(
     for cohort in cohorts:
         ensure_cohort(Path(cohort))
         Cohort.open(Path(cohort))
-    plain: list[dict[str, Any]] = json.loads(json.dumps(configurations, default=str))
-    return plain
+    return list(json.loads(json.dumps(configurations, default=str)))
 
 
 def arguments_of(overrides: dict[str, Any]) -> list[str]:

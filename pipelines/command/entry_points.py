@@ -29,10 +29,9 @@ class EntryPoint:
     is_stage: bool = False
     is_public: bool = True
 
-    def load_schema(self) -> type[Any]:
-        """Import and return its configuration."""
-        found: type[Any] = resolve_name(self.schema)
-        return found
+    def load_schema(self) -> Any:
+        """Import and return its configuration, a dataclass."""
+        return resolve_name(self.schema)
 
     def run(self, config: Any, run: Any) -> None:
         """Import its function and call it."""

@@ -33,5 +33,4 @@ def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
     missing = [key for key in keys if key not in tree] if isinstance(tree, dict) else ["object"]
     if missing:
         raise DamagedFileError(f"{path} is damaged: it holds no {missing[0]}; {remedy}")
-    found: dict[str, Any] = tree
-    return found
+    return dict(tree)

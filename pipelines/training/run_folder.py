@@ -150,8 +150,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options as they are stored in a record (JSON types)."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
-    return plain
+    return dict(json.loads(json.dumps(dict(config), default=str)))
 
 
 def _refusal_of_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: set[str]) -> str:
