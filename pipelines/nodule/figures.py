@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score
 
 from probes.statistics.estimate import wilson_interval
 
@@ -92,9 +93,7 @@ def weighted_kappa(pairs: NDArray[np.float64]) -> float:
 
     Source: Cohen 1968, doi 10.1037/h0026256.
     """
-    if pairs.sum() == 0:
+    one, other = np.indices(pairs.shape).reshape(2, -1)
+    if not pairs.sum():
         return float("nan")
-    weights = np.subtract.outer(np.arange(5), np.arange(5)) ** 2
-    shares = pairs / pairs.sum()
-    by_chance = np.outer(shares.sum(axis=1), shares.sum(axis=0))
-    return float(1 - (weights * shares).sum() / (weights * by_chance).sum())
+    return float(cohen_kappa_score(one, other, weights="quadratic", sample_weight=pairs.ravel()))

@@ -1,7 +1,5 @@
 """Malignancy probe: frozen features of nodules beside baselines that need no backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Features of a frozen backbone and of its random-weight twins, computed in the same way on the same nodules."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -4,13 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from models.backbone import Backbone
-from pipelines.backbones.config import WindowName
 from pipelines.backbones.features import encode
-from pipelines.backbones.folder import LoadedBackbone, random_twin
+from pipelines.backbones.folder import random_twin
 from pipelines.backbones.view_retrieval import encode_views
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
@@ -71,7 +68,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     run.log_table(nodules.dropped, "tables/dropped.parquet")
 
     networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
-    device = choose_device(config.device)
+    device, mm_per_px = choose_device(config.device), float(np.median(nodules.mm_per_px))
     next_slice, can_move = crops_one_slice_further(cohort, nodules, spec)
     sample, _ = slices_of(loaded, cohort, patients, config.slices)
     view_tokens = encode_views(sample, networks, device)
@@ -79,7 +76,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     features: dict[str, Features] = {}
     for name, network in networks.items():
         own = {
-            part: _encode(config, loaded, network, crops, window, nodules, device)
+            part: encode(network, crops, mm_per_px, window, config.features, device, loaded.hu_scale)
             for part, crops, window in (
                 ("as_is", nodules.crops_hu, config.window),
                 ("window", nodules.crops_hu, config.other_window),
@@ -198,19 +195,6 @@ def colorings(nodules: NoduleSet) -> dict[str, NDArray[np.generic]]:
         "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
         "rated malignant": np.where(nodules.labels == 1, "malignant", "benign"),
     }
-
-
-def _encode(
-    config: RepresentationConfig,
-    loaded: LoadedBackbone,
-    network: Backbone,
-    crops_hu: NDArray[np.float32],
-    window: WindowName,
-    nodules: NoduleSet,
-    device: torch.device,
-) -> Features:
-    mm_per_px = float(np.median(nodules.mm_per_px))
-    return encode(network, crops_hu, mm_per_px, window, config.features, device, loaded.hu_scale)
 
 
 def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_], seed: int) -> Estimate:

@@ -1,7 +1,5 @@
 """The rows of a malignancy probe: what each is fitted on, and its out-of-fold scores in the same folds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

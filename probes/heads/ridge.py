@@ -36,6 +36,7 @@ class Rated:
         return Rated(self.features[rows], self.target[rows])
 
 
+@dataclass
 class RidgeProbe:
     """Standardized ridge regression, its penalty by generalized cross-validation, as a probe of two classes.
 
@@ -45,13 +46,11 @@ class RidgeProbe:
 
     Fitted attributes: `coef_` (D,) and `intercept_` of the target, on standardized features; `penalty_`.
 
-    Args:
+    Attributes:
         n_unpenalized: As in `LinearProbe`.
     """
 
-    def __init__(self, n_unpenalized: int = 0) -> None:
-        """Store the settings; `fit` learns."""
-        self.n_unpenalized = n_unpenalized
+    n_unpenalized: int = 0
 
     def fit(self, samples: Rated, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
         """Fit target and calibration.

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from pipelines.lidc.contours import Mark, cluster_marks
-from pipelines.lidc.marks import known_series, place_on_volumes, rows_for_series
+from pipelines.lidc.marks import place_on_volumes, rows_for_series
 from pipelines.lidc.pylidc_compat import PylidcError, load_pylidc
 from pipelines.nodule.lidc_masks import consensus_mask, read_mask, write_masks
 from transforms.dicom.load import read_series
@@ -109,7 +109,6 @@ def test_marks_that_chain_together_are_parted_once_there_are_more_than_four() ->
 
 
 def test_series_that_the_database_does_not_know_give_no_row() -> None:
-    assert known_series(["1.2.3", SERIES_0001]) == {SERIES_0001}
     annotations, nodules = rows_for_series(["1.2.3"])
     assert len(annotations) == len(nodules) == 0
     assert "cluster_id" in annotations.columns
