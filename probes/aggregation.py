@@ -17,7 +17,8 @@ from probes.heads.linear import LinearProbe, Probe, cross_fit
 from probes.splits import Fold
 from probes.statistics.checks import Floats, Ints, binary_labels
 from probes.statistics.delong import delong_difference
-from probes.statistics.metrics import auroc_difference, auroc_with_interval, holm
+from probes.statistics.estimate import holm
+from probes.statistics.metrics import auroc_difference, auroc_with_interval
 
 LEARNED = ("attention_z", "planes")
 """Aggregators with parameters of their own; the others are pooled once and read by `LinearProbe`."""

@@ -4,76 +4,12 @@ Every metric takes weights (B, N), one row per bootstrap draw, and returns (B,):
 and a few cumulative sums. `auroc_with_interval` and `auroc_difference` are the two that most callers want.
 """
 
+from functools import partial
+
 import numpy as np
-import numpy.typing as npt
 
 from probes.statistics.bootstrap import paired_difference, with_interval
 from probes.statistics.checks import Floats, Ints
-from probes.statistics.estimate import Difference, Estimate, holm, wilson_interval
-
-__all__ = [
-    "Difference",
-    "Estimate",
-    "auroc",
-    "auroc_difference",
-    "auroc_with_interval",
-    "average_precision",
-    "balanced_accuracy",
-    "brier",
-    "holm",
-    "paired_difference",
-    "sensitivity_at_90_specificity",
-    "wilson_interval",
-    "with_interval",
-]
-
-
-def auroc_with_interval(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    patient_ids: npt.ArrayLike,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Area under the ROC curve with its 95% interval from a bootstrap over patients.
-
-    The interval is conditional on the fitted scores (see `probes.statistics.bootstrap.with_interval`).
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: Higher means more likely 1, (N,).
-        patient_ids: Patient of each sample, (N,).
-        n_bootstrap: Number of draws.
-        seed: Of the draws.
-
-    Raises:
-        UnmeasurableError: If there is only one class or one patient, or a score is not finite.
-    """
-    return with_interval(auroc, labels, scores, patient_ids, n_bootstrap, seed)
-
-
-def auroc_difference(
-    labels: npt.ArrayLike,
-    scores_a: npt.ArrayLike,
-    scores_b: npt.ArrayLike,
-    patient_ids: npt.ArrayLike,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """AUROC of scores_a minus AUROC of scores_b on the same samples, by a paired bootstrap over patients.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores_a: First score, (N,).
-        scores_b: Second score, (N,).
-        patient_ids: Patient of each sample, (N,).
-        n_bootstrap: Number of draws.
-        seed: Of the draws.
-
-    Raises:
-        UnmeasurableError: As `auroc_with_interval`.
-    """
-    return paired_difference(auroc, labels, scores_a, scores_b, patient_ids, n_bootstrap, seed)
 
 
 def auroc(labels: Ints, scores: Floats, weights: Floats) -> Floats:
@@ -83,6 +19,12 @@ def auroc(labels: Ints, scores: Floats, weights: Floats) -> Floats:
     below = np.cumsum(negative, axis=1) - 0.5 * negative
     with np.errstate(invalid="ignore"):
         return np.asarray((positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1)))
+
+
+auroc_with_interval = partial(with_interval, auroc)
+"""Area under the ROC curve with its 95% interval over patients: `with_interval` without its first argument."""
+auroc_difference = partial(paired_difference, auroc)
+"""AUROC of a first score minus that of a second on the same samples: `paired_difference` likewise."""
 
 
 def average_precision(labels: Ints, scores: Floats, weights: Floats) -> Floats:

@@ -3,7 +3,7 @@ import pytest
 
 from probes.retrieval import retrieval
 from probes.statistics.checks import TooFewError, UnmeasurableError
-from probes.statistics.metrics import wilson_interval
+from probes.statistics.estimate import wilson_interval
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from probes.statistics.bootstrap import with_interval
 from probes.statistics.calibration import calibration_intercept, calibration_slope, decision_curve
-from probes.statistics.metrics import with_interval
 
 
 def calibrated(n=4000, seed=0):

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_curve
 
-from probes.statistics.bootstrap import TooFewDrawsError, mean_with_interval, patient_weights
+from probes.statistics.bootstrap import TooFewDrawsError, mean_with_interval, patient_weights, with_interval
 from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.delong import delong_difference
+from probes.statistics.estimate import holm, wilson_interval
 from probes.statistics.metrics import (
     auroc,
     auroc_difference,
@@ -12,10 +13,7 @@ from probes.statistics.metrics import (
     average_precision,
     balanced_accuracy,
     brier,
-    holm,
     sensitivity_at_90_specificity,
-    wilson_interval,
-    with_interval,
 )
 
 
