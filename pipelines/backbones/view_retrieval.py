@@ -131,7 +131,10 @@ def retrieval_metrics(found: Found) -> dict[str, float]:
             metrics |= share.named(f"retrieval/{prefix}{name}")
         metrics[f"retrieval/{prefix}ratio"] = one.ratio
         if not prefix:
-            metrics |= {"retrieval/n": float(one.n), "retrieval/chance": one.chance}
-            metrics |= {"retrieval/top1_wilson_low": one.top1_wilson.ci_low}
-            metrics |= {"retrieval/top1_wilson_high": one.top1_wilson.ci_high}
+            metrics |= {
+                "retrieval/n": float(one.n),
+                "retrieval/chance": one.chance,
+                "retrieval/top1_wilson_low": one.top1_wilson.ci_low,
+                "retrieval/top1_wilson_high": one.top1_wilson.ci_high,
+            }
     return {name: value for name, value in metrics.items() if np.isfinite(value)}

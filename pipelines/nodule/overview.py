@@ -48,8 +48,10 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     run.log_metrics(
         {f"nodules/{name}": value for name, value in counts.items()} | baseline_metrics(baselines)
     )
-    tables = {"rules.csv": rules, "baselines.csv": baselines, "annotations.parquet": cohort.annotations}
-    tables |= {
+    tables = {
+        "rules.csv": rules,
+        "baselines.csv": baselines,
+        "annotations.parquet": cohort.annotations,
         "nodules.parquet": cohort.nodules,
         "labeled.parquet": chosen.nodules,
         "dropped.parquet": chosen.dropped,

@@ -105,13 +105,15 @@ def slices_around(
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
     """Return `aggregation/<name>_auroc` with interval, and the gain over the center slice with Holm's p."""
-    columns = {"auroc": "auroc", "auroc_ci_low": "auroc_ci_low", "auroc_ci_high": "auroc_ci_high"}
-    columns |= {
+    columns = {
+        "auroc": "auroc",
+        "auroc_ci_low": "auroc_ci_low",
+        "auroc_ci_high": "auroc_ci_high",
         "minus_center": "gain",
         "minus_center_ci_low": "gain_ci_low",
         "minus_center_ci_high": "gain_ci_high",
+        "p_holm": "gain_p_holm",
     }
-    columns |= {"p_holm": "gain_p_holm"}
     metrics = {
         f"aggregation/{line['aggregator']}_{name}": float(line[column])
         for line in table.to_dict("records")
