@@ -3,6 +3,8 @@
 Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 import numpy as np
