@@ -4,7 +4,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,13 +63,13 @@ class Article:
     cost: tuple[CostSpec, ...] = ()
 
 
-def load_article(path: Path = ARTICLE) -> Article:
+def load_article() -> Article:
     """Read the article's tables.
 
     Raises:
         RecipeError: If the file holds an unknown key or a wrong type.
     """
-    return load_recipe(Article, read_yaml(path))
+    return load_recipe(Article, read_yaml(ARTICLE))
 
 
 def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:

@@ -53,13 +53,13 @@ def _parent_to_follow() -> int | None:
     return os.getppid() if "MLFLOW_RUN_ID" in os.environ and DEADLINE_ENV not in os.environ else None
 
 
-def end_with_parent(every_s: float = 1.0) -> None:
+def end_with_parent() -> None:
     """Send this process SIGTERM when its parent `mlflow run` has ended."""
     parent = _parent_to_follow()
 
     def follow() -> None:
         while os.getppid() == parent:
-            time.sleep(every_s)
+            time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
     if parent is not None:
