@@ -45,7 +45,7 @@ def asked(dinox_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     found = find_nodules(probe, cohort, nodules, None)
     question = Question.of(probe, nodules, found, rating_of(nodules))
     patients = nodules.patient_ids
-    splits = patient_folds(patients.tolist(), nodules.labels, unseen=set(patients), n_repeats=2)
+    splits = patient_folds(patients.tolist(), nodules.labels, tested=set(patients), n_repeats=2)
     return cohort, nodules, found, question, [(fold.train, fold.test) for fold in splits]
 
 
