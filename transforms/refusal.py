@@ -52,6 +52,10 @@ def refuse_if(is_wrong: object, reason: str) -> None:
         raise SeriesRefusedError(reason)
 
 
+class NoImageError(SeriesRefusedError):
+    """A file of no format that holds images."""
+
+
 class TransformError(Refusal):
     """A transform got input that it cannot use (a wrong shape, no affine), or invalid settings."""
 
@@ -71,8 +75,12 @@ class NoCropError(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class RefusedFile:
-    """A file that belongs to no volume that can be read; `series_uid` is "" where it is not known."""
+    """A file that belongs to no volume that can be read; `series_uid` is "" where it is not known.
+
+    `is_image` is false where the file is of no format that holds images: a text, a table, a program.
+    """
 
     path: Path
     series_uid: str
     reason: str
+    is_image: bool = True

@@ -47,6 +47,7 @@ class Prepared:
         doubt: What is odd about its coordinates, in one sentence; "" if nothing.
         refused: Files of the source that are in no volume, with their paths: to be shown, and not stored.
         source: Its path, likewise.
+        witnessed: Largest difference, in HU, of each volume of the source that a witness has read too.
         same_voxels: Patients of each volume that is in the cohort under several patients.
         columns: Of the annotation table, beyond those that are read; None without one.
     """
@@ -61,6 +62,7 @@ class Prepared:
     same_voxels: list[list[str]]
     refused: list[RefusedFile]
     source: Path
+    witnessed: list[float]
 
 
 class PrepareError(Refusal):
@@ -92,6 +94,7 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
                 _check_tables(root)
             present, n_new, refused = _bring_in(writer, source, config)
             rows, doubt = _write_tables(writer, present, refused, source)
+            of_present = [writer.row_of(job.volume_id) or {} for job in present]
     except OSError as error:
         raise PrepareError(
             f"cohort {root} cannot be written ({error.strerror}); correct that and run the same command again: what is "
@@ -119,9 +122,22 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         )
     patients = cohort.series.groupby("sha256")["patient_id"].unique()
     same_voxels = [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
-    further = source.table.further if source.table else None
     return Prepared(
-        cohort, n_new, len(present) - n_new, files, rows, doubt, further, same_voxels, refused, source.path
+        cohort=cohort,
+        n_new=n_new,
+        n_present=len(present) - n_new,
+        files=files,
+        rows=rows,
+        doubt=doubt,
+        columns=source.table.further if source.table else None,
+        same_voxels=same_voxels,
+        refused=refused,
+        source=source.path,
+        witnessed=[
+            float(row.get("witness_worst_hu", 0))
+            for row in of_present
+            if row.get("witness", "none") != "none"
+        ],
     )
 
 

@@ -131,6 +131,11 @@ _REPRESENTATION = (
 _COHORTS = (
     Metric("prepare/{volumes,patients,nodules}", COUNT, "of the cohort, after this run"),
     Metric("prepare/new_volumes", COUNT, "volumes that this run wrote"),
+    Metric("prepare/files_of_no_image", COUNT, "of the refused files, those of no format that holds images"),
+    Metric("prepare/witness_equal", COUNT, "volumes in which every voxel is what the witness reads"),
+    Metric(
+        "prepare/witness_worst_hu", "HU", "largest difference from the witness; above 0 for lossy data alone"
+    ),
     Metric(
         "prepare/same_voxels",
         COUNT,

@@ -24,7 +24,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
 from transforms.inflate import RAW, first_inflated, inflate
-from transforms.refusal import SeriesRefusedError
+from transforms.refusal import NoImageError, SeriesRefusedError
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -164,11 +164,9 @@ def read_elements(path: Path) -> Elements:
         bare_syntax = "" if start[128:132] == b"DICM" else _bare_start(start)
         if start[128:132] != b"DICM" and not bare_syntax:
             is_nifti = path.name.endswith((".nii", ".nii.gz"))
-            raise SeriesRefusedError(
-                "a NIfTI file; read it with from=nifti"
-                if is_nifti
-                else "not a DICOM file (no DICM mark after the preamble)"
-            )
+            if is_nifti:
+                raise SeriesRefusedError("a NIfTI file; read it with from=nifti")
+            raise NoImageError("not a DICOM file (no DICM mark after the preamble)")
         return _walk(file, start, bare_syntax) or _read_by_pydicom(path, bare_syntax)
 
 

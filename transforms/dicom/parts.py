@@ -192,9 +192,12 @@ def _passes(places: Sequence[SlicePlace], key: Callable[[SlicePlace], float | No
     for before, i in pairwise(order):
         step = places[i].along_mm - places[before].along_mm
         turn = float(np.sign(step)) if abs(step) > SAME_POSITION_MM else 0.0
-        if turn and direction in (0.0, turn):
+        is_copy = not turn and known[i] == known[before]
+        if (turn and direction in (0.0, turn)) or (
+            is_copy and places[i].instance_number == places[before].instance_number
+        ):
             runs[-1].append(i)
-            direction = turn
+            direction = turn or direction
         else:
             runs.append([i])
             direction = 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transforms.dicom.header import read_slice_headers
 from transforms.dicom.parts import Parting, SlicePlace, part
-from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError
+from transforms.refusal import NoImageError, RefusedFile, SeriesRefusedError, TransformError
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def look_at(path: Path) -> LookedAt:
         headers = read_slice_headers(path)
         return SlicePlace.of(headers[0], len(headers))
     except SeriesRefusedError as refusal:
-        return RefusedFile(path, refusal.series_uid, refusal.reason)
+        return RefusedFile(path, refusal.series_uid, refusal.reason, not isinstance(refusal, NoImageError))
     except OSError as error:
         return RefusedFile(path, "", f"the file cannot be opened ({error.strerror})")
 

@@ -74,9 +74,10 @@ def read_dicom(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str
         SeriesRefusedError: If it is invalid, or the witness reads other values.
     """
     series = read_series(job.files)
+    row = _row(job, series, pseudonyms)
     if witness == "simpleitk":
-        compare_with_simpleitk(series)
-    return _row(job, series, pseudonyms), series.volume_hu
+        row["witness_worst_hu"] = compare_with_simpleitk(series)
+    return row, series.volume_hu
 
 
 def _row(job: Job, series: CtSeries, pseudonyms: Pseudonyms) -> dict[str, Any]:

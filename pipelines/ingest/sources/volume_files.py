@@ -92,7 +92,7 @@ def find_volume_files(
     endings = ", ".join(ending for kind in formats for ending in FORMATS[kind].endings)
     titles = " or ".join(FORMATS[kind].title for kind in formats)
     found.refused = [
-        RefusedFile(path, "", f"not a {titles} file by its name ({endings})")
+        RefusedFile(path, "", f"not a {titles} file by its name ({endings})", is_image=False)
         for path in files
         if path not in parts and path not in voxels
     ]

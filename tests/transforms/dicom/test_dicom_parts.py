@@ -268,3 +268,11 @@ def test_pixels_that_no_scanner_of_people_has_are_refused(
 
     with pytest.raises(SeriesRefusedError, match="no CT scanner for patients"):
         read_series(write_ct_series(tmp_path, change=change))
+
+
+def test_a_copy_of_one_slice_does_not_part_its_series(write_ct_series: Writer, tmp_path: Path) -> None:
+    files = write_ct_series(tmp_path, n_slices=9)
+    copy = tmp_path / "copy.dcm"
+    copy.write_bytes(files[4].read_bytes())
+    assert {len(of_series) for of_series in find_series(tmp_path).series.values()} == {10}
+    assert any("duplicate" in note for note in read_series([*files, copy]).notes)
