@@ -58,9 +58,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Glance]:
     writer.add_volume(row("mirrored", affine_of()), volume[:, :, ::-1])
     writer.add_volume(row("brighter", affine_of()), volume + 150)
     writer.add_volume(row("stretched", affine_of(step_mm=15), spacing_mm=[15.0, 2.8, 2.8]), volume)
-    writer.add_volume(
-        row("noted", affine_of(), notes="slices are missing at 1 place(s)", slice_thickness_mm=None), volume
-    )
+    noted = {"notes": "slices are missing at 1 place(s)", "slice_thickness_mm": None}
+    writer.add_volume(row("noted", affine_of(), **noted), volume)
     writer.add_volume(row("patch", affine_of(), kind="patch"), volume[:4, 60:80, 60:80])
     writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), empty_table(REFUSED), "s")
     writer.close()
@@ -68,8 +67,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Glance]:
 
 
 def test_a_sound_chest_has_nothing_unusual_and_its_figures(seen: dict[str, Glance]) -> None:
-    for name in ("good", "flipped", "patch"):
-        assert seen[name].unusual == (), name
+    for name in ("good", "flipped"):
+        assert seen[name].unusual == ("pixels of 2.8 mm",), name  # as this test draws them
+    assert seen["patch"].unusual == ()
     figures = seen["good"].figures
     assert figures["air_hu"] == pytest.approx(-1000, abs=5)
     assert figures["lung_hu"] == pytest.approx(-860, abs=5)
@@ -113,7 +113,7 @@ def test_the_page_shows_the_unusual_first_and_needs_nothing_else(
 ) -> None:
     writer = CohortWriter(tmp_path / "c")
     for name in ("good", "mirrored"):
-        writer.add_volume(dict(seen[name].row), chest()[:, :, :: 1 if name == "good" else -1])
+        writer.add_volume(row(name, affine_of()), chest()[:, :, :: 1 if name == "good" else -1])
     refused = empty_table(REFUSED).drop(columns="source_id")
     refused.loc[0] = ["", ".", 3, 0, "RescaleSlope <b> is missing"]
     writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), refused, "s")
