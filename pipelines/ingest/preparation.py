@@ -48,7 +48,6 @@ class Prepared:
         refused: Files of the source that are in no volume, with their paths: to be shown, and not stored.
         source: Its path, likewise.
         witnessed: Largest difference, in HU, of each volume of the source that a witness has read too.
-        same_voxels: Patients of each volume that is in the cohort under several patients.
         columns: Of the annotation table, beyond those that are read; None without one.
     """
 
@@ -59,10 +58,15 @@ class Prepared:
     rows: Accounting | None
     doubt: str
     columns: FurtherColumns | None
-    same_voxels: list[list[str]]
     refused: list[RefusedFile]
     source: Path
     witnessed: list[float]
+
+    @property
+    def same_voxels(self) -> list[list[str]]:
+        """Patients of each volume that is in the cohort under several patients."""
+        patients = self.cohort.series.groupby("sha256")["patient_id"].unique()
+        return [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
 
 
 class PrepareError(Refusal):
@@ -120,8 +124,6 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             f"{len(damaged)} volume(s) of {root} are not what was prepared (first: {damaged[0]}); "
             "delete them from volumes/ and run prepare again"
         )
-    patients = cohort.series.groupby("sha256")["patient_id"].unique()
-    same_voxels = [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
     return Prepared(
         cohort=cohort,
         n_new=n_new,
@@ -130,7 +132,6 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
         rows=rows,
         doubt=doubt,
         columns=source.table.further if source.table else None,
-        same_voxels=same_voxels,
         refused=refused,
         source=source.path,
         witnessed=[
