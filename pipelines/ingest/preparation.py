@@ -104,14 +104,9 @@ def prepare_cohort(config: PrepareConfig) -> Prepared:
             f"cohort {root} cannot be written ({error.strerror}); correct that and run the same command again: what is "
             "done stays done"
         ) from error
-    jobs, n_refused = source.found.jobs, len(source.found.refused)
-    files = Accounting.of(
-        "files",
-        sum(len(job.files) for job in jobs) + n_refused,
-        "in volumes",
-        sum(len(job.files) for job in present),
-        (one.reason for one in refused),
-    )
+    n_in = sum(len(job.files) for job in source.found.jobs) + len(source.found.refused)
+    n_kept = sum(len(job.files) for job in present)
+    files = Accounting.of("files", n_in, "in volumes", n_kept, (one.reason for one in refused))
     if not present:
         reason, _ = files.left_out.most_common(1)[0]
         raise NothingReadError(
