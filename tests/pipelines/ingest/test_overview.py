@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, empty_table
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.overview import Glance, look_at_cohort
@@ -53,14 +53,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Glance]:
     """By what was planted: a chest as it is, in other orders of voxels, and wrong in one way each."""
     root = tmp_path_factory.mktemp("seen") / "c"
     writer, volume = CohortWriter(root), chest()
-    writer.add_volume(row("good", affine_of()), volume)
-    writer.add_volume(row("flipped", affine_of(1, 1)), volume[:, ::-1, ::-1])
-    writer.add_volume(row("mirrored", affine_of()), volume[:, :, ::-1])
-    writer.add_volume(row("brighter", affine_of()), volume + 150)
-    writer.add_volume(row("stretched", affine_of(step_mm=15), spacing_mm=[15.0, 2.8, 2.8]), volume)
+    write_volume(root, row("good", affine_of()), volume)
+    write_volume(root, row("flipped", affine_of(1, 1)), volume[:, ::-1, ::-1])
+    write_volume(root, row("mirrored", affine_of()), volume[:, :, ::-1])
+    write_volume(root, row("brighter", affine_of()), volume + 150)
+    write_volume(root, row("stretched", affine_of(step_mm=15), spacing_mm=[15.0, 2.8, 2.8]), volume)
     noted = {"notes": "slices are missing at 1 place(s)", "slice_thickness_mm": None}
-    writer.add_volume(row("noted", affine_of(), **noted), volume)
-    writer.add_volume(row("patch", affine_of(), kind="patch"), volume[:4, 60:80, 60:80])
+    write_volume(root, row("noted", affine_of(), **noted), volume)
+    write_volume(root, row("patch", affine_of(), kind="patch"), volume[:4, 60:80, 60:80])
     writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), empty_table(REFUSED), "s")
     writer.close()
     return {str(glance.row["volume_id"]): glance for glance in look_at_cohort(Cohort.open(root))}
@@ -113,7 +113,7 @@ def test_the_page_shows_the_unusual_first_and_needs_nothing_else(
 ) -> None:
     writer = CohortWriter(tmp_path / "c")
     for name in ("good", "mirrored"):
-        writer.add_volume(row(name, affine_of()), chest()[:, :, :: 1 if name == "good" else -1])
+        write_volume(tmp_path / "c", row(name, affine_of()), chest()[:, :, :: 1 if name == "good" else -1])
     refused = empty_table(REFUSED).drop(columns="source_id")
     refused.loc[0] = ["", ".", 3, 0, "RescaleSlope <b> is missing"]
     writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), refused, "s")
