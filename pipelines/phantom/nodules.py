@@ -24,17 +24,9 @@ N_READERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one reader marked: the eight LIDC ratings, with pylidc's names and scales, and a measured diameter."""
+    """What one reader marked: the ratings of LIDC, with pylidc's names and scales, and a measured diameter."""
 
-    subtlety: int
-    internalStructure: int
-    calcification: int
-    sphericity: int
-    margin: int
-    lobulation: int
-    spiculation: int
-    texture: int
-    malignancy: int
+    ratings: dict[str, int]
     diameter_mm: float
     shift_mm: tuple[float, float, float]
     """The reader's center minus the true center, (z, y, x) mm."""
@@ -84,19 +76,19 @@ def _read(
         return int(np.clip(round(expected + rng.normal(0, spread)), 1, 5))
 
     spiculated, solid = margin == "spiculated", density == "solid"
-    return Reading(
-        subtlety=rate(2.5 + diameter_mm / 8 + 0.5 * solid),
-        internalStructure=1,
-        calcification=6,
-        sphericity=rate(4.2 - 0.6 * spiculated),
-        margin=rate((2.2 if spiculated else 4.6) - 0.8 * (not solid)),
-        lobulation=rate(2.0),
-        spiculation=rate(4.0 if spiculated else 1.3),
-        texture=rate(4.8 if solid else 1.6),
-        malignancy=rate(suspicion, spread=0.55),
-        diameter_mm=diameter_mm * float(np.exp(rng.normal(0, 0.06))),
-        shift_mm=tuple(rng.normal(0, 0.2, 3).tolist()),
-    )
+    ratings = {
+        "subtlety": rate(2.5 + diameter_mm / 8 + 0.5 * solid),
+        "internalStructure": 1,
+        "calcification": 6,
+        "sphericity": rate(4.2 - 0.6 * spiculated),
+        "margin": rate((2.2 if spiculated else 4.6) - 0.8 * (not solid)),
+        "lobulation": rate(2.0),
+        "spiculation": rate(4.0 if spiculated else 1.3),
+        "texture": rate(4.8 if solid else 1.6),
+        "malignancy": rate(suspicion, spread=0.55),
+    }
+    measured_mm = diameter_mm * float(np.exp(rng.normal(0, 0.06)))
+    return Reading(ratings, measured_mm, tuple(rng.normal(0, 0.2, 3).tolist()))
 
 
 def _find_place(

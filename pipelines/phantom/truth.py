@@ -37,7 +37,7 @@ def nodule_truth(nodule: Nodule, header: SeriesHeader, grid: Grid) -> dict[str, 
         if not marked.size:
             marked = slices[[np.argmin(np.abs(slices - z))]]
         readings.append(
-            {name: getattr(reading, name) for name in RATINGS}
+            reading.ratings
             | {"diameter_mm": round(reading.diameter_mm, 4)}
             | {"center_lps_mm": [round(float(value), 4) for value in (x, y, z)]}
             | {"contour_z_mm": [round(float(f(marked)), 4) for f in (np.min, np.max, np.median)]}
