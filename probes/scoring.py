@@ -1,7 +1,5 @@
 """Out-of-fold scores of nodules: a probe of features, and in the same folds everything that it is compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,7 +74,7 @@ class Target:
             parts = [(np.column_stack([np.asarray(own), np.log(size_mm)]), folds) for own, folds in parts]
         return self._pooled(parts, None, lambda: PixelProbe(seed=self.seed, n_unpenalized=free))
 
-    def permuted(self, order: Ints) -> Target:
+    def permuted(self, order: Ints) -> "Target":
         """Return the target with labels and ratings of other nodules."""
         rating = None if self.rating is None else self.rating[order]
         return replace(self, labels=self.labels[order], rating=rating)

@@ -3,8 +3,6 @@
 Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,7 +140,7 @@ class Question:
     @classmethod
     def of(
         cls, config: ProbeConfig, nodules: NoduleSet, found: Found, rating: NDArray[np.float64]
-    ) -> Question:
+    ) -> "Question":
         """Ask about a rating (n,) of the nodules of a probe; unknown ones (NaN) leave the question."""
         rows, base = base_of(nodules, found, np.isfinite(rating))
         size = np.where(np.isfinite(nodules.diameter_mm), nodules.diameter_mm, found.region.diameter_mm)

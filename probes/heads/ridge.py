@@ -1,7 +1,5 @@
 """Ridge regression of a graded target, such as the readers' mean rating, whose score still ranks two classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,7 +29,7 @@ class Rated:
         """Number of samples."""
         return len(self.features)
 
-    def __getitem__(self, rows: Any) -> Rated:
+    def __getitem__(self, rows: Any) -> "Rated":
         """The samples at these rows."""
         return Rated(self.features[rows], self.target[rows])
 
