@@ -37,12 +37,17 @@ def saved(config: BackboneConfig, folder: Path):
     return backbone
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.fixture(scope="module", params=ARCHS)
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """A configuration, a backbone of it, and the folder that holds it; read only."""
+    config, folder = ARCHS[request.param], tmp_path_factory.mktemp("saved")
+    return config, saved(config, folder), folder
+
+
 @torch.no_grad()
-def test_plain_timm_gives_the_same_tokens(arch: str, tmp_path: Path) -> None:
-    config = ARCHS[arch]
-    backbone = saved(config, tmp_path)
-    vit = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+def test_plain_timm_gives_the_same_tokens(one) -> None:
+    config, backbone, folder = one
+    vit = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     larger = config.image_px + 2 * backbone.patch_px
     for size in (config.image_px, larger):
         images = torch.randn(2, 3, size, size)
@@ -54,12 +59,10 @@ def test_plain_timm_gives_the_same_tokens(arch: str, tmp_path: Path) -> None:
     assert vit(torch.randn(1, 3, config.image_px, config.image_px)).shape == (1, backbone.embed_dim)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
-def test_we_open_what_we_saved(arch: str, tmp_path: Path) -> None:
-    config = ARCHS[arch]
-    backbone = saved(config, tmp_path)
-    loaded = open_backbone(str(tmp_path))
+def test_we_open_what_we_saved(one, tmp_path: Path) -> None:
+    config, backbone, folder = one
+    loaded = open_backbone(str(folder))
     images = torch.randn(1, 3, config.image_px, config.image_px)
     assert torch.equal(loaded.backbone(images).patch_tokens, backbone(images).patch_tokens)
     assert (loaded.run_id, loaded.record["holdout"]) == ("r", 0.2)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.backbones.folder import chosen_backbone, open_backbone
@@ -87,6 +89,7 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", copied(blank_store, folder))
         patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.setattr(Figure, "savefig", lambda _, file: Image.new("L", (1, 1)).save(file))  # To draw takes seconds.
         assert pretrain(folder, small_cohort) == 0
     return folder, outcome(folder, stored_runs(folder)[0])
 
