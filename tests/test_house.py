@@ -3,6 +3,7 @@
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def module_of(source: Path, root: Path = ROOT) -> str:
     return ".".join(source.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def imported_names(source: Path, root: Path = ROOT, top_level_only: bool = False) -> set[str]:
     """Full names of what a file imports, in functions and under TYPE_CHECKING too: modules, and names in them."""
     tree = ast.parse(source.read_text(encoding="utf-8"))

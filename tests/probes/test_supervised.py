@@ -37,7 +37,7 @@ def test_a_few_steps_separate_planted_textures(architecture, device):
 
 
 def test_one_epoch_repeats_itself_under_one_seed():
-    images, labels, patients = textures("resnet18", 24)
+    images, labels, patients = textures("resnet18", 16)
     settings = FitSettings(max_epochs=1, batch_size=8)
     first, again, other = (
         SupervisedProbe(settings=settings, seed=seed).fit(images, labels, patients).decision_function(images)

@@ -28,19 +28,24 @@ def image(write_ct_series: Writer, tmp_path: Path) -> SimpleITK.Image:
     return SimpleITK.ReadImage([str(file) for file in sorted(files, key=lambda file: file.name[-5])])
 
 
-@pytest.mark.parametrize("axes", ["LPS", "RAS", "SAL"])
+NAMES = ("v.mha", "v.mhd", "v.nrrd", "v.nhdr", "v.nii.gz", "v.NII.GZ", "v.hdr")
+
+
+@pytest.mark.parametrize(
+    ("axes", "names"), [("LPS", NAMES), ("RAS", NAMES[::2]), ("SAL", NAMES[::2])], ids=["LPS", "RAS", "SAL"]
+)
 def test_one_scan_is_the_same_volume_in_every_format_found_by_itself(
-    axes: str, image: SimpleITK.Image, tmp_path: Path
+    axes: str, names: tuple[str, ...], image: SimpleITK.Image, tmp_path: Path
 ) -> None:
     cohort = prepared(tmp_path / "dicom", tmp_path / "c-dicom").cohort
     expected = np.array(cohort.volume("1.2.3.4"))
-    for name in ("v.mha", "v.mhd", "v.nrrd", "v.nhdr", "v.nii.gz", "v.NII.GZ", "v.hdr"):
+    for name in names:
         folder = tmp_path / f"s-{name}"
         folder.mkdir()
         written = folder / name.lower()
         SimpleITK.WriteImage(SimpleITK.DICOMOrient(image, axes), written, useCompression=name != "v.mhd")
         written.rename(folder / name)
-        for source in (folder, folder / name):
+        for source in (folder, folder / name)[: 2 if axes == "LPS" else 1]:
             done = prepared(source, tmp_path / f"c-{name}")
             (row,) = done.cohort.series.to_dict("records")
             np.testing.assert_array_equal(done.cohort.volume(row["volume_id"]), expected)
