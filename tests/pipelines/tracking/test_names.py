@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,12 @@ def product_files(root: Path = PROJECT_ROOT) -> list[Path]:
     return [path for path in files if path not in LISTS]
 
 
-def texts_of(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+@cache
+def texts_of(source: str) -> tuple[tuple[str, bool], ...]:
+    return tuple(texts_in(ast.parse(source)))
+
+
+def texts_in(tree: ast.AST) -> Iterator[tuple[str, bool]]:
     """Every string of a file but docstrings, * for what an f-string fills in; whether it is a name given to a log."""
     given = {
         id(key)
@@ -59,7 +65,7 @@ def used_metrics(root: Path = PROJECT_ROOT) -> set[str]:
     """Names of metrics in product code, as patterns: of a listed group, or handed to a log."""
     found = set()
     for path in product_files(root):
-        for text, is_given in texts_of(ast.parse(path.read_text(encoding="utf-8"))):
+        for text, is_given in texts_of(path.read_text(encoding="utf-8")):
             if LOOKS_LIKE_A_METRIC.fullmatch(text) and (is_given or text.partition("/")[0] in GROUPS):
                 found.add(text)
     return found - NO_METRICS
@@ -77,7 +83,7 @@ def bare_tags(root: Path = PROJECT_ROOT) -> set[str]:
     """Tags that product code writes as text and not as a member of `Tag`."""
     found = set()
     for path in product_files(root):
-        for text, _ in texts_of(ast.parse(path.read_text(encoding="utf-8"))):
+        for text, _ in texts_of(path.read_text(encoding="utf-8")):
             found |= set(re.findall(r"\b(?:dinox\.[a-z_]+|mlflow\.(?:runName|parentRunId))", text))
     return found - {"dinox.json"}  # the record in a backbone's folder
 
