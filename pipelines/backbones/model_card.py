@@ -19,6 +19,14 @@ LEAKS = {
 }
 
 
+_NOT_FOR = """## What it must not be used for
+
+- Diagnosis, triage, screening or any decision about a patient: it is a research artifact, no medical device, and no
+  authority has cleared it.
+- Finding out who a patient is, or joining scans of one person across data sets.
+- Any claim about a population, scanner or task on which it was not tested."""
+
+
 @dataclass(frozen=True, slots=True)
 class CardFacts:
     """The facts that a card is written from.
@@ -48,7 +56,7 @@ def model_card(loaded: LoadedBackbone, facts: CardFacts, has_onnx: bool) -> str:
         _recipe(loaded, facts),
         _results(facts),
         _limits(loaded),
-        _not_for(),
+        _NOT_FOR,
         f"## License\n\nWeights: {facts.license}. The training data have their own license; see above.",
     ]
     return "\n\n".join(sections) + "\n"
@@ -191,12 +199,3 @@ def _limits(loaded: LoadedBackbone) -> str:
             f"No patients were held out of its pretraining ({leak}): tests on the same data are too optimistic."
         )
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def _not_for() -> str:
-    return """## What it must not be used for
-
-- Diagnosis, triage, screening or any decision about a patient: it is a research artifact, no medical device, and no
-  authority has cleared it.
-- Finding out who a patient is, or joining scans of one person across data sets.
-- Any claim about a population, scanner or task on which it was not tested."""

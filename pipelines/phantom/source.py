@@ -107,7 +107,7 @@ def write_phantom(
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
-    partial_root = _partial_folder(root, os.getpid())
+    partial_root = root.parent / f".{root.name}.partial-{os.getpid()}"
     partial_root.mkdir()
     try:
         patients = _write_patients(partial_root, seed, n_patients, size_px, height_mm, workers)
@@ -136,10 +136,6 @@ def _is_there(root: Path, made_with: dict[str, Any]) -> bool:
     if found != made_with:
         raise PhantomError(f"{root} holds a phantom made with {found}, not {made_with}; name another folder")
     return True
-
-
-def _partial_folder(root: Path, process_id: int) -> Path:
-    return root.parent / f".{root.name}.partial-{process_id}"
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -31,7 +31,7 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
             dataset: pydicom.Dataset = read_deflated(path)
         else:
             dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        shared = _shared_group(dataset)
+        shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
         frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
         n_frames = int(dataset.get("NumberOfFrames") or 0)
         refuse_if(
@@ -46,8 +46,3 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
                     values |= raw_values(group[0])
             of_frames.append(dataclasses.replace(elements, values=values))
     return of_frames
-
-
-def _shared_group(dataset: pydicom.Dataset) -> pydicom.Dataset:
-    groups = dataset.get("SharedFunctionalGroupsSequence")
-    return groups[0] if groups else pydicom.Dataset()

@@ -219,12 +219,8 @@ def _numbered_twice(places: Sequence[SlicePlace]) -> Groups:
     return runs if is_even else whole
 
 
-def _not_axial_apart(places: Sequence[SlicePlace]) -> Groups:
-    return _by(places, lambda place: place.is_axial)
-
-
 _PROPOSALS: tuple[tuple[str, Callable[[Sequence[SlicePlace]], Groups]], ...] = (
-    ("ImageOrientationPatient", _not_axial_apart),
+    ("ImageOrientationPatient", lambda places: _by(places, lambda place: place.is_axial)),
     ("the matrix", _never_one(lambda place: place.matrix)),
     ("ImageOrientationPatient", _never_one(lambda place: tuple(round(v, 2) for v in place.orientation))),
     ("PixelSpacing", _never_one(lambda place: tuple(round(v, 4) for v in place.pixel_spacing_mm))),
