@@ -111,6 +111,29 @@ def _peers_of(name: str, rows: Mapping[str, Floats]) -> dict[str, Floats]:
     return {peer: rows[peer] for peer in chosen if peer in rows and peer != name}
 
 
+def matched_by_size(labels: Ints, diameter_mm: Floats) -> npt.NDArray[np.bool_]:
+    """Nodules of a subset in which size says little: each malignant one with the two benign ones nearest in diameter.
+
+    Largest first, each benign one once; malignant ones without two benign ones within 10% of their diameter are left
+    out.
+
+    Args:
+        labels: 0 or 1, (N,).
+        diameter_mm: (N,), above 0.
+
+    Returns:
+        (N,).
+    """
+    size, free = np.log(diameter_mm), labels == 0
+    kept = np.zeros(len(labels), bool)
+    for one in sorted(np.flatnonzero(labels == 1), key=lambda row: -size[row]):
+        gap = np.where(free, np.abs(size - size[one]), np.inf)
+        nearest = np.argsort(gap, kind="stable")[:2]
+        if len(nearest) == 2 and gap[nearest].max() <= np.log(1.1):
+            free[nearest], kept[nearest], kept[one] = False, True, True
+    return kept
+
+
 def _permuted_columns(permuted: Sequence[Permuted], inside: npt.NDArray[np.bool_]) -> dict[str, float]:
     """Mean AUROC of all permutations, and the lowest and highest; none where the stratum lacks a class."""
     weights = np.ones((1, int(inside.sum())))
@@ -137,7 +160,7 @@ def _strata(
     return strata
 
 
-_PREFIXES = {"features": "", "random_weights": "random_", "shuffled_labels": "shuffled_"}
+PREFIXES = {"features": "", "random_weights": "random_", "shuffled_labels": "shuffled_"}
 
 
 def headline(table: pd.DataFrame) -> dict[str, float]:
@@ -157,7 +180,7 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
             continue
         for row in lines.index:
             own, _, size = str(row).partition("_and_")
-            prefix = _PREFIXES.get(own, f"{own}_")
+            prefix = PREFIXES.get(own, f"{own}_")
             joined = f"{prefix}with_{size}_" if size else prefix
             for part in ("", "_ci_low", "_ci_high", "_lowest", "_highest"):
                 found[f"probe/{joined}auroc{part}{suffix}"] = _number(lines, str(row), f"auroc{part}")

@@ -22,7 +22,7 @@ from typing import Literal
 from pipelines.lidc.pylidc_compat import pylidc_folder
 from transforms.refusal import Refusal
 
-_REPLACED = re.compile(r"(anon|series|study)-[0-9a-f]{24}")
+REPLACED = re.compile(r"(anon|series|study)-[0-9a-f]{24}")
 _REPLACED_VOLUME = re.compile(r"(series-[0-9a-f]{24}|name-[0-9a-f]{16})(_part-[0-9]{1,4})?")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}")
 
@@ -68,7 +68,7 @@ class Pseudonyms:
         if series_uid in lidc_scans():
             return lidc_scans()[series_uid][0]
         if patient_id and (
-            self.keep_ids or patient_id in self.public_names or _REPLACED.fullmatch(patient_id)
+            self.keep_ids or patient_id in self.public_names or REPLACED.fullmatch(patient_id)
         ):
             return patient_id
         return (
@@ -77,7 +77,7 @@ class Pseudonyms:
 
     def uid(self, kind: Literal["series", "study"], uid: str) -> str:
         """The SeriesInstanceUID or StudyInstanceUID to store: hospitals find a patient by it."""
-        if not uid or uid in self.public_names or _REPLACED.fullmatch(uid):
+        if not uid or uid in self.public_names or REPLACED.fullmatch(uid):
             return uid
         if self.keep_ids and _FILE_NAME.fullmatch(uid):
             return uid

@@ -75,6 +75,10 @@ class ProbeConfig(FoldedProbe):
     n_bootstrap: PositiveInt = 2000
     draws: PositiveInt = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""
+    test_cohort: str = ""
+    """A second cohort, on which nothing is fitted: scores are frozen from all nodules of the first."""
+    shots: str = ""
+    """Numbers of nodules, such as 16,48,128: a few-shot curve on the test cohort, 20 draws a point."""
     runs_dir: str = "runs"
 
     def __post_init__(self) -> None:
@@ -84,6 +88,14 @@ class ProbeConfig(FoldedProbe):
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
             )
+        if self.test_cohort and ("," in self.backbone or self.head != "logistic"):
+            raise ValueError("test_cohort takes one backbone and head=logistic")
+        if not all(
+            part.strip().isdecimal() and int(part) > 3 for part in self.shots.split(",") if self.shots
+        ):
+            raise ValueError(f"shots are whole numbers of 4 or more, such as 16,48,128; got {self.shots!r}")
+        if self.shots and not self.test_cohort:
+            raise ValueError("shots draw a curve on a test cohort; name one by test_cohort")
         if self.target == "rating" and self.head != "logistic":
             raise ValueError(f"target=rating is a ridge regression; head={self.head} is fitted to the label")
         if self.input == "whole_slice" and self.features in ("neighborhood", "roi"):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,6 +41,21 @@ def calibration_figure(labels: Ints, probabilities: Floats, bins: int = 8) -> Fi
     axis.plot([probabilities[g].mean() for g in groups], [labels[g].mean() for g in groups], marker="o")
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":")
     axis.set(xlabel="predicted probability of a malignant label", ylabel="observed share")
+    return figure
+
+
+def few_shot_figure(shots: pd.DataFrame) -> Figure:
+    """Draw the AUROC on the test cohort against the number of nodules fitted on: mean and range of the draws."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for row, own in shots.groupby("row"):
+        areas = own.groupby("n_nodules")["auroc"].agg(["mean", "min", "max"])
+        axis.plot(areas.index, areas["mean"], marker="o", label=str(row).replace("_", " "))
+        axis.fill_between(areas.index, areas["min"], areas["max"], alpha=0.15)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted(shots["n_nodules"].unique()), sorted(shots["n_nodules"].unique()))
+    axis.set(xlabel="nodules to fit on", ylabel="AUROC on the test cohort, range of draws")
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -10,7 +10,8 @@ from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_bac
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import HeadName, ProbeConfig
-from pipelines.probing.figures import calibration_figure, decision_figure
+from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts
+from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure
 from pipelines.probing.folds import FoldPlan, fold_plan
 from pipelines.probing.question import ask, rating_of
 from pipelines.probing.reading import FrozenFeatures
@@ -28,7 +29,7 @@ from pipelines.probing.setup import (
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
-from probes.evaluation import evaluate_nodules, headline
+from probes.evaluation import PREFIXES, evaluate_nodules, headline, matched_by_size
 from probes.heads.attentive import AttentiveProbe
 from probes.heads.mlp import MlpProbe
 from probes.scoring import Factory, Permuted, Target, score_permuted
@@ -79,12 +80,41 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
                 run.set_tags({Tag.LEAK: "features hold the rating"})
                 print("leak (features hold the rating): no image predicts the readers so well")
             run.log_table(answer.table(), "tables/question.csv")
+    if config.test_cohort:
+        metrics |= test_elsewhere(config, run, join_cohorts(config, cohort, readers[0], found, diagnosis))
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")
     run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")
     labels, drawn = log_scores(run, nodules, one_each(scores))
     run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
     run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
+
+
+def test_elsewhere(config: ProbeConfig, run: Run, both: Both) -> dict[str, float]:
+    """Score the test cohort with what was fitted on the first, print and log it, and return its metrics."""
+    run.set_tags({Tag.TEST_COHORT_SHA: both.sha256} | ({Tag.LEAK: "unknown"} if both.unknown else {}))
+    target = target_of(config, both.nodules, both.fold[0])
+    scores = score_rows(both.inputs, target, both.nodules, both.found)
+    table = evaluate(config, both.nodules, scores, [])
+    run.log_table(table, "tables/external.csv")
+    print(f"test cohort {config.test_cohort}, nothing fitted on it\n{short_table(table)}")
+    metrics = {name.replace("probe/", "external/"): value for name, value in headline(table).items()}
+    metrics["external/n_unknown_patients"] = float(both.unknown)
+    if config.features != "patches":
+        answer = ask_frozen(config, both)
+        print(answer)
+        metrics |= answer.metrics("external")
+        run.log_table(answer.table(), "tables/external_question.csv")
+    shots = few_shots(config, both, target)
+    if len(shots):
+        run.log_table(shots, "tables/few_shots.csv")
+        run.log_figure(few_shot_figure(shots), "figures/few_shots.png")
+        points = shots.groupby(["row", "n_nodules"], as_index=False)["auroc"].agg(["mean", "min", "max"])
+        for point in points.to_dict("records"):
+            name = f"external/{PREFIXES.get(point['row'], point['row'] + '_')}few_shot_auroc"
+            ends = {"": point["mean"], "_lowest": point["min"], "_highest": point["max"]}
+            run.log_metrics({name + end: value for end, value in ends.items()}, step=point["n_nodules"])
+    return metrics
 
 
 def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
@@ -183,6 +213,9 @@ def evaluate(
         "slice spacing mm": spacing.astype(str).tolist(),
         "neighbors": ["repeated" if repeated else "whole" for repeated in nodules.is_replicated],
     }
+    if nodules.has_diameters:
+        is_matched = matched_by_size(nodules.labels, nodules.diameter_mm)
+        groups["size"] = ["matched 1:2" if one else "unmatched" for one in is_matched]
     several = {name: values for name, values in groups.items() if len(set(values)) > 1}
     return evaluate_nodules(
         nodules.labels,

@@ -1,7 +1,7 @@
 """The rows of a malignancy probe: what each is fitted on, and its out-of-fold scores in the same folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,24 @@ class Found:
     slices_hu: NDArray[np.float32]
     region: NoduleRegion
     attenuation: Attenuation
+
+    def of_rows(self, rows: NDArray[np.int64]) -> Found:
+        """Return some of the nodules."""
+        return Found(
+            self.slices_hu[rows],
+            NoduleRegion(*(values[rows] for values in astuple(self.region))),
+            Attenuation(*(values[rows] for values in self.attenuation)),
+        )
+
+    def and_then(self, other: Found) -> Found:
+        """Return these nodules and, after them, others."""
+        regions = zip(astuple(self.region), astuple(other.region), strict=True)
+        columns = zip(self.attenuation, other.attenuation, strict=True)
+        return Found(
+            np.concatenate([self.slices_hu, other.slices_hu]),
+            NoduleRegion(*map(np.concatenate, regions)),
+            Attenuation(*map(np.concatenate, columns)),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,21 +106,44 @@ def gather_inputs(
     """
     nodules = readers[0].nodules
     every_fold = [fold for one in folds for fold in one]
-    n_twins = TWINS if config.head == "logistic" else 1
-    others: dict[str, Parts] = {"hu": [(np.column_stack(found.attenuation), every_fold)]}
-    for name, words in _DICTIONARIES:
-        parts = _dictionary_parts(words, found, nodules.patient_ids, every_fold, config.seed)
-        if parts:
-            others[name] = parts
+    first = np.array([is_held_out(patient, "half_a") for patient in nodules.patient_ids])
+    halves = [(~first, first), (first, ~first)] if first.any() and not first.all() else []
     return Inputs(
         [(reader.learned(), own) for reader, own in zip(readers, folds, strict=True)],
         [
             [(reader.twin(config.seed + twin), own) for reader, own in zip(readers, folds, strict=True)]
-            for twin in range(n_twins)
+            for twin in range(TWINS if config.head == "logistic" else 1)
         ],
-        others,
+        without_network(found, every_fold, halves, config.seed),
         [(pixels_of(config, cohort, nodules, diagnosis), every_fold)],
     )
+
+
+def without_network(
+    found: Found,
+    folds: Sequence[Fold],
+    halves: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    seed: int,
+) -> dict[str, Parts]:
+    """Return the inputs of the rows that need no network.
+
+    Args:
+        found: The nodules in their images.
+        folds: Training and test rows.
+        halves: Nodules on which a dictionary is learned, without labels, and nodules that it is tested on, (n,) each;
+            none: no dictionary.
+        seed: Of the dictionaries.
+    """
+    rows: dict[str, Parts] = {"hu": [(np.column_stack(found.attenuation), folds)]}
+    for name, words in _DICTIONARIES if halves else ():
+        parts = []
+        for learned, own in halves:
+            dictionary = learn_dictionary(found.slices_hu[learned], words, seed=seed)
+            features = dictionary_features(dictionary, found.slices_hu, found.region)
+            tested = [(train, test[own[test]]) for train, test in folds]
+            parts.append((features, [fold for fold in tested if len(fold[1])]))
+        rows[name] = [part for part in parts if part[1]]
+    return rows
 
 
 def score_rows(
@@ -137,19 +178,3 @@ def score_rows(
     for name, parts in inputs.others.items():
         rows[f"{name}_and_diameter"] = target.score_with_size(parts, diameter)
     return rows
-
-
-def _dictionary_parts(
-    words: Words, found: Found, patients: NDArray[np.str_], folds: Sequence[Fold], seed: int
-) -> Parts:
-    """Features of dictionaries, each learned without labels on half of the patients, tested on the other."""
-    first = np.array([is_held_out(patient, "half_a") for patient in patients])
-    if first.all() or not first.any():
-        return []
-    parts = []
-    for own in (first, ~first):
-        dictionary = learn_dictionary(found.slices_hu[~own], words, seed=seed)
-        features = dictionary_features(dictionary, found.slices_hu, found.region)
-        tested = [(train, test[own[test]]) for train, test in folds]
-        parts.append((features, [fold for fold in tested if len(fold[1])]))
-    return [part for part in parts if part[1]]

@@ -212,6 +212,7 @@ class Tag(StrEnum):
     GIT_COMMIT = "dinox.git_commit", "commit of the code, with -dirty if files differed from it"
     RECIPE = "dinox.recipe", "name of the recipe"
     COHORT_SHA = "dinox.cohort_sha", "SHA-256 of the cohort: its volume ids and voxels"
+    TEST_COHORT_SHA = "dinox.test_cohort_sha", "SHA-256 of a probe's test cohort, on which nothing was fitted"
     COHORT_KIND = "dinox.cohort_kind", "what the cohort is made of: real CT, phantom or synthetic slices"
     ERROR = "dinox.error", "why the run failed, as one sentence, or the kind of error that a bug raised"
     RUN_NAME = "mlflow.runName", "name of the run in MLflow's pages"

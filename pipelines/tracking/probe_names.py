@@ -36,34 +36,34 @@ COUNT, SHARE, AUROC, NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
 
 PROBES = (
     Metric(
-        "probe/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
+        "{probe,external}/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
         "auroc" + CI + STRATUM,
         AUROC,
         "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
         "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18",
     ),
     Metric(
-        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + STRATUM,
         AUROC,
         "of each joined with the readers' diameter",
     ),
     Metric(
-        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + STRATUM,
         "AUROC",
         "joined with the readers' diameter, minus it alone; useless features lower it",
     ),
     Metric(
-        "probe/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + STRATUM,
         "p",
         "two-sided p of this gain",
     ),
     Metric(
-        "probe/with_image_diameter_auroc" + CI + STRATUM,
+        "{probe,external}/with_image_diameter_auroc" + CI + STRATUM,
         AUROC,
         "of the features joined with the diameter in the image",
     ),
     Metric(
-        "probe/gain_over_image_diameter{,_ci_low,_ci_high,_p}" + STRATUM,
+        "{probe,external}/gain_over_image_diameter{,_ci_low,_ci_high,_p}" + STRATUM,
         "AUROC; p",
         "this, minus the diameter in the image alone",
     ),
@@ -73,12 +73,12 @@ PROBES = (
         "of features fitted to permuted labels: mean of the permutations, lowest and highest",
     ),
     Metric(
-        "probe/{n_nodules,n_positive,n_patients}" + STRATUM,
+        "{probe,external}/{n_nodules,n_positive,n_patients}" + STRATUM,
         COUNT,
         "tested nodules, malignant ones, patients",
     ),
     Metric(
-        "probe/{,random_,dictionary_,random_words_}nested_z",
+        "{probe,external}/{,random_,dictionary_,random_words_}nested_z",
         "standard deviations",
         "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
     ),
@@ -92,22 +92,34 @@ PROBES = (
         "standard deviations",
         "the test over diameter alone, a weak base: descriptive, nothing is claimed from it",
     ),
-    Metric("probe/nested_p", "p", "one-sided p of the primary test, by sign flips"),
+    Metric("{probe,external}/nested_p", "p", "one-sided p of the primary test, by sign flips"),
     Metric(
-        "probe/partial_spearman" + CI,
+        "{probe,external}/partial_spearman" + CI,
         "-1 .. 1",
         "rank correlation of predicted and observed rating, beyond size and attenuation",
     ),
-    Metric("probe/partial_r2" + CI, "share of variance", "explained of what size and attenuation leave"),
     Metric(
-        "probe/{random_,dictionary_,random_words_}partial_r2",
+        "{probe,external}/partial_r2" + CI,
+        "share of variance",
+        "explained of what size and attenuation leave",
+    ),
+    Metric(
+        "{probe,external}/{random_,dictionary_,random_words_}partial_r2",
         "share of variance",
         "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
     ),
     Metric(
-        "probe/over_random_r2" + CI,
+        "{probe,external}/over_random_r2" + CI,
         "share of variance",
         "partial R2 minus that of five networks with random weights",
+    ),
+    Metric(
+        "external/n_unknown_patients", COUNT, "patients of the test cohort that may have been seen before"
+    ),
+    Metric(
+        "external/{,random_,dictionary_}few_shot_auroc{,_lowest,_highest}",
+        AUROC,
+        "fitted on as many nodules as the step says, scored on the test cohort: mean of 20 draws, lowest, highest",
     ),
     Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),
     Metric(

@@ -12,6 +12,7 @@ from models.backbone import Backbone, BackboneError, build_backbone, load_weight
 from models.losses.gather import world
 from pipelines.backbones.folder import open_backbone, read_weights, save_backbone
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.identity import ids_of
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.command.config import flatten, nested
@@ -294,6 +295,7 @@ class TrainingRun:
             "cohort_sha": self.cohort.sha256,
             "holdout": self.config.holdout,
             "leak": self.patients.leak,
+            "trained_on": ids_of(self.cohort, self.patients.train),
             "seed": self.config.seed,
             "steps": self.trainer.step,
             "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,

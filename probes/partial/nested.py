@@ -5,6 +5,8 @@ nested models is biased against the features. Here the rating's residuals get a 
 cross-fit, the choice of the penalty included, is repeated. See docs/decisions/0005-the-primary-question.md.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +37,16 @@ class NestedResult:
     predicted: Floats
     observed: Floats
     reference: Floats
+
+    @classmethod
+    def against(
+        cls, reference: Floats, statistic: float, predicted: Floats, observed: Floats
+    ) -> NestedResult:
+        """Place a statistic among those under the null."""
+        spread = float(reference.std())
+        z = (statistic - float(reference.mean())) / spread if spread > 0 else 0.0
+        p = (1 + int((reference >= statistic).sum())) / (len(reference) + 1)
+        return cls(z, p, predicted, observed, reference)
 
 
 def nested_test(
@@ -71,20 +83,17 @@ def nested_test(
     if not any(len(fold.singular) for folds in fitted for fold in folds):
         return NestedResult(0.0, 1.0, np.where(tested, 0.0, np.nan), observed, np.zeros(0))
     of_patient = np.bincount(patient[tested], products[tested], int(patient.max()) + 1).astype(np.float64)
-    statistic = float(_over_patients(of_patient[None])[0])
-    whole = y - z_base @ (np.linalg.pinv(z_base / _rms(z_base)) @ y / _rms(z_base))
+    statistic = float(over_patients(of_patient[None])[0])
+    whole = without_base(y, z_base)
     flips = [
         (fold, Targets.by_patient(fold, whole, patient), _sums(patient[fold.test], times[fold.test]))
         for folds in fitted
         for fold in folds
     ]
     reference = np.concatenate(
-        [_flipped(flips, signs, pools) for signs in _sign_flips(len(of_patient), draws, seed)]
+        [_flipped(flips, signs, pools) for signs in sign_flips(len(of_patient), draws, seed)]
     )
-    spread = float(reference.std())
-    z = (statistic - float(reference.mean())) / spread if spread > 0 else 0.0
-    p = (1 + int((reference >= statistic).sum())) / (draws + 1)
-    return NestedResult(z, p, predicted, observed, reference)
+    return NestedResult.against(reference, statistic, predicted, observed)
 
 
 def _averaged(
@@ -113,7 +122,7 @@ def _flipped(
             predicted /= np.where(fitted_sd > 0, fitted_sd, 1.0)[:, None]
         predicted *= observed
         sums[:, who] += predicted @ weights
-    return _over_patients(sums)
+    return over_patients(sums)
 
 
 def _sums(patient: Ints, times: Ints) -> tuple[Ints, Floats]:
@@ -124,13 +133,13 @@ def _sums(patient: Ints, times: Ints) -> tuple[Ints, Floats]:
     return who, weights
 
 
-def _over_patients(sums: Floats) -> Floats:
+def over_patients(sums: Floats) -> Floats:
     """T = sum U / sqrt(sum U^2) of sums by patient U, (M, P), (M,)."""
     length = np.sqrt((sums**2).sum(1))
     return np.asarray(sums.sum(1) / np.where(length > 0, length, 1.0))
 
 
-def _sign_flips(patients: int, draws: int, seed: int) -> Iterator[Floats]:
+def sign_flips(patients: int, draws: int, seed: int) -> Iterator[Floats]:
     """Random signs, (chunk, patients) at a time; draw number n is the same whatever `draws` is."""
     generator = np.random.default_rng(seed)
     for first in range(0, draws, _DRAWS_AT_ONCE):
@@ -138,6 +147,8 @@ def _sign_flips(patients: int, draws: int, seed: int) -> Iterator[Floats]:
         yield np.asarray(2.0 * generator.integers(0, 2, (count, patients)) - 1.0, dtype=np.float64)
 
 
-def _rms(columns: Floats) -> Floats:
-    size = np.sqrt((columns**2).mean(0))
-    return np.where(size > 0, size, 1.0)
+def without_base(values: Floats, base: Floats) -> Floats:
+    """Residuals of values (N,) or (N, M) on a base (N, Q), by the pseudo-inverse: columns may span each other."""
+    size = np.sqrt((base**2).mean(0))
+    scaled = base / np.where(size > 0, size, 1.0)  # HU and shares differ by orders of magnitude
+    return np.asarray(values - scaled @ (np.linalg.pinv(scaled) @ values))

@@ -60,15 +60,15 @@ def backbone(folder: Path, seed: int = 0, **record: Any) -> str:
     return str(folder)
 
 
-def cohort_of(root: Path, voxels: Voxels, labels: list[int]) -> Cohort:
-    """One NIfTI scan and one nodule, in its middle, for each label."""
+def cohort_of(root: Path, voxels: Voxels, labels: list[int], prefix: str = "p") -> Cohort:
+    """One NIfTI scan and one nodule, in its middle, of patient p0, p1 ... for each label."""
     rows = []
     (root / "scans").mkdir(parents=True)
     for number, label in enumerate(labels):
         image = nibabel.Nifti1Image(voxels(number).astype(np.int16), np.diag([-1.0, -1.0, 2.0, 1.0]))
         nibabel.save(image, root / "scans" / f"{number}.nii.gz")
         place = {"x_lps_mm": 20.0, "y_lps_mm": 20.0, "z_lps_mm": 4.0, "diameter_mm": 8.0}
-        rows.append({"file": f"{number}.nii.gz", "patient_id": f"p{number}", "label": label} | place)
+        rows.append({"file": f"{number}.nii.gz", "patient_id": f"{prefix}{number}", "label": label} | place)
     pd.DataFrame(rows).to_csv(root / "t.csv", index=False)
     config = PrepareConfig(
         source=str(root / "scans"),
@@ -100,6 +100,7 @@ def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Record
         patch.setattr("pipelines.probing.rows.TWINS", 2)
         patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
         patch.setattr("pipelines.probing.question.PERMUTATIONS", 2)
+        patch.setattr("pipelines.probing.external.TWINS", 2)
         run_probe(config, run)
     return run
 

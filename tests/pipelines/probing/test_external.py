@@ -1,0 +1,146 @@
+"""A test cohort: who is left out, that nothing is fitted on it, and that what is known elsewhere is found there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.cohort.identity import Ids, compare, ids_of
+from pipelines.cohort.pseudonyms import lidc_scans
+from pipelines.probing.config import ProbeConfig
+from pipelines.probing.external import trained_on
+from probes.evaluation import matched_by_size
+from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
+from tests.pipelines.probing.test_question import LABELS, QUESTION, nodule_with_grain
+
+SERIES, (PATIENT, STUDY) = next(iter(lidc_scans().items()))
+
+
+def ids(patient: str = "", study: str = "", series: str = "") -> Ids:
+    return {"patient": {patient} - {""}, "study": {study} - {""}, "series": {series} - {""}}
+
+
+@pytest.mark.parametrize(
+    ("one", "others", "state"),
+    [
+        (ids("a"), ids("a"), "shared"),
+        (ids("a", series="1.2.3"), ids("b", series="1.2.3"), "shared"),
+        (ids("a", series="1.2.3"), ids("b", series="1.2.4"), "apart"),
+        (ids("a", study="1.2.3"), ids("b", study="1.2.4"), "apart"),
+        (ids(PATIENT), ids("LIDC-IDRI-9999"), "unknown"),  # no such patient
+        (ids(PATIENT), ids("LIDC-IDRI-0003"), "apart"),
+        (ids("anon-" + "a" * 24), ids("anon-" + "b" * 24), "apart"),
+        (ids("anon-" + "a" * 24), ids(PATIENT), "unknown"),
+        (ids("a"), ids("b"), "unknown"),  # two hospitals may call one patient differently
+        (ids("a"), ids("b", series="1.2.4"), "unknown"),
+    ],
+)
+def test_ids_of_one_form_tell_patients_apart_and_others_are_unknown(
+    one: Ids, others: Ids, state: str
+) -> None:
+    assert compare(one, others) == compare(others, one) == state
+
+
+def test_a_public_scan_is_known_by_its_series_alone(tmp_path: Path) -> None:
+    cohort = cohort_of(tmp_path, nodule_with_grain, LABELS[:2], "luna")
+    cohort.nodules["series_uid"] = [SERIES, "1.2.3"]
+    found = ids_of(cohort, ["luna0"])
+    assert PATIENT in found["patient"]
+    assert STUDY in found["study"]
+    assert compare(found, ids(PATIENT)) == "shared"
+    assert PATIENT not in ids_of(cohort, ["luna1"])["patient"]
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    root = tmp_path_factory.mktemp("external")
+    first = cohort_of(root / "a", nodule_with_grain, LABELS)
+    # Its first ten patients are of the first cohort too.
+    second = cohort_of(root / "b", nodule_with_grain, LABELS[:40], "q")
+    renamed = {f"q{number}": f"p{number}" for number in range(10)}
+    for table in (second.series, second.nodules):
+        table["patient_id"] = table["patient_id"].replace(renamed)
+    return probed_elsewhere(root, first, second, shots="16,40")
+
+
+def probed_elsewhere(root: Path, first: Any, second: Any, **changes: Any) -> Recorder:
+    from pipelines.cohort.tables import NODULES, SERIES, write_table
+
+    write_table(second.root / "nodules.parquet", second.nodules, NODULES)
+    write_table(second.root / "series.parquet", second.series, SERIES)
+    own = backbone(root / "weights", holdout=1.0)
+    options = QUESTION | {"test_cohort": str(second.root)} | changes
+    return probed(first, own, root / "runs", **options)
+
+
+def test_patients_of_the_first_cohort_are_left_out_and_the_others_are_unknown(
+    tested: Recorder,
+) -> None:
+    assert tested.metrics["external/n_nodules"] == 30
+    assert tested.metrics["external/n_unknown_patients"] == 30  # names of a table, and no UIDs
+    assert tested.tags["dinox.leak"] == "unknown"
+    assert len(tested.tags["dinox.test_cohort_sha"]) == 64
+
+
+def test_grain_is_known_to_the_dictionary_in_the_other_cohort(tested: Recorder) -> None:
+    assert tested.metrics["external/dictionary_nested_z"] > 2
+    assert tested.metrics["external/dictionary_auroc"] > 0.9
+    assert set(tested.tables["tables/external_question.csv"]["row"]) == {
+        "features",
+        "random",
+        "dictionary",
+        "random_words",
+    }
+    assert {"external/over_random_r2_ci_low", "external/image_diameter_auroc"} <= set(tested.metrics)
+
+
+def test_few_shots_are_drawn_twenty_times_a_point(tested: Recorder) -> None:
+    shots = tested.tables["tables/few_shots.csv"]
+    counts = shots.groupby(["row", "n_nodules"]).size()
+    assert counts.to_dict() == {
+        (row, number): 20 for row in ("features", "random_weights", "dictionary") for number in (16, 40)
+    }
+    means = shots.groupby(["row", "n_nodules"])["auroc"].mean()
+    assert means["dictionary", 40] > 0.8
+    assert tested.metrics["external/dictionary_few_shot_auroc"] == means["dictionary", 40]
+
+
+def test_what_a_backbone_was_trained_on_is_read_from_its_record_or_from_its_cohort(tmp_path: Path) -> None:
+    from pipelines.backbones.folder import open_backbone
+
+    cohort = cohort_of(tmp_path, nodule_with_grain, LABELS[:6])
+    stated = {"patient": ["x"], "study": [], "series": []}
+    assert trained_on(open_backbone(backbone(tmp_path / "s", trained_on=stated)), cohort) == stated
+    assert trained_on(open_backbone(backbone(tmp_path / "n", holdout=0.5)), cohort) is None
+    halves = [
+        trained_on(open_backbone(backbone(tmp_path / half, holdout=half, cohort_sha=cohort.sha256)), cohort)
+        for half in ("half_a", "half_b")
+    ]
+    both = [set(half["patient"]) for half in halves if half is not None]
+    assert both[0] | both[1] == set(cohort.series["patient_id"])
+    assert not both[0] & both[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"shots": "16"}, "shots draw a curve on a test cohort"),
+        ({"shots": "16,x", "test_cohort": "b"}, "shots are whole numbers"),
+        ({"test_cohort": "b", "backbone": "one,two"}, "test_cohort takes one backbone"),
+    ],
+)
+def test_options_of_a_test_cohort_that_do_not_fit_are_refused(options: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ProbeConfig(**options)  # type: ignore[arg-type]
+
+
+def test_matched_nodules_are_two_benign_ones_a_malignant_one_of_like_diameter() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(300) < 0.3).astype(int)
+    diameter = np.exp(rng.normal(2.2, 0.3, 300) + 0.4 * labels)
+    is_matched = matched_by_size(labels, diameter)
+    malignant, benign = (diameter[is_matched & (labels == label)] for label in (1, 0))
+    assert len(benign) == 2 * len(malignant) > 40
+    assert abs(np.log(malignant).mean() - np.log(benign).mean()) < 0.07
+    assert np.log(diameter[labels == 1]).mean() - np.log(diameter[labels == 0]).mean() > 0.3
