@@ -98,12 +98,11 @@ def test_elsewhere(config: ProbeConfig, run: Run, both: Both) -> dict[str, float
     table = evaluate(config, both.nodules, scores, [])
     run.log_table(table, "tables/external.csv")
     print(f"test cohort {config.test_cohort}, nothing fitted on it\n{short_table(table)}")
-    metrics = {name.replace("probe/", "external/"): value for name, value in headline(table).items()}
-    metrics["external/n_unknown_patients"] = float(both.unknown)
+    metrics = headline(table)
     if config.features != "patches":
         answer = ask_frozen(config, both)
         print(answer)
-        metrics |= answer.metrics("external")
+        metrics |= answer.metrics()
         run.log_table(answer.table(), "tables/external_question.csv")
     shots = few_shots(config, both, target)
     if len(shots):
@@ -114,7 +113,8 @@ def test_elsewhere(config: ProbeConfig, run: Run, both: Both) -> dict[str, float
             name = f"external/{PREFIXES.get(point['row'], point['row'] + '_')}few_shot_auroc"
             ends = {"": point["mean"], "_lowest": point["min"], "_highest": point["max"]}
             run.log_metrics({name + end: value for end, value in ends.items()}, step=point["n_nodules"])
-    return metrics
+    found = {f"external/{name.removeprefix('probe/')}": value for name, value in metrics.items()}
+    return found | {"external/n_unknown_patients": float(both.unknown)}
 
 
 def open_together(config: ProbeConfig) -> list[LoadedBackbone]:

@@ -70,15 +70,15 @@ class Answer:
         """Whether the claim holds: p below 0.05, and above the random twins with the interval above 0."""
         return self.rows["features"].p < 0.05 and self.over_random_r2.ci_low > 0
 
-    def metrics(self, group: str = "probe") -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the metrics to log."""
-        found = {f"{group}/{name}": value for name, value in self.rows["features"].columns().items()}
+        found = {f"probe/{name}": value for name, value in self.rows["features"].columns().items()}
         for name, row in self.rows.items():
             if name != "features":
-                found |= {f"{group}/{name}_nested_z": row.z, f"{group}/{name}_partial_r2": row.r2.value}
+                found |= {f"probe/{name}_nested_z": row.z, f"probe/{name}_partial_r2": row.r2.value}
         over = self.over_random_r2
         ends = {"": over.value, "_ci_low": over.ci_low, "_ci_high": over.ci_high}
-        found |= {f"{group}/over_random_r2{end}": value for end, value in ends.items()}
+        found |= {f"probe/over_random_r2{end}": value for end, value in ends.items()}
         if np.isfinite(self.over_diameter_z):
             found["probe/over_diameter_z"] = self.over_diameter_z
         if self.permuted_z:
