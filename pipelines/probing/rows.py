@@ -40,7 +40,7 @@ class Found:
     region: NoduleRegion
     attenuation: Attenuation
 
-    def of_rows(self, rows: NDArray[np.int64]) -> Found:
+    def of_rows(self, rows: NDArray[np.int64]) -> "Found":
         """Return some of the nodules."""
         return Found(
             self.slices_hu[rows],
@@ -48,7 +48,7 @@ class Found:
             Attenuation(*(values[rows] for values in self.attenuation)),
         )
 
-    def and_then(self, other: Found) -> Found:
+    def and_then(self, other: "Found") -> "Found":
         """Return these nodules and, after them, others."""
         regions = zip(astuple(self.region), astuple(other.region), strict=True)
         columns = zip(self.attenuation, other.attenuation, strict=True)
@@ -78,7 +78,7 @@ class Inputs:
 
 def find_nodules(
     config: ProbeConfig, cohort: Cohort, nodules: NoduleSet, diagnosis: pd.DataFrame | None
-) -> Found:
+) -> "Found":
     """Find each nodule on its center slice."""
     wide = among(nodule_set(cohort, config.rule, SPEC, diagnosis=diagnosis), nodules)
     slices_hu = wide.crops_hu[:, 1]
