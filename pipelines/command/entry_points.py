@@ -41,7 +41,7 @@ class EntryPoint:
 _LIST = (
     EntryPoint(
         "prepare",
-        "CT in: DICOM, NIfTI, MetaImage, NRRD or PNG to a cohort of HU volumes and tables; refuses what it cannot read",
+        "CT in, of any format (`docs/cohorts.md`), to a cohort of HU volumes and tables; refuses what it cannot read",
         "pipelines.ingest.config:PrepareConfig",
         "pipelines.prepare:run_prepare",
     ),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-FolderFormat = Literal["auto", "dicom", "nifti", "metaimage", "nrrd", "png"]
+FolderFormat = Literal["auto", "dicom", "nifti", "metaimage", "nrrd", "npy", "png"]
 SourceFormat = Literal[FolderFormat, "hub"]
 Axes = Literal["lps", "ras", "voxel"]
 Coordinates = Literal["by_name", Axes]
@@ -53,5 +53,5 @@ class PrepareConfig:
             raise ValueError(
                 f"{self.cohort} is the phantom's cohort; name another for this source as cohort=DIR"
             )
-        if not self.source and self.from_ in ("nifti", "metaimage", "nrrd", "png"):
+        if not self.source and self.from_ in ("nifti", "metaimage", "nrrd", "npy", "png"):
             raise ValueError(f"from={self.from_} needs a source; name the folder as source=DIR")

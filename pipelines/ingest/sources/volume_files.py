@@ -1,4 +1,4 @@
-"""Files that hold a whole volume (NIfTI, MetaImage, NRRD) as a source: one file, or a folder of them."""
+"""Files that hold a whole volume (NIfTI, MetaImage, NRRD, NumPy) as a source: one file, or a folder of them."""
 
 import os
 import re
@@ -20,10 +20,11 @@ from transforms.dicom.tree import walk_files
 from transforms.metaimage import metaimage_files, read_metaimage
 from transforms.nifti import nifti_files, read_nifti
 from transforms.nrrd import nrrd_files, read_nrrd
+from transforms.numpy_file import numpy_files, read_numpy
 from transforms.refusal import RefusedFile, SeriesRefusedError
 from transforms.volume_file import FileVolume
 
-VolumeFormat = Literal["nifti", "metaimage", "nrrd"]
+VolumeFormat = Literal["nifti", "metaimage", "nrrd", "npy"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ FORMATS: dict[VolumeFormat, _Format] = {
     "nifti": _Format("NIfTI", (".nii.gz", ".nii", ".hdr", ".hdr.gz"), nifti_files, read_nifti),
     "metaimage": _Format("MetaImage", (".mha", ".mhd"), metaimage_files, read_metaimage),
     "nrrd": _Format("NRRD", (".nrrd", ".nhdr"), nrrd_files, read_nrrd),
+    "npy": _Format("NumPy", (".npy",), numpy_files, read_numpy),
 }
 """By the endings of names, in whatever case: files of two parts are known by their header."""
 PATCH_BELOW_MM = (100.0, 150.0, 150.0)

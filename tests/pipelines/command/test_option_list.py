@@ -40,7 +40,7 @@ def test_help_lists_every_option_of_a_recipe_with_its_value() -> None:
 
 def test_a_trailing_underscore_is_not_shown() -> None:
     lines = describe("prepare", PrepareConfig()).splitlines()
-    assert "  --from auto|dicom|nifti|metaimage|nrrd|png|hub = auto" in lines
+    assert "  --from auto|dicom|nifti|metaimage|nrrd|npy|png|hub = auto" in lines
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])

@@ -1,5 +1,6 @@
 """The format of a source is found by itself, and the same scan is the same volume through every door."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,11 +29,24 @@ def image(write_ct_series: Writer, tmp_path: Path) -> SimpleITK.Image:
     return SimpleITK.ReadImage([str(file) for file in sorted(files, key=lambda file: file.name[-5])])
 
 
-NAMES = ("v.mha", "v.mhd", "v.nrrd", "v.nhdr", "v.nii.gz", "v.NII.GZ", "v.hdr")
+def write_npy(image: SimpleITK.Image, path: Path) -> None:
+    """The array as SimpleITK gives it, index (k, j, i), and its description."""
+    np.save(path, SimpleITK.GetArrayFromImage(image))
+    corner = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
+    ends = [
+        image.TransformIndexToPhysicalPoint(tuple(int(a == axis) for a in range(3))) for axis in (2, 1, 0)
+    ]
+    lps = np.column_stack([*(np.array(end) - corner for end in ends), corner])
+    affine = np.vstack([np.diag([-1, -1, 1]) @ lps, [0, 0, 0, 1]])
+    description = {"affine_ras": affine.ravel().tolist(), "unit": "HU"}
+    path.with_suffix(".json").write_text(json.dumps(description))
+
+
+NAMES = ("v.mha", "v.mhd", "v.nrrd", "v.nhdr", "v.nii.gz", "v.NII.GZ", "v.hdr", "v.npy")
 
 
 @pytest.mark.parametrize(
-    ("axes", "names"), [("LPS", NAMES), ("RAS", NAMES[::2]), ("SAL", NAMES[::2])], ids=["LPS", "RAS", "SAL"]
+    ("axes", "names"), [("LPS", NAMES), ("RAS", NAMES[::2]), ("SAL", NAMES[1::2])], ids=["LPS", "RAS", "SAL"]
 )
 def test_one_scan_is_the_same_volume_in_every_format_found_by_itself(
     axes: str, names: tuple[str, ...], image: SimpleITK.Image, tmp_path: Path
@@ -42,8 +56,11 @@ def test_one_scan_is_the_same_volume_in_every_format_found_by_itself(
     for name in names:
         folder = tmp_path / f"s-{name}"
         folder.mkdir()
-        written = folder / name.lower()
-        SimpleITK.WriteImage(SimpleITK.DICOMOrient(image, axes), written, useCompression=name != "v.mhd")
+        written, oriented = folder / name.lower(), SimpleITK.DICOMOrient(image, axes)
+        if name == "v.npy":
+            write_npy(oriented, written)
+        else:
+            SimpleITK.WriteImage(oriented, written, useCompression=name != "v.mhd")
         written.rename(folder / name)
         for source in (folder, folder / name)[: 2 if axes == "LPS" else 1]:
             done = prepared(source, tmp_path / f"c-{name}")
