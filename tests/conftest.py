@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,12 @@ from pipelines.phantom.shapes import Grid, sphere_coverage
 from pipelines.phantom.source import write_phantom
 from tests.phantom_questions import paint
 from tests.processes import OpenProcess, opening_processes
+
+# Examples may take any time: a busy machine is no finding.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

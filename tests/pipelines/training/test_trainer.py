@@ -141,7 +141,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loader_to_the_training(
     for loader in loaders:
         os.kill(loader.pid, number)
     assert sum(1 for _ in stream) == 99
-    assert not any(loader.is_alive() for loader in loaders)
+    wait_until(lambda: not any(loader.is_alive() for loader in loaders))
 
 
 def test_loader_processes_end_when_their_parent_insists() -> None:
