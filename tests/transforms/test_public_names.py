@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from monai.transforms import MapTransform, Transform
@@ -54,10 +55,16 @@ def test_every_transform_brings_what_it_needs() -> None:
     assert {"torch", "monai"} <= set(heavy_after(forgetting))
 
 
-def test_a_name_that_is_not_there_is_an_error_as_for_any_module() -> None:
+@pytest.mark.parametrize("package", ["transforms", "transforms.dicom"])
+def test_a_name_that_is_not_there_is_an_error_as_for_any_module(package: str) -> None:
     with pytest.raises(ImportError, match="cannot import name 'LoadDicomSerie'"):
-        exec("from transforms import LoadDicomSerie")
-    assert not hasattr(transforms, "LoadDicomSerie")
+        exec(f"from {package} import LoadDicomSerie")
+    assert not hasattr(import_module(package), "LoadDicomSerie")
+
+
+@pytest.mark.parametrize("name", ["LoadDicomSeries", "LoadDicomSeriesd", "SeriesRefusedError", "read_series"])
+def test_what_the_reader_once_exported_itself_is_still_found_there(name: str) -> None:
+    assert getattr(import_module("transforms.dicom"), name) is getattr(transforms, name)
 
 
 def test_what_a_worker_imports_brings_no_monai() -> None:
