@@ -34,6 +34,7 @@ class Target:
         prior: One share of positives for all scores that are ranked together, see `probes.heads.linear.cross_fit`.
         rating: Graded target for a ridge, (N,); None: a logistic regression is fitted to the labels.
         seed: Of inner folds.
+        is_signed: Whether the rating may fall with the label, as no rating of malignancy does.
     """
 
     labels: Ints
@@ -41,6 +42,7 @@ class Target:
     prior: float | None = None
     rating: Floats | None = None
     seed: int = 0
+    is_signed: bool = False
 
     def score(self, parts: Parts, factory: Factory | None = None) -> Floats:
         """Return one out-of-fold score a nodule, (N,); NaN where no part tests it.
@@ -82,7 +84,7 @@ class Target:
     def _linear(self, n_unpenalized: int = 0) -> Probe[Any]:
         if self.rating is None:
             return LinearProbe(n_unpenalized=n_unpenalized, seed=self.seed)
-        return RidgeProbe(n_unpenalized)
+        return RidgeProbe(n_unpenalized, self.is_signed)
 
     def _pooled(self, parts: Parts, factory: Factory | None, linear: Factory) -> Floats:
         pooled = np.full(len(self.labels), np.nan)
@@ -129,6 +131,11 @@ def score_permuted(
     return found
 
 
+def as_pairs(folds: Pairs) -> list[tuple[Ints, Ints]]:
+    """Return folds as training and test rows."""
+    return [(fold.train, fold.test) if isinstance(fold, Fold) else fold for fold in folds]
+
+
 def of_repeat(folds: Pairs, repeat: int, repeats: int) -> Pairs:
     """Return the folds of one repeat."""
     own = len(folds) // repeats
@@ -149,7 +156,7 @@ def permutation(labels: Ints, patient_ids: npt.NDArray[Any], folds: Pairs, seed:
     Raises:
         TooFewError: If none leaves two patients of each class (or one, as the labels do) in every training fold.
     """
-    trained = [fold.train if isinstance(fold, Fold) else fold[0] for fold in folds]
+    trained = [train for train, _ in as_pairs(folds)]
 
     def rarest(permuted: Ints) -> int:
         """Fewest patients that any class has in any training fold."""

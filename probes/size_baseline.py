@@ -24,8 +24,8 @@ STRATA_MM = {
 }
 """Smallest and largest diameter, mm, both included. Size decides less inside 6-15 mm: the honest stratum."""
 
-_ORDINAL = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "texture")
-_SOFT_TISSUE, _NOT_CALCIFIED = 1, 6
+ORDINAL = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "texture")
+SOFT_TISSUE, NOT_CALCIFIED = 1, 6
 
 
 def score_by_stratum(
@@ -93,9 +93,9 @@ def mean_characteristics(annotations: pd.DataFrame, nodules: pd.DataFrame) -> Fl
         raise UnmeasurableError(
             "the nodules carry no cluster_id, so it is not known which readers' marks are theirs"
         )
-    ratings = annotations[list(_ORDINAL)].astype(np.float64)
-    ratings["soft_tissue"] = annotations["internalStructure"] == _SOFT_TISSUE
-    ratings["not_calcified"] = annotations["calcification"] == _NOT_CALCIFIED
+    ratings = annotations[list(ORDINAL)].astype(np.float64)
+    ratings["soft_tissue"] = annotations["internalStructure"] == SOFT_TISSUE
+    ratings["not_calcified"] = annotations["calcification"] == NOT_CALCIFIED
     if "annotation_ids" in nodules:
         marks = (
             nodules["annotation_ids"].explode().rename("annotation_id").rename_axis("nodule").reset_index()

@@ -70,8 +70,9 @@ class ProbeConfig(FoldedProbe):
     features: FeatureName = "class_token"
     head: HeadName = "logistic"
     target: str = ""
-    """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are.
-    "" takes ratings of crops where every nodule has one and the rule sums them up. The AUROC is against the label."""
+    """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are;
+    else a column of the table of nodules, of two values, numbers or names. "" takes ratings of crops where every nodule
+    has one and the rule sums them up. The AUROC is against the label, or against a column of two values."""
     n_bootstrap: PositiveInt = 2000
     draws: PositiveInt = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""
@@ -88,6 +89,8 @@ class ProbeConfig(FoldedProbe):
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
             )
+        if self.test_cohort and self.target not in ("", "rating", "label"):
+            raise ValueError(f"a test cohort is scored by rating or label, not by target={self.target}")
         if self.test_cohort and ("," in self.backbone or self.head != "logistic"):
             raise ValueError("test_cohort takes one backbone and head=logistic")
         if not all(

@@ -44,6 +44,26 @@ def calibration_figure(labels: Ints, probabilities: Floats, bins: int = 8) -> Fi
     return figure
 
 
+def forest_figure(known: pd.DataFrame) -> Figure:
+    """Draw the partial Spearman correlation with each characteristic, with interval, of every row."""
+    names, rows = known["characteristic"].unique().tolist(), known["row"].unique().tolist()
+    figure = Figure(figsize=(7, 1.2 + 0.75 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for number, row in enumerate(rows):
+        own = known[known["row"] == row].set_index("characteristic").loc[names]
+        place = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * 0.18
+        value = own["partial_spearman"].to_numpy()
+        ends = (value - own["partial_spearman_ci_low"], own["partial_spearman_ci_high"] - value)
+        label = row.replace("_", " ").replace("random", "random weights", row == "random")
+        axis.errorbar(value, place, xerr=np.array(ends), fmt="o", markersize=4, capsize=2, label=label)
+    axis.axvline(0, color="gray", linestyle=":")
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(xlabel="partial Spearman correlation beyond size and attenuation, 95% interval over patients")
+    figure.legend(loc="outside upper center", ncols=len(rows), fontsize=8)
+    return figure
+
+
 def few_shot_figure(shots: pd.DataFrame) -> Figure:
     """Draw the AUROC on the test cohort against the number of nodules fitted on: mean and range of the draws."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")

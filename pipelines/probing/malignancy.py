@@ -7,15 +7,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
+from pipelines.cohort.folder import Cohort
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
+from pipelines.nodule.reader_marks import marks_of
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts
-from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure
+from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure, forest_figure
 from pipelines.probing.folds import FoldPlan, fold_plan
-from pipelines.probing.question import ask, rating_of
+from pipelines.probing.known import ask_known, known_metrics, known_text, other_reader
+from pipelines.probing.question import ask
 from pipelines.probing.reading import FrozenFeatures
-from pipelines.probing.rows import Inputs, find_nodules, gather_inputs, score_rows
+from pipelines.probing.rows import Found, Inputs, find_nodules, gather_inputs, score_rows
 from pipelines.probing.setup import (
     ProbeError,
     account,
@@ -26,6 +29,7 @@ from pipelines.probing.setup import (
     short_table,
     tag_probe,
 )
+from pipelines.probing.target import RATED, aim_of, column_metrics
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -35,8 +39,6 @@ from probes.heads.mlp import MlpProbe
 from probes.scoring import Factory, Permuted, Target, score_permuted
 from transforms.nodule_crop import CropSpec
 
-RATED = ("consensus", "article", "luna_fmcib")
-"""Rules whose label sums up the readers' ratings."""
 PERMUTATIONS = 20
 """Of the labels; one for a head that is slow to train."""
 
@@ -49,6 +51,8 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
     report_unknown_diameters(nodules)
+    aim = aim_of(config, nodules)
+    nodules = aim.nodules
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     every_fold = [fold for plan in plans for fold in plan.folds]
     tested = account(run, nodules, every_fold)
@@ -61,7 +65,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     run.set_tags(names_of(backbones))
     found = find_nodules(config, cohort, nodules, diagnosis)
     inputs = gather_inputs(config, cohort, found, readers, [plan.folds for plan in plans], diagnosis)
-    target = target_of(config, nodules, tested)
+    target = aim.target(config, tested)
     factory = probe_factory(config.head, config.seed, config.device)
     scores = score_rows(inputs, target, nodules, found, factory)
     table = evaluate(config, nodules, scores, shuffled(config, target, inputs, factory))
@@ -72,7 +76,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
         meaning = "LIDC ratings are readers' suspicion, not cancer"
     print(f"{meaning}; intervals are over patients, conditional on training.")
     if config.features != "patches":  # The test needs one vector per nodule.
-        answer = ask(config, nodules, inputs, found)
+        answer = ask(config, nodules, inputs, found, aim.asked)
         if answer is not None:
             print(answer)
             metrics |= answer.metrics()
@@ -80,6 +84,8 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
                 run.set_tags({Tag.LEAK: "features hold the rating"})
                 print("leak (features hold the rating): no image predicts the readers so well")
             run.log_table(answer.table(), "tables/question.csv")
+            metrics |= what_is_known(config, run, cohort, nodules, inputs, found, target)
+    metrics |= column_metrics(config, aim, inputs, found)
     if config.test_cohort:
         metrics |= test_elsewhere(config, run, join_cohorts(config, cohort, readers[0], found, diagnosis))
     run.log_metrics(metrics)
@@ -90,10 +96,41 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
 
 
+def what_is_known(
+    config: ProbeConfig,
+    run: Run,
+    cohort: Cohort,
+    nodules: NoduleSet,
+    inputs: Inputs,
+    found: Found,
+    target: Target,
+) -> dict[str, float]:
+    """Ask for the readers' characteristics, print and log what was found, and return its metrics."""
+    marks = marks_of(cohort, nodules.table)
+    if marks.empty:
+        return {}
+    known = ask_known(config, nodules, inputs, found, target, marks)
+    metrics = known_metrics(known) | other_reader(config, nodules, inputs.pixels, marks)
+    if len(known):
+        print(known_text(known))
+        run.log_table(known, "tables/known.csv")
+        run.log_figure(forest_figure(known), "figures/known.png")
+    if "probe/other_reader_auroc" in metrics:
+        n, alone, gain = (
+            metrics[f"probe/{name}"]
+            for name in ("other_reader_n_nodules", "other_reader_auroc", "other_reader_gain_over_diameter")
+        )
+        print(
+            f"ceiling, one other reader's marks on {n:.0f} nodules: AUROC {alone:.3f}, with diameter {gain:+.3f}"
+        )
+    return metrics
+
+
 def test_elsewhere(config: ProbeConfig, run: Run, both: Both) -> dict[str, float]:
     """Score the test cohort with what was fitted on the first, print and log it, and return its metrics."""
     run.set_tags({Tag.TEST_COHORT_SHA: both.sha256} | ({Tag.LEAK: "unknown"} if both.unknown else {}))
-    target = target_of(config, both.nodules, both.fold[0])
+    aim = aim_of(config, both.nodules)
+    target = aim.target(config, both.fold[0])
     scores = score_rows(both.inputs, target, both.nodules, both.found)
     table = evaluate(config, both.nodules, scores, [])
     run.log_table(table, "tables/external.csv")
@@ -153,24 +190,6 @@ def refuse_shared(plans: Sequence[FoldPlan]) -> None:
             f"{shared} nodules are tested by several backbones; cross-fit backbones whose"
             " held-out patients differ, such as holdout=half_a and holdout=half_b"
         )
-
-
-def target_of(config: ProbeConfig, nodules: NoduleSet, tested: NDArray[np.int64]) -> Target:
-    """Return what the rows are fitted to: the readers' mean rating where there is one, or the label.
-
-    Raises:
-        ProbeError: If ratings are asked for that not every nodule has.
-    """
-    has_ratings = all(len(one) for one in nodules.table["malignancy_ratings"])
-    is_rating = config.target == "rating"
-    if is_rating and not has_ratings:
-        raise ProbeError("target=rating needs readers' ratings of every nodule; use target=label")
-    if not config.target and config.head == "logistic" and config.input == "crop":
-        is_rating = has_ratings and config.rule in RATED
-    rating = rating_of(nodules) if is_rating else None
-    # Scores are ranked together, so all folds share one prior.
-    prior = float(nodules.labels[tested].mean())
-    return Target(nodules.labels, nodules.patient_ids, prior, rating, config.seed)
 
 
 def shuffled(config: ProbeConfig, target: Target, inputs: Inputs, factory: Factory | None) -> list[Permuted]:

@@ -3,6 +3,7 @@
 Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +17,8 @@ from pipelines.probing.rows import TWINS, Found, Inputs
 from probes.partial.base import Attenuation, base_matrix, natural_spline
 from probes.partial.cross_fit import Part
 from probes.partial.effect import partial_effect, r2_over_twins
-from probes.partial.nested import NestedResult, nested_test
-from probes.scoring import Pairs, Parts, of_repeat
-from probes.splits import Fold as Split
+from probes.partial.nested import NestedResult, nested_tests
+from probes.scoring import Pairs, Parts, as_pairs, of_repeat
 from probes.statistics.estimate import Estimate
 
 BASELINE_DRAWS = 999
@@ -163,17 +163,29 @@ class Question:
         """Return the folds that test something as indices into the nodules that are asked about."""
         place = np.full(self.n, -1)
         place[self.rows] = np.arange(len(self.rows))
-        pairs = [(fold.train, fold.test) if isinstance(fold, Split) else fold for fold in folds]
-        found = [(place[train][place[train] >= 0], place[test][place[test] >= 0]) for train, test in pairs]
+        found = [
+            (place[train][place[train] >= 0], place[test][place[test] >= 0])
+            for train, test in as_pairs(folds)
+        ]
         return [(train, test) for train, test in found if len(test)]
 
     def test(self, parts: Parts, draws: int, order: NDArray[np.int64] | None = None) -> NestedResult:
         """Run the test on a row; with an order, each nodule has the features of another."""
+        return self.tests(parts, draws, [self.rating], order)[0]
+
+    def tests(
+        self,
+        parts: Parts,
+        draws: int,
+        ratings: Sequence[NDArray[np.float64]],
+        order: NDArray[np.int64] | None = None,
+    ) -> list[NestedResult]:
+        """Run the test of a row on several ratings, (m,) each."""
         rows = self.rows if order is None else self.rows[order]
         made = [
             Part(np.asarray(features, dtype=np.float64)[rows], self.among(folds)) for features, folds in parts
         ]
-        return nested_test(made, self.rating, self.base, self.patients, draws, self.seed)
+        return nested_tests(made, ratings, self.base, self.patients, draws, self.seed)
 
     def permuted(self, parts: Parts, repeats: int) -> tuple[float, ...]:
         """Return z of features that nodules of one tenth of the diameters exchange, each in one repeat's folds."""
@@ -194,7 +206,13 @@ class Question:
         return RowAnswer(result.z, result.p, effect.spearman, effect.r2)
 
 
-def ask(config: ProbeConfig, nodules: NoduleSet, inputs: Inputs, found: Found) -> Answer | None:
+def ask(
+    config: ProbeConfig,
+    nodules: NoduleSet,
+    inputs: Inputs,
+    found: Found,
+    rating: NDArray[np.float64],
+) -> Answer | None:
     """Run the primary test on the features of the backbone, of random weights, and of the dictionaries.
 
     Args:
@@ -202,11 +220,12 @@ def ask(config: ProbeConfig, nodules: NoduleSet, inputs: Inputs, found: Found) -
         nodules: Nodules of the probe.
         inputs: Of the rows, one vector a nodule.
         found: The nodules in their images.
+        rating: What is asked about, (n,).
 
     Returns:
         None, after printing why, if a training fold holds too few nodules for the base.
     """
-    question = Question.of(config, nodules, found, rating_of(nodules, config.target))
+    question = Question.of(config, nodules, found, rating)
     needed, fewest = 2 * question.base.shape[1], question.fewest(inputs.features)
     if fewest < needed:
         print(f"the primary question needs {needed} nodules in every training fold; one holds {fewest}")

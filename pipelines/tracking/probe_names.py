@@ -121,6 +121,36 @@ PROBES = (
         AUROC,
         "fitted on as many nodules as the step says, scored on the test cohort: mean of 20 draws, lowest, highest",
     ),
+    Metric(
+        "probe/other_reader_{,with_diameter_}auroc" + CI + STRATUM,
+        AUROC,
+        "of the marks of one reader, for what three others rated: a ceiling",
+    ),
+    Metric(
+        "probe/other_reader_gain_over_diameter{,_ci_low,_ci_high,_p}" + STRATUM,
+        "AUROC; p",
+        "with diameter, minus it",
+    ),
+    Metric("probe/other_reader_n_nodules", COUNT, "nodules with four readers"),
+    Metric(
+        "known/{calcification,texture,spiculation,lobulation,margin,sphericity}_{nested_z,nested_p}",
+        "standard deviations; p",
+        "the primary test with this characteristic in the rating's place",
+    ),
+    Metric(
+        "known/{calcification,texture,spiculation,lobulation,margin,sphericity}_partial_spearman" + CI,
+        "-1 .. 1",
+        "rank correlation of predicted and observed characteristic, beyond size and attenuation",
+    ),
+    Metric("known/calcification_auroc" + CI, AUROC, "for the calcification that most readers saw"),
+    Metric(
+        "probe/{,random_}target_spearman" + CI,
+        "-1 .. 1",
+        "rank correlation of a column and its out-of-fold prediction",
+    ),
+    Metric(
+        "probe/{,random_}target_auroc", AUROC, "of a column's classes, each against the others: their mean"
+    ),
     Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),
     Metric(
         "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,

@@ -46,9 +46,11 @@ class RidgeProbe:
 
     Attributes:
         n_unpenalized: As in `LinearProbe`.
+        is_signed: Let the evidence fall with a target that falls with the label.
     """
 
     n_unpenalized: int = 0
+    is_signed: bool = False
 
     def fit(self, samples: Rated, labels: npt.ArrayLike, patient_ids: npt.ArrayLike) -> Self:
         """Fit target and calibration.
@@ -66,7 +68,8 @@ class RidgeProbe:
         self.mean_, self.scale_ = mean_and_scale(x)
         x = (x - self.mean_) / self.scale_
         free = np.column_stack([np.ones(len(x)), x[:, x.shape[1] - self.n_unpenalized :]])
-        span, _ = np.linalg.qr(free)
+        span, sizes, _ = np.linalg.svd(free, full_matrices=False)
+        span = span[:, sizes > 1e-10 * sizes[0]]  # a size that is the same for all is no direction of its own
         shrunk = x[:, : x.shape[1] - self.n_unpenalized]
         shrunk_left, y_left = (values - span @ (span.T @ values) for values in (shrunk, y))
         left, singular, right = np.linalg.svd(shrunk_left, full_matrices=False)
@@ -75,7 +78,7 @@ class RidgeProbe:
         rotated = left.T @ y_left
         shrink = singular**2 / (singular**2 + PENALTIES[:, None])
         left_over = y_left @ y_left - (1 - (1 - shrink) ** 2) @ rotated**2
-        freedom = len(x) - free.shape[1] - shrink.sum(1)
+        freedom = len(x) - span.shape[1] - shrink.sum(1)
         best = int(np.argmin(np.where(freedom > 0, left_over / np.maximum(freedom, 1e-9) ** 2, np.inf)))
         self.penalty_ = float(PENALTIES[best])
         penalized = right.T @ (shrink[best] * rotated / singular)
@@ -103,6 +106,6 @@ class RidgeProbe:
             column = ((without_itself - center) / spread)[:, None]
             start = np.array([0.0, logit(truth.mean())])
             slope, offset = fit_logistic(column, truth.astype(np.float64), np.array([1e-3]), start)
-            if slope > 0:
+            if slope > 0 or (self.is_signed and slope < 0):
                 self.slope_ = float(slope) / spread
                 self.neutral_ = center - float(offset - start[1]) / self.slope_

@@ -70,13 +70,29 @@ def nested_test(
     Raises:
         ValueError: If shapes do not agree or a number is not finite.
     """
+    return nested_tests(parts, [rating], base, patient_ids, draws, seed)[0]
+
+
+def nested_tests(
+    parts: Sequence[Part],
+    ratings: Sequence[npt.ArrayLike],
+    base: npt.ArrayLike,
+    patient_ids: npt.ArrayLike,
+    draws: int = 9999,
+    seed: int = 0,
+) -> list[NestedResult]:
+    """Run `nested_test` on several ratings; the features are decomposed once for all."""
     z_base = finite_features(base)
-    y = finite_scores(rating, len(z_base))
-    patient = patient_index(patient_ids, len(y))
-    fitted = [
-        [fit_fold(finite_features(p.features, len(y)), z_base, *fold) for fold in p.folds] for p in parts
-    ]
-    pools = len(parts) > 1
+    n = len(z_base)
+    patient = patient_index(patient_ids, n)
+    fitted = [[fit_fold(finite_features(p.features, n), z_base, *fold) for fold in p.folds] for p in parts]
+    return [_tested(fitted, finite_scores(y, n), z_base, patient, draws, seed) for y in ratings]
+
+
+def _tested(
+    fitted: Sequence[Sequence[FittedFold]], y: Floats, base: Floats, patient: Ints, draws: int, seed: int
+) -> NestedResult:
+    pools = len(fitted) > 1
     times: Ints = np.bincount(np.concatenate([f.test for folds in fitted for f in folds]), minlength=len(y))
     predicted, observed, products = _averaged(fitted, y, times, pools)
     tested = times > 0
@@ -84,7 +100,7 @@ def nested_test(
         return NestedResult(0.0, 1.0, np.where(tested, 0.0, np.nan), observed, np.zeros(0))
     of_patient = np.bincount(patient[tested], products[tested], int(patient.max()) + 1).astype(np.float64)
     statistic = float(over_patients(of_patient[None])[0])
-    whole = without_base(y, z_base)
+    whole = without_base(y, base)
     flips = [
         (fold, Targets.by_patient(fold, whole, patient), _sums(patient[fold.test], times[fold.test]))
         for folds in fitted

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -32,15 +33,44 @@ def nodule_with_grain(number: int) -> np.ndarray:
     return volume.T
 
 
+def marks_of_grain(_: object, nodules: pd.DataFrame) -> pd.DataFrame:
+    """Four readers a nodule, who see the grain as spiculation and malignancy, and nothing else."""
+    generator = np.random.default_rng(0)
+    rows = np.repeat(np.arange(len(nodules)), 4)
+    label = np.repeat(nodules["is_malignant"].to_numpy(dtype=int), 4)
+    names = ("subtlety", "texture", "lobulation", "margin", "sphericity")
+    marks = {name: generator.integers(1, 6, len(rows)) for name in names}
+    marks |= {"spiculation": 1 + 3 * label + generator.integers(0, 2, len(rows)), "internalStructure": 1}
+    marks |= {"calcification": np.where(label == 1, 3, 6), "malignancy": 2 + 2 * label}
+    return pd.DataFrame(marks | {"row": rows})
+
+
 @pytest.fixture(scope="module")
 def grained(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
     root = tmp_path_factory.mktemp("grained")
-    return probed(
-        cohort_of(root, nodule_with_grain, LABELS),
-        backbone(root / "b", holdout=1.0),
-        root / "runs",
-        **QUESTION,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.probing.malignancy.marks_of", marks_of_grain)
+        own = backbone(root / "b", holdout=1.0)
+        return probed(cohort_of(root, nodule_with_grain, LABELS), own, root / "runs", **QUESTION)
+
+
+def test_characteristics_that_the_grain_shows_are_known_and_others_are_not(grained: Recorder) -> None:
+    known = grained.tables["tables/known.csv"].set_index(["row", "characteristic"])
+    words = known.loc["dictionary"]
+    assert words.loc["spiculation", "nested_z"] > 3
+    assert words.loc["calcification", "nested_z"] > 3
+    assert words.loc["calcification", "auroc"] > 0.9
+    assert np.isnan(words.loc["spiculation", "auroc"])
+    for name in ("texture", "lobulation", "margin", "sphericity"):
+        assert abs(words.loc[name, "partial_spearman"]) < 0.5
+    assert grained.metrics["known/spiculation_nested_z"] == known.loc[("features", "spiculation"), "nested_z"]
+    assert "known/calcification_auroc_ci_low" in grained.metrics
+
+
+def test_the_marks_of_one_reader_are_a_ceiling(grained: Recorder) -> None:
+    assert grained.metrics["probe/other_reader_n_nodules"] == N
+    assert grained.metrics["probe/other_reader_auroc"] == 1.0  # he sees what the others rate
+    assert grained.metrics["probe/other_reader_gain_over_diameter"] > 0.3
 
 
 def test_grain_that_size_and_hu_do_not_show_is_known_to_the_dictionary(grained: Recorder) -> None:

@@ -53,6 +53,14 @@ def test_columns_without_a_penalty_are_fitted_as_by_least_squares() -> None:
     np.testing.assert_allclose(found, design @ np.linalg.lstsq(design, samples.target, rcond=None)[0])
 
 
+def test_a_size_that_is_the_same_for_all_changes_nothing() -> None:
+    samples, labels, patients = graded()
+    sized = Rated(np.column_stack([samples.features, np.full(150, 2.1)]), samples.target)
+    alone = RidgeProbe().fit(samples, labels, patients)
+    beside = RidgeProbe(n_unpenalized=1).fit(sized, labels, patients)
+    np.testing.assert_allclose(beside.decision_function(sized), alone.decision_function(samples), atol=1e-9)
+
+
 def test_a_graded_target_says_more_than_its_upper_third() -> None:
     areas = {True: [], False: []}
     for seed in range(5):
@@ -77,3 +85,14 @@ def test_features_that_say_nothing_score_one_half_and_never_less_by_their_calibr
         scores = cross_fit(RidgeProbe, Rated(noise, samples.target), labels, patients, folds)
         areas.append(auroc_with_interval(labels, scores, patients, 20).value)
     assert np.mean(areas) == pytest.approx(0.5, abs=0.04 if say == "noise" else 1e-12)
+
+
+def test_a_target_that_falls_with_the_label_is_read_backward_only_if_asked() -> None:
+    samples, labels, patients = graded()
+    falling = Rated(samples.features, -samples.target)
+    assert RidgeProbe().fit(falling, labels, patients).slope_ == 0
+    signed = RidgeProbe(is_signed=True).fit(falling, labels, patients)
+    upright = RidgeProbe().fit(samples, labels, patients)
+    np.testing.assert_allclose(
+        signed.decision_function(falling), upright.decision_function(samples), atol=1e-9
+    )
