@@ -1,6 +1,7 @@
 """Rules of the project: direction of imports, no cycle, sizes, who may call MLflow, one list of packages."""
 
 import ast
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -183,6 +184,41 @@ def test_files_and_functions_stay_readable() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 60, f"{source.relative_to(ROOT)}:{node.name} has {length} lines"
+
+
+TOP_LEVEL = {
+    *(
+        ".ci",
+        ".gitignore",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "MLproject",
+        "Makefile",
+        "README.md",
+    ),
+    *(
+        "benchmarks",
+        "constraints.txt",
+        "docs",
+        "mlflow_projects",
+        "models",
+        "pipelines",
+        "probes",
+        "pyproject.toml",
+    ),
+    *("tests", "transforms"),
+}
+
+
+def test_nothing_else_is_kept_in_git_and_no_link() -> None:
+    """A link to somebody's folder of cohorts was once committed: in a fresh clone it leads nowhere."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git, or not a clone")
+    files = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
+    assert {path.partition("/")[0] for *_, path in files} <= TOP_LEVEL
+    assert {mode for mode, *_ in files} <= {"100644", "100755"}
 
 
 def test_mlflow_builds_an_environment_of_the_same_packages() -> None:
