@@ -6,17 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines.campaign.spec import ArmSpec, CampaignError, CampaignSpec
-from pipelines.cohort.folder import Cohort
+from pipelines.cohort.union import open_cohorts
 from pipelines.command.cli import resolve, run_entry_point
 from pipelines.command.config import RecipeError, find_recipe, flatten, nested, read_yaml
 from pipelines.command.entry_points import ENTRY_POINTS, EntryPoint
-from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.ingest.default_cohort import make_missing
 from pipelines.tracking.arms import NAME, ArmRecord
 from pipelines.tracking.names import Tag
 
@@ -202,8 +201,8 @@ def check_arguments(
             raise RecipeError(f"{error} (arm {arm}, {entry_point})") from error
         configurations.append({"recipe": recipe} | flatten(nested(config)))
     for cohort in cohorts:
-        ensure_cohort(Path(cohort))
-        Cohort.open(Path(cohort))
+        make_missing(cohort)
+        open_cohorts(cohort)
     return list(json.loads(json.dumps(configurations, default=str)))
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pipelines.cohort.union import cohort_roots
+
 PHANTOM = "cohorts/phantom"
 WALLS: dict[str, dict[str, float]] = {
     "cohorts/wall": {},
@@ -10,6 +12,12 @@ WALLS: dict[str, dict[str, float]] = {
 }
 """The slices of the wall study; where bodies grow more too; where organs do not grow."""
 EMBEDDED = (PHANTOM, *WALLS)
+
+
+def make_missing(cohorts: str) -> None:
+    """Make those of the cohorts that an option names that are ours and do not exist."""
+    for root in cohort_roots(cohorts):
+        ensure_cohort(root)
 
 
 def ensure_cohort(root: Path) -> None:

@@ -1,5 +1,6 @@
 """Configuration of a pretraining run: recipes set these keys."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
 from transforms.views.config import ViewConfig
 
+_WEIGHTS = r"(?=.*[1-9])[0-9]*\.?[0-9]+(,[0-9]*\.?[0-9]+)*"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -59,6 +61,9 @@ class PretrainConfig:
     """A pretraining run; a step is always an optimizer update."""
 
     cohort: str = "cohorts/phantom"
+    """A cohort, or several with commas between; patients are held out by the hash of their id in all of them."""
+    cohort_weights: str = ""
+    """Shares of the samples by cohort, such as 1,9; "" draws every slice of all cohorts equally often."""
     seed: NonNegativeInt = 0
     steps: PositiveInt = 100_000
     batch_size: PositiveInt = 64
@@ -102,6 +107,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations that do not work."""
+        if self.cohort_weights and not re.fullmatch(_WEIGHTS, self.cohort_weights):
+            raise ValueError(
+                f"cohort_weights are numbers above 0 with commas between, got {self.cohort_weights}"
+            )
         if self.batch_size < 2 and (self.objective.koleo_weight or self.objective.kind == "simclr"):
             raise ValueError(
                 f"KoLeo and SimCLR need a neighbor: batch_size is {self.batch_size}, give 2 or more"

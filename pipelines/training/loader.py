@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.cohort.slices import SliceIndex
+from pipelines.training.mixture import Mixture
 from transforms.refusal import Refusal
 from transforms.views.batch import TripletBatch, ViewDraws, Views, draw_views, render_views
 from transforms.views.config import ViewConfig
@@ -38,6 +39,7 @@ class BatchPlan:
         seed: Seed of the order.
         rank: Rank of this process.
         processes: Number of processes that share each batch.
+        mixture: Shares of several cohorts; None takes every slice once in each epoch.
     """
 
     n_slices: int
@@ -46,6 +48,7 @@ class BatchPlan:
     seed: int
     rank: int = 0
     processes: int = 1
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         """Refuse batches that cannot be filled or divided."""
@@ -60,10 +63,15 @@ class BatchPlan:
             )
 
     def rows(self, micro: int) -> NDArray[np.int64]:
-        """Return this process's rows of micro-batch `micro`; each epoch takes every slice once, in a new order."""
+        """Return this process's rows of micro-batch `micro`; each epoch takes every slice once, in a new order.
+
+        With a mixture that holds for each cohort by itself.
+        """
         share = self.batch_size // self.processes
         first = micro * self.batch_size + self.rank * share
         positions = np.arange(first, first + share)
+        if self.mixture is not None:
+            return np.array([self.mixture.row(int(p), self.seed) for p in positions], dtype=np.int64)
         epochs, offsets = np.divmod(positions, self.n_slices)
         return np.array(
             [_order(self.seed, int(e), self.n_slices)[o] for e, o in zip(epochs, offsets, strict=True)],

@@ -15,8 +15,9 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
+from pipelines.cohort.union import open_cohorts
 from pipelines.command.config import flatten, nested
-from pipelines.ingest.default_cohort import ensure_cohort
+from pipelines.ingest.default_cohort import make_missing
 from pipelines.runtime.distributed import (
     WorldError,
     agreed_stop,
@@ -36,6 +37,7 @@ from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures, view_sheet
 from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
+from pipelines.training.mixture import Mixture
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.trainer import Trainer
 from pipelines.training.watch import ADVICE, Verdict
@@ -86,11 +88,11 @@ def train(config: PretrainConfig, run: Run) -> None:
             f"nproc={config.nproc} starts processes from the command line only; give --nproc {config.nproc}"
         )
     with process_group(device):
-        done_by_rank_zero(lambda: ensure_cohort(Path(config.cohort)))
+        done_by_rank_zero(lambda: make_missing(config.cohort))
         if from_rank_zero(RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished"):
             print(f"run {run.run_id} is already finished")
             return
-        cohort = Cohort.open(Path(config.cohort))
+        cohort = open_cohorts(config.cohort)
         TrainingRun(config, run, cohort, device).go()
 
 
@@ -110,8 +112,10 @@ class TrainingRun:
         self.patients = divide_patients(cohort, config)
         self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner")
         rank, processes = world()
+        weights = [float(weight) for weight in config.cohort_weights.split(",") if weight]
+        mixture = Mixture.of(self.index, cohort, weights, config.batch_size)
         self.plan = BatchPlan(
-            len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes
+            len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes, mixture
         )
         self.trainer = Trainer(config, device, _first_backbone(config))
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
