@@ -71,8 +71,9 @@ class ProbeConfig(FoldedProbe):
     head: HeadName = "logistic"
     target: str = ""
     """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are;
-    else a column of the table of nodules, of two values, numbers or names. "" takes ratings of crops where every nodule
-    has one and the rule sums them up. The AUROC is against the label, or against a column of two values."""
+    else a column of the table of nodules, of two values, numbers or names (`keep_columns` of prepare). "" takes ratings
+    of crops where every nodule has one and the rule sums them up. The AUROC is against the label, or against a column
+    of two values."""
     n_bootstrap: PositiveInt = 2000
     draws: PositiveInt = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""

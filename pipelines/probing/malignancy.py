@@ -74,7 +74,9 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     meaning = "labels are those of the table of nodules"
     if config.rule in RATED:
         meaning = "LIDC ratings are readers' suspicion, not cancer"
-    print(f"{meaning}; intervals are over patients, conditional on training.")
+    print(
+        f"{meaning}; intervals are over patients, conditional on training; useless features lower what joins them."
+    )
     if config.features != "patches":  # The test needs one vector per nodule.
         answer = ask(config, nodules, inputs, found, aim.asked)
         if answer is not None:

@@ -96,7 +96,8 @@ def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Record
         cohort=str(cohort.root), backbone=backbones, runs_dir=str(runs), **(settings | changes)
     )
     with pytest.MonkeyPatch.context() as patch:
-        # Fewer of what is only repeated: networks with random weights, and permutations.
+        # Fewer of what is only repeated: networks with random weights, permutations, patches of a dictionary.
+        patch.setattr("probes.dictionary._PATCHES_PER_CROP", 40)
         patch.setattr("pipelines.probing.rows.TWINS", 2)
         patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
         patch.setattr("pipelines.probing.question.PERMUTATIONS", 2)
