@@ -221,3 +221,19 @@ def test_the_patch_of_lidc_0001_equals_its_dicom_at_the_same_place(dinox_data: P
     same_place = series.volume_hu[z : z + depth, y : y + height, x : x + width].astype(int)
     assert np.abs(same_place - patch.volume_hu).max() <= 12
     assert patch.spacing_mm == pytest.approx(series.spacing_mm)
+
+
+@pytest.mark.parametrize("n_slices", [62, 63, 126])
+def test_a_border_of_zeros_in_each_slice_is_no_file_that_was_never_written(
+    n_slices: int, tmp_path: Path
+) -> None:
+    """As dcm2niix stores CT: air outside of the patient is 0, and scl_inter -1024."""
+    stored = np.zeros((n_slices, 96, 96), np.int16)
+    stored[:, 30:66, 30:66] = 1064
+    image = nibabel.Nifti1Image(stored.transpose(2, 1, 0), LPS_XYZ)
+    image.header.set_slope_inter(1, -1024)
+    nibabel.save(image, tmp_path / "v.nii")
+    content = bytearray((tmp_path / "v.nii").read_bytes())
+    content[112:120] = np.array([1, -1024], "<f4").tobytes()
+    (tmp_path / "v.nii").write_bytes(content)
+    assert set(np.unique(read_nifti(tmp_path / "v.nii").volume_hu)) == {-1024, 40}
