@@ -50,7 +50,8 @@ SYNTHETIC = "synthetic"
 CohortKind = Literal["real CT", "phantom", "synthetic slices"]
 
 _REMEDY = "prepare the cohort again"
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+|(?=.*[a-f])(?=.*[0-9])[0-9a-f]{12,64}")
+"""A UID, or the hash that some public collections put in its place."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 

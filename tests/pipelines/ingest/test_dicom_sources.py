@@ -63,8 +63,11 @@ def test_uids_are_replaced_since_a_hospital_finds_a_patient_by_them(
     assert list(known.series["study_uid"]) == [f"{uid}.77"]
 
 
-def test_a_cohort_that_holds_uids_already_keeps_its_volumes(write_ct_series: Writer, tmp_path: Path) -> None:
-    write_ct_series(tmp_path / "source")
+@pytest.mark.parametrize("uid", ["1.2.3.4", "2bfbb7fd2e8b"])
+def test_a_cohort_that_holds_uids_already_keeps_its_volumes(
+    uid: str, write_ct_series: Writer, tmp_path: Path
+) -> None:
+    write_ct_series(tmp_path / "source", series_uid=uid)
     config = PrepareConfig(
         source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), keep_ids=True, workers=1
     )
@@ -73,7 +76,7 @@ def test_a_cohort_that_holds_uids_already_keeps_its_volumes(write_ct_series: Wri
     again = prepare_cohort(replace(config, keep_ids=False))
     assert (again.n_new, again.n_present) == (1, 1)
     first, second = again.cohort.series["volume_id"]
-    assert first == "1.2.3.4"
+    assert first == uid
     assert second.startswith("series-")
 
 
