@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -160,9 +161,12 @@ def _not_stored(config: Any) -> dict[str, str]:
 
 def _end(name: str, run: Run | None, status: str, code: int, sentence: str, config: Any) -> int:
     print(sentence, file=sys.stderr)
-    for value in _not_stored(config).values() if config is not None else ():
-        for path in (value, os.path.normpath(value), os.path.realpath(value)):
-            sentence = sentence.replace(path, _NOT_STORED)
+    values = _not_stored(config).values() if config is not None else ()
+    forms = (str, os.path.normpath, os.path.abspath, os.path.realpath)
+    # The longest first: what is left of a path whose part was replaced would be stored.
+    paths = sorted({form(value) for value in values for form in forms}, key=len, reverse=True)
+    if paths:
+        sentence = re.sub(rf"(?<![\w.])({'|'.join(map(re.escape, paths))})(?!\w)", _NOT_STORED, sentence)
     _close(name, run, status, sentence)
     return code
 

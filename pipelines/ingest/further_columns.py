@@ -71,9 +71,10 @@ def sort_columns(rows: pd.DataFrame, named: frozenset[str]) -> FurtherColumns:
     for name in filter(named.__contains__, further):
         values = rows[name]
         filled = values[values != ""]
-        if not _PERSONAL.search(name) and filled.str.fullmatch(_NUMBER).all():
+        may_name = name in NODULES.names or _PERSONAL.search(name)  # the first is `flag`, which only we write
+        if not may_name and filled.str.fullmatch(_NUMBER).all():
             kept[name] = pd.to_numeric(values.where(values != ""), errors="coerce")
-        elif not _PERSONAL.search(name) and _are_codes(rows, filled):
+        elif not may_name and _are_codes(rows, filled):
             kept[name] = values
         else:
             unfit.append(name)

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
 from pipelines.ingest.config import PrepareConfig
+from pipelines.ingest.preparation import PrepareError, prepare_cohort
 from pipelines.prepare import run_prepare
 
 pytestmark = pytest.mark.usefixtures("own_key")
@@ -101,6 +102,44 @@ def test_a_refusal_that_names_the_source_is_shown_and_stored_without_it(
     (run,) = MlflowClient().search_runs(["0"])
     assert run.data.tags["dinox.error"].startswith("(not stored) is not a folder")
     assert not [name for name, text in texts(own_store).items() if "Quillfeather" in text or "Isolde" in text]
+
+
+@pytest.mark.parametrize("said", ["{source} holds nothing.", "{whole}/ holds nothing.", "it is in {whole}."])
+@pytest.mark.parametrize("source", [".", "s", "../isolde.1947/s"])
+def test_a_relative_source_is_stored_neither_whole_nor_in_part(
+    source: str, said: str, own_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own_store / "isolde.1947"
+    (folder / "s").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    sentence = said.format(source=source, whole=(folder / source).resolve())
+
+    def refuse(config: PrepareConfig, run: object) -> None:
+        raise PrepareError(sentence)
+
+    words = [f"--source={source}", f"--cohort={own_store / 'cohort'}"]
+    assert run_entry_point("prepare", PrepareConfig, refuse, None, words) == 2
+    (run,) = MlflowClient().search_runs(["0"])
+    assert run.data.tags["dinox.error"] == said.format(source="(not stored)", whole="(not stored)")
+
+
+def test_a_column_of_the_name_that_we_write_is_not_kept(write_ct_series: Writer, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "ct")
+    rows = [f"0-0.dcm,somebody,{x},-37,-295,5,1,{code},7" for x, code in ((-47, 3), (-44, 4))]
+    (tmp_path / "t.csv").write_text("\n".join([f"{TABLE},grade,flag", *rows]) + "\n")
+    prepared = prepare_cohort(
+        PrepareConfig(
+            source=str(tmp_path / "ct"),
+            cohort=str(tmp_path / "cohort"),
+            annotations=str(tmp_path / "t.csv"),
+            keep_columns="grade,flag",
+            workers=1,
+        )
+    )
+    assert prepared.columns is not None
+    assert prepared.columns.unfit == ("flag",)
+    assert list(prepared.cohort.nodules["grade"]) == [3, 4]
+    assert list(prepared.cohort.nodules["flag"]) == ["", ""]
 
 
 def test_the_environment_names_what_mlflow_would_record_of_a_command_line(
