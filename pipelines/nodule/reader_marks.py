@@ -26,11 +26,13 @@ def marks_of(cohort: Cohort, nodules: pd.DataFrame) -> pd.DataFrame:
         marks are not known.
     """
     keys = ["series_uid", "cluster_id"]
-    if len(cohort.annotations):
-        if "cluster_id" not in nodules:
-            return pd.DataFrame({"row": np.zeros(0, np.int64)})
-        own = nodules[keys].assign(row=np.arange(len(nodules)))
-        return cohort.annotations.merge(own, on=keys)
+    rows = nodules.reset_index(drop=True).rename_axis("row").reset_index()
+    if len(cohort.annotations) and "annotation_ids" in nodules:  # of a rule that regroups the marks
+        own = rows[["row", "annotation_ids"]].explode("annotation_ids").dropna()
+        own = own.rename(columns={"annotation_ids": "annotation_id"}).astype({"annotation_id": np.int64})
+        return cohort.annotations.merge(own, on="annotation_id")
+    if len(cohort.annotations) and "cluster_id" in nodules:
+        return cohort.annotations.merge(rows[["row", *keys]], on=keys)
     series = set(nodules["series_uid"]) & lidc_scans().keys()
     if not series:
         return pd.DataFrame({"row": np.zeros(0, np.int64)})
@@ -38,14 +40,8 @@ def marks_of(cohort: Cohort, nodules: pd.DataFrame) -> pd.DataFrame:
     clusters = marks.groupby(keys, as_index=False).agg(
         ratings=("malignancy", lambda own: tuple(sorted(own))), mean_mm=("diameter_mm", "mean")
     )
-    named = pd.DataFrame(
-        {
-            "row": np.arange(len(nodules)),
-            "series_uid": nodules["series_uid"].to_numpy(),
-            "ratings": [tuple(sorted(own)) for own in nodules["malignancy_ratings"]],
-            "diameter_mm": nodules["diameter_mm"].to_numpy(),
-        }
-    )
+    named = rows[["row", "series_uid", "diameter_mm"]].copy()
+    named["ratings"] = rows["malignancy_ratings"].map(lambda own: tuple(sorted(own)))
     pairs = named.merge(clusters, on=["series_uid", "ratings"])
     pairs["gap"] = (pairs["mean_mm"] - pairs["diameter_mm"]).abs()
     nearest = pairs[pairs["gap"] < _NEAREST_MM].sort_values("gap").drop_duplicates("row")

@@ -56,14 +56,38 @@ class Both:
         return rows[: self.first], rows[self.first :]
 
 
+def open_test_cohort(config: ProbeConfig, nodules: NoduleSet) -> Cohort | None:
+    """Open the test cohort, if there is one, before anything else is computed.
+
+    Raises:
+        ProbeError: If the first cohort has fewer nodules than `shots` asks for.
+        CohortError: If it cannot be opened.
+    """
+    n = len(nodules.labels)
+    if max(shots_of(config), default=0) > n:
+        raise ProbeError(f"shots={config.shots} asks for more nodules than the {n} to fit on")
+    return Cohort.open(Path(config.test_cohort)) if config.test_cohort else None
+
+
+def shots_of(config: ProbeConfig) -> list[int]:
+    """Return the numbers of nodules of the few-shot curve."""
+    return [int(part) for part in config.shots.split(",") if part]
+
+
 def join_cohorts(
-    config: ProbeConfig, cohort: Cohort, reader: FrozenFeatures, found: Found, diagnosis: pd.DataFrame | None
+    config: ProbeConfig,
+    cohort: Cohort,
+    other: Cohort,
+    reader: FrozenFeatures,
+    found: Found,
+    diagnosis: pd.DataFrame | None,
 ) -> Both:
-    """Open the test cohort, leave out the patients that were seen before, and read both cohorts in one way.
+    """Leave out the patients of the test cohort that were seen before, and read both cohorts in one way.
 
     Args:
         config: Configuration of the probe.
         cohort: The first cohort.
+        other: The test cohort.
         reader: Its features.
         found: Its nodules in their images.
         diagnosis: As in `nodule_set`.
@@ -71,7 +95,6 @@ def join_cohorts(
     Raises:
         ProbeError: If no patient is left.
     """
-    other = Cohort.open(Path(config.test_cohort))
     first = reader.nodules
     spec = CropSpec(size_mm=config.size_mm, out_px=reader.loaded.backbone.image_px)
     everyone = labeled_nodules(config, other, spec, config.input == "whole_slice", diagnosis)
@@ -173,20 +196,13 @@ def ask_frozen(config: ProbeConfig, both: Both) -> Answer:
 
 
 def few_shots(config: ProbeConfig, both: Both, target: Target) -> pd.DataFrame:
-    """Fit on a few nodules of the first cohort, score the second: AUROC of each row, number and draw.
-
-    Raises:
-        ProbeError: If the first cohort has fewer nodules than are asked for.
-    """
+    """Fit on a few nodules of the first cohort, score the second: AUROC of each row, number and draw."""
     train, test = both.fold
-    numbers = [int(part) for part in config.shots.split(",") if part]
-    if numbers and max(numbers) > len(train):
-        raise ProbeError(f"shots={config.shots} asks for more nodules than the {len(train)} to fit on")
     rows: dict[str, Parts] = {"features": both.inputs.features, "random_weights": both.inputs.twins[0]}
     rows |= {name: both.inputs.others[name] for name in ("dictionary",) if name in both.inputs.others}
     labels, once = target.labels[test], np.ones((1, len(test)))
     lines = []
-    for number in numbers:
+    for number in shots_of(config):
         for draw in range(FEW_SHOT_DRAWS):
             # The first nodules of a random order that leaves both classes among them.
             fold = (np.arange(number), np.arange(number, len(train)))

@@ -59,7 +59,7 @@ def forest_figure(known: pd.DataFrame) -> Figure:
     axis.axvline(0, color="gray", linestyle=":")
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set(xlabel="partial Spearman correlation beyond size and attenuation, 95% interval over patients")
+    axis.set(xlabel="partial Spearman correlation beyond size and attenuation, 95% interval")
     figure.legend(loc="outside upper center", ncols=len(rows), fontsize=8)
     return figure
 

@@ -12,7 +12,7 @@ from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.nodule.reader_marks import marks_of
 from pipelines.probing.config import HeadName, ProbeConfig
-from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts
+from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts, open_test_cohort
 from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure, forest_figure
 from pipelines.probing.folds import FoldPlan, fold_plan
 from pipelines.probing.known import ask_known, known_metrics, known_text, other_reader
@@ -53,6 +53,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     report_unknown_diameters(nodules)
     aim = aim_of(config, nodules)
     nodules = aim.nodules
+    other = open_test_cohort(config, nodules)
     plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
     every_fold = [fold for plan in plans for fold in plan.folds]
     tested = account(run, nodules, every_fold)
@@ -88,8 +89,10 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
             run.log_table(answer.table(), "tables/question.csv")
             metrics |= what_is_known(config, run, cohort, nodules, inputs, found, target)
     metrics |= column_metrics(config, aim, inputs, found)
-    if config.test_cohort:
-        metrics |= test_elsewhere(config, run, join_cohorts(config, cohort, readers[0], found, diagnosis))
+    if other is not None:
+        metrics |= test_elsewhere(
+            config, run, join_cohorts(config, cohort, other, readers[0], found, diagnosis)
+        )
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")
     run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")

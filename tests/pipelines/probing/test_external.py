@@ -8,11 +8,15 @@ import pytest
 
 from pipelines.cohort.identity import Ids, compare, ids_of
 from pipelines.cohort.pseudonyms import lidc_scans
+from pipelines.cohort.tables import CohortError
+from pipelines.nodule.labeled import nodule_set
 from pipelines.probing.config import ProbeConfig
-from pipelines.probing.external import trained_on
+from pipelines.probing.external import open_test_cohort, trained_on
+from pipelines.probing.setup import ProbeError
 from probes.evaluation import matched_by_size
 from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
 from tests.pipelines.probing.test_question import LABELS, QUESTION, nodule_with_grain
+from transforms.nodule_crop import CropSpec
 
 SERIES, (PATIENT, STUDY) = next(iter(lidc_scans().items()))
 
@@ -104,6 +108,17 @@ def test_few_shots_are_drawn_twenty_times_a_point(tested: Recorder) -> None:
     means = shots.groupby(["row", "n_nodules"])["auroc"].mean()
     assert means["dictionary", 40] > 0.8
     assert tested.metrics["external/dictionary_few_shot_auroc"] == means["dictionary", 40]
+
+
+def test_a_test_cohort_that_is_not_there_and_too_many_shots_are_refused_first(tmp_path: Path) -> None:
+    nodules = nodule_set(
+        cohort_of(tmp_path, nodule_with_grain, LABELS[:6]), "given", CropSpec(size_mm=28.0, out_px=14)
+    )
+    with pytest.raises(CohortError, match="no cohort in nowhere"):
+        open_test_cohort(ProbeConfig(test_cohort="nowhere"), nodules)
+    with pytest.raises(ProbeError, match="shots=4,8 asks for more nodules than the 6 to fit on"):
+        open_test_cohort(ProbeConfig(test_cohort="nowhere", shots="4,8"), nodules)
+    assert open_test_cohort(ProbeConfig(), nodules) is None
 
 
 def test_what_a_backbone_was_trained_on_is_read_from_its_record_or_from_its_cohort(tmp_path: Path) -> None:

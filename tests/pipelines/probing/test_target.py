@@ -117,6 +117,17 @@ def test_marks_are_found_by_series_ratings_and_diameter() -> None:
         cluster = clusters.iloc[row]
         assert sorted(own["malignancy"]) == sorted(cluster["malignancy_ratings"])
         assert set(own["series_uid"]) == {cluster["series_uid"]}
+    own: Any = SimpleNamespace(
+        annotations=marks
+    )  # a cohort of its own marks, by cluster or regrouped by a rule
+    keys = ["row", "annotation_id"]
+    by_cluster = marks_of(own, clusters)[keys].sort_values(keys).to_numpy()
+    np.testing.assert_array_equal(by_cluster, found[keys].sort_values(keys).to_numpy())
+    regrouped = pd.DataFrame({"annotation_ids": [expected[:2], [], expected[2:3]]}, index=[7, 8, 9])
+    np.testing.assert_array_equal(
+        marks_of(own, regrouped)[keys].sort_values(keys),
+        [[0, expected[0]], [0, expected[1]], [2, expected[2]]],
+    )
     moved = clusters.assign(diameter_mm=clusters["diameter_mm"] + 1)
     assert len(marks_of(empty, moved)) < len(marks) / 2
     assert marks_of(empty, clusters.assign(series_uid="1.2.3")).empty
