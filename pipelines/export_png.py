@@ -19,15 +19,23 @@ class ExportPngConfig:
 
     cohort: str = "cohorts/phantom"
     out: str = "exports/png"
+    workers: int = 0
+    """Processes; 0 takes one per core."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of processes."""
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
 
 
 def run_export_png(config: ExportPngConfig, run: Run) -> None:
     """Export, and print what was written."""
     from pipelines.cohort.folder import Cohort  # heavy: not for --help
     from pipelines.cohort.png_export import export_png
+    from pipelines.runtime.parallel import available_cores
 
     cohort, out = Cohort.open(Path(config.cohort)), Path(config.out)
-    n_slices = export_png(cohort, out)
+    n_slices = export_png(cohort, out, config.workers or available_cores())
     run.set_tags({Tag.COHORT_SHA: cohort.sha256})
     run.log_metrics({"export/slices": n_slices})
     print(

@@ -1,6 +1,7 @@
 """A cohort as 16-bit PNG slices (HU + 32768) with an index, as the Hub's form of LIDC is."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pandas as pd
 
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.atomic import make_folder, write_atomically
+from pipelines.runtime.parallel import run_jobs
 from pipelines.runtime.progress import progress
 from transforms.png_slices import ENCODING, encode_png, holds_slice
 
+_AT_ONCE = 16
 
-def export_png(cohort: Cohort, out: Path) -> int:
+
+def export_png(cohort: Cohort, out: Path, workers: int = 1) -> int:
     """Write every slice of a cohort as `<volume_id>/<slice>.png`, then `index.csv`; files that hold it are kept.
 
     The index has the Hub's columns (png_path, series_dir, slice_index, encoding, spacing_x/y/z in mm) and, so that
@@ -22,27 +26,47 @@ def export_png(cohort: Cohort, out: Path) -> int:
 
     Returns:
         The number of slices.
+
+    Raises:
+        CohortError: If a volume cannot be read.
+        RuntimeError: If a process died.
     """
     rows: list[dict[str, Any]] = []
-    n_slices = sum(int(shape[0]) for shape in cohort.series["shape"])
-    with progress(total=n_slices, desc="slices", unit="slice") as bar:
-        for record in cohort.series.to_dict("records"):
-            volume: dict[str, Any] = {str(name): value for name, value in record.items()}
-            folder = out / volume["volume_id"]
-            make_folder(folder)
-            slice_indices = _slice_indices(volume)
-            for z, slice_hu in enumerate(cohort.volume(volume["volume_id"])):
-                path = folder / f"{z:04d}.png"
-                # The volume may have been prepared again since, from more slices; a check is far cheaper than a write.
-                if not holds_slice(path, slice_hu):
-                    png = encode_png(slice_hu)
-                    write_atomically(path, lambda file, png=png: file.write(png))  # type: ignore[misc]
-                rows.append(_index_row(volume, z, slice_indices[z], path.relative_to(out)))
-                bar.update()
+    jobs: list[tuple[str, range]] = []
+    for record in cohort.series.to_dict("records"):
+        volume: dict[str, Any] = {str(name): value for name, value in record.items()}
+        volume_id, n_slices, slice_indices = (
+            str(volume["volume_id"]),
+            int(volume["shape"][0]),
+            _slice_indices(volume),
+        )
+        make_folder(out / volume_id)
+        rows += [_index_row(volume, z, slice_indices[z], _path(volume_id, z)) for z in range(n_slices)]
+        jobs += [(volume_id, range(z, min(z + _AT_ONCE, n_slices))) for z in range(0, n_slices, _AT_ONCE)]
+    with progress(total=len(rows), desc="slices", unit="slice") as bar:
+        for (_, slices), crashed in run_jobs(partial(_write_slices, cohort, out), jobs, workers):
+            if crashed is not None:
+                raise RuntimeError("a process that writes PNGs died (memory ran out?)")
+            bar.update(len(slices))
     buffer = io.StringIO()
     pd.DataFrame(rows).to_csv(buffer, index=False)
     write_atomically(out / "index.csv", lambda file: file.write(buffer.getvalue().encode()))
-    return n_slices
+    return len(rows)
+
+
+def _write_slices(cohort: Cohort, out: Path, job: tuple[str, range]) -> None:
+    volume_id, slices = job
+    volume = cohort.volume(volume_id)
+    for z in slices:
+        path = out / _path(volume_id, z)
+        # The volume may have been prepared again since, from more slices; a check is far cheaper than a write.
+        if not holds_slice(path, volume[z]):
+            png = encode_png(volume[z])
+            write_atomically(path, lambda file, png=png: file.write(png))  # type: ignore[misc]
+
+
+def _path(volume_id: str, z: int) -> Path:
+    return Path(volume_id, f"{z:04d}.png")
 
 
 def _slice_indices(volume: dict[str, Any]) -> list[int]:

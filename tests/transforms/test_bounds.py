@@ -168,6 +168,19 @@ def test_deflated_slices_are_read_and_one_that_inflates_without_end_is_not(
         read_series(files)
 
 
+def test_a_fragment_of_gigabytes_is_not_read(write_ct_series: Writer, tmp_path: Path) -> None:
+    files = write_ct_series(tmp_path, change=of_8_bits(JPEG2000Lossless, encoded("JPEG2000")))
+    content = files[0].read_bytes()
+    at = (
+        content.index(b"\xe0\x7f\x10\x00") + 12
+    )  # behind the element's head: the table of offsets, then fragments
+    with files[0].open("wb") as file:
+        file.write(content[: at + 12] + b"\xfe\xff\x00\xe0" + (3 << 30).to_bytes(4, "little"))
+        file.truncate((3 << 30) + at + 20)
+    with small_memory(), pytest.raises(SeriesRefusedError, match="far more than the 192 of its pixels"):
+        read_series(files)
+
+
 def nifti_header(shape_zyx: tuple[int, int, int]) -> bytes:
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.int16)

@@ -20,6 +20,8 @@ from transforms.refusal import refuse_if
 TISSUE_ABOVE_HU = -900
 """Padding above this value, HU, cannot be distinguished from tissue."""
 
+_FREE_FILE_BYTES = 1 << 26
+"""A larger file must not have more than twice the bytes of its pixels: it is read whole where pydicom has to."""
 Slice = NDArray[np.int16]
 Stored = NDArray[np.int16] | NDArray[np.uint16]
 
@@ -179,12 +181,20 @@ def _mask_unused_bits(stored: Stored, pixels: PixelEncoding) -> bool:
 
 
 def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
-    if header.transfer_syntax == DEFLATED:
-        n_frames = int(read_deflated(header.path).get("NumberOfFrames") or 1)
-        n_bytes = header.pixels.rows * header.pixels.columns * header.pixels.bits_allocated // 8
-        dataset = read_deflated(header.path, n_bytes * n_frames)
-    else:
-        dataset = pydicom.dcmread(header.path, force=True)
+    path, is_deflated = header.path, header.transfer_syntax == DEFLATED
+    n_bytes = header.pixels.rows * header.pixels.columns * header.pixels.bits_allocated // 8
+    if is_deflated or path.stat().st_size > _FREE_FILE_BYTES:
+        head = (
+            read_deflated(path)
+            if is_deflated
+            else pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"], force=True)
+        )
+        n_bytes *= int(head.get("NumberOfFrames") or 1)
+        refuse_if(
+            path.stat().st_size > _FREE_FILE_BYTES + 2 * n_bytes,
+            f"the file has {path.stat().st_size} bytes, far more than the {n_bytes} of its pixels",
+        )
+    dataset = read_deflated(path, n_bytes) if is_deflated else pydicom.dcmread(path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its file header
         dataset.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
     refuse_if("PixelData" not in dataset, "the file holds no pixel data")
