@@ -67,7 +67,7 @@ _LIST = (
     ),
     EntryPoint(
         "probe_malignancy",
-        "frozen features beside diameter, pixels, random weights, shuffled labels; do they add to diameter?",
+        "frozen features of nodules beside every baseline; do they know the rating beyond size and attenuation?",
         "pipelines.probing.config:ProbeConfig",
         "pipelines.probing.malignancy:run_probe",
         is_stage=True,

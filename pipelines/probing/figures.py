@@ -68,10 +68,11 @@ def few_shot_figure(shots: pd.DataFrame) -> Figure:
     """Draw the AUROC on the test cohort against the number of nodules fitted on: mean and range of the draws."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
-    for row, own in shots.groupby("row"):
+    for number, (row, own) in enumerate(shots.groupby("row")):
         areas = own.groupby("n_nodules")["auroc"].agg(["mean", "min", "max"])
-        axis.plot(areas.index, areas["mean"], marker="o", label=str(row).replace("_", " "))
-        axis.fill_between(areas.index, areas["min"], areas["max"], alpha=0.15)
+        ends = [areas["mean"] - areas["min"], areas["max"] - areas["mean"]]
+        place = areas.index.to_numpy() * 1.04**number  # beside each other
+        axis.errorbar(place, areas["mean"], ends, marker="o", capsize=3, label=str(row).replace("_", " "))
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(shots["n_nodules"].unique()), sorted(shots["n_nodules"].unique()))
     axis.set(xlabel="nodules to fit on", ylabel="AUROC on the test cohort, range of draws")
