@@ -1,6 +1,7 @@
 """Arrays with a description: read as they say, or refused."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def test_axes_are_turned_as_the_affine_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.volume_hu, VOXELS)
 
 
+NUMBERS = "'descr': '<i2', 'fortran_order': False"
+HOSTILE = (f"{{{NUMBERS}, 'shape': (-8, 8, 4)}}", f"{{{NUMBERS}, 'shape': (True, 8, 4)}}", "(" * 3000)
+
+
+def stating(header: str) -> Change:
+    length = struct.pack("<H", len(header) + 1)
+    content = b"\x93NUMPY\x01\x00" + length + header.encode() + b"\n" + bytes(512)
+    return lambda path: path.write_bytes(content)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
@@ -66,6 +77,8 @@ def cut(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes() + b"00"), "not as many as its header says"),
         (lambda path: path.write_bytes(b"text"), "not a NumPy file of numbers"),
         (lambda path: path.write_bytes(b""), "not a NumPy file of numbers"),
+        (lambda path: written(path.parent, affine_ras=[10**400] * 16), "is no JSON with affine_ras"),
+        *((stating(header), "not a NumPy file of numbers") for header in HOSTILE),
     ],
 )
 def test_an_array_that_cannot_be_is_refused_with_its_reason(
