@@ -17,6 +17,7 @@ from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.cohort.pseudonyms import lidc_scans
 from pipelines.runtime.atomic import write_atomically, writing
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, fetch_artifact, read_run, search_runs
@@ -75,7 +76,8 @@ def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
 def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     """Write weights and timm's config, and open them with timm to check that the tokens are the same.
 
-    Paths of this machine, such as that of the initial weights, are not exported.
+    Paths of this machine, such as that of the initial weights, are not exported; nor are the ids of the patients that
+    were trained on, unless all of them are those of LIDC-IDRI: pseudonyms mean nothing under another key.
 
     Raises:
         ExportError: If timm computes different tokens.
@@ -84,7 +86,11 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     named = plain if loaded.config.timm_name else loaded.config
     first = loaded.config.weights if loaded.config.weights == "timm" else ""
     shape = dataclasses.replace(named, weights=first, image_px=loaded.backbone.image_px)
-    save_backbone(out, loaded.backbone, shape, loaded.record, loaded.timm_config)
+    public = {name for series, names in lidc_scans().items() for name in (series, *names)}
+    record = dict(loaded.record)
+    if not public.issuperset(name for names in record.get("trained_on", {}).values() for name in names):
+        del record["trained_on"]
+    save_backbone(out, loaded.backbone, shape, record, loaded.timm_config)
     vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = _probe_images(loaded.backbone, 2)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push, run_export
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.cohort.pseudonyms import lidc_scans
 from pipelines.tracking.reading import StoredRun
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
@@ -50,6 +51,18 @@ def test_an_exported_folder_says_nothing_of_this_machine(saved: Path, tmp_path: 
     for file in (tmp_path / "out").glob("*.json"):
         assert str(tmp_path) not in file.read_text(), file.name
     assert open_backbone(str(tmp_path / "out")).sha256 == open_backbone(str(saved)).sha256
+
+
+def test_ids_of_patients_leave_with_the_weights_only_where_all_are_public(tmp_path: Path) -> None:
+    series, (patient, study) = next(iter(lidc_scans().items()))
+    public = {"patient": [patient], "study": [study], "series": [series]}
+    for own, secret in ((public, ""), (public | {"study": [study, "1.2.840.113619.2.55"]}, "113619")):
+        save_backbone(tmp_path / "b", build_backbone(TINY), TINY, RECORD | {"trained_on": own})
+        export_backbone(open_backbone(str(tmp_path / "b")), tmp_path / "out")
+        record = json.loads((tmp_path / "out" / "dinox.json").read_text())
+        assert record.get("trained_on") == (None if secret else public)
+        assert record["holdout"] == 0.3
+        assert not secret or secret not in (tmp_path / "out" / "dinox.json").read_text()
 
 
 def test_tokens_that_timm_would_make_otherwise_are_refused(
