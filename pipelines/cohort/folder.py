@@ -39,6 +39,7 @@ from pipelines.cohort.tables import (
 )
 from pipelines.runtime.atomic import SharedPresence, exclusively, make_folder, write_atomically
 from pipelines.runtime.json_files import read_json
+from pipelines.runtime.progress import progress
 from transforms.body_grid import body_grid
 from transforms.refusal import Refusal
 
@@ -124,7 +125,7 @@ class Cohort:
 
     def verify(self) -> list[str]:
         """Hash all again: ids of volumes that are missing, or differ from their row or body grid; names of tables."""
-        rows = self.series.to_dict("records")
+        rows = progress(self.series.to_dict("records"), desc="verify", unit="volume")
         altered = [str(row["volume_id"]) for row in rows if not is_whole(self.root, row, anew=True)]
         return altered + altered_tables(self.root)
 
@@ -310,6 +311,8 @@ def _read_row(path: Path) -> dict[str, Any] | None:
 
 def stored_uids(root: Path) -> frozenset[str]:
     """UIDs that a cohort holds as they are: one of an older version, whose volumes keep their ids."""
+    if not _is_cohort(root):
+        return frozenset()
     rows = filter(None, map(_read_row, (root / "rows").glob("[!.]*.json")))
     uids = {str(row[name]) for row in rows for name in ("series_uid", "study_uid")}
     return frozenset(filter(_UID.fullmatch, uids))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from pipelines.cohort.tables import CohortError
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
 
@@ -102,3 +103,15 @@ def test_two_phases_of_one_series_become_two_volumes_of_one_patient_that_say_so(
     np.testing.assert_array_equal(np.asarray(second) - np.asarray(first), 60)
     assert list(cohort.refused["n_files"]) == [1]
     assert prepare_cohort(config).n_new == 0
+
+
+def test_a_folder_of_other_things_is_no_cohort_whatever_it_holds(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    write_ct_series(tmp_path / "source")
+    (tmp_path / "mine" / "rows").mkdir(parents=True)
+    (tmp_path / "mine" / "rows" / "a.json").write_text("[]")
+    with pytest.raises(CohortError, match="holds other files and no cohort"):
+        prepare_cohort(
+            PrepareConfig(source=str(tmp_path / "source"), cohort=str(tmp_path / "mine"), workers=1)
+        )
