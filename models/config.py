@@ -88,6 +88,11 @@ class ObjectiveConfig:
             raise ValueError("temperatures must be above 0")
         if not 0 <= self.center_momentum < 1:
             raise ValueError(f"center_momentum must lie in [0, 1), got {self.center_momentum}")
+        low, high = self.ibot_mask
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"ibot_mask is the lowest and the highest hidden share of patches, got {low} and {high}"
+            )
         if not 0 < self.mae_mask < 1:
             raise ValueError(f"mae_mask is the hidden share of patches, between 0 and 1, got {self.mae_mask}")
         if self.kind != "dino" and self.ibot_weight:

@@ -216,6 +216,7 @@ def test_the_gain_of_simclr_is_the_infonce_bound() -> None:
         ({"kind": "mae"}, "set gram_weight and koleo_weight to 0"),
         ({"kind": "simclr", "ibot_weight": 1.0}, "goes with kind 'dino'"),
         ({"student_temp": 0.0}, "above 0"),
+        ({"ibot_mask": (0.5, 0.1)}, "lowest and the highest hidden share of patches, got 0.5 and 0.1"),
     ],
 )
 def test_impossible_objectives_are_refused(fields: dict[str, object], words: str) -> None:
