@@ -28,7 +28,7 @@ def mlflow_run(store: Path, *words: str, **environment: str) -> subprocess.Compl
     clean["MLFLOW_TRACKING_URI"] = f"sqlite:///{store / 'mlflow.db'}"
     command = [str(BIN / "mlflow"), "run", ".", *words]
     return subprocess.run(
-        command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=600
+        command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=3600
     )
 
 
