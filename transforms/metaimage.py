@@ -41,10 +41,11 @@ _KNOWN = frozenset(
     (
         *_SAME.values(),
         *"ObjectType NDims BinaryData CompressedData CompressedDataSize AnatomicalOrientation DimSize ElementType "
-        "ElementNumberOfChannels ElementDataFile HeaderSize Modality ElementToIntensityFunctionSlope "
+        "ElementNumberOfChannels ElementDataFile HeaderSize Modality DistanceUnits ElementToIntensityFunctionSlope "
         "ElementToIntensityFunctionOffset".split(),
     )
 )
+_OTHER_CASE = {name.lower(): name for name in (*_KNOWN, *_SAME)}
 _FROM_TO = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 _TOWARD_PLUS = "RAI"
 """Letters of AnatomicalOrientation name where an axis comes from: R, A and I run toward left, posterior and head."""
@@ -108,7 +109,9 @@ def _read_header(path: Path) -> _Header:
             not fields and (name, value) not in (("ObjectType", "Image"), ("NDims", "3")),
             "not a MetaImage (its header does not begin with ObjectType = Image)",
         )
-        refuse_if(line.strip() and not equals, "its header has a line without `=`")
+        refuse_if(line.strip() and not (equals and name), "its header has a line without a name and `=`")
+        known = _OTHER_CASE.get(name.lower(), name)
+        refuse_if(name != known, f"its header writes {known} in letters of another case")
         refuse_if(name in fields and name in (*_KNOWN, *_SAME), f"its header says {name} twice")
         if name:
             fields[name] = value
@@ -143,6 +146,10 @@ def _check_kind(header: _Header) -> None:
     refuse_if(
         header.get("Modality", "MET_MOD_CT") not in ("MET_MOD_CT", "MET_MOD_UNKNOWN", "MET_MOD_OTHER"),
         "not CT by its Modality",
+    )
+    refuse_if(
+        header.get("DistanceUnits", "mm") not in ("mm", "?"),
+        "its lengths are not in millimeters (DistanceUnits)",
     )
     for name, neutral in (("Slope", 1.0), ("Offset", 0.0)):
         field = f"ElementToIntensityFunction{name}"

@@ -38,13 +38,21 @@ _TO_RAS = {
     "left-anterior-superior": (-1.0, 1.0, 1.0),
     "las": (-1.0, 1.0, 1.0),
 }
-_SAME = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}
+_SAME = {
+    "datafile": "data file",
+    "lineskip": "line skip",
+    "byteskip": "byte skip",
+    "axismins": "axis mins",
+    "axismaxs": "axis maxs",
+    "oldmin": "old min",
+    "oldmax": "old max",
+    "sampleunits": "sample units",
+}
 _KNOWN = frozenset(
     (
-        "type,dimension,space,sizes,space directions,kinds,endian,encoding,space origin,measurement frame,spacings,"
-        "thicknesses,axis mins,axismins,axis maxs,axismaxs,centers,centerings,labels,units,space units,content,number,"
-        "min,max,old min,oldmin,old max,oldmax,block size,blocksize,data file,line skip,byte skip,sample units,"
-        "sampleunits"
+        "type,dimension,space,space dimension,sizes,space directions,kinds,endian,encoding,space origin,measurement "
+        "frame,spacings,thicknesses,axis mins,axis maxs,centers,centerings,labels,units,space units,content,number,"
+        "min,max,old min,old max,block size,blocksize,data file,line skip,byte skip,sample units"
     ).split(",")
 )
 _NEUTRAL = {"line skip": "0", "byte skip": "0"}
@@ -117,7 +125,7 @@ def _affine(fields: dict[str, str]) -> NDArray[np.float64]:
             "`space` is neither left-posterior-superior, right-anterior-superior nor left-anterior-superior, so "
             "the position of the volume in the patient is not known"
         )
-    units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
+    units = re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", ""))
     refuse_if(
         any(unit not in ("mm", "millimeter", "") for unit in units),
         "its lengths are not in millimeters (space units)",
@@ -129,7 +137,8 @@ def _affine(fields: dict[str, str]) -> NDArray[np.float64]:
         len(vectors) != 3 or _VECTOR.sub("", fields["space directions"]).strip(),
         "`space directions` must be three vectors",
     )
-    refuse_if("spacings" in fields, "`spacings` beside `space directions`: only one of them may be given")
+    for other in ("spacings", "axis mins", "axis maxs"):
+        refuse_if(other in fields, f"`{other}` beside `space directions`: only one of them may be given")
     columns = [decimals("space directions", vector.replace(",", " "), 3) for vector in vectors]
     origin = _VECTOR.fullmatch(fields.get("space origin", ""))
     if origin is None:
@@ -147,6 +156,15 @@ def _voxels(path: Path, fields: dict[str, str], start: int, shape: tuple[int, ..
     kind = _TYPES.get(fields.get("type", ""))
     if kind is None:
         raise SeriesRefusedError("`type` is not an integer or floating-point type of 8 to 64 bits")
+    refuse_if(
+        "old min" in fields or "old max" in fields,
+        "its values were mapped to another range (old min, old max), so they are no HU",
+    )
+    refuse_if(
+        fields.get("sample units", "").strip('" ').lower()
+        not in ("", "hu", "hounsfield", "hounsfield units"),
+        "its values are not in HU (sample units)",
+    )
     refuse_if(
         any(fields.get(name, neutral) != neutral for name, neutral in _NEUTRAL.items()),
         "`line skip` and `byte skip` are not read: voxels must begin where the file does",

@@ -46,7 +46,7 @@ def beside(header: Path, name: str) -> Path:
         SeriesRefusedError: If it does not, or is not there.
     """
     refuse_if(
-        not name or "\0" in name or Path(name).name != name or name in (".", ".."),
+        not name or len(name) > 255 or "\0" in name or Path(name).name != name or name in (".", ".."),
         "its voxels must lie in one file beside the header, named without a folder",
     )
     path = header.parent / name
