@@ -82,6 +82,8 @@ def _open(path: Path) -> Any:
                 file.seek(0)
             if is_compressed:
                 contents[name] = BytesIO(inflate(file, GZIP, _stated_bytes(start)))
+            elif part.suffix.lower() == ".gz":  # nibabel goes by the name
+                contents[name] = BytesIO(file.read(_stated_bytes(start)))
             else:
                 contents[name] = str(part)  # nibabel maps it
     kind = _kind(start)
@@ -135,7 +137,11 @@ def _stated_bytes(start: bytes) -> int:
 
 
 def _notes(image: Any, affine: NDArray[np.float64]) -> tuple[str, ...]:
+    pixdim_mm = np.array(image.header.get_zooms()[:3], dtype=float)
+    is_other = not np.allclose(pixdim_mm, np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-3)
+    shown = " x ".join(f"{mm:.4g}" for mm in pixdim_mm)
     notes = {
+        f"pixdim says voxels of {shown} mm, the sform other ones, which are used": is_other,
         "its header does not say the unit of lengths: millimeters are taken": image.header.get_xyzt_units()[0]
         == "unknown",
         "its affine is the identity, as after a loss of it: spacing, position and which axis runs to the head are "

@@ -108,6 +108,31 @@ def test_a_volume_without_a_place_in_the_patient_is_refused(tmp_path: Path) -> N
         read_nifti(path)
 
 
+def test_lengths_of_voxels_that_pixdim_states_otherwise_are_noted(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(HU.transpose(2, 1, 0), np.diag([2.0, 2.0, 2.0, 1.0]))
+    image.set_sform(LPS_XYZ, 1)  # leaves pixdim as it was
+    image.set_qform(None, 0)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "v.nii")
+    volume = read_nifti(tmp_path / "v.nii")
+    assert volume.notes == ("pixdim says voxels of 2 x 2 x 2 mm, the sform other ones, which are used",)
+    np.testing.assert_allclose(volume.affine_ras, AFFINE, atol=1e-4)
+
+
+def test_compression_is_known_by_the_content_and_not_by_the_name(tmp_path: Path) -> None:
+    plain, packed = (
+        saved(tmp_path / "v.nii", HU.transpose(2, 1, 0)),
+        saved(tmp_path / "w.nii.gz", HU.transpose(2, 1, 0)),
+    )
+    (tmp_path / "a.nii.gz").write_bytes(plain.read_bytes())
+    (tmp_path / "b.nii").write_bytes(packed.read_bytes())
+    for name in ("a.nii.gz", "b.nii"):
+        np.testing.assert_array_equal(read_nifti(tmp_path / name).volume_hu, HU)
+    (tmp_path / "a.nii.gz").write_bytes(plain.read_bytes()[:-5])
+    with pytest.raises(SeriesRefusedError, match="cut short"):
+        read_nifti(tmp_path / "a.nii.gz")
+
+
 def test_sheared_axes_are_refused(tmp_path: Path) -> None:
     sheared = LPS_XYZ.copy()
     sheared[1, 2] = 0.4

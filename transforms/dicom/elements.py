@@ -83,6 +83,7 @@ _LONG_VRS = frozenset(
 _UNDEFINED = 0xFFFFFFFF
 _FIRST_READ = 16 * 1024
 _MAX_HEADER_BYTES = 1 << 24
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")
 
 DECODING_ERRORS = (
     InvalidDicomError,
@@ -166,6 +167,10 @@ def read_elements(path: Path) -> Elements:
             is_nifti = path.name.endswith((".nii", ".nii.gz"))
             if is_nifti:
                 raise SeriesRefusedError("a NIfTI file; read it with from=nifti")
+            if start.startswith(_ARCHIVES):
+                raise NoImageError(
+                    "an archive (zip, gz, 7z, rar), which is not opened: unpack it if it holds CT"
+                )
             raise NoImageError("not a DICOM file (no DICM mark after the preamble)")
         return _walk(file, start, bare_syntax) or _read_by_pydicom(path, bare_syntax)
 

@@ -257,7 +257,8 @@ def pixel_encoding(header: HeaderReader) -> PixelEncoding:
     if not 1e-3 <= slope <= 1e3:
         raise SeriesRefusedError(f"RescaleSlope must lie above zero, between 0.001 and 1000, got {slope:g}")
     refuse_if(
-        header.text("RescaleType") not in ("", "HU"), "RescaleType is not HU, so the values are no CT numbers"
+        header.text("RescaleType").upper() not in ("", "HU"),
+        "RescaleType is not HU, so the values are no CT numbers",
     )
     return PixelEncoding(
         rows,

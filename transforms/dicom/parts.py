@@ -24,7 +24,8 @@ _FIRST_TIMES = ("AcquisitionDateTime", "AcquisitionTime")
 _PHASES = ("TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "ContrastBolusAgent", "KVP")
 _MIN_PASS = 3
 """Fewer slices in a row are no pass: any two are evenly spaced."""
-_MAX_PASSES = 8
+_MAX_PASSES = 32
+"""4D CT has 10 phases, cardiac CT up to 20."""
 
 
 @lru_cache(maxsize=64)  # the slices of a series have one

@@ -179,8 +179,11 @@ def _without_duplicates(headers: list[SliceHeader], decoder: SliceDecoder) -> tu
         if not kept or along[i] - along[kept[-1]] > SAME_POSITION_MM:
             kept.append(int(i))
         elif not _same_pixels(headers[kept[-1]], headers[i], decoder):
+            n_shared = int((np.diff(np.sort(along)) <= SAME_POSITION_MM).sum())
             raise SeriesRefusedError(
-                f"two slices with different pixels lie at one position ({along[i]:.2f} mm along the slice normal)"
+                f"two slices with different pixels lie at one position ({along[i]:.2f} mm along the slice normal), "
+                f"{n_shared} of {len(headers)} images in all: phases or reconstructions that nothing in their headers "
+                "tells apart; name a folder that holds one of them as the source"
             )
     return [headers[i] for i in sorted(kept)], len(headers) - len(kept)
 
@@ -233,6 +236,10 @@ def _notes(
         (
             any(header.is_monochrome1 for header in headers),
             "PhotometricInterpretation is MONOCHROME1: HU are as stored, which other readers may invert",
+        ),
+        (
+            len({(header.pixels.slope, header.pixels.intercept) for header in headers}) > 1,
+            "RescaleSlope or RescaleIntercept changes within the volume",
         ),
         (
             len({header.kernel for header in headers}) > 1,

@@ -128,6 +128,30 @@ def test_two_volumes_under_one_uid_are_read_each_by_itself(
     )
 
 
+def test_ten_phases_of_a_4d_series_that_are_numbered_on_are_ten_volumes(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    write_ct_series(tmp_path, n_slices=50, change=placed(lambda i: -300 + 2.5 * (i % 5)))
+    found = find_series(tmp_path)
+    assert [len(files) for files in found.series.values()] == [5] * 10
+    for key, files in found.series.items():
+        phase = int(key.rpartition("-")[2]) - 1
+        first_hu = read_series(files).volume_hu[:, 0, 0]
+        np.testing.assert_array_equal(first_hu, -1000 + 10 * (5 * phase + np.arange(5)))
+
+
+def test_phases_that_nothing_in_their_headers_tells_apart_are_refused_with_a_way_to_choose(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    alike = placed(at_one_place, InstanceNumber=lambda i: 1 + i % 6)
+    files = write_ct_series(tmp_path, n_slices=12, change=alike)
+    assert [len(of_series) for of_series in find_series(tmp_path).series.values()] == [12]
+    with pytest.raises(
+        SeriesRefusedError, match=r"6 of 12 images in all: .*name a folder that holds one of them"
+    ):
+        read_series(files)
+
+
 ONE_VOLUME: dict[str, Change] = {
     "an acquisition of each rotation": placed(lambda i: 2.5 * i, AcquisitionNumber=lambda i: 1 + i // 4),
     "an acquisition of each slice": placed(lambda i: 2.5 * i, AcquisitionNumber=lambda i: 12 - i),

@@ -25,6 +25,7 @@ def test_a_tree_is_searched_once_and_each_odd_file_gets_a_reason(
     write_ct_series(root / "a" / "scout", n_slices=1, change=as_localizer)
     (root / "empty.dcm").write_bytes(b"")
     (root / "notes.txt").write_text("not an image" * 50)
+    (root / "all.zip").write_bytes(b"PK\x03\x04" + bytes(200))
     (root / "half.dcm").write_bytes(files[0].read_bytes()[:300])
     (root / "a" / "loop").symlink_to(root, target_is_directory=True)
     (root / "nowhere").symlink_to(root / "missing.dcm")
@@ -38,9 +39,10 @@ def test_a_tree_is_searched_once_and_each_odd_file_gets_a_reason(
     assert reasons["nowhere"] == "a broken link"
     assert reasons["itself"] == "a broken link"
     assert reasons["pipe"] == "not a regular file"
+    assert "unpack it" in reasons["all.zip"]
     assert "half.dcm" in reasons
     assert "localizer" in reasons["a/scout/0-0.dcm"]
-    assert len(reasons) == 7
+    assert len(reasons) == 8
 
 
 def test_a_folder_that_may_not_be_entered_is_refused_and_the_rest_is_read(

@@ -109,6 +109,17 @@ def test_a_file_that_does_not_say_its_encoding_is_refused(write_ct_series: Write
         read_series(files)
 
 
+def test_a_rescale_that_changes_within_a_volume_is_applied_to_each_slice_and_noted(
+    write_ct_series: Writer, tmp_path: Path
+) -> None:
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.RescaleIntercept, dataset.RescaleType = -1024 - index, "hu"
+
+    series = read_series(write_ct_series(tmp_path, change=change))
+    np.testing.assert_array_equal(series.volume_hu[:, 0, 0], -1000 + 9 * np.arange(5))
+    assert series.notes == ("RescaleSlope or RescaleIntercept changes within the volume",)
+
+
 def test_slice_thickness_is_reported_and_never_used(write_ct_series: Writer, tmp_path: Path) -> None:
     series = read_series(write_ct_series(tmp_path, change=setting(SliceThickness=5, SpacingBetweenSlices=9)))
     assert series.spacing_mm[0] == 2.5
