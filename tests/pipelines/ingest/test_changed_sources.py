@@ -73,20 +73,3 @@ def test_a_series_that_turns_out_to_be_two_leaves_no_volume_of_before(
     assert list(prepare_cohort(config).cohort.series["volume_id"]) == both
     shutil.rmtree(tmp_path / "source" / "b")
     assert list(prepare_cohort(config).cohort.series["volume_id"]) == ["1.2.3.4"]
-
-
-@pytest.mark.lidc
-def test_the_mended_nifti_of_the_cases_is_read_again(dinox_data: Path, tmp_path: Path) -> None:
-    case = dinox_data / "cases" / "stale-prepare"
-    if not case.is_dir():
-        pytest.skip("DINOX_DATA has no folder `cases`")
-    shutil.copytree(case / "first", tmp_path / "source")
-    config = PrepareConfig(
-        source=str(tmp_path / "source"), cohort=str(tmp_path / "cohort"), verify=True, workers=1
-    )
-    before = prepare_cohort(config).cohort
-    shutil.copy(case / "second" / "a.nii.gz", tmp_path / "source" / "a.nii.gz")
-    again = prepare_cohort(config)
-    assert again.n_new == 1
-    assert before.series["spacing_mm"][0][0] == pytest.approx(2.5)
-    assert again.cohort.series["spacing_mm"][0][0] == pytest.approx(1.25)

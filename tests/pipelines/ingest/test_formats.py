@@ -105,15 +105,3 @@ def test_formats_of_volumes_may_be_mixed_and_a_damaged_file_is_refused_alone(
     assert len(done.cohort.series) == 3
     assert done.cohort.refused["n_files"].sum() == 3
     assert any("CompressedDataSize" in reason for reason in done.cohort.refused["reason"])
-
-
-@pytest.mark.lidc
-def test_luna16_of_the_cases_is_the_volume_that_it_should_be(dinox_data: Path, tmp_path: Path) -> None:
-    if not (dinox_data / "cases" / "luna16-mhd").is_dir():
-        pytest.skip("DINOX_DATA has no folder `cases`")
-    cohort = prepared(dinox_data / "cases" / "luna16-mhd" / "in", tmp_path / "c").cohort
-    (row,) = cohort.series.to_dict("records")
-    assert list(row["shape"]) == [20, 36, 40]
-    np.testing.assert_allclose(row["spacing_mm"], (2.5, 0.7, 0.7))
-    assert cohort.volume(UID).min() == -1024
-    np.testing.assert_allclose(np.array(row["affine_ras"]).reshape(4, 4)[:3, 3], (12.6, 12.6, -300))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from transforms.dicom.header import SliceHeader, read_slice_headers
 from transforms.dicom.load import SeriesRefusedError, read_series
@@ -98,6 +99,38 @@ def test_a_missing_slice_is_kept_as_a_gap(hostile: Path) -> None:
     assert (series.volume_hu.shape, series.gaps) == ((4, 512, 512), (2,))
     assert series.slice_offsets_mm == pytest.approx((0, 5, 10, 20), abs=1e-4)
     compare_with_simpleitk(series)
+
+
+SINGLE = {
+    "big_endian_chest": "",
+    "prone_axial": "",
+    "rotated_in_plane": "",
+    "scientific_notation_DS": "",
+    "derived_coronal_same_study": "not axial",
+    "seg_single_frame_beside_ct": "Modality is SEG",
+    "topogram_in_ct": "localizer",
+}
+
+
+@pytest.mark.parametrize("folder", SINGLE)
+def test_a_single_slice_with_a_neighbor_is_read_as_simpleitk_reads_it_or_refused(
+    folder: str, hostile: Path, tmp_path: Path
+) -> None:
+    for path in sorted((hostile / "more" / folder).iterdir()):
+        neighbor = dcmread(path)
+        orientation = np.array(neighbor.ImageOrientationPatient, dtype=float)
+        normal = np.cross(orientation[:3], orientation[3:])
+        moved = np.array(neighbor.ImagePositionPatient, dtype=float) + 2.5 * normal
+        neighbor.ImagePositionPatient = [f"{mm:.6g}" for mm in moved]
+        neighbor.InstanceNumber, neighbor.SOPInstanceUID = int(neighbor.InstanceNumber) + 1, "1.2.3"
+        neighbor.save_as(tmp_path / path.name)
+        if SINGLE[folder]:
+            with pytest.raises(SeriesRefusedError, match=SINGLE[folder]):
+                read_series([path, tmp_path / path.name])
+        else:
+            series = read_series([path, tmp_path / path.name])
+            assert series.spacing_mm[0] == pytest.approx(2.5, abs=1e-3)
+            compare_with_simpleitk(series)
 
 
 FILES = {
