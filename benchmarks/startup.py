@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.timing import Row
 from pipelines.cohort.folder import Cohort, CohortWriter
+from pipelines.cohort.integrity import stamp_ns
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, SERIES, empty_table, write_table
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
@@ -74,8 +75,10 @@ def write_sparse_cohort(root: Path, n_series: int) -> None:
             os.link(template, root / name / f"{volume_id}.npy")
     affine = np.diag([*SPACING_MM, 1.0])[[2, 1, 0, 3]].ravel().tolist()
     series = empty_table(SERIES).reindex(range(n_series))
-    for name in ("volume_id", "patient_id", "study_uid", "series_uid", "sha256"):
+    for name in ("volume_id", "patient_id", "study_uid", "series_uid"):
         series[name] = ids
+    # Links share their file's time of change, which follows from the first digits of the hash.
+    series["sha256"] = [f"{depth:012x}{i:052x}" for i, depth in enumerate(depths)]
     series["shape"] = [[depth, SIZE_PX, SIZE_PX] for depth in depths]
     for name, value in (("spacing_mm", list(SPACING_MM)), ("affine_ras", affine), ("gaps", [])):
         series[name] = [value] * n_series
@@ -98,6 +101,7 @@ def _sparse_templates(root: Path, depth: int) -> dict[str, Path]:
         header = {"descr": "<i2", "fortran_order": False, "shape": (depth, SIZE_PX, SIZE_PX)}
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + 2 * depth * SIZE_PX**2)
+    os.utime(volume, ns=(stamp_ns(f"{depth:012x}"),) * 2)
     with body.open("wb") as file:
         np.lib.format.write_array(file, np.ones((depth, 32, 32), dtype=np.uint8))
     return {"volumes": volume, "body": body}
