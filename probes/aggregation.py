@@ -1,6 +1,6 @@
 """Which way of pooling a nodule's slices keeps the information of the third dimension? One table, in the same folds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.aggregators import AggregatorName, build_aggregator
 from probes.heads.fitting import FitSettings, NetworkProbe, Standardize
 from probes.heads.linear import LinearProbe, Probe, cross_fit
-from probes.splits import Fold
+from probes.scoring import Pairs, as_pairs, pooled
 from probes.statistics.checks import Floats, Ints, binary_labels
 from probes.statistics.delong import delong_difference
 from probes.statistics.estimate import holm
@@ -93,13 +93,26 @@ class _Classifier(nn.Module):
         return logits.squeeze(-1)
 
 
+@dataclass(frozen=True, slots=True)
+class AggregationPart:
+    """What one backbone makes of N nodules, and the folds in which it is tested.
+
+    Attributes:
+        slices: Slices along z, the same range in mm for each nodule.
+        folds: Training and test rows.
+        planes: Axial, coronal and sagittal tokens (N, 3, D) of the same nodules: adds the row `planes`.
+    """
+
+    slices: SliceTokens
+    folds: Pairs
+    planes: SliceTokens | None = None
+
+
 def compare_aggregators(
-    slices: SliceTokens,
+    parts: Sequence[AggregationPart],
     labels: npt.ArrayLike,
     patient_ids: npt.ArrayLike,
-    folds: Iterable[Fold | tuple[Ints, Ints]],
     names: Sequence[AggregatorName] = ("center", "mean", "center3_mean", "center3_max", "attention_z"),
-    planes: SliceTokens | None = None,
     settings: FitSettings | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -107,12 +120,10 @@ def compare_aggregators(
     """Cross-fit every aggregator in the same folds and test each against the center slice.
 
     Args:
-        slices: Slices along z of N nodules, the same range in mm for each.
+        parts: One, or several where backbones are cross-fitted: each tests nodules of its own.
         labels: 0 or 1, (N,).
         patient_ids: Patient of each nodule, (N,).
-        folds: Training and test rows.
-        names: Aggregators of `slices`; `center`, the reference, is added if it is not among them.
-        planes: Axial, coronal and sagittal tokens (N, 3, D) of the same nodules: adds the row `planes`.
+        names: Aggregators of slices; `center`, the reference, is added if it is not among them.
         settings: Of the training of learned aggregators.
         seed: Of everything drawn.
         device: Where to train.
@@ -125,27 +136,32 @@ def compare_aggregators(
         UnmeasurableError: As `probes.heads.linear.cross_fit`.
         ValueError: If a name is unknown, or planes are of other nodules.
     """
-    truth, pairs = binary_labels(labels), list(folds)
-    inputs: dict[AggregatorName, SliceTokens] = {"center": slices}
-    inputs.update({name: slices for name in names if name != "planes"})
-    if planes is not None:
-        inputs["planes"] = planes
+    truth = binary_labels(labels)
+    tested = np.unique(np.concatenate([test for part in parts for _, test in as_pairs(part.folds)]))
+    prior = float(binary_labels(truth[tested]).mean())
+    rows: list[AggregatorName] = ["center", *(name for name in names if name not in ("center", "planes"))]
+    if all(part.planes is not None for part in parts):
+        rows.append("planes")
     scores: dict[AggregatorName, Floats] = {}
-    for name, of in inputs.items():
+    for name in rows:
         make: Callable[[], Probe[Any]] = partial(LinearProbe, seed=seed)
         if name in LEARNED:
             make = partial(
                 AggregatorProbe, name, settings=settings or FitSettings(), seed=seed, device=device
             )
-        shown = of if name in LEARNED else _pooled(name, of)
-        scores[name] = cross_fit(make, shown, truth, patient_ids, pairs)
+        found = []
+        for part in parts:
+            of = part.planes if name == "planes" and part.planes is not None else part.slices
+            shown = of if name in LEARNED else _pooled(name, of)
+            found.append(cross_fit(make, shown, truth, patient_ids, part.folds, prior))
+        scores[name] = pooled(found)
     return _table(scores, truth, np.asarray(patient_ids))
 
 
 def _pooled(name: AggregatorName, slices: SliceTokens) -> Floats:
     pool = build_aggregator(name, slices.tokens.shape[-1])
-    pooled: Tensor = pool(slices.tokens, slices.position_mm, slices.mask)
-    return np.asarray(pooled.double().numpy(), dtype=np.float64)
+    vectors: Tensor = pool(slices.tokens, slices.position_mm, slices.mask)
+    return np.asarray(vectors.double().numpy(), dtype=np.float64)
 
 
 def _table(scores: Mapping[AggregatorName, Floats], truth: Ints, patients: npt.NDArray[Any]) -> pd.DataFrame:

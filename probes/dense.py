@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from probes.heads.fitting import as_tensor
 from probes.heads.linear import mean_and_scale
 from probes.heads.logistic import fit_logistic
+from probes.scoring import Pairs, pooled
 from probes.splits import Fold
 from probes.statistics.bootstrap import mean_difference, mean_with_interval
 from probes.statistics.checks import Floats, Ints, TooFewError, UnmeasurableError
@@ -145,20 +146,19 @@ def cross_fit_dice(
 
 
 def dense_table(
-    rows: Mapping[str, npt.ArrayLike | Tensor],
+    rows: Mapping[str, Sequence[tuple[npt.ArrayLike | Tensor, Pairs]]],
     masks: npt.ArrayLike | Tensor,
     patient_ids: npt.ArrayLike,
-    folds: Iterable[Fold | tuple[Ints, Ints]],
     reader_masks: Sequence[npt.ArrayLike] | None = None,
     probe: DenseProbe | None = None,
 ) -> pd.DataFrame:
     """Dice of each set of tokens, in the same folds, beside pixels and the agreement between readers.
 
     Args:
-        rows: Tokens (N, P, D) by name: `features`, `random_weights`, and `pixels` (the gray values of each patch).
+        rows: By name, tokens (N, P, D) of each backbone with its folds: `features`, `random_weights`, and `pixels` (the
+            gray values of each patch).
         masks: (N, H, W), 0 or 1.
         patient_ids: Patient of each nodule, (N,).
-        folds: Training and test rows.
         reader_masks: One array (readers, H, W) per nodule: adds the row `inter_reader`, on nodules that two readers
             or more drew.
         probe: Settings; None: the defaults of `DenseProbe`.
@@ -169,10 +169,12 @@ def dense_table(
     Raises:
         ValueError: As `cross_fit_dice`.
     """
-    pairs, patients = list(folds), np.asarray(patient_ids)
+    patients = np.asarray(patient_ids)
     values = {
-        name: cross_fit_dice(tokens, masks, patients, pairs, probe or DenseProbe())
-        for name, tokens in rows.items()
+        name: pooled(
+            [cross_fit_dice(tokens, masks, patients, folds, probe or DenseProbe()) for tokens, folds in parts]
+        )
+        for name, parts in rows.items()
     }
     lines: list[dict[str, str | float]] = []
     for name, scored in values.items():

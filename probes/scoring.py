@@ -87,15 +87,28 @@ class Target:
         return RidgeProbe(n_unpenalized, self.is_signed)
 
     def _pooled(self, parts: Parts, factory: Factory | None, linear: Factory) -> Floats:
-        pooled = np.full(len(self.labels), np.nan)
+        found = []
         for own, folds in parts:
             inputs = own if factory or self.rating is None else Rated(np.asarray(own), self.rating)
-            found = cross_fit(factory or linear, inputs, self.labels, self.patient_ids, folds, self.prior)
-            is_tested = np.isfinite(found)
-            if np.isfinite(pooled[is_tested]).any():
-                raise ValueError("two parts of a row test the same nodule")
-            pooled[is_tested] = found[is_tested]
-        return pooled
+            found.append(
+                cross_fit(factory or linear, inputs, self.labels, self.patient_ids, folds, self.prior)
+            )
+        return pooled(found)
+
+
+def pooled(scores: Sequence[Floats]) -> Floats:
+    """Join the scores of the parts of a row, (N,) each, NaN where a part does not test a nodule.
+
+    Raises:
+        ValueError: If two parts test the same nodule.
+    """
+    joined = np.full(len(scores[0]), np.nan)
+    for found in scores:
+        is_tested = np.isfinite(found)
+        if np.isfinite(joined[is_tested]).any():
+            raise ValueError("two parts of a row test the same nodule")
+        joined[is_tested] = found[is_tested]
+    return joined
 
 
 @dataclass(frozen=True, slots=True)

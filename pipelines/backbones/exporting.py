@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.backbones.shipped import HALVES, MOST_BYTES, NETWORKS, SUMS, write_sums
 from pipelines.cohort.pseudonyms import lidc_scans
 from pipelines.runtime.atomic import write_atomically, writing
 from pipelines.tracking.names import Tag
@@ -36,29 +38,40 @@ class ExportError(Refusal):
 
 def run_export(config: ExportConfig, run: Run) -> None:
     """Write weights, ONNX and model card, check their tokens against the backbone, then upload if asked."""
-    out = Path(config.out)
+    out, names = Path(config.out), [name.strip() for name in config.backbone.split(",")]
     _refuse_other_things(out)
-    with_onnx = _is_onnx_wanted(config.onnx)
-    loaded = open_backbone(chosen_backbone(config.backbone))
-    export_backbone(loaded, out)
+    networks = [_with_public_ids(open_backbone(chosen_backbone(name))) for name in names]
+    with_onnx = len(networks) == 1 and _is_onnx_wanted(config.onnx)
+    if len(networks) > 1:
+        networks = in_roles(networks)
+        export_box(networks, out)
+    else:
+        export_backbone(networks[0], out)
     if with_onnx:
         with writing(out):
-            export_onnx(loaded.backbone, out / "model.onnx")
+            export_onnx(networks[0].backbone, out / "model.onnx")
     else:
         (out / "model.onnx").unlink(missing_ok=True)
-    card = model_card(loaded, card_facts(loaded, config), with_onnx)
+    card = model_card(networks, card_facts(networks, config), with_onnx)
     write_atomically(out / "README.md", lambda file: file.write(card.encode()))
-    run.set_tags({Tag.EXPORTED: loaded.source, Tag.BACKBONE_SHA: loaded.sha256})
+    run.set_tags(
+        {
+            Tag.EXPORTED: ",".join(one.source for one in networks),
+            Tag.BACKBONE_SHA: ",".join(one.sha256 for one in networks),
+        }
+    )
     run.log_text(card, "README.md")
+    folder = out / "all" if len(networks) > 1 else out
     print(
-        f'{out}: timm.create_model("local-dir:{out}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
+        f'{out}: timm.create_model("local-dir:{folder}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
     )
     if config.push_to:
         print(f"uploaded to {push(out, config.push_to, config.private)}")
 
 
 def _refuse_other_things(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "dinox.json").is_file())):
+    is_export = any((out / name).is_file() for name in ("dinox.json", SUMS))
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_export)):
         raise ExportError(f"{out} exists and is not an export; give a new folder as out=DIR")
 
 
@@ -86,10 +99,7 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     named = plain if loaded.config.timm_name else loaded.config
     first = loaded.config.weights if loaded.config.weights == "timm" else ""
     shape = dataclasses.replace(named, weights=first, image_px=loaded.backbone.image_px)
-    public = {name for series, names in lidc_scans().items() for name in (series, *names)}
-    record = dict(loaded.record)
-    if not public.issuperset(name for names in record.get("trained_on", {}).values() for name in names):
-        del record["trained_on"]
+    record = _with_public_ids(loaded).record
     save_backbone(out, loaded.backbone, shape, record, loaded.timm_config)
     vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = _probe_images(loaded.backbone, 2)
@@ -99,6 +109,55 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     own = torch.cat([class_token[:, None], patch_tokens], dim=1)
     found = torch.cat([theirs[:, :1], theirs[:, vit.num_prefix_tokens :]], dim=1)
     _refuse_difference("timm", float((own - found).abs().max()), TIMM_TOLERANCE)
+
+
+def _with_public_ids(loaded: LoadedBackbone) -> LoadedBackbone:
+    """Return a backbone whose record names the patients of its training only if all are those of LIDC-IDRI."""
+    public = {name for series, names in lidc_scans().items() for name in (series, *names)}
+    names = {name for names in loaded.record.get("trained_on", {}).values() for name in names}
+    record = {key: value for key, value in loaded.record.items() if key != "trained_on" or names <= public}
+    return dataclasses.replace(loaded, record=record)
+
+
+def in_roles(networks: Sequence[LoadedBackbone]) -> list[LoadedBackbone]:
+    """Return three networks of one recipe in the order of `NETWORKS`, by the patients that each left out.
+
+    Raises:
+        ExportError: If they are not three such networks, one of them holds ids that are not public or has no record of
+            them, a patient was seen by both halves, or they are too large to ship.
+    """
+    by_role = {str(one.record.get("holdout")): one for one in networks}
+    rest = [one for role, one in by_role.items() if role not in HALVES]
+    if len(networks) != 3 or len(rest) != 1 or not by_role.keys() >= set(HALVES):
+        raise ExportError(
+            "weights to ship are three backbones of one recipe: one pretrained with holdout=half_a, one with half_b,"
+            f" one with neither; got holdout {', '.join(str(one.record.get('holdout')) for one in networks)}"
+        )
+    ordered = [rest[0], *(by_role[half] for half in HALVES)]
+    for one in ordered:
+        if "trained_on" not in one.record:
+            raise ExportError(
+                f"backbone '{one.source}' has no record of its patients that may be shown: weights to ship are trained"
+                " on LIDC-IDRI alone, whose ids are public"
+            )
+        if one.timm_config != rest[0].timm_config or one.hu_scale != rest[0].hu_scale:
+            raise ExportError(f"backbones '{one.source}' and '{rest[0].source}' are of two architectures")
+    seen = [set(one.record["trained_on"]["patient"]) for one in ordered[1:]]
+    if seen[0] & seen[1]:
+        raise ExportError(f"{len(seen[0] & seen[1])} patients were seen by both halves; pretrain them apart")
+    size = sum(tensor.nbytes for one in ordered for tensor in one.backbone.vit.state_dict().values())
+    if size > MOST_BYTES:
+        raise ExportError(
+            f"three networks of together {size / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:g} MB ship"
+        )
+    return ordered
+
+
+def export_box(networks: Sequence[LoadedBackbone], out: Path) -> None:
+    """Write the three networks of `in_roles` and their hashes, as `models/weights/NAME` ships them."""
+    for role, loaded in zip(NETWORKS, networks, strict=True):
+        export_backbone(loaded, out / role)
+    write_sums(out)
 
 
 class _BothTokens(nn.Module):
@@ -160,10 +219,24 @@ def _refuse_difference(reader: str, difference: float, tolerance: float) -> None
         )
 
 
-def card_facts(loaded: LoadedBackbone, config: ExportConfig) -> CardFacts:
-    """Collect the facts of a backbone from the store; few, when its run is not in this store."""
-    query = f"tags.`{Tag.BACKBONE_SHA}` = '{loaded.sha256}' and tags.`{Tag.ENTRY_POINT}` LIKE 'probe%'"
-    probes = search_runs(StoredRun, f"{query} and attributes.status = 'FINISHED'")
+def card_facts(networks: Sequence[LoadedBackbone], config: ExportConfig) -> CardFacts:
+    """Collect the facts of a backbone from the store; few, when its run is not in this store.
+
+    Args:
+        networks: The backbone; of weights to ship all three, of which probes read two or three together.
+        config: With what no run records.
+    """
+    loaded, hashes = networks[0], [one.sha256 for one in networks]
+    wanted = {",".join(hashes[first:]) for first in range(2)} | {hashes[0]}
+    probes = [
+        run
+        for sha256 in sorted(wanted - {""})
+        for run in search_runs(
+            StoredRun,
+            f"tags.`{Tag.BACKBONE_SHA}` = '{sha256}' and tags.`{Tag.ENTRY_POINT}` LIKE 'probe%'"
+            " and attributes.status = 'FINISHED'",
+        )
+    ]
     facts = CardFacts(probes=probes, training_data=config.training_data, license=config.license)
     if not loaded.run_id:
         return facts

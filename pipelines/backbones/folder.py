@@ -22,6 +22,7 @@ from models.backbone import (
     load_weights,
 )
 from models.config import BackboneConfig
+from pipelines.backbones.shipped import SCHEME, shipped_folder
 from pipelines.command.config import RecipeError, load_recipe
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.json_files import DamagedFileError, read_json
@@ -146,14 +147,14 @@ def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
 
 
 def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
-    """Open a backbone by `runs:/<id>/backbone`, a folder, or `timm:<name>`.
+    """Open a backbone by `runs:/<id>/backbone`, `shipped:<name>`, a folder, or `timm:<name>`.
 
     Args:
-        name: One of these three forms; `runs:/<id>` alone means its `backbone`.
+        name: One of these forms; `runs:/<id>` alone means its `backbone`, `shipped:<name>` its network `all`.
         image_px: Input size to build it for instead of its own; position embeddings are interpolated.
 
     Raises:
-        BackboneError: If the run, folder or timm name does not exist or holds no backbone.
+        BackboneError: If the run, folder or name does not exist or holds no backbone.
     """
     if name.startswith("runs:/"):
         run_id, _, path = name.removeprefix("runs:/").partition("/")
@@ -164,9 +165,11 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
                 raise BackboneError(str(error).replace(folder, run_id)) from error
     if name.startswith("timm:"):
         return _from_timm(name, image_px)
+    if name.startswith(SCHEME):
+        return _from_folder(name, shipped_folder(name), image_px)
     if not Path(name).is_dir():
         raise BackboneError(
-            f"backbone '{name}' is no folder; give runs:/<run id>/backbone, a folder or timm:<name>"
+            f"backbone '{name}' is no folder; give runs:/<run id>/backbone, shipped:<name>, a folder or timm:<name>"
         )
     return _from_folder(name, Path(name), image_px)
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipelines.backbones.folder import LoadedBackbone
+from pipelines.backbones.shipped import NETWORKS
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
 from transforms.window_policy import ARTICLE_LUNG_HU
@@ -18,6 +19,36 @@ LEAKS = {
     "unknown": "it is unknown whether tested patients were in the pretraining",
 }
 
+LIDC = """Trained on scans of LIDC-IDRI, which are licensed under the Creative Commons Attribution 3.0 Unported
+License (https://creativecommons.org/licenses/by/3.0/); the weights are derived from them, the scans are not included.
+
+- Data: Armato III, S. G., McLennan, G., Bidaut, L., McNitt-Gray, M. F., Meyer, C. R., Reeves, A. P., Zhao, B., Aberle,
+  D. R., Henschke, C. I., Hoffman, E. A., Kazerooni, E. A., MacMahon, H., van Beek, E. J. R., Yankelevitz, D., et al.
+  (2015). Data From LIDC-IDRI [Data set]. The Cancer Imaging Archive. https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX
+- Publication: Armato III, S. G., et al. (2011). The Lung Image Database Consortium (LIDC) and Image Database Resource
+  Initiative (IDRI): a completed reference database of lung nodules on CT scans. Medical Physics 38, 915-931.
+  https://doi.org/10.1118/1.3528204
+- Archive: Clark, K., et al. (2013). The Cancer Imaging Archive (TCIA): maintaining and operating a public information
+  repository. Journal of Digital Imaging 26, 1045-1057. https://doi.org/10.1007/s10278-013-9622-7
+
+The authors acknowledge the National Cancer Institute and the Foundation for the National Institutes of Health, and
+their critical role in the creation of the free publicly available LIDC/IDRI Database used in this study."""
+
+_SETTINGS = (
+    "rule",
+    "target",
+    "input",
+    "features",
+    "window",
+    "size_mm",
+    "head",
+    "split",
+    "folds",
+    "repeats",
+    "seed",
+    "leak",
+)
+"""Of a probe, which its figures depend on."""
 
 _NOT_FOR = """## What it must not be used for
 
@@ -34,7 +65,7 @@ class CardFacts:
     Attributes:
         pretraining: The run that trained the backbone; None when it is not in the store.
         recipe: Its resolved configuration, as YAML; "" when unknown.
-        probes: Runs that probed exactly these weights.
+        probes: Runs that probed exactly these weights, and no others beside them.
         training_data: Description by the person who exports; "" without one.
         license: Of the weights, an identifier of the SPDX list.
     """
@@ -46,11 +77,13 @@ class CardFacts:
     license: str = "apache-2.0"
 
 
-def model_card(loaded: LoadedBackbone, facts: CardFacts, has_onnx: bool) -> str:
-    """Return the card of a backbone as Markdown."""
+def model_card(networks: Sequence[LoadedBackbone], facts: CardFacts, has_onnx: bool) -> str:
+    """Return the card of a backbone as Markdown; of weights to ship, of all three networks."""
+    loaded = networks[0]
     sections = [
         _front_matter(facts),
         _summary(loaded),
+        *([_three(networks)] if len(networks) > 1 else []),
         _usage(loaded, has_onnx),
         _data(loaded, facts),
         _recipe(loaded, facts),
@@ -82,6 +115,26 @@ def _summary(loaded: LoadedBackbone) -> str:
         f" {backbone.image_px} px, tokens of {backbone.embed_dim} numbers. Pretrained without labels; a frozen"
         f" feature extractor, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
     )
+
+
+def _three(networks: Sequence[LoadedBackbone]) -> str:
+    lines = []
+    for name, one in zip(NETWORKS, networks, strict=True):
+        patients, record = len(one.record["trained_on"]["patient"]), one.record
+        lines.append(
+            f"| `{name}` | {record['holdout']} | {patients} | {record.get('steps')} | {record.get('seed')} |"
+            f" `{record.get('run_id')}` | `{one.sha256}` |"
+        )
+    table = "\n".join(lines)
+    return f"""## Three networks
+
+`-P backbone=shipped:NAME` of dinox-ct takes them together, NAME being the name of this folder: a test reads patients
+that none was trained on with `all`, and every patient of the training with the half that left him out. Where no patient
+is tested it takes `all`. The ids of the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
+
+| folder | patients left out | trained on patients | updates | seed | run | SHA-256 of the weights |
+|---|---|---|---|---|---|---|
+{table}"""
 
 
 def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
@@ -116,7 +169,8 @@ class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 
 def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
     said = facts.training_data or "No description of the training data was given at export."
-    lines = [f"## Training data\n\n{said}"]
+    is_lidc = "trained_on" in loaded.record
+    lines = [f"## Training data\n\n{said}", *([LIDC] if is_lidc else [])]
     if facts.pretraining is not None:
         metrics = facts.pretraining.metrics
         named = ("data/train_patients", "data/train_slices", "data/held_out_patients")
@@ -127,8 +181,8 @@ def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
         lines.append(f"SHA-256 of the cohort (volume ids and voxels): `{loaded.record['cohort_sha']}`.")
     if "holdout" in loaded.record:
         lines.append(
-            f"Held out: patients by the hash of their id, share `{loaded.record['holdout']}`; their ids"
-            " are not in this folder."
+            f"Held out: patients by the hash of their id, share `{loaded.record['holdout']}`;"
+            f" {'the ids of all others are in dinox.json' if is_lidc else 'their ids are not in this folder'}."
         )
     return "\n\n".join(lines)
 
@@ -159,6 +213,8 @@ def _results(facts: CardFacts) -> str:
             leak = LEAKS.get(run.tags.get(Tag.LEAK, ""), run.tags.get(Tag.LEAK, ""))
             name = run.tags.get(Tag.ENTRY_POINT, "run")
             heading = f"### `{name}`, run `{run.run_id}`" + (f"\n\nLeak: {leak}." if leak else "")
+            settings = [f"{key}={value}" for key in _SETTINGS if (value := run.params.get(f"cfg.{key}"))]
+            heading += f"\n\nSettings: `{' '.join(settings)}`." if settings else ""
             parts.append(
                 f"{heading}\n\n| figure | value | 95% interval |\n|---|---|---|\n" + "\n".join(lines)
             )
@@ -175,6 +231,8 @@ def _with_intervals(metrics: Mapping[str, float]) -> list[str]:
         low, high = metrics.get(_beside(name, "low")), metrics.get(_beside(name, "high"))
         if low is not None and high is not None:
             lines.append(f"| {name} | {metrics[name]:.3f} | {low:.3f} to {high:.3f} |")
+        elif name.endswith(("nested_z", "nested_p")):
+            lines.append(f"| {name} | {metrics[name]:.4f} | |")
     return lines
 
 

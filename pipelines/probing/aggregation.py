@@ -14,10 +14,11 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.meta_volume import crop_at
 from pipelines.nodule.labeled import NoduleSet, nodule_set, places_mm
 from pipelines.probing.config import AggregationConfig
-from pipelines.probing.setup import among, labeled_nodules, open_both, settled_folds
+from pipelines.probing.readers import open_backbones, readers_of
+from pipelines.probing.setup import among, labeled_nodules, open_cohort, settled_folds
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
-from probes.aggregation import SliceTokens, compare_aggregators
+from probes.aggregation import AggregationPart, SliceTokens, compare_aggregators
 from transforms.nodule_crop import CropSpec
 
 _NAMES: tuple[AggregatorName, ...] = ("center", "mean", "center3_mean", "center3_max", "attention_z")
@@ -29,45 +30,37 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     Raises:
         NoNodulesError: If the cohort holds patches only: their length in z is that of the nodule and reveals its label.
     """
-    cohort, loaded = open_both(config)
-    size_px, device = loaded.backbone.image_px, choose_device(config.device)
+    cohort, backbones = open_cohort(config), open_backbones(config.backbone)
+    size_px, device = backbones[0].backbone.image_px, choose_device(config.device)
     everyone = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
-    nodules, planes = with_planes(config, cohort, everyone, loaded, device)
-    print(f"backbone {loaded.source}; {len(nodules.labels)} nodules")
-    folds = settled_folds(config, run, cohort, loaded, nodules)
-    table = compare_aggregators(
-        slices_around(config, cohort, nodules, loaded, device),
-        nodules.labels,
-        nodules.patient_ids,
-        folds,
-        _NAMES,
-        planes,
-        seed=config.seed,
-        device=device,
-    )
+    cut = nodule_set(cohort, config.rule, CropSpec(form="planes", size_mm=config.size_mm, out_px=size_px))
+    nodules = among(everyone, cut)
+    print(f"backbone {config.backbone or backbones[0].source}; {len(nodules.labels)} nodules")
+    readers = readers_of(config.backbone, backbones, cohort, nodules.patient_ids, config.leak)
+    parts = [
+        AggregationPart(
+            slices_around(config, cohort, nodules, reader.loaded, device),
+            folds,
+            planes_through(config, among(cut, nodules), reader.loaded, device),
+        )
+        for reader, folds in zip(readers, settled_folds(config, run, cohort, readers, nodules), strict=True)
+    ]
+    labels, patients = nodules.labels, nodules.patient_ids
+    table = compare_aggregators(parts, labels, patients, _NAMES, seed=config.seed, device=device)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     run.log_metrics(metrics_of(table))
     run.log_table(table, "tables/aggregation.csv")
 
 
-def with_planes(
-    config: AggregationConfig,
-    cohort: Cohort,
-    everyone: NoduleSet,
-    loaded: LoadedBackbone,
-    device: torch.device,
-) -> tuple[NoduleSet, SliceTokens]:
-    """Return the nodules through which all three planes can be cut, the same for every row, with their tokens.
-
-    The tokens are those of the axial, the coronal and the sagittal triplet through each nodule.
-    """
-    spec = CropSpec(form="planes", size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    cut = nodule_set(cohort, config.rule, spec)
-    nodules = among(everyone, cut)
-    crops_hu = among(cut, nodules).crops_hu
-    tokens = torch.from_numpy(np.stack([_encode(config, loaded, planes, device) for planes in crops_hu]))
+def planes_through(
+    config: AggregationConfig, nodules: NoduleSet, loaded: LoadedBackbone, device: torch.device
+) -> SliceTokens:
+    """Encode the axial, the coronal and the sagittal triplet through each nodule."""
+    tokens = torch.from_numpy(
+        np.stack([_encode(config, loaded, planes, device) for planes in nodules.crops_hu])
+    )
     is_real = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    return nodules, SliceTokens(tokens, torch.zeros(tokens.shape[:2]), is_real)
+    return SliceTokens(tokens, torch.zeros(tokens.shape[:2]), is_real)
 
 
 def slices_around(

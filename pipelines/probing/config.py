@@ -17,7 +17,7 @@ class ProbeBase:
 
     cohort: str = "cohorts/phantom"
     backbone: str = ""
-    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
     seed: NonNegativeInt = 0
     device: str = "auto"
 
@@ -56,9 +56,9 @@ class ProbeConfig(FoldedProbe):
     """A malignancy probe of one backbone, or of several that are cross-fitted, on one cohort."""
 
     backbone: str = ""
-    """runs:/<id>/backbone, a folder, or timm:<name>; "" takes the newest finished pretrain run. Several, separated by
-    commas, are cross-fitted: each scores the patients that it never saw (holdout half_a and half_b), and the
-    out-of-fold scores are pooled."""
+    """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run.
+    Several, separated by commas, are cross-fitted, as those of shipped:<name> are: each scores the patients that it
+    never saw (holdout half_a and half_b), and the out-of-fold scores are pooled."""
     repeats: int = 5
     diagnosis: str = ""
     """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""

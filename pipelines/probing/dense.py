@@ -10,7 +10,8 @@ from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.nodule.masks import MaskedCrops, masked_crops
 from pipelines.probing.config import DenseConfig
-from pipelines.probing.setup import labeled_nodules, of_rows, open_both, settled_folds
+from pipelines.probing.readers import open_backbones, readers_of
+from pipelines.probing.setup import labeled_nodules, of_rows, open_cohort, settled_folds
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -22,21 +23,23 @@ from transforms.window_policy import ARTICLE_LUNG_HU, PROBE_WINDOWS_HU
 
 def run_dense(config: DenseConfig, run: Run) -> None:
     """Cross-fit the dense probe on learned tokens, on those of random weights and on pixels, in the same folds."""
-    cohort, loaded = open_both(config)
-    spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
+    cohort, backbones = open_cohort(config), open_backbones(config.backbone)
+    spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     everyone = labeled_nodules(config, cohort, spec)
     crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
     nodules = of_rows(everyone, crops.kept, crops.dropped)
     print(
-        f"backbone {loaded.source}; {len(crops.kept)} of {len(everyone.labels)} nodules have masks: {crops.source}"
+        f"backbone {config.backbone or backbones[0].source}; {len(crops.kept)} of {len(everyone.labels)} nodules have"
+        f" masks: {crops.source}"
     )
-    folds = settled_folds(config, run, cohort, loaded, nodules)
+    readers = readers_of(config.backbone, backbones, cohort, nodules.patient_ids, config.leak)
+    folds = settled_folds(config, run, cohort, readers, nodules)
+    tokens = [tokens_of(config, reader.loaded, crops, spec) for reader in readers]
     run.set_tags({Tag.MASKS: crops.source})
     table = dense_table(
-        tokens_of(config, loaded, crops, spec),
+        {name: [(one[name], pairs) for one, pairs in zip(tokens, folds, strict=True)] for name in tokens[0]},
         crops.masks,
         nodules.patient_ids,
-        folds,
         crops.reader_masks,
         DenseProbe(seed=config.seed),
     )

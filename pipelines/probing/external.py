@@ -17,9 +17,10 @@ from pipelines.cohort.identity import Ids, compare, ids_of
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.question import BASELINE_DRAWS, Answer, Question, rating_of
+from pipelines.probing.readers import ProbeError
 from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.rows import TWINS, Found, Inputs, find_nodules, without_network
-from pipelines.probing.setup import ProbeError, labeled_nodules, left_out, of_rows, pixels_of
+from pipelines.probing.setup import labeled_nodules, left_out, of_rows, pixels_of
 from probes.partial.effect import r2_over_twins
 from probes.partial.frozen import frozen_score, frozen_test
 from probes.partial.nested import NestedResult

@@ -1,10 +1,9 @@
-"""Test patients, folds and slices of a probe: of patients that the backbone did not see, unless leaks are allowed."""
+"""Folds and slices of a probe, with the patients that its backbone may test."""
 
 import dataclasses
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,9 +17,10 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe, read_yaml
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import FoldedProbe
+from pipelines.probing.readers import Reader
 from pipelines.tracking.reading import fetch_artifact
 from pipelines.training.config import PretrainConfig
-from probes.splits import is_held_out, patient_folds, split_60_20_20
+from probes.splits import patient_folds, split_60_20_20
 from probes.statistics.checks import TooFewError
 from transforms.views.config import ViewConfig
 
@@ -28,59 +28,33 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows to fit on and rows to test on."""
 
 
-def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> set[str] | None:
-    """Return the patients that the backbone did not see; None when this is unknown."""
-    everyone = {str(patient) for patient in patient_ids}
-    if loaded.source.startswith("timm:"):
-        return everyone
-    if "holdout" not in loaded.record:
-        return None
-    if loaded.record.get("leak"):
-        return set()
-    return {patient for patient in everyone if is_held_out(patient, loaded.record["holdout"])}
-
-
-def patients_to_test(
-    loaded: LoadedBackbone | None, patient_ids: NDArray[np.str_], leak: Literal["avoid", "allow"]
-) -> tuple[set[str], str]:
-    """Return the patients to test on, those that the backbone did not see if this is known, and the leak tag."""
-    everyone = {str(patient) for patient in patient_ids}
-    unseen = everyone if loaded is None else unseen_patients(loaded, patient_ids)
-    if leak == "allow":
-        return everyone, "" if unseen == everyone else "allowed"
-    if unseen is None:
-        return everyone, "unknown"
-    return (unseen, "") if unseen else (everyone, "no_holdout")
-
-
 @dataclasses.dataclass(frozen=True)
 class FoldPlan:
-    """Folds, their leak tag, and the table that the run stores."""
+    """Folds, and the table that the run stores."""
 
     folds: list[Fold]
-    leak: str
     table: pd.DataFrame
 
 
-def fold_plan(config: FoldedProbe, loaded: LoadedBackbone | None, nodules: NoduleSet) -> FoldPlan:
-    """Make the folds: test patients are those that the backbone did not see, unless leaks are allowed.
+def fold_plan(config: FoldedProbe, reader: Reader | None, nodules: NoduleSet) -> FoldPlan:
+    """Make the folds: test patients are those that the backbone may test, training patients all others.
 
     Args:
         config: How to split.
-        loaded: The backbone; None without one.
+        reader: The backbone and its patients; None without one: all patients are tested.
         nodules: Nodules to split, by patient.
 
     Raises:
         TooFewError: If a class has too few patients to test on.
     """
     patients, labels = nodules.patient_ids, nodules.labels
-    tested, leak = patients_to_test(loaded, patients, config.leak)
+    tested = set(patients.tolist()) if reader is None else reader.tested
     if config.split == "article":
         rows = np.flatnonzero(np.isin(patients, sorted(tested)))
         fit, choose, score = split_60_20_20(patients[rows].tolist(), labels[rows], config.seed)
         train = rows[np.sort(np.concatenate([fit, choose]))]
         table = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": np.unique(patients[rows[score]])})
-        return FoldPlan([(train, rows[score])], leak, table)
+        return FoldPlan([(train, rows[score])], table)
     splits = patient_folds(
         patients.tolist(),
         labels,
@@ -89,7 +63,7 @@ def fold_plan(config: FoldedProbe, loaded: LoadedBackbone | None, nodules: Nodul
         n_repeats=config.repeats,
         seed=config.seed,
     )
-    return FoldPlan([(fold.train, fold.test) for fold in splits], leak, splits.table())
+    return FoldPlan([(fold.train, fold.test) for fold in splits], splits.table())
 
 
 def slices_of(

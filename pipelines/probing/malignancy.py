@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
@@ -14,20 +13,18 @@ from pipelines.nodule.reader_marks import marks_of
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts, open_test_cohort
 from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure, forest_figure
-from pipelines.probing.folds import FoldPlan, fold_plan
 from pipelines.probing.known import ask_known, known_metrics, known_text, other_reader
 from pipelines.probing.question import ask
+from pipelines.probing.readers import open_backbones, readers_of
 from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.rows import Found, Inputs, find_nodules, gather_inputs, score_rows
 from pipelines.probing.setup import (
-    ProbeError,
-    account,
     labeled_nodules,
     log_scores,
     open_cohort,
     report_unknown_diameters,
+    settled_folds,
     short_table,
-    tag_probe,
 )
 from pipelines.probing.target import RATED, aim_of, column_metrics
 from pipelines.runtime.distributed import choose_device
@@ -46,7 +43,7 @@ PERMUTATIONS = 20
 def run_probe(config: ProbeConfig, run: Run) -> None:
     """Fit a probe on frozen features out of fold, and print it beside its baselines."""
     cohort = open_cohort(config)
-    backbones = open_together(config)
+    backbones = open_backbones(config.backbone, config.image_px or None)
     spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
     diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
@@ -54,18 +51,13 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     aim = aim_of(config, nodules)
     nodules = aim.nodules
     other = open_test_cohort(config, nodules)
-    plans = [fold_plan(config, loaded, nodules) for loaded in backbones]
-    every_fold = [fold for plan in plans for fold in plan.folds]
-    tested = account(run, nodules, every_fold)
-    refuse_shared(plans)
-    readers = []
-    for loaded, plan in zip(backbones, plans, strict=True):
-        print(f"backbone {loaded.source}")
-        tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
-        readers.append(FrozenFeatures(config, loaded, nodules))
-    run.set_tags(names_of(backbones))
+    readers = readers_of(config.backbone, backbones, cohort, nodules.patient_ids, config.leak)
+    folds = settled_folds(config, run, cohort, readers, nodules)
+    tested = np.unique(np.concatenate([test for own in folds for _, test in own]))
+    print(f"backbone {', '.join(reader.loaded.source for reader in readers)}")
+    frozen = [FrozenFeatures(config, reader.loaded, nodules) for reader in readers]
     found = find_nodules(config, cohort, nodules, diagnosis)
-    inputs = gather_inputs(config, cohort, found, readers, [plan.folds for plan in plans], diagnosis)
+    inputs = gather_inputs(config, cohort, found, frozen, folds, diagnosis)
     target = aim.target(config, tested)
     factory = probe_factory(config.head, config.seed, config.device)
     scores = score_rows(inputs, target, nodules, found, factory)
@@ -90,12 +82,12 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
             metrics |= what_is_known(config, run, cohort, nodules, inputs, found, target)
     metrics |= column_metrics(config, aim, inputs, found)
     if other is not None:
-        metrics |= test_elsewhere(
-            config, run, join_cohorts(config, cohort, other, readers[0], found, diagnosis)
-        )
+        # Of `shipped:NAME`, whose other networks are for patients of the first cohort: `all`.
+        first = [one for one in frozen if one.loaded is backbones[0]]
+        reader = first[0] if first else FrozenFeatures(config, backbones[0], nodules)
+        metrics |= test_elsewhere(config, run, join_cohorts(config, cohort, other, reader, found, diagnosis))
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")
-    run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")
     labels, drawn = log_scores(run, nodules, one_each(scores))
     run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
     run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
@@ -157,44 +149,6 @@ def test_elsewhere(config: ProbeConfig, run: Run, both: Both) -> dict[str, float
             run.log_metrics({name + end: value for end, value in ends.items()}, step=point["n_nodules"])
     found = {f"external/{name.removeprefix('probe/')}": value for name, value in metrics.items()}
     return found | {"external/n_unknown_patients": float(both.unknown)}
-
-
-def open_together(config: ProbeConfig) -> list[LoadedBackbone]:
-    """Open the backbones of the option `backbone`.
-
-    Raises:
-        ProbeError: If several have different input sizes.
-    """
-    names = [name.strip() for name in config.backbone.split(",")]
-    backbones = [open_backbone(chosen_backbone(name), config.image_px or None) for name in names]
-    sizes = {loaded.backbone.image_px for loaded in backbones}
-    if len(sizes) > 1:
-        raise ProbeError(f"cross-fitted backbones must have the same input size, got {sorted(sizes)} px")
-    return backbones
-
-
-def names_of(backbones: list[LoadedBackbone]) -> dict[Tag, str]:
-    """Return tags with every backbone of a probe, separated by commas; `report` reads the first."""
-    return {
-        Tag.PROBED: ",".join(loaded.source for loaded in backbones),
-        Tag.PROBED_RUN: ",".join(loaded.run_id for loaded in backbones),
-        Tag.BACKBONE_SHA: ",".join(loaded.sha256 for loaded in backbones),
-    }
-
-
-def refuse_shared(plans: Sequence[FoldPlan]) -> None:
-    """Refuse backbones that test the same nodules.
-
-    Raises:
-        ProbeError: If two of them do.
-    """
-    tested = np.concatenate([np.unique(np.concatenate([test for _, test in plan.folds])) for plan in plans])
-    shared = len(tested) - len(np.unique(tested))
-    if shared:
-        raise ProbeError(
-            f"{shared} nodules are tested by several backbones; cross-fit backbones whose"
-            " held-out patients differ, such as holdout=half_a and holdout=half_b"
-        )
 
 
 def shuffled(config: ProbeConfig, target: Target, inputs: Inputs, factory: Factory | None) -> list[Permuted]:

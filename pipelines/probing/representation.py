@@ -15,7 +15,8 @@ from pipelines.cohort.meta_volume import crop_at
 from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.figures import map_figure, spectrum_figure
-from pipelines.probing.folds import patients_to_test, slices_of
+from pipelines.probing.folds import slices_of
+from pipelines.probing.readers import reader_of
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
@@ -57,12 +58,12 @@ _MEANING = {
 def run_representation(config: RepresentationConfig, run: Run) -> None:
     """Measure the backbone and random weights of its architecture on the same nodules and slices."""
     cohort, loaded = open_both(config)
-    patients, leak = patients_to_test(loaded, cohort.series["patient_id"].to_numpy(dtype=np.str_), "avoid")
+    reader = reader_of(loaded, cohort, cohort.series["patient_id"].to_numpy(dtype=np.str_), "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
-    nodules = of_patients(labeled_nodules(config, cohort, spec), patients)
+    nodules = of_patients(labeled_nodules(config, cohort, spec), reader.tested)
     n_patients = len(np.unique(nodules.patient_ids))
     print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
-    tag_probe(run, cohort, loaded, leak, nodules.mm_per_px)
+    tag_probe(run, cohort, loaded, reader.leak, nodules.mm_per_px)
     n_given = nodules.labeled.counts.n_given
     print(Accounting.of("nodules", n_given, "measured", len(nodules.labels), nodules.dropped["kind"]))
     run.log_table(nodules.dropped, "tables/dropped.parquet")
@@ -70,7 +71,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
     device, mm_per_px = choose_device(config.device), float(np.median(nodules.mm_per_px))
     next_slice, can_move = crops_one_slice_further(cohort, nodules, spec)
-    sample, _ = slices_of(loaded, cohort, patients, config.slices)
+    sample, _ = slices_of(loaded, cohort, reader.tested, config.slices)
     view_tokens = encode_views(sample, networks, device)
     measured: dict[str, Measures] = {}
     features: dict[str, Features] = {}

@@ -17,8 +17,9 @@ from pipelines.backbones.view_retrieval import (
 )
 from pipelines.probing.config import RetrievalConfig
 from pipelines.probing.figures import contact_sheet, trajectory
-from pipelines.probing.folds import patients_to_test, slices_of
-from pipelines.probing.setup import ProbeError, open_both, short_retrieval_table, tag_probe
+from pipelines.probing.folds import slices_of
+from pipelines.probing.readers import ProbeError, reader_of
+from pipelines.probing.setup import open_both, short_retrieval_table, tag_probe
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.reading import artifacts
 from pipelines.tracking.run import Run
@@ -28,13 +29,11 @@ from probes.retrieval import RetrievalResult
 def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     """Measure retrieval of teacher, student and random weights, by class token and mean patch token."""
     cohort, loaded = open_both(config)
-    patients, leak = patients_to_test(
-        loaded, cohort.series["patient_id"].to_numpy(dtype=np.str_), config.leak
-    )
-    sample, origin = slices_of(loaded, cohort, patients, config.slices)
+    reader = reader_of(loaded, cohort, cohort.series["patient_id"].to_numpy(dtype=np.str_), config.leak)
+    sample, origin = slices_of(loaded, cohort, reader.tested, config.slices)
     n_patients = len(np.unique(sample.patient_ids))
     print(f"backbone {loaded.source}, {origin}; {len(sample.rows)} slices of {n_patients} patients")
-    tag_probe(run, cohort, loaded, leak)
+    tag_probe(run, cohort, loaded, reader.leak)
     found = found_by(config, sample, networks_of(loaded, config.seed))
     table = results_table(found)
     print(short_retrieval_table(table))

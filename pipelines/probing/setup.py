@@ -17,15 +17,11 @@ from pipelines.nodule.labeled import NoduleSet, nodule_set, warn_of_doubtful_pla
 from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
 from pipelines.probing.figures import roc_figure
 from pipelines.probing.folds import Fold, fold_plan
+from pipelines.probing.readers import ProbeError, Reader
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_features
 from transforms.nodule_crop import CropSpec
-from transforms.refusal import Refusal
-
-
-class ProbeError(Refusal):
-    """The probe is not possible with this backbone and this cohort."""
 
 
 def open_cohort(config: ProbeBase) -> Cohort:
@@ -111,14 +107,54 @@ def pixels_of(
 
 
 def settled_folds(
-    config: FoldedProbe, run: Run, cohort: Cohort, loaded: LoadedBackbone | None, nodules: NoduleSet
-) -> list[Fold]:
-    """Make the folds of a probe, write them into its run, and tag the run with cohort and backbone."""
-    plan = fold_plan(config, loaded, nodules)
-    tag_probe(run, cohort, loaded, plan.leak, nodules.mm_per_px)
-    account(run, nodules, plan.folds)
-    run.log_table(plan.table, "tables/splits.parquet")
-    return plan.folds
+    config: FoldedProbe, run: Run, cohort: Cohort, readers: Sequence[Reader | None], nodules: NoduleSet
+) -> list[list[Fold]]:
+    """Make the folds of each backbone, write them into the run, and tag it with cohort and backbones.
+
+    Args:
+        config: How to split.
+        run: Of the probe.
+        cohort: Of the nodules.
+        readers: The backbones; one None without a backbone.
+        nodules: To split, by patient.
+
+    Raises:
+        ProbeError: If several backbones test the same nodules.
+    """
+    plans = [fold_plan(config, reader, nodules) for reader in readers]
+    account(run, nodules, [fold for plan in plans for fold in plan.folds])
+    refuse_shared([plan.folds for plan in plans])
+    for reader in readers:
+        loaded, leak = (None, "") if reader is None else (reader.loaded, reader.leak)
+        tag_probe(run, cohort, loaded, leak, nodules.mm_per_px)
+    run.set_tags(names_of([reader.loaded for reader in readers if reader is not None]))
+    run.log_table(pd.concat([plan.table for plan in plans], ignore_index=True), "tables/splits.parquet")
+    return [plan.folds for plan in plans]
+
+
+def names_of(backbones: Sequence[LoadedBackbone]) -> dict[Tag, str]:
+    """Return tags with every backbone of a probe, separated by commas; `report` reads the first."""
+    tags = {
+        Tag.PROBED: ",".join(loaded.source for loaded in backbones),
+        Tag.PROBED_RUN: ",".join(loaded.run_id for loaded in backbones),
+        Tag.BACKBONE_SHA: ",".join(loaded.sha256 for loaded in backbones),
+    }
+    return tags if backbones else {}
+
+
+def refuse_shared(folds: Sequence[Sequence[Fold]]) -> None:
+    """Refuse backbones that test the same nodules.
+
+    Raises:
+        ProbeError: If two of them do.
+    """
+    tested = np.concatenate([np.unique(np.concatenate([test for _, test in own])) for own in folds])
+    shared = len(tested) - len(np.unique(tested))
+    if shared:
+        raise ProbeError(
+            f"{shared} nodules are tested by several backbones; cross-fit backbones whose"
+            " held-out patients differ, such as holdout=half_a and holdout=half_b"
+        )
 
 
 def log_scores(

@@ -9,13 +9,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort, NoNodulesError
 from pipelines.nodule.labeled import NoduleSet, nodule_set
 from pipelines.probing.config import SupervisedConfig
 from pipelines.probing.folds import Fold
+from pipelines.probing.readers import ProbeError, Reader, open_backbones, readers_of
 from pipelines.probing.setup import (
-    ProbeError,
     among,
     labeled_nodules,
     log_scores,
@@ -43,8 +42,11 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     cohort = open_cohort(config)
     flat, cubes = inputs_of(config, cohort)
     report_unknown_diameters(flat)
-    loaded = open_backbone(config.backbone) if config.backbone else None
-    folds = settled_folds(config, run, cohort, loaded, flat)
+    readers: list[Reader | None] = [None]
+    if config.backbone:
+        backbones = open_backbones(config.backbone)
+        readers = [*readers_of(config.backbone, backbones, cohort, flat.patient_ids, config.leak)]
+    folds = [fold for own in settled_folds(config, run, cohort, readers, flat) for fold in own]
     images = {} if config.networks == "3d" else {"supervised_2d": _gray_2d(flat)}
     if cubes is not None:
         images["supervised_3d"] = _gray_3d(cubes)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.question import CONTROL_DRAWS, Question, rating_of
+from pipelines.probing.readers import ProbeError
 from pipelines.probing.rows import Found, Inputs
-from pipelines.probing.setup import ProbeError, left_out, of_rows
+from pipelines.probing.setup import left_out, of_rows
 from probes.scoring import Parts, Target
 from probes.statistics.checks import UnmeasurableError
 from probes.statistics.estimate import Estimate

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import torch
 
 from models.backbone import Backbone, BackboneError, build_backbone, load_weights
 from models.losses.gather import world
-from pipelines.backbones.folder import open_backbone, read_weights, save_backbone
+from pipelines.backbones.folder import LoadedBackbone, open_backbone, read_weights, save_backbone
+from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of
 from pipelines.cohort.slices import SliceIndex
@@ -117,7 +118,8 @@ class TrainingRun:
         self.plan = BatchPlan(
             len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes, mixture
         )
-        self.trainer = Trainer(config, device, _first_backbone(config))
+        backbone, self.seen_before = _first_backbone(config, cohort, self.patients.held_out)
+        self.trainer = Trainer(config, device, backbone)
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
         self.wrapper = self.run = run
         self.recipe = run.stored().tags.get(Tag.RECIPE, "")
@@ -293,13 +295,14 @@ class TrainingRun:
 
     def _export(self, backbones: Mapping[str, Backbone], place: str = "") -> None:
         """Write backbones as artifacts: each under its name, or the only one at `place`."""
+        seen, own = self.seen_before, ids_of(self.cohort, self.patients.train)
         record = {
             "run_id": self.run.run_id,
             "recipe": self.recipe,
             "cohort_sha": self.cohort.sha256,
             "holdout": self.config.holdout,
             "leak": self.patients.leak,
-            "trained_on": ids_of(self.cohort, self.patients.train),
+            "trained_on": {kind: sorted({*ids, *seen.get(kind, ())}) for kind, ids in own.items()},
             "seed": self.config.seed,
             "steps": self.trainer.step,
             "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,
@@ -312,9 +315,12 @@ class TrainingRun:
                 self.run.log_file(Path(folder) / name, place or name)
 
 
-def _first_backbone(config: PretrainConfig) -> Backbone:
+def _first_backbone(
+    config: PretrainConfig, cohort: Cohort, held_out: Sequence[str]
+) -> tuple[Backbone, Mapping[str, Sequence[str]]]:
+    """Build the backbone with its first weights; return the ids that these were trained on, {} if no one is known."""
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config.backbone)
+    backbone, seen = build_backbone(config.backbone), {}
     local_px, patch_px = config.views.local_size_px, backbone.patch_px
     # Checked here: the patch of a timm model is known only when it is built.
     if config.views.n_local and local_px % patch_px:
@@ -325,10 +331,25 @@ def _first_backbone(config: PretrainConfig) -> Backbone:
             raise BackboneError(f"backbone.weights names {source}, which does not exist")
         load_weights(backbone, read_weights(Path(source)), source)
     elif source not in ("", "timm"):
-        load_weights(backbone, dict(open_backbone(source).backbone.vit.state_dict()), source)
+        initial = _box_network(source, cohort, held_out) if is_box(source) else open_backbone(source)
+        load_weights(backbone, dict(initial.backbone.vit.state_dict()), source)
+        seen = initial.record.get("trained_on", {})
     # Probes normalize images as in training.
     backbone.mean, backbone.std = config.views.mean, config.views.std
-    return backbone
+    return backbone, seen
+
+
+def _box_network(source: str, cohort: Cohort, held_out: Sequence[str]) -> LoadedBackbone:
+    """Open the first network of `shipped:NAME` that saw none of the patients who are held out here."""
+    networks = [open_backbone(f"{source}/{name}") for name in NETWORKS]
+    sight = sight_of(cohort, held_out, [one.record["trained_on"] for one in networks])
+    for number, one in enumerate(networks):
+        if len(sight.unseen(number)) == len(held_out):
+            return one
+    raise BackboneError(
+        f"every network of {source} was trained on patients that this run holds out; give holdout=half_a,"
+        " half_b or 0"
+    )
 
 
 def _progress(metrics: dict[str, float], verdict: Verdict) -> str:

@@ -97,7 +97,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
         **{"dinox.leak": "no_holdout"},
     )
     facts = CardFacts(pretraining, "steps: 20", [probe], "Six phantoms.", "mit")
-    card = model_card(open_backbone(str(saved)), facts, has_onnx=False)
+    card = model_card([open_backbone(str(saved))], facts, has_onnx=False)
     assert card.startswith("---\nlicense: mit\nlibrary_name: timm\n")
     assert "| retrieval/top1 | 0.500 | 0.400 to 0.600 |" in card
     assert "| probe/auroc_6_15mm | 0.710 | 0.610 to 0.810 |" in card
@@ -112,7 +112,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
 
 
 def test_a_card_of_unknown_weights_says_that_nothing_is_known(saved: Path) -> None:
-    card = model_card(open_backbone(str(saved)), CardFacts(), has_onnx=True)
+    card = model_card([open_backbone(str(saved))], CardFacts(), has_onnx=True)
     assert "No description of the training data" in card
     assert "No test of these weights is recorded" in card
     assert "`model.onnx` takes" in card
@@ -122,7 +122,7 @@ def test_the_code_in_the_card_makes_our_tokens(saved: Path) -> None:
     from pipelines.backbones.features import encode
 
     loaded = open_backbone(str(saved))
-    code = model_card(loaded, CardFacts(), has_onnx=False).split("```python\n")[1].split("```")[0]
+    code = model_card([loaded], CardFacts(), has_onnx=False).split("```python\n")[1].split("```")[0]
     hu = torch.from_numpy(np.random.default_rng(0).uniform(-1400, 600, (2, 3, 28, 28)).astype(np.float32))
     said = {"hu": hu}
     exec(code.replace("FOLDER", str(saved)), said)  # the card's own words

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.aggregation import AggregatorProbe, SliceTokens, compare_aggregators
+from probes.aggregation import AggregationPart, AggregatorProbe, SliceTokens, compare_aggregators
 from probes.heads.fitting import FitSettings
 from probes.splits import patient_folds
 from probes.statistics.checks import TooFewError
@@ -47,7 +47,9 @@ def extent_along_z(n=200, n_slices=9, seed=0):
 def test_only_an_aggregator_that_knows_places_tells_the_order_of_two_signs(device):
     slices, labels, patients = two_signs_in_order()
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
-    table = compare_aggregators(slices, labels, patients, folds, settings=QUICK, device=device)
+    table = compare_aggregators(
+        [AggregationPart(slices, folds)], labels, patients, settings=QUICK, device=device
+    )
     table = table.set_index("aggregator")
     for blind in ("center", "mean", "center3_mean", "center3_max"):
         assert table.loc[blind, "auroc"] < 0.6
@@ -60,7 +62,9 @@ def test_only_an_aggregator_that_knows_places_tells_the_order_of_two_signs(devic
 def test_the_extent_along_z_is_seen_by_the_mean_and_not_by_the_center():
     slices, labels, patients = extent_along_z()
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
-    table = compare_aggregators(slices, labels, patients, folds, names=["mean"]).set_index("aggregator")
+    table = compare_aggregators([AggregationPart(slices, folds)], labels, patients, names=["mean"]).set_index(
+        "aggregator"
+    )
     assert table.loc["mean", "auroc"] > 0.9
     assert table.loc["center", "auroc"] < 0.62
     assert list(table.index) == ["center", "mean"]
@@ -75,9 +79,8 @@ def test_three_planes_join_the_same_table():
         torch.from_numpy(planes), torch.zeros(160, 3), torch.ones(160, 3, dtype=torch.bool)
     )
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
-    table = compare_aggregators(
-        slices, labels, patients, folds, names=["center"], planes=triplets, settings=QUICK
-    )
+    part = AggregationPart(slices, folds, triplets)
+    table = compare_aggregators([part], labels, patients, names=["center"], settings=QUICK)
     assert table.set_index("aggregator").loc["planes", "auroc"] > 0.8
 
 
@@ -89,6 +92,6 @@ def test_shapes_and_names_that_do_not_fit_are_refused_in_words():
         SliceTokens(slices.tokens, slices.position_mm, slices.mask & (torch.arange(40) != 7)[:, None])
     folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
     with pytest.raises(ValueError, match="aggregator 'median' does not exist"):
-        compare_aggregators(slices, labels, patients, folds, names=["median"])
+        compare_aggregators([AggregationPart(slices, folds)], labels, patients, names=["median"])
     with pytest.raises(TooFewError, match="labels are positive"):
         AggregatorProbe("attention_z").fit(slices, np.ones(40), patients)

@@ -48,9 +48,10 @@ def test_readers_are_compared_in_all_pairs():
 def test_planted_discs_are_found_to_within_a_patch_and_noise_is_not():
     tokens, masks, patients = discs()
     rng = np.random.default_rng(1)
-    rows = {"features": tokens, "pixels": rng.normal(size=tokens.shape).astype(np.float32)}
+    noise, folds = rng.normal(size=tokens.shape).astype(np.float32), sample_folds(patients)
+    rows = {"features": [(tokens, folds)], "pixels": [(noise, folds)]}
     readers = [np.stack([mask, np.roll(mask, 2, axis=1)]) for mask in masks]
-    table = dense_table(rows, masks, patients, sample_folds(patients), reader_masks=readers).set_index("row")
+    table = dense_table(rows, masks, patients, reader_masks=readers).set_index("row")
     assert table.loc["features", "dice"] > 0.85
     assert table.loc["pixels", "dice"] < 0.5
     assert table.loc["features", "minus_pixels_ci_low"] > 0.3

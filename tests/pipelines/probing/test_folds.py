@@ -1,12 +1,10 @@
 """Folds of a probe, and what is said of the nodules that none of them tests."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
@@ -14,6 +12,7 @@ from pipelines.backbones.folder import LoadedBackbone
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import DenseConfig, SupervisedConfig
 from pipelines.probing.folds import fold_plan
+from pipelines.probing.readers import Reader
 from pipelines.probing.setup import account, among
 from pipelines.tracking.run import SilentRun
 from probes.labels import Labeled, RuleCounts
@@ -38,15 +37,14 @@ def nodule_set(n: int = N_PATIENTS) -> NoduleSet:
     return NoduleSet(table, crops, np.zeros(n, bool), np.ones(n), dropped, Labeled(table, dropped, counts))
 
 
-def backbone(**record: Any) -> LoadedBackbone:
-    torch.manual_seed(0)
-    return LoadedBackbone(build_backbone(TINY), TINY, "folder", record, "sha", {})
+def reader(nodules: NoduleSet, holdout: float) -> Reader:
+    loaded = LoadedBackbone(build_backbone(TINY), TINY, "folder", {"holdout": holdout}, "sha", {})
+    return Reader(loaded, {patient for patient in nodules.patient_ids if is_held_out(patient, holdout)}, "")
 
 
 def test_without_a_backbone_every_patient_is_tested_once_and_the_articles_split_is_kept() -> None:
     nodules = nodule_set()
     plan = fold_plan(SupervisedConfig(), None, nodules)
-    assert plan.leak == ""
     assert sorted(np.concatenate([test for _, test in plan.folds])) == list(range(N_PATIENTS))
     (fold,) = fold_plan(SupervisedConfig(split="article"), None, nodules).folds
     train, test = fold
@@ -57,7 +55,7 @@ def test_without_a_backbone_every_patient_is_tested_once_and_the_articles_split_
 def test_nodules_that_no_fold_tests_are_counted_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     nodules = nodule_set()
     unseen = [is_held_out(f"p{number}", 0.5) for number in range(N_PATIENTS)]
-    plan = fold_plan(DenseConfig(), backbone(holdout=0.5, leak=""), nodules)
+    plan = fold_plan(DenseConfig(), reader(nodules, 0.5), nodules)
     tested = account(SilentRun(), nodules, plan.folds)
     assert tested.tolist() == np.flatnonzero(unseen).tolist()
     n = sum(unseen)
@@ -66,7 +64,7 @@ def test_nodules_that_no_fold_tests_are_counted_with_the_reason(capsys: pytest.C
         f"{N_PATIENTS} nodules: {n} tested, {N_PATIENTS - n} left out: {N_PATIENTS - n} fitted on, never tested\n"
     )
     # The article's split of unseen patients alone: the others are in neither part.
-    article = fold_plan(DenseConfig(split="article"), backbone(holdout=0.5, leak=""), nodules)
+    article = fold_plan(DenseConfig(split="article"), reader(nodules, 0.5), nodules)
     account(SilentRun(), nodules, article.folds)
     assert f"{N_PATIENTS - n} neither fitted on nor tested" in capsys.readouterr().out
 

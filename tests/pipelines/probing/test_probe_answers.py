@@ -8,7 +8,7 @@ from scipy.ndimage import zoom
 from models.backbone import Backbone, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.features import encode
-from probes.aggregation import SliceTokens, compare_aggregators
+from probes.aggregation import AggregationPart, SliceTokens, compare_aggregators
 from probes.heads.linear import LinearProbe, cross_fit
 from probes.splits import Splits, patient_folds
 from probes.statistics.metrics import auroc_difference, auroc_with_interval
@@ -103,7 +103,8 @@ def test_order_along_z_is_read_by_who_knows_positions_alone(random_vit: Backbone
     """n = 200; two signs 24 mm apart, twins with the same triplets in another order."""
     question = order_question(200)
     labels, folds = answers(question)
-    table = compare_aggregators(slice_tokens(question, random_vit), labels, question.patient_ids, folds)
+    part = AggregationPart(slice_tokens(question, random_vit), folds)
+    table = compare_aggregators([part], labels, question.patient_ids)
     table = table.set_index("aggregator")
     for blind in ("center", "mean", "center3_mean", "center3_max"):
         assert table.loc[blind, "auroc"] < 0.6
@@ -117,7 +118,9 @@ def test_extent_along_z_is_read_by_the_mean_and_not_by_the_center(random_vit: Ba
     question = extent_question(60)
     labels, folds = answers(question)
     tokens = slice_tokens(question, random_vit)
-    table = compare_aggregators(tokens, labels, question.patient_ids, folds, names=["mean"])
+    table = compare_aggregators(
+        [AggregationPart(tokens, folds)], labels, question.patient_ids, names=["mean"]
+    )
     table = table.set_index("aggregator")
     assert table.loc["mean", "auroc"] > 0.9
     assert 0.4 < table.loc["center", "auroc"] < 0.6

@@ -31,7 +31,7 @@ from pipelines.probing.config import (
     SupervisedConfig,
 )
 from pipelines.probing.dense import run_dense
-from pipelines.probing.folds import patients_to_test
+from pipelines.probing.readers import patients_to_test
 from pipelines.probing.representation import crops_one_slice_further, run_representation
 from pipelines.probing.retrieval import run_retrieval
 from pipelines.probing.setup import ProbeError, left_out, of_rows

@@ -7,7 +7,7 @@ import torch
 from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import LoadedBackbone
-from pipelines.probing.folds import patients_to_test, unseen_patients
+from pipelines.probing.readers import patients_to_test, unseen_patients
 from probes.splits import is_held_out
 
 PATIENTS = np.array([f"patient-{number}" for number in range(40)])
@@ -46,10 +46,9 @@ def test_unseen_patients_are_those_that_the_record_vouches_for(
         (loaded(holdout=0.0, leak=""), "no_holdout"),
         (loaded(holdout="half_a", leak="no_holdout"), "no_holdout"),
         (loaded("timm:vit_small_patch14_dinov2"), ""),
-        (None, ""),
     ],
 )
-def test_a_leak_is_named_and_everybody_is_tested(backbone: LoadedBackbone | None, leak: str) -> None:
+def test_a_leak_is_named_and_everybody_is_tested(backbone: LoadedBackbone, leak: str) -> None:
     assert patients_to_test(backbone, PATIENTS, "avoid") == (set(PATIENTS.tolist()), leak)
 
 
@@ -57,4 +56,3 @@ def test_allowing_a_leak_tests_everybody_and_names_it_where_there_is_one() -> No
     half = loaded(holdout="half_a", leak="")
     assert patients_to_test(half, PATIENTS, "avoid") == (HALF, "")
     assert patients_to_test(half, PATIENTS, "allow") == (set(PATIENTS.tolist()), "allowed")
-    assert patients_to_test(None, PATIENTS, "allow") == (set(PATIENTS.tolist()), "")
