@@ -52,7 +52,7 @@ def run_export(config: ExportConfig, run: Run) -> None:
             export_onnx(networks[0].backbone, out / "model.onnx")
     else:
         (out / "model.onnx").unlink(missing_ok=True)
-    card = model_card(networks, card_facts(networks, config), with_onnx)
+    card = model_card(networks, card_facts(networks, config), with_onnx, out.name)
     write_atomically(out / "README.md", lambda file: file.write(card.encode()))
     run.set_tags(
         {
@@ -61,10 +61,12 @@ def run_export(config: ExportConfig, run: Run) -> None:
         }
     )
     run.log_text(card, "README.md")
-    folder = out / "all" if len(networks) > 1 else out
-    print(
-        f'{out}: timm.create_model("local-dir:{folder}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
-    )
+    opened = f'timm.create_model("local-dir:{out}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
+    if len(networks) > 1:
+        opened = (
+            f"three networks to ship; in models/weights/{out.name}, -P backbone=shipped:{out.name} takes them"
+        )
+    print(f"{out}: {opened}")
     if config.push_to:
         print(f"uploaded to {push(out, config.push_to, config.private)}")
 
@@ -89,18 +91,10 @@ def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
 def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     """Write weights and timm's config, and open them with timm to check that the tokens are the same.
 
-    Paths of this machine, such as that of the initial weights, are not exported; nor are the ids of the patients that
-    were trained on, unless all of them are those of LIDC-IDRI: pseudonyms mean nothing under another key.
-
     Raises:
         ExportError: If timm computes different tokens.
     """
-    plain = BackboneConfig(arch="timm", timm_name=loaded.timm_config["architecture"])
-    named = plain if loaded.config.timm_name else loaded.config
-    first = loaded.config.weights if loaded.config.weights == "timm" else ""
-    shape = dataclasses.replace(named, weights=first, image_px=loaded.backbone.image_px)
-    record = _with_public_ids(loaded).record
-    save_backbone(out, loaded.backbone, shape, record, loaded.timm_config)
+    save_public(loaded, out)
     vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = _probe_images(loaded.backbone, 2)
     with torch.no_grad():
@@ -109,6 +103,20 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     own = torch.cat([class_token[:, None], patch_tokens], dim=1)
     found = torch.cat([theirs[:, :1], theirs[:, vit.num_prefix_tokens :]], dim=1)
     _refuse_difference("timm", float((own - found).abs().max()), TIMM_TOLERANCE)
+
+
+def save_public(loaded: LoadedBackbone, out: Path) -> None:
+    """Write weights and record without paths of this machine, such as that of the initial weights.
+
+    The ids of the patients that were trained on are written only if all of them are those of LIDC-IDRI: pseudonyms
+    mean nothing under another key.
+    """
+    plain = BackboneConfig(arch="timm", timm_name=loaded.timm_config["architecture"])
+    named = plain if loaded.config.timm_name else loaded.config
+    first = loaded.config.weights if loaded.config.weights == "timm" else ""
+    shape = dataclasses.replace(named, weights=first, image_px=loaded.backbone.image_px)
+    record = _with_public_ids(loaded).record
+    save_backbone(out, loaded.backbone, shape, record, loaded.timm_config)
 
 
 def _with_public_ids(loaded: LoadedBackbone) -> LoadedBackbone:
@@ -156,7 +164,7 @@ def in_roles(networks: Sequence[LoadedBackbone]) -> list[LoadedBackbone]:
 def export_box(networks: Sequence[LoadedBackbone], out: Path) -> None:
     """Write the three networks of `in_roles` and their hashes, as `models/weights/NAME` ships them."""
     for role, loaded in zip(NETWORKS, networks, strict=True):
-        export_backbone(loaded, out / role)
+        save_public(loaded, out / role)
     write_sums(out)
 
 

@@ -77,14 +77,15 @@ class CardFacts:
     license: str = "apache-2.0"
 
 
-def model_card(networks: Sequence[LoadedBackbone], facts: CardFacts, has_onnx: bool) -> str:
-    """Return the card of a backbone as Markdown; of weights to ship, of all three networks."""
+def model_card(
+    networks: Sequence[LoadedBackbone], facts: CardFacts, has_onnx: bool, name: str = "NAME"
+) -> str:
+    """Return the card of a backbone as Markdown; of weights to ship as `name`, of all three networks."""
     loaded = networks[0]
     sections = [
-        _front_matter(facts),
+        _front_matter(facts, "timm" if len(networks) == 1 else "dinox-ct"),
         _summary(loaded),
-        *([_three(networks)] if len(networks) > 1 else []),
-        _usage(loaded, has_onnx),
+        _three(networks, name) if len(networks) > 1 else _usage(loaded, has_onnx),
         _data(loaded, facts),
         _recipe(loaded, facts),
         _results(facts),
@@ -95,10 +96,10 @@ def model_card(networks: Sequence[LoadedBackbone], facts: CardFacts, has_onnx: b
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(facts: CardFacts) -> str:
+def _front_matter(facts: CardFacts, library: str) -> str:
     header: dict[str, Any] = {
         "license": facts.license,
-        "library_name": "timm",
+        "library_name": library,
         "pipeline_tag": "image-feature-extraction",
         "tags": ["computed-tomography", "chest", "lung", "self-supervised", "vision-transformer"],
     }
@@ -110,27 +111,40 @@ def _summary(loaded: LoadedBackbone) -> str:
     millions = sum(p.numel() for p in backbone.parameters()) / 1e6
     return (
         f"# A vision transformer for lung CT\n\n"
-        f"timm's `{loaded.timm_config['architecture']}` with the arguments in config.json: {millions:.1f} M parameters,"
+        f"`{loaded.timm_config['architecture']}` with the arguments in config.json: {millions:.1f} M parameters,"
         f" {len(backbone.vit.blocks)} blocks, patch {backbone.patch_px} px, input {backbone.image_px} x"
         f" {backbone.image_px} px, tokens of {backbone.embed_dim} numbers. Pretrained without labels; a frozen"
         f" feature extractor, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
     )
 
 
-def _three(networks: Sequence[LoadedBackbone]) -> str:
-    lines = []
+def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
+    lines, loaded = [], networks[0]
     for name, one in zip(NETWORKS, networks, strict=True):
         patients, record = len(one.record["trained_on"]["patient"]), one.record
         lines.append(
             f"| `{name}` | {record['holdout']} | {patients} | {record.get('steps')} | {record.get('seed')} |"
             f" `{record.get('run_id')}` | `{one.sha256}` |"
         )
-    table = "\n".join(lines)
+    table, seen = "\n".join(lines), loaded.record.get("mm_per_pixel") or (1.0, 1.0)
+    size_mm = sum(seen) / 2 * loaded.backbone.image_px
+    window = "full" if loaded.record.get("window_policy") == "full" else "lung"
     return f"""## Three networks
 
-`-P backbone=shipped:NAME` of dinox-ct takes them together, NAME being the name of this folder: a test reads patients
-that none was trained on with `all`, and every patient of the training with the half that left him out. Where no patient
-is tested it takes `all`. The ids of the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
+`-P backbone=shipped:{box}` of dinox-ct takes them together: a test reads patients that none was trained on with `all`,
+and every patient of the training with the half that left him out. Where no patient is tested it takes `all`. The ids of
+the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
+
+Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel: probe with `-P size_mm={size_mm:g} -P window={window}`, or read:
+
+```python
+from pipelines.backbones.config import EncodeSettings
+from pipelines.backbones.encode import encode
+
+settings = EncodeSettings(size_mm={size_mm:g}, window="{window}")  # around the middle of each slice
+for volume in encode("SCANS", "shipped:{box}", settings):
+    volume.patch_tokens, volume.patch_lps_mm  # (Z, N, {loaded.backbone.embed_dim}), (Z, N, 3)
+```
 
 | folder | patients left out | trained on patients | updates | seed | run | SHA-256 of the weights |
 |---|---|---|---|---|---|---|
