@@ -123,7 +123,7 @@ def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
     for name, one in zip(NETWORKS, networks, strict=True):
         patients, record = len(one.record["trained_on"]["patient"]), one.record
         lines.append(
-            f"| `{name}` | {record['holdout']} | {patients} | {record.get('steps')} | {record.get('seed')} |"
+            f"| `{name}` | {record['holdout'] or 'nobody'} | {patients} | {record.get('steps')} | {record.get('seed')} |"
             f" `{record.get('run_id')}` | `{one.sha256}` |"
         )
     table, seen = "\n".join(lines), loaded.record.get("mm_per_pixel") or (1.0, 1.0)
@@ -135,13 +135,13 @@ def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
 and every patient of the training with the half that left him out. Where no patient is tested it takes `all`. The ids of
 the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
 
-Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel: probe with `-P size_mm={size_mm:g} -P window={window}`, or read:
+Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel: probe with `-P size_mm={size_mm:.3g} -P window={window}`, or read:
 
 ```python
 from pipelines.backbones.config import EncodeSettings
 from pipelines.backbones.encode import encode
 
-settings = EncodeSettings(size_mm={size_mm:g}, window="{window}")  # around the middle of each slice
+settings = EncodeSettings(size_mm={size_mm:.3g}, window="{window}")  # around the middle of each slice
 for volume in encode("SCANS", "shipped:{box}", settings):
     volume.patch_tokens, volume.patch_lps_mm  # (Z, N, {loaded.backbone.embed_dim}), (Z, N, 3)
 ```
