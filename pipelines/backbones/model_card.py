@@ -121,11 +121,9 @@ def _summary(loaded: LoadedBackbone) -> str:
 def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
     lines, loaded = [], networks[0]
     for name, one in zip(NETWORKS, networks, strict=True):
-        patients, record = len(one.record["trained_on"]["patient"]), one.record
-        lines.append(
-            f"| `{name}` | {record['holdout'] or 'nobody'} | {patients} | {record.get('steps')} | {record.get('seed')} |"
-            f" `{record.get('run_id')}` | `{one.sha256}` |"
-        )
+        patients, left_out = len(one.record["trained_on"]["patient"]), one.record["holdout"] or "nobody"
+        steps, seed, run = (one.record.get(key) for key in ("steps", "seed", "run_id"))
+        lines.append(f"| `{name}` | {left_out} | {patients} | {steps} | {seed} | `{run}` | `{one.sha256}` |")
     table, seen = "\n".join(lines), loaded.record.get("mm_per_pixel") or (1.0, 1.0)
     size_mm = sum(seen) / 2 * loaded.backbone.image_px
     window = "full" if loaded.record.get("window_policy") == "full" else "lung"
@@ -135,7 +133,7 @@ def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
 and every patient of the training with the half that left him out. Where no patient is tested it takes `all`. The ids of
 the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
 
-Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel: probe with `-P size_mm={size_mm:.3g} -P window={window}`, or read:
+Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel: probe with `-P size_mm={size_mm:.3g} -P window={window}`, read:
 
 ```python
 from pipelines.backbones.config import EncodeSettings

@@ -1,6 +1,7 @@
 """Three finished runs become weights that ship, by one command; what must not ship is refused."""
 
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from models.backbone import build_backbone
 from pipelines.backbones import exporting, shipped
 from pipelines.backbones.config import ExportConfig
-from pipelines.backbones.exporting import ExportError, run_export
+from pipelines.backbones.exporting import ExportError, in_roles, run_export
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.pseudonyms import lidc_scans
+from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from tests.pipelines.test_export import RECORD, TINY
@@ -106,3 +108,24 @@ def test_weights_too_large_to_ship_are_refused(own_store: Path, monkeypatch: pyt
     names = three_runs(own_store)
     with pytest.raises(ExportError, match=r"together 0\.\d MB; at most 0.01 MB ship"):
         run_export(ExportConfig(backbone=",".join(names.values()), out="box"), Run.start("export"))
+
+
+def test_pip_installs_the_weights_that_are_here() -> None:
+    tree = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
+    assert tree["tool"]["setuptools"]["package-data"] == {"models": ["weights/**"]}
+    assert PROJECT_ROOT / "models" / "weights" == shipped.BOXES
+
+
+@pytest.mark.parametrize("box", sorted(path.name for path in shipped.BOXES.glob("*")))
+def test_what_ships_is_whole_public_small_and_says_whom_to_cite(box: str) -> None:
+    networks = [open_backbone(f"shipped:{box}/{network}") for network in shipped.NETWORKS]
+    assert in_roles(networks) == networks  # public ids, halves apart, one architecture
+    files = [path for path in (shipped.BOXES / box).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    card = (shipped.BOXES / box / "README.md").read_text()
+    for said in (
+        "10.7937/K9/TCIA.2015.LO9QL9SX",
+        "creativecommons.org/licenses/by/3.0",
+        "| probe/nested_p |",
+    ):
+        assert said in card
