@@ -10,9 +10,11 @@ from timm.layers.attention import Attention
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.config import BackboneConfig
+from models.stem import WhitenedStem
 from transforms.refusal import Refusal
 
 # The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
@@ -53,7 +55,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
         """Encode images (B, 3, S, S); where `mask` (B, N) is true, the patch is replaced by `mask_token` (D,)."""
-        patches = self.vit.patch_embed(images)
+        patches = self.vit.patch_embed(images if mask is None else self._shown(images, mask))
         if mask is not None and mask_token is not None:
             hidden = mask.view(*patches.shape[:-1], 1)
             patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
@@ -61,11 +63,25 @@ class Backbone(nn.Module):
 
     def encode_visible(self, images: Tensor, keep: Tensor) -> Tokens:
         """Encode only the patches at `keep` (B, M), as a masked autoencoder does; patch tokens are (B, M, D)."""
-        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
+        hidden = keep.new_ones(len(images), self.vit.patch_embed.num_patches).scatter(1, keep, 0) > 0
+        tokens = self.vit._pos_embed(self.vit.patch_embed(self._shown(images, hidden)))
         prefix = self.vit.num_prefix_tokens
         index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         shown = tokens[:, prefix:].gather(1, index)
         return self._encode(torch.cat([tokens[:, :prefix], shown], dim=1))
+
+    def _shown(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Make hidden patches (B, N) gray where a stem reads beyond each patch, so that shown ones do not hold them."""
+        if not isinstance(self.stem, WhitenedStem):
+            return images
+        grid = hidden.view(len(images), 1, *self.stem.grid_size)
+        return images.masked_fill(F.interpolate(grid.float(), images.shape[-2:]) > 0, 0.0)
+
+    @property
+    def stem(self) -> nn.Module:
+        """What makes tokens of patches."""
+        stem: nn.Module = self.vit.patch_embed
+        return stem
 
     def attend_plainly(self) -> None:
         """Compute attention as two matrix products and a softmax instead of the fused kernel.
@@ -88,6 +104,14 @@ class Backbone(nn.Module):
         tokens = vit.norm(tokens)
         prefix = vit.num_prefix_tokens
         return Tokens(tokens[:, 0], tokens[:, prefix:], tokens[:, 1:prefix])
+
+
+@torch.no_grad()
+def copy_whitening(source: Backbone, target: Backbone) -> None:
+    """Give an untrained network the whitening of another, if it has one: training does not change it."""
+    if isinstance(source.stem, WhitenedStem) and isinstance(target.stem, WhitenedStem):
+        target.stem.mean.copy_(source.stem.mean)
+        target.stem.whitening.copy_(source.stem.whitening)
 
 
 @torch.no_grad()
@@ -141,7 +165,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 def _build_vit(config: BackboneConfig) -> VisionTransformer:
     pretrained = config.weights == "timm"
     if config.arch == "custom":
-        return VisionTransformer(
+        vit = VisionTransformer(
             img_size=config.image_px,
             patch_size=config.patch_px,
             embed_dim=config.embed_dim,
@@ -152,6 +176,9 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
             num_classes=0,
             dynamic_img_size=True,
         )
+        if config.stem == "whitened":
+            vit.patch_embed = WhitenedStem(config.image_px, config.patch_px, config.embed_dim)
+        return vit
     if config.arch != "timm" and not pretrained:
         # `create_model` drops arguments that are None, and LayerScale would stay.
         build = timm.model_entrypoint(_ARTICLE[config.arch])

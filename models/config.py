@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 Arch = Literal["vit_small", "vit_large", "custom", "timm"]
 MaeTarget = Literal["patch", "hu"]
 MaskShape = Literal["random", "blocks"]
+Pool = Literal["class_token", "roi"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,10 @@ class BackboneConfig:
     patch_px: PositiveInt = 14
     registers: NonNegativeInt = 4
     image_px: PositiveInt = 224
+    stem: Literal["patch", "whitened"] = "patch"
+    """`patch` maps each patch linearly, as ViTs do; `whitened` (arch `custom`) compares 6 x 6 px of the center slice,
+    every 2 px, with 128 words in a space that is whitened on the training slices: the words learn, and the random twin
+    has other words in the same space."""
     init: Literal["timm", "xavier"] = "timm"
     """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
     weights: str = ""
@@ -38,6 +43,10 @@ class BackboneConfig:
             )
         if self.arch == "custom" and self.embed_dim % self.heads:
             raise ValueError(f"embed_dim {self.embed_dim} cannot be shared by {self.heads} heads")
+        if self.stem == "whitened" and (self.arch != "custom" or self.patch_px % 2):
+            raise ValueError(
+                f"stem 'whitened' goes with arch 'custom' and an even patch_px, got {self.arch} and {self.patch_px}"
+            )
         if (self.arch == "timm") != bool(self.timm_name):
             raise ValueError("timm_name goes with arch 'timm': give both or neither")
 
@@ -59,6 +68,10 @@ class ObjectiveConfig:
     """Which terms, at which weights and temperatures."""
 
     kind: Literal["dino", "simclr", "mae"] = "dino"
+    pool: Pool = "class_token"
+    """What the head of `dino` and `simclr` gets. `roi`: the mean of the patch tokens, weighted by a Gaussian around the
+    middle of the view, where the nodule is (`views.center: point`; SD an eighth of the view, 3 of 24 mm). The class
+    token is not trained then; probe with `features=roi`."""
     gram_weight: float = 1.0
     gram_registers: bool = False
     """Count register tokens as patches: the reference's error, kept as an arm."""
@@ -97,6 +110,8 @@ class ObjectiveConfig:
             raise ValueError(f"mae_mask is the hidden share of patches, between 0 and 1, got {self.mae_mask}")
         if self.kind != "dino" and self.ibot_weight:
             raise ValueError(f"ibot_weight goes with kind 'dino'; kind is '{self.kind}'")
+        if self.kind == "mae" and self.pool == "roi":
+            raise ValueError("pool 'roi' goes with kind 'dino' and 'simclr'; 'mae' pools nothing")
         if self.kind == "mae" and (self.gram_weight or self.koleo_weight):
             raise ValueError(
                 "kind 'mae' has no views to align or spread: set gram_weight and koleo_weight to 0"

@@ -1,13 +1,14 @@
 """The projection head, the student, its teacher, and the only method that updates the teacher."""
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.config import HeadConfig
+from models.config import HeadConfig, Pool
 from models.losses.precision import wide
 
 
@@ -44,7 +45,7 @@ class ProjectionHead(nn.Module):
 class Output(NamedTuple):
     """Output of a network for views: each tensor begins with (V, B)."""
 
-    class_token: Tensor  # (V, B, D)
+    class_token: Tensor  # (V, B, D), or what is pooled in its place
     patch_tokens: Tensor  # (V, B, N, D)
     register_tokens: Tensor  # (V, B, R, D)
     logits: Tensor  # (V, B, K), float32
@@ -53,23 +54,34 @@ class Output(NamedTuple):
 class Network(nn.Module):
     """A backbone with its projection head."""
 
-    def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
-        """Join the two."""
+    def __init__(self, backbone: Backbone, head: ProjectionHead, pool: Pool = "class_token") -> None:
+        """Join the two by what the head gets."""
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.pool = pool
 
     def forward(self, views: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Output:
         """Encode views (V, B, 3, S, S) in one pass; `mask` (V, B, N) hides patches from it."""
         count, batch = views.shape[:2]
         flat = mask.flatten(0, 1) if mask is not None else None
         tokens = self.backbone(views.flatten(0, 1), flat, mask_token)
+        pooled = tokens.class_token if self.pool == "class_token" else central_mean(tokens.patch_tokens)
         return Output(
-            tokens.class_token.unflatten(0, (count, batch)),
+            pooled.unflatten(0, (count, batch)),
             tokens.patch_tokens.unflatten(0, (count, batch)),
             tokens.register_tokens.unflatten(0, (count, batch)),
-            self.head(tokens.class_token).unflatten(0, (count, batch)),
+            self.head(pooled).unflatten(0, (count, batch)),
         )
+
+
+def central_mean(patch_tokens: Tensor) -> Tensor:
+    """Average patches (B, N, D) of square images by a Gaussian around the middle, SD an eighth of the side: (B, D)."""
+    side = math.isqrt(patch_tokens.shape[1])
+    from_middle = (torch.arange(side, device=patch_tokens.device) - (side - 1) / 2) / (side / 8)
+    weights = torch.softmax(-0.5 * from_middle.square(), dim=0)
+    weights = (weights[:, None] * weights).flatten()
+    return torch.einsum("n,bnd->bd", weights.to(patch_tokens.dtype), patch_tokens)
 
 
 class StudentTeacher(nn.Module):

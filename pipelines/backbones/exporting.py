@@ -92,8 +92,12 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     """Write weights and timm's config, and open them with timm to check that the tokens are the same.
 
     Raises:
-        ExportError: If timm computes different tokens.
+        ExportError: If timm has no such architecture, or computes different tokens.
     """
+    if loaded.config.stem == "whitened":
+        raise ExportError(
+            f"{loaded.source} has a whitened stem, which timm cannot build; use it in this project, as backbone=..."
+        )
     save_public(loaded, out)
     vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = _probe_images(loaded.backbone, 2)

@@ -18,6 +18,7 @@ from models.backbone import (
     BackboneError,
     build_backbone,
     build_timm_architecture,
+    copy_whitening,
     init_xavier,
     load_weights,
 )
@@ -32,6 +33,8 @@ from pipelines.tracking.run import Run
 from pipelines.tracking.store import shown_store
 
 ARTIFACT = "backbone"
+WHITENED = "dinox_whitened_stem"
+"""In place of timm's name of an architecture that timm does not have, so that it refuses to open it."""
 _REMEDY = "export or fetch that backbone again"
 _WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
 
@@ -109,7 +112,7 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
         case "vit_small" | "vit_large":
             name = f"{config.arch}_patch14_reg4_dinov2"
         case "custom":
-            name = "vit_tiny_patch16_224"
+            name = "vit_tiny_patch16_224" if config.stem == "patch" else WHITENED
             arguments = {
                 "patch_size": config.patch_px,
                 "embed_dim": config.embed_dim,
@@ -187,7 +190,7 @@ def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackb
         config = load_recipe(BackboneConfig, {**record["backbone"], **fixed})
     except (RecipeError, TypeError) as error:
         raise BackboneError(f"{folder / _RECORD} describes no backbone: {error}; {_REMEDY}") from error
-    backbone = _build(timm_config, config.image_px)
+    backbone = _build(timm_config, config)
     load_weights(backbone, read_weights(folder / _WEIGHTS), source)
     with (folder / _WEIGHTS).open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -206,8 +209,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise BackboneError(f"weights {path} are damaged or cannot be read; {_REMEDY}") from error
 
 
-def _build(timm_config: dict[str, Any], image_px: int) -> Backbone:
-    backbone = build_timm_architecture(timm_config["architecture"], timm_config["model_args"], image_px)
+def _build(timm_config: dict[str, Any], config: BackboneConfig) -> Backbone:
+    if config.stem == "whitened":
+        backbone = build_backbone(config)
+    else:
+        name, arguments = timm_config["architecture"], timm_config["model_args"]
+        backbone = build_timm_architecture(name, arguments, config.image_px)
     trained = timm_config["pretrained_cfg"]
     backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
     return backbone
@@ -241,12 +248,16 @@ def chosen_backbone(name: str) -> str:
 
 
 def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
-    """Return the same architecture with random weights: the baseline of every probe."""
+    """Return the same architecture with random weights: the baseline of every probe.
+
+    A whitened stem keeps its whitening, which is fitted before any training, and gets other words.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = _build(loaded.timm_config, loaded.backbone.image_px)
+        twin = _build(loaded.timm_config, loaded.config)
         if loaded.config.init == "xavier":
             init_xavier(twin.vit)
+    copy_whitening(loaded.backbone, twin)
     return twin.requires_grad_(False).eval()
 
 

@@ -1,6 +1,6 @@
 """Every slice of some patients of a cohort, and the triplet around each, read straight from the page cache."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -91,6 +91,29 @@ class SliceIndex:
             body=torch.from_numpy(body),
             sample_keys=torch.from_numpy(self._first_key[volumes] + slices),
             center_yx_px=torch.from_numpy(np.array(points, dtype=np.float64)),
+        )
+
+    def neighbors(self, rows: NDArray[np.int64], reach: int, uniforms: Sequence[float]) -> NDArray[np.int64]:
+        """Choose for each row, by a number in [0, 1), another slice of the same nodule, at most `reach` away.
+
+        It is in the same volume, not across a gap, and has the same point (or none, as the row's); a row that has no
+        such neighbor is its own.
+        """
+        chosen = []
+        for row, uniform in zip(rows.tolist(), uniforms, strict=True):
+            around = range(max(row - reach, 0), min(row + reach + 1, len(self)))
+            near = [other for other in around if other != row and self._are_alike(row, other, reach)] or [row]
+            chosen.append(near[int(uniform * len(near))])
+        return np.array(chosen, dtype=np.int64)
+
+    def _are_alike(self, row: int, other: int, reach: int) -> bool:
+        (a, low), (b, high) = sorted((int(self.volume[one]), int(self.z[one])) for one in (row, other))
+        has_gap = any(low <= gap < high for gap in self.gaps[a])
+        return (
+            a == b
+            and high - low <= reach
+            and not has_gap
+            and self.points.get((a, low)) == self.points.get((b, high))
         )
 
 

@@ -38,7 +38,10 @@ class FrozenFeatures:
     def twin(self, seed: int) -> NDArray[np.float32]:
         """Return the features of the same architecture with random weights."""
         # Random weights have no hash; seed and architecture identify them, and their input is that of the backbone.
-        return self._read(random_twin(self.loaded, seed), f"random {seed} {self.loaded.config}")
+        name = f"random {seed} {self.loaded.config}"
+        if self.loaded.config.stem == "whitened":  # whose whitening is the backbone's
+            name += self.loaded.sha256
+        return self._read(random_twin(self.loaded, seed), name)
 
     def _read(self, backbone: Backbone, name: str) -> NDArray[np.float32]:
         config, scale = self.config, self.loaded.hu_scale

@@ -119,6 +119,10 @@ class PretrainConfig:
             raise ValueError(
                 f"views.size_px {self.views.size_px} and backbone.image_px {self.backbone.image_px} must be the same"
             )
+        if self.objective.pool == "roi" and (self.views.center != "point" or self.views.n_local):
+            raise ValueError(
+                "objective.pool 'roi' needs nodules in the middle: set views.center to 'point' and views.n_local to 0"
+            )
         if self.views.n_local and self.objective.kind != "dino":
             raise ValueError(f"local views go with objective kind 'dino', not '{self.objective.kind}'")
         if self.objective.mae_target == "hu" and self.views.window.policy not in ("full", "fixed"):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from models.backbone import build_backbone
+from models.backbone import Backbone, build_backbone, copy_whitening
 from models.student_teacher import StudentTeacher
 from pipelines.backbones.view_retrieval import (
     Found,
@@ -64,12 +64,13 @@ class RetrievalEvaluation:
         }
         return _logged(retrieval_metrics(found), _LOGGED)
 
-    def random_baseline(self) -> dict[str, float]:
+    def random_baseline(self, trained: Backbone) -> dict[str, float]:
         """Return `retrieval/random_*`: the same slices and views encoded with random weights of this architecture."""
         if len(self.sample.rows) < 2:
             return {}
         torch.manual_seed(self.config.seed)
         untrained = build_backbone(dataclasses.replace(self.config.backbone, weights=""))
+        copy_whitening(trained, untrained)
         tokens = encode_views(self.sample, {"random": untrained}, self.device)["random"]
         found: Found = {("random", "class_token"): retrieve(self.sample, tokens["class_token"])}
         return _logged(retrieval_metrics(found), _LOGGED_ONCE)

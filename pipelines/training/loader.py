@@ -6,7 +6,7 @@ interruptions.
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,7 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.cohort.slices import SliceIndex
 from pipelines.training.mixture import Mixture
 from transforms.refusal import Refusal
-from transforms.views.batch import TripletBatch, ViewDraws, Views, draw_views, render_views
+from transforms.views.batch import (
+    TripletBatch,
+    ViewDraws,
+    Views,
+    draw_views,
+    render_views,
+    sample_state,
+)
 from transforms.views.config import ViewConfig
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
@@ -102,8 +109,14 @@ class MicroBatches(Dataset[DrawnBatch | Views]):
 
     def __getitem__(self, micro: int) -> DrawnBatch | Views:
         """Make micro-batch number `micro` of the run."""
-        triplets = self.index.read(self.plan.rows(micro))
-        draws = draw_views(triplets, self.views, self.seed, step=micro // self.plan.accumulation)
+        rows, step = self.plan.rows(micro), micro // self.plan.accumulation
+        triplets = self.index.read(rows)
+        if self.views.neighbor_slices:
+            keys = triplets.sample_keys.tolist()
+            drawn = [sample_state(self.seed, step, key, "neighbor").random_sample() for key in keys]
+            others = self.index.neighbors(rows, self.views.neighbor_slices, drawn)
+            triplets = replace(triplets, second_hu=self.index.read(others).triplets_hu)
+        draws = draw_views(triplets, self.views, self.seed, step)
         return render_views(triplets, draws, self.views) if self.render else DrawnBatch(triplets, draws)
 
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.backbone import Backbone, BackboneError, build_backbone, load_weights
 from models.losses.gather import world
+from models.stem import WhitenedStem
 from pipelines.backbones.folder import LoadedBackbone, open_backbone, read_weights, save_backbone
 from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
+from pipelines.backbones.view_retrieval import render_rows, sample_slices
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of
 from pipelines.cohort.slices import SliceIndex
@@ -118,7 +121,7 @@ class TrainingRun:
         self.plan = BatchPlan(
             len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes, mixture
         )
-        backbone, self.seen_before = _first_backbone(config, cohort, self.patients.held_out)
+        backbone, self.seen_before = _first_backbone(config, cohort, self.index, self.patients.held_out)
         self.trainer = Trainer(config, device, backbone)
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
         self.wrapper = self.run = run
@@ -208,7 +211,7 @@ class TrainingRun:
         if trainer.step >= config.steps:  # Killed after its last step, before its export.
             verdict = trainer.watcher.report(trainer.step)[1]
         if trainer.step == 0:
-            self.run.log_metrics(self.evaluation.random_baseline())
+            self.run.log_metrics(self.evaluation.random_baseline(trainer.networks.teacher.backbone))
             self._evaluate()
         with progress(
             total=config.steps,
@@ -316,11 +319,13 @@ class TrainingRun:
 
 
 def _first_backbone(
-    config: PretrainConfig, cohort: Cohort, held_out: Sequence[str]
+    config: PretrainConfig, cohort: Cohort, index: SliceIndex, held_out: Sequence[str]
 ) -> tuple[Backbone, Mapping[str, Sequence[str]]]:
     """Build the backbone with its first weights; return the ids that these were trained on, {} if no one is known."""
     torch.manual_seed(config.seed)
     backbone, seen = build_backbone(config.backbone), {}
+    if isinstance(backbone.stem, WhitenedStem):
+        backbone.stem.fit(_first_views(config, index))
     local_px, patch_px = config.views.local_size_px, backbone.patch_px
     # Checked here: the patch of a timm model is known only when it is built.
     if config.views.n_local and local_px % patch_px:
@@ -350,6 +355,13 @@ def _box_network(source: str, cohort: Cohort, held_out: Sequence[str]) -> Loaded
         f"every network of {source} was trained on patients that this run holds out; give holdout=half_a,"
         " half_b or 0"
     )
+
+
+def _first_views(config: PretrainConfig, index: SliceIndex, at_most: int = 256) -> torch.Tensor:
+    """Render views of evenly chosen training slices, (N, 3, S, S), on the CPU: the same in every process."""
+    sample, cpu = sample_slices(index, config.views, at_most), torch.device("cpu")
+    parts = np.array_split(sample.rows, max(len(sample.rows) // 32, 1))
+    return torch.cat([render_rows(sample, rows, cpu).flatten(0, 1) for rows in parts])
 
 
 def _progress(metrics: dict[str, float], verdict: Verdict) -> str:

@@ -37,7 +37,7 @@ class Trainer:
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: Backbone) -> None:
         """Build everything around a backbone at step 0."""
         self.config, self.device, self.step = config, device, 0
-        network = Network(backbone, ProjectionHead(backbone.embed_dim, config.head))
+        network = Network(backbone, ProjectionHead(backbone.embed_dim, config.head), config.objective.pool)
         if config.backbone.init == "xavier":
             nn.init.xavier_uniform_(network.head.hidden.weight)
             nn.init.xavier_uniform_(network.head.last.weight)

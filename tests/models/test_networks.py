@@ -1,12 +1,14 @@
 """Backbones, head, and the pair."""
 
+import math
+
 import pytest
 import timm
 import torch
 
 from models.backbone import BackboneError, build_backbone, load_weights
 from models.config import BackboneConfig, HeadConfig
-from models.student_teacher import Network, ProjectionHead, StudentTeacher
+from models.student_teacher import Network, ProjectionHead, StudentTeacher, central_mean
 
 TINY = BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, patch_px=14, registers=4, image_px=28)
 
@@ -80,6 +82,25 @@ def test_a_hidden_patch_does_not_reach_the_tokens() -> None:
     token = torch.zeros(32)
     assert torch.equal(backbone(images, mask, token).class_token, backbone(other, mask, token).class_token)
     assert not torch.allclose(backbone(images).class_token, backbone(other).class_token, atol=1e-3)
+
+
+def test_the_head_gets_the_middle_of_the_image_when_asked() -> None:
+    torch.manual_seed(0)
+    backbone, head = build_backbone(TINY).eval(), ProjectionHead(32, HeadConfig(prototypes=16))
+    views = torch.randn(2, 1, 3, 28, 28)
+    output = Network(backbone, head, "roi")(views)
+    mean = output.patch_tokens.mean(2)  # of 2 x 2 patches, which lie equally far from the middle
+    assert torch.allclose(output.class_token, mean, atol=1e-6)
+    assert torch.allclose(output.logits, head(mean), atol=1e-5)
+    assert not torch.allclose(output.class_token, Network(backbone, head)(views).class_token, atol=1e-2)
+
+    ones = torch.zeros(1, 64, 64)
+    ones[0] = torch.eye(64)
+    weights = central_mean(ones)[0].view(8, 8)  # SD: one patch
+    assert weights.sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert (weights[3, 3] / weights[3, 5]).item() == pytest.approx(math.exp((1.5**2 - 0.5**2) / 2), rel=1e-5)
+    assert torch.allclose(weights, weights.flip(0))
+    assert torch.allclose(weights, weights.T)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

@@ -10,6 +10,7 @@ kernel, so that views lie in [0, 1] exactly. Both forms (sparse per sample on a 
 on a GPU) do the same sum, and agree to 1e-5 on [0, 1].
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -39,8 +40,8 @@ from transforms.window_policy import UNIFORMS_PER_WINDOW, windows_from_uniforms
 N_GLOBAL = 2
 OUTSIDE_BODY_SHARE = 0.1
 """A view counts as outside the body when less than this share of its area lies in body or lung cells."""
-Stream = Literal["crop", "window", "intensity"]
-STREAMS: dict[Stream, int] = {"crop": 0, "window": 1, "intensity": 2}
+Stream = Literal["crop", "window", "intensity", "neighbor"]
+STREAMS: dict[Stream, int] = {"crop": 0, "window": 1, "intensity": 2, "neighbor": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class TripletBatch:
         body: Grid over each slice, (B, 32, 32) uint8: 0 outside, 1 body, 2 lung.
         sample_keys: Identifies each sample in the random draws, (B,) int64, not negative.
         center_yx_px: A point to center on, as pixel indices, (B, 2) float; NaN where there is none.
+        second_hu: Triplets that the second view shows in place of these, of the same volumes.
     """
 
     triplets_hu: torch.Tensor
@@ -63,14 +65,19 @@ class TripletBatch:
     body: torch.Tensor
     sample_keys: torch.Tensor
     center_yx_px: torch.Tensor
+    second_hu: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TripletBatch":
         """Move the pixels; the rest stays on the CPU, where views are drawn."""
-        return replace(self, triplets_hu=self.triplets_hu.to(device, non_blocking=non_blocking))
+        return self._with_pixels(lambda hu: hu.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "TripletBatch":
         """Pin the pixels for an asynchronous copy."""
-        return replace(self, triplets_hu=self.triplets_hu.pin_memory())
+        return self._with_pixels(torch.Tensor.pin_memory)
+
+    def _with_pixels(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TripletBatch":
+        second_hu = None if self.second_hu is None else change(self.second_hu)
+        return replace(self, triplets_hu=change(self.triplets_hu), second_hu=second_hu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +219,11 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     outside_body = body_share(boxes, frames.body, frames.size_hw) < OUTSIDE_BODY_SHARE
     tone = _Tone(draws, config, batch.triplets_hu.device)
     is_cpu = batch.triplets_hu.device.type == "cpu"
-    render = partial(_render_per_sample if is_cpu else _render_batched, batch.triplets_hu, draws, tone)
+    pixels = batch if is_cpu else batch._with_pixels(torch.Tensor.float)
+    shown = [pixels.triplets_hu] * len(boxes)
+    if pixels.second_hu is not None:
+        shown[1] = pixels.second_hu
+    render = partial(_render_per_sample if is_cpu else _render_batched, shown, draws, tone)
     return Views(
         global_views=render(slice(0, N_GLOBAL), config.size_px),
         local_views=render(slice(N_GLOBAL, None), config.local_size_px) if config.n_local else None,
@@ -249,14 +260,15 @@ class _Tone:
 
 
 def _render_per_sample(
-    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
+    shown: Sequence[torch.Tensor], draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
     """Render view by view: all steps on one view run while it is in the processor's cache."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
     n_views, n_samples = is_flipped.shape
     rendered = torch.empty(n_views, n_samples, 3, size_px, size_px)
-    triplets, out = triplets_hu.numpy(), rendered.numpy()
+    out = rendered.numpy()
     for v in range(n_views):
+        triplets = shown[views][v].numpy()
         for b in range(n_samples):
             resize_crop(
                 triplets[b], boxes[v, b], size_px, bool(is_flipped[v, b]), out[v, b], draws.interpolation
@@ -266,13 +278,12 @@ def _render_per_sample(
 
 
 def _render_batched(
-    triplets_hu: torch.Tensor, draws: ViewDraws, tone: _Tone, views: slice, size_px: int
+    shown: Sequence[torch.Tensor], draws: ViewDraws, tone: _Tone, views: slice, size_px: int
 ) -> torch.Tensor:
     """Render a whole view at a time as batched matrix products."""
     boxes, is_flipped = draws.boxes_yxhw[views], draws.is_flipped[views]
-    images = triplets_hu.float()
-    rendered = images.new_empty(len(boxes), len(images), 3, size_px, size_px)
+    rendered = shown[0].new_empty(len(boxes), len(shown[0]), 3, size_px, size_px)
     for v in range(len(boxes)):
-        rendered[v] = resize_batch(images, boxes[v], size_px, is_flipped[v], draws.interpolation)
+        rendered[v] = resize_batch(shown[views][v], boxes[v], size_px, is_flipped[v], draws.interpolation)
         tone.apply_(rendered[v], views.start + v, slice(None))
     return rendered

@@ -32,6 +32,8 @@ class ViewConfig:
     """Half side of the square in which `center="point"` moves the center."""
     interpolation: Interpolation = "bicubic"
     """Antialiased bicubic of crops on whole pixels, or bilinear of crops anywhere, which aliases where it shrinks."""
+    neighbor_slices: int = 0
+    """In training the second view shows another slice of the same nodule, up to this many away; 0: the same slice."""
     flip: bool = True
     """Whether half of the views are mirrored left to right."""
     window: WindowConfig = field(default_factory=WindowConfig)
@@ -72,8 +74,10 @@ class ViewConfig:
                 raise ValueError(
                     f"{name} must be a range (low, high) with 0 < low <= high <= {highest:g} {unit}, got {bounds}"
                 )
-        if self.n_local < 0:
-            raise ValueError(f"n_local must be 0 or more, got {self.n_local}")
+        if self.n_local < 0 or self.neighbor_slices < 0:
+            raise ValueError(
+                f"n_local and neighbor_slices must be 0 or more, got {self.n_local} and {self.neighbor_slices}"
+            )
         if not self.center_jitter_mm >= 0:
             raise ValueError(f"center_jitter_mm must be 0 or more, got {self.center_jitter_mm}")
         if not all(0 <= share < 1 for share in self.color_jitter):

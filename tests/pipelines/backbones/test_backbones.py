@@ -10,6 +10,7 @@ import torch
 
 from models.backbone import BackboneError, build_backbone
 from models.config import BackboneConfig
+from pipelines.backbones.exporting import ExportError, export_backbone
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
 from pipelines.probing.folds import training_views
@@ -105,6 +106,26 @@ def test_layer_scale_of_timms_own_weights_is_kept(tmp_path: Path) -> None:
     loaded = open_backbone(str(tmp_path))
     assert loaded.backbone.vit.blocks[0].ls1.gamma.shape == (384,)
     assert "blocks.0.ls1.gamma" in random_twin(loaded, 0).vit.state_dict()
+
+
+def test_a_whitened_stem_is_opened_here_alone_and_its_twin_has_other_words(tmp_path: Path) -> None:
+    config = dataclasses.replace(CUSTOM, stem="whitened")
+    torch.manual_seed(0)
+    backbone = build_backbone(config).eval()
+    backbone.vit.patch_embed.fit(torch.randn(8, 3, 42, 42))
+    save_backbone(tmp_path, backbone, config, {"run_id": "r", "holdout": 0.2})
+    loaded = open_backbone(str(tmp_path))
+    images = torch.randn(1, 3, 42, 42)
+    with torch.no_grad():
+        assert torch.equal(loaded.backbone(images).patch_tokens, backbone(images).patch_tokens)
+    twins = [random_twin(loaded, seed).vit.patch_embed for seed in (0, 0, 1)]
+    assert all(torch.equal(twin.whitening, backbone.vit.patch_embed.whitening) for twin in twins)
+    assert torch.equal(twins[0].words, twins[1].words)
+    assert not torch.equal(twins[0].words, twins[2].words)
+    with pytest.raises(RuntimeError, match="Unknown model"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    with pytest.raises(ExportError, match="whitened stem, which timm cannot build"):
+        export_backbone(loaded, tmp_path / "export")
 
 
 @pytest.mark.parametrize("init", ["timm", "xavier"])

@@ -88,10 +88,11 @@ def test_the_random_row_of_a_run_has_its_own_names_and_nobody_held_out_has_none(
 ) -> None:
     config = PretrainConfig(backbone=TINY, views=ViewConfig(size_px=28), eval_slices=20)
     everyone = small_cohort.series["patient_id"].unique().tolist()
-    baseline = RetrievalEvaluation(small_cohort, everyone, config, CPU).random_baseline()
+    trained = networks().teacher.backbone
+    baseline = RetrievalEvaluation(small_cohort, everyone, config, CPU).random_baseline(trained)
     assert set(baseline) == {f"retrieval/random_top1{end}" for end in ("", "_ci_low", "_ci_high")}
     nobody = RetrievalEvaluation(small_cohort, [], config, CPU)
-    assert nobody.random_baseline() == nobody.measure(networks()) == {}
+    assert nobody.random_baseline(trained) == nobody.measure(networks()) == {}
     assert nobody.examples(SliceIndex(small_cohort, everyone)).shape == (4, 3, 28, 28)
 
 

@@ -26,6 +26,7 @@ WITHOUT_VIEWS = {"objective.kind": "mae", "objective.gram_weight": "0", "objecti
 # Each setting with another value, and what else must be set for it to count.
 SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
     "objective.kind": ("simclr", {}),
+    "objective.pool": ("roi", {"views.center": "point"}),
     "objective.gram_weight": ("0.5", {}),
     "objective.gram_registers": ("true", {}),
     "objective.koleo_weight": ("0.2", {}),

@@ -75,6 +75,13 @@ ARMS = {
         ("views.local_size_px", "14"),
         ("gram_refresh_steps", "3"),
     ),
+    "simclr on a whitened stem, pooled in the middle, a neighbor slice as second view": (
+        ("objective.kind", "simclr"),
+        ("objective.pool", "roi"),
+        ("backbone.stem", "whitened"),
+        ("views.center", "point"),
+        ("views.neighbor_slices", "2"),
+    ),
     "mae": (("objective.kind", "mae"), ("objective.gram_weight", "0"), ("objective.koleo_weight", "0")),
 }
 

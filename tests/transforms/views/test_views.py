@@ -43,7 +43,8 @@ def make_batch(size_hw=((128, 128), (128, 96), (60, 128), (31, 33)), seed=0, pix
 
 
 def pick(batch, rows):
-    return TripletBatch(*(getattr(batch, name)[rows] for name in TripletBatch.__slots__))
+    values = (getattr(batch, name) for name in TripletBatch.__slots__)
+    return TripletBatch(*(None if value is None else value[rows] for value in values))
 
 
 CONFIGS = {
@@ -63,13 +64,25 @@ def test_both_forms_show_the_same_gray(name):
     tone = _Tone(draws, replace(config, **PLAIN), torch.device("cpu"))
     ranges = [(slice(0, 2), config.size_px)] + [(slice(2, None), config.local_size_px)] * bool(config.n_local)
     for views, size_px in ranges:
-        one = _render_per_sample(batch.triplets_hu, draws, tone, views, size_px)
-        many = _render_batched(batch.triplets_hu, draws, tone, views, size_px)
+        shown = [batch.triplets_hu] * len(draws.is_flipped)
+        one = _render_per_sample(shown, draws, tone, views, size_px)
+        many = _render_batched([hu.float() for hu in shown], draws, tone, views, size_px)
         assert one.shape == many.shape == (len(draws.is_flipped[views]), 4, 3, size_px, size_px)
         assert (one - many).abs().max() < 1e-5
         assert one.min() >= 0.0
         assert one.max() <= 1.0 + 1e-6
         assert one.std() > 0.05
+
+
+def test_the_second_view_may_show_other_triplets_with_the_same_draws():
+    config, batch, other = CONFIGS["mm"], make_batch(), make_batch(seed=1)
+    draws = draw_views(batch, config, seed=3, step=5)
+    both = render_views(replace(batch, second_hu=other.triplets_hu), draws, config)
+    first, second = (render_views(one, draws, config) for one in (batch, other))
+    assert torch.equal(both.global_views[0], first.global_views[0])
+    assert torch.equal(both.global_views[1], second.global_views[1])
+    assert torch.equal(both.local_views, first.local_views)
+    assert not torch.equal(first.global_views[1], second.global_views[1])
 
 
 def test_a_view_is_the_crop_through_torch_and_the_window():
@@ -251,9 +264,11 @@ def test_brightness_contrast_and_blur_do_what_they_say():
 
 
 def test_only_the_pixels_travel_to_the_device():
-    moved = make_batch().to("meta")
-    assert moved.triplets_hu.device.type == "meta"
-    assert {getattr(moved, name).device.type for name in TripletBatch.__slots__[1:]} == {"cpu"}
+    batch = make_batch()
+    moved = replace(batch, second_hu=batch.triplets_hu).to("meta")
+    pixels = {"triplets_hu", "second_hu"}
+    assert {getattr(moved, name).device.type for name in pixels} == {"meta"}
+    assert {getattr(moved, name).device.type for name in set(TripletBatch.__slots__) - pixels} == {"cpu"}
 
 
 def test_streams_of_one_sample_are_independent_and_negative_keys_are_refused():
