@@ -65,14 +65,10 @@ class WhitenedStem(nn.Module):
             center = F.pad(wide(images[:, CENTER : CENTER + 1]), (_PAD_PX,) * 4, mode="replicate")
             filters = self.whitening.T.reshape(-1, 1, FILTER_PX, FILTER_PX)
             patches = F.conv2d(center, filters, -self.mean @ self.whitening, stride=STRIDE_PX)
-            nearness = F.conv2d(patches, self.words[..., None, None])
-            squared = (
-                patches.square().sum(1, keepdim=True)
-                - 2 * nearness
-                + self.words.square().sum(1)[:, None, None]
-            )
-            distance = squared.clamp_min(1e-6).sqrt()
-            active = F.relu(distance.mean(1, keepdim=True) - distance)
+            patches = patches.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+            squared = F.conv2d(patches, -2 * self.words[..., None, None], self.words.square().sum(1))
+            distance = squared.add_(patches.square().sum(1, keepdim=True)).clamp_min_(1e-6).sqrt()
+            active = (distance.mean(1, keepdim=True) - distance).relu_()
             side = self.patch_size[0] // STRIDE_PX
             pooled = torch.cat([F.avg_pool2d(active, side), F.max_pool2d(active, side)], dim=1)
         tokens: Tensor = self.proj(pooled.permute(0, 2, 3, 1))
