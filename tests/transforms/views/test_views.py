@@ -287,7 +287,7 @@ def test_rendering_on_a_gpu_waits_for_no_copy(host_copies) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), host_copies:  # shapes and devices, no GPU
         pixels = torch.empty(batch.triplets_hu.shape, dtype=torch.int16, device="cuda")
         tone = _Tone(draws, config, pixels.device)
-        views = _render_batched(pixels, draws, tone, slice(0, 2), config.size_px)
+        views = _render_batched([pixels.float()] * 2, draws, tone, slice(0, 2), config.size_px)
     assert views.device.type == "cuda"
     assert len(host_copies.is_waited_for) == len(host_copies.pinned) > 10
     assert not any(host_copies.is_waited_for)
