@@ -165,7 +165,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 def _build_vit(config: BackboneConfig) -> VisionTransformer:
     pretrained = config.weights == "timm"
     if config.arch == "custom":
-        vit = VisionTransformer(
+        custom = VisionTransformer(
             img_size=config.image_px,
             patch_size=config.patch_px,
             embed_dim=config.embed_dim,
@@ -177,8 +177,8 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
             dynamic_img_size=True,
         )
         if config.stem == "whitened":
-            vit.patch_embed = WhitenedStem(config.image_px, config.patch_px, config.embed_dim)
-        return vit
+            custom.patch_embed = WhitenedStem(config.image_px, config.patch_px, config.embed_dim)
+        return custom
     if config.arch != "timm" and not pretrained:
         # `create_model` drops arguments that are None, and LayerScale would stay.
         build = timm.model_entrypoint(_ARTICLE[config.arch])
