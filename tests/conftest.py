@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.phantom.shapes import Grid, sphere_coverage
 from pipelines.phantom.source import write_phantom
+from pipelines.runtime.atomic import exclusively
 from tests.phantom_questions import paint
 from tests.processes import OpenProcess, opening_processes
 
@@ -65,12 +66,32 @@ def phantom_sphere() -> PhantomSphere:
     )
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def small_phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A maker of folders that all processes of this session share: whoever asks first fills it; read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with exclusively(shared / f"{name}.lock"):
+            if not done.exists():
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_phantom_source(make_once: MakeOnce) -> Path:
     """A folder of DICOM series: six patients, the second with personal headers; read only, shared by all tests."""
-    root = tmp_path_factory.mktemp("phantom") / "source"
-    write_phantom(root, n_patients=6, size_px=64, height_mm=30.0, workers=1)
-    return root
+    return make_once(
+        "small_source", lambda root: write_phantom(root, n_patients=6, size_px=64, height_mm=30.0, workers=1)
+    )
 
 
 @pytest.fixture

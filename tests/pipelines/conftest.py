@@ -1,31 +1,42 @@
 """One small prepared cohort, and a store of its own for every test that writes runs."""
 
 import contextlib
+import functools
 import shutil
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.db import utils as db_utils
 
 from pipelines.cohort.folder import Cohort
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
+from tests.conftest import MakeOnce
 
 
 @pytest.fixture(scope="session")
-def small_cohort(small_phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+def small_cohort(small_phantom_source: Path, make_once: MakeOnce) -> Cohort:
     """Six phantom patients, prepared; read only."""
-    root = tmp_path_factory.mktemp("cohorts") / "small"
-    return prepare_cohort(PrepareConfig(source=str(small_phantom_source), cohort=str(root), workers=1)).cohort
+
+    def prepare(root: Path) -> None:
+        prepare_cohort(PrepareConfig(source=str(small_phantom_source), cohort=str(root), workers=1))
+
+    return Cohort.open(make_once("small_cohort", prepare))
 
 
 @pytest.fixture(scope="session")
-def blank_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blank_store(make_once: MakeOnce) -> Path:
     """An MLflow database without runs: making its tables takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("blank")
-    with contextlib.chdir(folder):  # A store puts its artifacts below the folder in which it is made.
-        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
-    return folder / "mlflow.db"
+
+    def open_store(folder: Path) -> None:
+        folder.mkdir()
+        with contextlib.chdir(folder):  # A store puts its artifacts below the folder in which it is made.
+            MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    # At each store that MLflow opens it reads its 80 migrations anew, to learn the name of the last one.
+    db_utils._get_latest_schema_revision = functools.cache(db_utils._get_latest_schema_revision)
+    return make_once("blank_store", open_store) / "mlflow.db"
 
 
 @pytest.fixture

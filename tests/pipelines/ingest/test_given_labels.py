@@ -28,6 +28,7 @@ from pipelines.probing.malignancy import run_probe
 from pipelines.probing.supervised import run_supervised
 from pipelines.tracking.run import SilentRun
 from probes.labels import LabelError
+from tests.pipelines.probing.test_probe_malignancy import fewer_repeats
 
 N_PATIENTS = 24
 COLUMNS = ("file", "series_uid", "patient_id", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "label")
@@ -130,12 +131,13 @@ def probed(cohort: Cohort, backbone: str, tmp_path: Path, rule: str = "given") -
         size_mm=28.0,
         folds=3,
         repeats=1,
-        n_bootstrap=50,
+        n_bootstrap=20,
         draws=99,
         device="cpu",
         runs_dir=str(tmp_path / "runs"),
     )
-    run_probe(config, run)
+    with fewer_repeats():
+        run_probe(config, run)
     return run
 
 

@@ -1,7 +1,6 @@
 """A test cohort: who is left out, that nothing is fitted on it, and that what is known elsewhere is found there."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from pipelines.probing.config import ProbeConfig
 from pipelines.probing.external import open_test_cohort, trained_on
 from pipelines.probing.setup import ProbeError
 from probes.evaluation import matched_by_size
-from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
-from tests.pipelines.probing.test_question import LABELS, QUESTION, nodule_with_grain
+from tests.pipelines.probing.grain import LABELS, nodule_with_grain
+from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of
 from transforms.nodule_crop import CropSpec
 
 SERIES, (PATIENT, STUDY) = next(iter(lidc_scans().items()))
@@ -56,58 +55,36 @@ def test_a_public_scan_is_known_by_its_series_alone(tmp_path: Path) -> None:
     assert PATIENT not in ids_of(cohort, ["luna1"])["patient"]
 
 
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
-    root = tmp_path_factory.mktemp("external")
-    first = cohort_of(root / "a", nodule_with_grain, LABELS)
-    # Its first ten patients are of the first cohort too.
-    second = cohort_of(root / "b", nodule_with_grain, LABELS[:40], "q")
-    renamed = {f"q{number}": f"p{number}" for number in range(10)}
-    for table in (second.series, second.nodules):
-        table["patient_id"] = table["patient_id"].replace(renamed)
-    return probed_elsewhere(root, first, second, shots="16,40")
-
-
-def probed_elsewhere(root: Path, first: Any, second: Any, **changes: Any) -> Recorder:
-    from pipelines.cohort.tables import NODULES, SERIES, write_table
-
-    write_table(second.root / "nodules.parquet", second.nodules, NODULES)
-    write_table(second.root / "series.parquet", second.series, SERIES)
-    own = backbone(root / "weights", holdout=1.0)
-    options = QUESTION | {"test_cohort": str(second.root)} | changes
-    return probed(first, own, root / "runs", **options)
-
-
 def test_patients_of_the_first_cohort_are_left_out_and_the_others_are_unknown(
-    tested: Recorder,
+    grained: Recorder,
 ) -> None:
-    assert tested.metrics["external/n_nodules"] == 30
-    assert tested.metrics["external/n_unknown_patients"] == 30  # names of a table, and no UIDs
-    assert tested.tags["dinox.leak"] == "unknown"
-    assert len(tested.tags["dinox.test_cohort_sha"]) == 64
+    assert grained.metrics["external/n_nodules"] == 30
+    assert grained.metrics["external/n_unknown_patients"] == 30  # names of a table, and no UIDs
+    assert grained.tags["dinox.leak"] == "unknown"
+    assert len(grained.tags["dinox.test_cohort_sha"]) == 64
 
 
-def test_grain_is_known_to_the_dictionary_in_the_other_cohort(tested: Recorder) -> None:
-    assert tested.metrics["external/dictionary_nested_z"] > 2
-    assert tested.metrics["external/dictionary_auroc"] > 0.9
-    assert set(tested.tables["tables/external_question.csv"]["row"]) == {
+def test_grain_is_known_to_the_dictionary_in_the_other_cohort(grained: Recorder) -> None:
+    assert grained.metrics["external/dictionary_nested_z"] > 2
+    assert grained.metrics["external/dictionary_auroc"] > 0.9
+    assert set(grained.tables["tables/external_question.csv"]["row"]) == {
         "features",
         "random",
         "dictionary",
         "random_words",
     }
-    assert {"external/over_random_r2_ci_low", "external/image_diameter_auroc"} <= set(tested.metrics)
+    assert {"external/over_random_r2_ci_low", "external/image_diameter_auroc"} <= set(grained.metrics)
 
 
-def test_few_shots_are_drawn_twenty_times_a_point(tested: Recorder) -> None:
-    shots = tested.tables["tables/few_shots.csv"]
+def test_few_shots_are_drawn_twenty_times_a_point(grained: Recorder) -> None:
+    shots = grained.tables["tables/few_shots.csv"]
     counts = shots.groupby(["row", "n_nodules"]).size()
     assert counts.to_dict() == {
         (row, number): 20 for row in ("features", "random_weights", "dictionary") for number in (16, 40)
     }
     means = shots.groupby(["row", "n_nodules"])["auroc"].mean()
     assert means["dictionary", 40] > 0.8
-    assert tested.metrics["external/dictionary_few_shot_auroc"] == means["dictionary", 40]
+    assert grained.metrics["external/dictionary_few_shot_auroc"] == means["dictionary", 40]
 
 
 def test_a_test_cohort_that_is_not_there_and_too_many_shots_are_refused_first(tmp_path: Path) -> None:

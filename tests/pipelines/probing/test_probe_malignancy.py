@@ -1,6 +1,7 @@
 """What `probe_malignancy` promises of several backbones, of its cache, and of inputs that cannot go together."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
-from pipelines.backbones.folder import save_backbone
+from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.meta_volume import crop_at
 from pipelines.cohort.tables import NODULES, SERIES, write_table
@@ -20,8 +21,11 @@ from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.malignancy import run_probe
+from pipelines.probing.reading import FrozenFeatures
+from pipelines.probing.setup import labeled_nodules, open_cohort
 from pipelines.tracking.run import SilentRun
 from probes.splits import is_held_out
+from transforms.nodule_crop import CropSpec
 from transforms.refusal import NoCropError
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=14)
@@ -95,15 +99,23 @@ def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Record
     config = ProbeConfig(
         cohort=str(cohort.root), backbone=backbones, runs_dir=str(runs), **(settings | changes)
     )
-    with pytest.MonkeyPatch.context() as patch:
-        # Fewer of what is only repeated: networks with random weights, permutations, patches of a dictionary.
-        patch.setattr("probes.dictionary._PATCHES_PER_CROP", 40)
-        patch.setattr("pipelines.probing.rows.TWINS", 2)
-        patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
-        patch.setattr("pipelines.probing.question.PERMUTATIONS", 2)
-        patch.setattr("pipelines.probing.external.TWINS", 2)
+    with fewer_repeats():
         run_probe(config, run)
     return run
+
+
+@contextlib.contextmanager
+def fewer_repeats() -> Iterator[None]:
+    """Let probes do less of what is only repeated: networks with random weights, permutations, patches, draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("probes.dictionary._PATCHES_PER_CROP", 40)
+        patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
+        patch.setattr("pipelines.probing.question.PERMUTATIONS", 2)
+        for module in ("rows", "external"):
+            patch.setattr(f"pipelines.probing.{module}.TWINS", 2)
+        for module in ("question", "external"):
+            patch.setattr(f"pipelines.probing.{module}.BASELINE_DRAWS", 199)
+        yield
 
 
 def noise(number: int) -> np.ndarray:
@@ -126,30 +138,37 @@ def test_cross_fitted_backbones_that_see_nothing_score_one_half_though_the_halve
         assert run.metrics[f"probe/{row}auroc"] == pytest.approx(0.5, abs=1e-9), row
 
 
-def test_features_are_computed_anew_when_places_or_scales_change_and_only_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def features_of(cohort: Cohort, name: str, runs: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of a backbone and of its random twin, as a probe of this cohort reads them."""
+    config = ProbeConfig(
+        cohort=str(cohort.root), rule="given", size_mm=14.0, device="cpu", runs_dir=str(runs)
+    )
+    nodules = labeled_nodules(config, open_cohort(config), CropSpec(size_mm=14.0, out_px=14))
+    reader = FrozenFeatures(config, open_backbone(name), nodules)
+    return reader.learned(), reader.twin(0)
+
+
+def test_features_are_computed_anew_when_places_or_scales_change_and_only_then(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path, noise, [number % 2 for number in range(12)])
     name, runs = backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs"
-    first = probed(cohort, name, runs).tables["tables/predictions.parquet"]
+    first = features_of(cohort, name, runs)
     cached = {path.name for path in (runs / "features").iterdir()}
-    again = probed(cohort, name, runs).tables["tables/predictions.parquet"]
-    pd.testing.assert_frame_equal(first, again)
+    assert len(cached) == 2
+    np.testing.assert_array_equal(features_of(cohort, name, runs), first)
     assert {path.name for path in (runs / "features").iterdir()} == cached
 
     # The same volumes and ids with places put right, as `prepare` with a mended table leaves them.
     moved = cohort.nodules.assign(x_lps_mm=26.0)
     write_table(cohort.root / "nodules.parquet", moved, NODULES)
-    mended = probed(cohort, name, runs).tables["tables/predictions.parquet"]
-    fresh = probed(cohort, name, tmp_path / "other").tables["tables/predictions.parquet"]
-    pd.testing.assert_frame_equal(mended, fresh)
-    assert not np.allclose(mended["features"], first["features"])
+    mended = features_of(cohort, name, runs)
+    np.testing.assert_array_equal(mended, features_of(cohort, name, tmp_path / "other"))
+    assert not np.allclose(mended[0], first[0])
 
     # Random weights of the same architecture under another scale of HU.
     tenth = backbone(tmp_path / "tenth", 1, holdout=1.0, hu_scale=0.1)
-    shown = probed(cohort, tenth, runs).tables["tables/predictions.parquet"]
-    fresh = probed(cohort, tenth, tmp_path / "third").tables["tables/predictions.parquet"]
-    pd.testing.assert_frame_equal(shown, fresh)
+    shown = features_of(cohort, tenth, runs)
+    np.testing.assert_array_equal(shown, features_of(cohort, tenth, tmp_path / "third"))
+    assert not np.allclose(shown[1], mended[1])
 
 
 def test_a_whole_slice_has_no_neighborhood_of_its_nodule() -> None:

@@ -3,55 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 
 from pipelines.backbones.features import inside_and_around, patch_shares
+from pipelines.cohort.folder import Cohort
 from pipelines.probing.question import Answer, Question, RowAnswer, rating_of
 from pipelines.probing.reading import FrozenFeatures
 from probes.scoring import Parts
 from probes.statistics.estimate import Estimate
+from tests.pipelines.probing.grain import LABELS, QUESTION, N
 from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
 from tests.probes.partial.test_nested import folds_of, simulated
-
-N = 60
-LABELS = (np.arange(N) % 2).tolist()
-QUESTION = {"size_mm": 28.0, "n_bootstrap": 200, "draws": 199, "features": "roi", "window": "full"}
-
-
-def nodule_with_grain(number: int) -> np.ndarray:
-    """A ball of one size and one distribution of HU, (x, y, z): coarse grain where the label is 1, else fine grain."""
-    generator = np.random.default_rng(number)
-    z, y, x = np.mgrid[:5, :40, :40]
-    inside = (2 * (z - 2)) ** 2 + (y - 20) ** 2 + (x - 20) ** 2 <= 8**2
-    grain = gaussian_filter(generator.normal(size=inside.shape), (0, *(1.5 if LABELS[number] else 0.5,) * 2))
-    ranks = grain[inside].argsort().argsort() / inside.sum()
-    volume = np.full(inside.shape, -850.0) + generator.normal(0, 10, inside.shape)
-    volume[inside] = -100 + 300 * ranks
-    return volume.T
-
-
-def marks_of_grain(_: object, nodules: pd.DataFrame) -> pd.DataFrame:
-    """Four readers a nodule, who see the grain as spiculation and malignancy, and nothing else."""
-    generator = np.random.default_rng(0)
-    rows = np.repeat(np.arange(len(nodules)), 4)
-    label = np.repeat(nodules["is_malignant"].to_numpy(dtype=int), 4)
-    names = ("subtlety", "texture", "lobulation", "margin", "sphericity")
-    marks = {name: generator.integers(1, 6, len(rows)) for name in names}
-    marks |= {"spiculation": 1 + 3 * label + generator.integers(0, 2, len(rows)), "internalStructure": 1}
-    marks |= {"calcification": np.where(label == 1, 3, 6), "malignancy": 2 + 2 * label}
-    return pd.DataFrame(marks | {"row": rows})
-
-
-@pytest.fixture(scope="module")
-def grained(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
-    root = tmp_path_factory.mktemp("grained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.probing.malignancy.marks_of", marks_of_grain)
-        own = backbone(root / "b", holdout=1.0)
-        return probed(cohort_of(root, nodule_with_grain, LABELS), own, root / "runs", **QUESTION)
 
 
 def test_characteristics_that_the_grain_shows_are_known_and_others_are_not(grained: Recorder) -> None:
@@ -96,7 +59,7 @@ def test_random_weights_of_another_seed_are_not_learned(grained: Recorder) -> No
 
 def test_features_of_constant_images_answer_nothing(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path, lambda number: np.full((40, 40, 5), -700), LABELS[:28])
-    few = QUESTION | {"n_bootstrap": 50, "draws": 99}
+    few = QUESTION | {"n_bootstrap": 20, "draws": 99}
     run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **few)
     assert (run.metrics["probe/nested_z"], run.metrics["probe/nested_p"]) == (0.0, 1.0)
     assert run.metrics["probe/over_random_r2"] == pytest.approx(0.0, abs=1e-9)
@@ -150,14 +113,17 @@ def test_nodules_without_a_value_leave_the_question_and_its_folds() -> None:
 
 
 def test_features_that_hold_the_label_are_called_a_leak(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    grained_cohort: Cohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def learned(reader: FrozenFeatures) -> np.ndarray:
         return reader.nodules.labels[:, None] + np.random.default_rng(0).normal(0, 1e-3, (N, 2))
 
     monkeypatch.setattr(FrozenFeatures, "learned", learned)
-    cohort = cohort_of(tmp_path, nodule_with_grain, LABELS)
-    run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **QUESTION)
+    few = QUESTION | {"n_bootstrap": 20, "draws": 99}
+    run = probed(grained_cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **few)
     assert run.metrics["probe/auroc"] > 0.985
     assert run.metrics["probe/partial_r2"] > 0.98
     assert run.metrics["probe/over_diameter_z"] > 3

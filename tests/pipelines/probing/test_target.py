@@ -1,5 +1,6 @@
 """What a probe is fitted to: ratings, labels, and columns of two values, numbers or names."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ from pipelines.nodule.labeled import nodule_set
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.setup import ProbeError
 from pipelines.probing.target import aim_of
-from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
-from tests.pipelines.probing.test_question import LABELS, QUESTION, nodule_with_grain
+from tests.pipelines.probing.grain import LABELS, QUESTION
+from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, probed
 from transforms.nodule_crop import CropSpec
 
 SPEC = CropSpec(size_mm=28.0, out_px=14)
+FEW = QUESTION | {"n_bootstrap": 20, "draws": 99}
 
 
 @pytest.fixture(scope="module")
-def columned(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+def columned(grained_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     """Labels alternate; the columns are told by the grain, by nothing, or hold what cannot be a target."""
-    cohort = cohort_of(tmp_path_factory.mktemp("columned"), nodule_with_grain, LABELS)
-    grain, number = cohort.nodules["label"].to_numpy(dtype=int), np.arange(len(LABELS))
+    root = tmp_path_factory.mktemp("columned") / "c"
+    shutil.copytree(grained_cohort.root, root)
+    nodules = grained_cohort.nodules
+    grain, number = nodules["label"].to_numpy(dtype=int), np.arange(len(nodules))
     own = {
         "coarse": np.where(grain == 1, "yes", "no"),
         "grade": 10.0 - 4 * grain + (number % 3) / 10,
@@ -32,8 +36,8 @@ def columned(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
         "some": np.where(number < 8, np.nan, grain),
         "one": 3.0,
     }
-    write_table(cohort.root / "nodules.parquet", cohort.nodules.assign(**own), NODULES)
-    return Cohort.open(cohort.root)
+    write_table(root / "nodules.parquet", nodules.assign(**own), NODULES)
+    return Cohort.open(root)
 
 
 def aim(cohort: Cohort, **options: Any) -> Any:
@@ -81,7 +85,7 @@ def test_ratings_are_the_default_of_crops_under_rules_that_sum_them_up(small_coh
 @pytest.fixture(scope="module")
 def graded(columned: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
     root = tmp_path_factory.mktemp("graded")
-    return probed(columned, backbone(root / "b", holdout=1.0), root / "runs", **QUESTION, target="grade")
+    return probed(columned, backbone(root / "b", holdout=1.0), root / "runs", **FEW, target="grade")
 
 
 def test_numbers_are_fitted_by_a_ridge_and_ranked_against_the_label(graded: Recorder) -> None:
@@ -94,7 +98,7 @@ def test_numbers_are_fitted_by_a_ridge_and_ranked_against_the_label(graded: Reco
 def test_names_have_an_auroc_each(
     columned: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = probed(columned, backbone(tmp_path / "b", holdout=1.0), tmp_path / "r", **QUESTION, target="kind")
+    run = probed(columned, backbone(tmp_path / "b", holdout=1.0), tmp_path / "r", **FEW, target="kind")
     assert 0 <= run.metrics["probe/target_auroc"] <= 1
     shown = capsys.readouterr().out
     assert all(f"kind={name} against the others, features: AUROC" in shown for name in "abc")
