@@ -6,6 +6,7 @@ measured; the partition is the same, annotation by annotation (`tests/pipelines/
 two).
 """
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -126,26 +127,27 @@ def read_database(series_uids: Sequence[str] | None = None) -> LidcDatabase:
     scans = read_scans()
     if series_uids is not None:
         scans = scans[scans["series_uid"].isin(list(series_uids))].reset_index(drop=True)
-    wanted = set(scans["scan_id"].tolist())
+    wanted = scans["scan_id"].tolist()
+    among = (
+        "IN (SELECT value FROM json_each(?)) ORDER BY id"  # Few series are read without parsing all contours.
+    )
     with closing(_open_database()) as connection:
         ratings = pd.read_sql_query(
             f"SELECT id AS annotation_id, scan_id, {', '.join(RATINGS)} FROM annotations ORDER BY id",
             connection,
         )
         ratings = ratings[ratings["scan_id"].isin(wanted)].reset_index(drop=True)
-        annotation_ids = set(ratings["annotation_id"].tolist())
         drawn: dict[int, list[tuple[float, bool, NDArray[np.int64]]]] = {
-            number: [] for number in annotation_ids
+            number: [] for number in ratings["annotation_id"].tolist()
         }
-        query = "SELECT annotation_id, inclusion, image_z_position, coords FROM contours ORDER BY id"
-        for annotation_id, inclusion, z_mm, text in connection.execute(query):
-            if annotation_id in annotation_ids:
-                points = np.fromstring(text.replace("\n", ","), dtype=np.int64, sep=",").reshape(-1, 2)
-                drawn[annotation_id].append((z_mm, bool(inclusion), points))
+        query = f"SELECT annotation_id, inclusion, image_z_position, coords FROM contours WHERE annotation_id {among}"
+        for annotation_id, inclusion, z_mm, text in connection.execute(query, (json.dumps(list(drawn)),)):
+            points = np.fromstring(text.replace("\n", ","), dtype=np.int64, sep=",").reshape(-1, 2)
+            drawn[annotation_id].append((z_mm, bool(inclusion), points))
         slices: dict[int, list[float]] = {scan_id: [] for scan_id in wanted}
-        for scan_id, z_mm in connection.execute("SELECT scan_id, val FROM zvals"):
-            if scan_id in wanted:
-                slices[scan_id].append(z_mm)
+        query = f"SELECT scan_id, val FROM zvals WHERE scan_id {among}"
+        for scan_id, z_mm in connection.execute(query, (json.dumps(wanted),)):
+            slices[scan_id].append(z_mm)
     marks = {
         number: Mark(
             number, [c[2] for c in parts], np.array([c[0] for c in parts]), np.array([c[1] for c in parts])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from probes.heads.logistic import fit_logistic, log_loss, row_space
-from probes.splits import Fold, patient_folds
+from probes.splits import Fold, Splits, patient_folds
 from probes.statistics.checks import Floats, Ints, TooFewError, binary_labels, finite_features
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
@@ -106,9 +107,8 @@ class LinearProbe:
             raise TooFewError(
                 f"choosing C needs two patients of each class to train on, got {rarer} of the rarer"
             )
-        folds = patient_folds(
-            patients.astype(str).tolist(), truth, n_folds=min(self.inner_folds, rarer), seed=self.seed
-        )
+        n_folds = min(self.inner_folds, rarer)
+        folds = _inner_folds(tuple(patients.astype(str).tolist()), tuple(truth.tolist()), n_folds, self.seed)
         total, n_tested = np.zeros(len(grid)), 0
         for fold in folds:
             if np.unique(truth[fold.train]).size < 2:
@@ -139,6 +139,12 @@ class LinearProbe:
             rotated = 0 if basis is None else basis.shape[1]
             path.append(weights if basis is None else np.append(basis @ weights[:rotated], weights[rotated:]))
         return np.stack(path)
+
+
+@lru_cache(maxsize=256)
+def _inner_folds(patients: tuple[str, ...], truth: tuple[int, ...], n_folds: int, seed: int) -> Splits:
+    """All rows of a probe's table are fitted in the same outer folds; splitting those took longer than the fits."""
+    return patient_folds(patients, truth, n_folds=n_folds, seed=seed)
 
 
 def cross_fit(

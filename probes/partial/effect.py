@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from probes.partial.nested import NestedResult
 from probes.statistics.bootstrap import patient_weights
@@ -26,14 +25,10 @@ def partial_effect(
     """Return the partial Spearman correlation and the partial R2, each with its 95% interval over patients."""
     predicted, observed, patient = _tested(result, patient_ids)
     spearman, r2 = [], []
-    for weights in patient_weights(patient, n_bootstrap, seed):
+    for weights in (np.ones((1, len(patient))), *patient_weights(patient, n_bootstrap, seed)):
         r2.append(_r2(predicted, observed, weights))
-        spearman += [_spearman(predicted, observed, row) for row in weights]
-    once = np.ones((1, len(patient)))
-    return PartialEffect(
-        _estimate(_spearman(predicted, observed, once[0]), np.array(spearman)),
-        _estimate(float(_r2(predicted, observed, once)[0]), np.concatenate(r2)),
-    )
+        spearman.append(_spearman(predicted, observed, weights))
+    return PartialEffect(*(_estimate(float(one[0][0]), np.concatenate(one[1:])) for one in (spearman, r2)))
 
 
 def r2_over_twins(
@@ -66,12 +61,22 @@ def _r2(predicted: Floats, observed: Floats, weights: Floats) -> Floats:
     return np.asarray(1.0 - (weights @ (observed - predicted) ** 2) / (weights @ observed**2))
 
 
-def _spearman(predicted: Floats, observed: Floats, weights: Floats) -> float:
-    rows = np.repeat(np.arange(len(weights)), weights.astype(np.int64))
-    a, b = rankdata(predicted[rows]), rankdata(observed[rows])
-    if a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+def _spearman(predicted: Floats, observed: Floats, weights: Floats) -> Floats:
+    pairs = zip(_ranks(predicted, weights), _ranks(observed, weights), strict=True)
+    found = []
+    for times, ranks in zip(weights.astype(np.int64), pairs, strict=True):
+        a, b = (np.repeat(one, times) for one in ranks)
+        found.append(0.0 if a.std() == 0 or b.std() == 0 else float(np.corrcoef(a, b)[0, 1]))
+    return np.array(found)
+
+
+def _ranks(values: Floats, weights: Floats) -> Floats:
+    """Rank of each value, (N,), among the drawn ones of each draw, (B, N); equal values share the mean of theirs."""
+    _, place = np.unique(values, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    firsts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    equal = np.add.reduceat(weights[:, order], firsts, axis=1)
+    return np.asarray((equal.cumsum(axis=1) - equal / 2 + 0.5)[:, place])
 
 
 def _estimate(value: float, draws: Floats) -> Estimate:

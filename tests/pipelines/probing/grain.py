@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 N = 60
 LABELS = (np.arange(N) % 2).tolist()
-QUESTION = {"size_mm": 28.0, "n_bootstrap": 200, "draws": 199, "features": "roi", "window": "full"}
+QUESTION = {"size_mm": 28.0, "n_bootstrap": 50, "draws": 199, "features": "roi", "window": "full"}
 
 
 def nodule_with_grain(number: int) -> np.ndarray:
