@@ -22,6 +22,8 @@ from probes.statistics.metrics import auroc_difference, auroc_with_interval
 
 LEARNED = ("attention_z", "planes")
 """Aggregators with parameters of their own; the others are pooled once and read by `LinearProbe`."""
+ATTENTION_CENTER = "attention_center"
+"""Row of the network of `attention_z` trained on the center slice alone: what it gains without any neighbor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,13 @@ class SliceTokens:
         """These nodules."""
         index = torch.from_numpy(np.asarray(rows))
         return SliceTokens(self.tokens[index], self.position_mm[index], self.mask[index])
+
+    def center(self) -> "SliceTokens":
+        """The slice nearest to the center of each nodule alone, Z = 1: that which the aggregator `center` takes."""
+        position, place = self.position_mm, self.position_mm.unsqueeze(-1)
+        own = (build_aggregator("center", 1)(values, position, self.mask) for values in (self.tokens, place))
+        tokens, position_mm = own
+        return SliceTokens(tokens[:, None], position_mm, torch.ones_like(self.mask[:, :1]))
 
 
 @dataclass
@@ -119,6 +128,9 @@ def compare_aggregators(
 ) -> pd.DataFrame:
     """Cross-fit every aggregator in the same folds and test each against the center slice.
 
+    A learned aggregator may differ from a linear probe of the center slice because it is another classifier, not
+    because it sees more slices. So with `attention_z` its own network is also trained on the center slice alone.
+
     Args:
         parts: One, or several where backbones are cross-fitted: each tests nodules of its own.
         labels: 0 or 1, (N,).
@@ -130,7 +142,9 @@ def compare_aggregators(
 
     Returns:
         One row per aggregator: AUROC with interval over patients; its difference against `center` with interval, p of
-        the paired bootstrap and of clustered DeLong, and p after Holm's correction over the rows.
+        the paired bootstrap and of clustered DeLong, and p after Holm's correction over the rows. `attention_center`
+        is a reference as `center` is, outside that correction; in the row of `attention_z` the columns
+        `minus_own_center` and `own_center_p` are the paired difference against it.
 
     Raises:
         UnmeasurableError: As `probes.heads.linear.cross_fit`.
@@ -142,19 +156,23 @@ def compare_aggregators(
     rows: list[AggregatorName] = ["center", *(name for name in names if name not in ("center", "planes"))]
     if all(part.planes is not None for part in parts):
         rows.append("planes")
-    scores: dict[AggregatorName, Floats] = {}
+    scores: dict[str, Floats] = {}
     for name in rows:
         make: Callable[[], Probe[Any]] = partial(LinearProbe, seed=seed)
         if name in LEARNED:
             make = partial(
                 AggregatorProbe, name, settings=settings or FitSettings(), seed=seed, device=device
             )
-        found = []
+        found, alone = [], []
         for part in parts:
             of = part.planes if name == "planes" and part.planes is not None else part.slices
             shown = of if name in LEARNED else _pooled(name, of)
             found.append(cross_fit(make, shown, truth, patient_ids, part.folds, prior))
+            if name == "attention_z":
+                alone.append(cross_fit(make, of.center(), truth, patient_ids, part.folds, prior))
         scores[name] = pooled(found)
+        if alone:
+            scores[ATTENTION_CENTER] = pooled(alone)
     return _table(scores, truth, np.asarray(patient_ids))
 
 
@@ -164,21 +182,25 @@ def _pooled(name: AggregatorName, slices: SliceTokens) -> Floats:
     return np.asarray(vectors.double().numpy(), dtype=np.float64)
 
 
-def _table(scores: Mapping[AggregatorName, Floats], truth: Ints, patients: npt.NDArray[Any]) -> pd.DataFrame:
-    tested = np.isfinite(scores["center"])
-    y, who, center = truth[tested], patients[tested], scores["center"][tested]
+def _table(all_scores: Mapping[str, Floats], truth: Ints, patients: npt.NDArray[Any]) -> pd.DataFrame:
+    tested = np.isfinite(all_scores["center"])
+    y, who = truth[tested], patients[tested]
+    scores = {name: score[tested] for name, score in all_scores.items()}
+    references = ("center", ATTENTION_CENTER)
     lines: list[dict[str, str | float]] = []
     for name, score in scores.items():
-        area = auroc_with_interval(y, score[tested], who)
         line: dict[str, str | float] = {"aggregator": name, "n_nodules": len(y)}
-        line |= area.named("auroc")
-        if name != "center":
-            gap = auroc_difference(y, score[tested], center, who)
+        line |= auroc_with_interval(y, score, who).named("auroc")
+        if name not in references:
+            gap = auroc_difference(y, score, scores["center"], who)
             line |= gap.named("minus_center")
-            line |= {"p": gap.p, "delong_p": delong_difference(y, score[tested], center, who).p}
+            line |= {"p": gap.p, "delong_p": delong_difference(y, score, scores["center"], who).p}
+        if name == "attention_z":
+            own = auroc_difference(y, score, scores[ATTENTION_CENTER], who)
+            line |= own.named("minus_own_center") | {"own_center_p": own.p}
         lines.append(line)
     table = pd.DataFrame(lines)
-    if len(table) > 1:
-        compared = table["aggregator"] != "center"
+    compared = ~table["aggregator"].isin(references)
+    if compared.any():
         table.loc[compared, "p_holm"] = holm(table.loc[compared, "p"].tolist())
     return table

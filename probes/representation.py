@@ -140,6 +140,29 @@ def stability(features: npt.ArrayLike, changed: npt.ArrayLike, patient_ids: npt.
     return mean_with_interval(((moved - x) ** 2).sum(axis=1) / apart, patient_ids)
 
 
+def patient_distance(features: npt.ArrayLike, patient_ids: npt.ArrayLike) -> float:
+    """Mean squared distance between features (N, D) of two different patients, over all such pairs of samples.
+
+    Raises:
+        UnmeasurableError: If there is one patient, or all features are equal.
+    """
+    x = finite_features(features)
+    patient, mean = patient_index(patient_ids, len(x)), x.mean(axis=0)
+    x = x - mean
+    squares, counts = (x**2).sum(axis=1), np.bincount(patient)
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, patient, x)
+    # Sums over ordered pairs from sums over samples, all pairs less those within a patient.
+    total = 2 * (len(x) * squares.sum() - (x.sum(axis=0) ** 2).sum())
+    within = 2 * (counts * np.bincount(patient, squares)).sum() - 2 * (sums**2).sum()
+    n_pairs = len(x) ** 2 - (counts**2).sum()
+    if total - within <= 1e-12 * n_pairs * (squares.mean() + (mean**2).sum()):
+        raise UnmeasurableError(
+            f"features of {len(counts)} patients are equal; there is no distance between them"
+        )
+    return float((total - within) / n_pairs)
+
+
 def knn_malignancy(
     features: npt.ArrayLike, labels: npt.ArrayLike, patient_ids: npt.ArrayLike, k: int = 20, seed: int = 0
 ) -> Estimate:

@@ -97,7 +97,10 @@ def slices_around(
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
-    """Return `aggregation/<name>_auroc` with interval, and the gain over the center slice with Holm's p."""
+    """Return `aggregation/<name>_auroc` with interval, and the gain over the center slice with Holm's p.
+
+    Of `attention_z` also the difference from its own network on the center slice alone.
+    """
     columns = {
         "auroc": "auroc",
         "auroc_ci_low": "auroc_ci_low",
@@ -106,6 +109,10 @@ def metrics_of(table: pd.DataFrame) -> dict[str, float]:
         "minus_center_ci_low": "gain_ci_low",
         "minus_center_ci_high": "gain_ci_high",
         "p_holm": "gain_p_holm",
+        "minus_own_center": "over_own_center",
+        "minus_own_center_ci_low": "over_own_center_ci_low",
+        "minus_own_center_ci_high": "over_own_center_ci_high",
+        "own_center_p": "over_own_center_p",
     }
     metrics = {
         f"aggregation/{line['aggregator']}_{name}": float(line[column])

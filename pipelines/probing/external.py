@@ -21,7 +21,6 @@ from pipelines.probing.readers import ProbeError
 from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.rows import TWINS, Found, Inputs, find_nodules, without_network
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, pixels_of
-from probes.partial.effect import r2_over_twins
 from probes.partial.frozen import frozen_score, frozen_test
 from probes.partial.nested import NestedResult
 from probes.scoring import Parts, Target, permutation
@@ -192,8 +191,8 @@ def ask_frozen(config: ProbeConfig, both: Both) -> Answer:
     results |= {
         name: asked(parts, BASELINE_DRAWS) for name, parts in both.inputs.others.items() if name != "hu"
     }
-    over = r2_over_twins(results["features"], twins, second.patients, config.n_bootstrap, config.seed)
-    return Answer({name: second.answer(result) for name, result in results.items()}, over)
+    answers = {name: second.answer(result) for name, result in results.items()}
+    return Answer(answers, *second.over_twins(results, twins))
 
 
 def few_shots(config: ProbeConfig, both: Both, target: Target) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,10 +58,13 @@ class Answer:
             where no diameter is known.
         permuted_z: Of the features given to other nodules of like diameter, 20 times: a control. It is below 0 on
             average, since useless features predict worse than none.
+        dictionary_over_random_r2: Partial R2 of the dictionary minus the mean of the twins: whether patches without a
+            network tell more than random weights do, so that the cohort can tell them apart. None without a dictionary.
     """
 
     rows: dict[str, RowAnswer]
     over_random_r2: Estimate
+    dictionary_over_random_r2: Estimate | None = None
     over_diameter_z: float = float("nan")
     permuted_z: tuple[float, ...] = ()
 
@@ -75,10 +78,10 @@ class Answer:
         found = {f"probe/{name}": value for name, value in self.rows["features"].columns().items()}
         for name, row in self.rows.items():
             if name != "features":
-                found |= {f"probe/{name}_nested_z": row.z, f"probe/{name}_partial_r2": row.r2.value}
-        over = self.over_random_r2
-        ends = {"": over.value, "_ci_low": over.ci_low, "_ci_high": over.ci_high}
-        found |= {f"probe/over_random_r2{end}": value for end, value in ends.items()}
+                found |= {f"probe/{name}_nested_z": row.z} | row.r2.named(f"probe/{name}_partial_r2")
+        found |= self.over_random_r2.named("probe/over_random_r2")
+        if self.dictionary_over_random_r2 is not None:
+            found |= self.dictionary_over_random_r2.named("probe/dictionary_over_random_r2")
         if np.isfinite(self.over_diameter_z):
             found["probe/over_diameter_z"] = self.over_diameter_z
         if self.permuted_z:
@@ -110,7 +113,10 @@ class Answer:
         if np.isfinite(self.over_diameter_z):
             lines.append(f"features over diameter alone: z {self.over_diameter_z:.2f}, descriptive")
         claim = "learned" if self.is_learned else "not shown to have learned anything beyond them"
-        return "\n".join([*lines, f"partial R2 above {TWINS} random twins: {self.over_random_r2}: {claim}"])
+        lines.append(f"partial R2 above {TWINS} random twins: {self.over_random_r2}: {claim}")
+        if self.dictionary_over_random_r2 is not None:
+            lines.append(f"dictionary above them: {self.dictionary_over_random_r2}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,17 @@ class Question:
             found.append(self.test(once, CONTROL_DRAWS, order).z)
         return tuple(found)
 
+    def over_twins(
+        self, results: Mapping[str, NestedResult], twins: Sequence[NestedResult]
+    ) -> tuple[Estimate, Estimate | None]:
+        """Return partial R2 minus the mean of the random twins, of the features and of the dictionary."""
+
+        def over(result: NestedResult) -> Estimate:
+            return r2_over_twins(result, twins, self.patients, self.n_bootstrap, self.seed)
+
+        dictionary = results.get("dictionary")
+        return over(results["features"]), None if dictionary is None else over(dictionary)
+
     def answer(self, result: NestedResult) -> RowAnswer:
         """Return test and effect of a row."""
         effect = partial_effect(result, self.patients, self.n_bootstrap, self.seed)
@@ -236,7 +253,6 @@ def ask(
     for name, parts in inputs.others.items():
         if name != "hu":  # the base holds it
             results[name] = question.test(parts, BASELINE_DRAWS)
-    over = r2_over_twins(results["features"], twins, question.patients, config.n_bootstrap, config.seed)
     over_diameter_z = float("nan")
     if np.isfinite(nodules.diameter_mm).any():
         spline = natural_spline(np.log(question.size_mm))
@@ -244,7 +260,7 @@ def ask(
         over_diameter_z = alone.test(inputs.features, BASELINE_DRAWS).z
     return Answer(
         {name: question.answer(result) for name, result in results.items()},
-        over,
+        *question.over_twins(results, twins),
         over_diameter_z,
         question.permuted(inputs.features, config.repeats if config.split == "folds" else 1),
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from models.backbone import Backbone
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import random_twin
 from pipelines.backbones.view_retrieval import encode_views
@@ -16,6 +17,7 @@ from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.figures import map_figure, spectrum_figure
 from pipelines.probing.folds import slices_of
+from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, kernel_table, kernel_text, pair_crops
 from pipelines.probing.readers import reader_of
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.runtime.distributed import choose_device
@@ -97,6 +99,37 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     )
     for name, as_is in features.items():
         run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
+
+    def encoder(network: Backbone) -> Callable[[Features], Features]:
+        return lambda crops: encode(
+            network, crops, spec.mm_per_px, config.window, config.features, device, loaded.hu_scale
+        )
+
+    encoders = {name: encoder(network) for name, network in networks.items()}
+    moved_by_kernel(config, run, cohort, reader.tested, spec, encoders)
+
+
+def moved_by_kernel(
+    config: RepresentationConfig,
+    run: Run,
+    cohort: Cohort,
+    patients: set[str],
+    spec: CropSpec,
+    encoders: dict[str, Callable[[Features], Features]],
+) -> None:
+    """Print, and from 5 patients on log, how far another kernel moves the features of the same slices."""
+    crops = pair_crops(cohort, patients, spec, config.seed)
+    measured: dict[str, Measures] = {}
+    try:
+        measured = kernel_table(crops, encoders) if crops is not None else {}
+    except UnmeasurableError as reason:
+        print(f"kernel pairs: not testable: {reason}")
+        return
+    print(kernel_text(crops, measured))
+    n_patients = crops.n_patients if crops is not None else 0
+    run.log_metrics({"representation/n_kernel_patients": float(n_patients)})
+    if n_patients >= ENOUGH_PATIENTS:
+        run.log_metrics(metrics_of(measured))
 
 
 def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:

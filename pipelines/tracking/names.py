@@ -127,6 +127,13 @@ _REPRESENTATION = (
         "squared distance to the same nodule under another window, one slice further, over that of two nodules",
     ),
     Metric("representation/n_nodules", COUNT, "nodules that were encoded"),
+    Metric(
+        "representation/{,random_}moved_by_{kernel,next_slice}" + CI,
+        "none",
+        "squared distance to the same place of lung in another reconstruction of the acquisition, in the next slice, "
+        "over that of two patients; logged from 5 patients on",
+    ),
+    Metric("representation/n_kernel_patients", COUNT, "tested patients with an acquisition of two kernels"),
 )
 _COHORTS = (
     Metric("prepare/{volumes,patients,nodules}", COUNT, "of the cohort, after this run"),

@@ -104,7 +104,7 @@ PROBES = (
         "explained of what size and attenuation leave",
     ),
     Metric(
-        "{probe,external}/{random_,dictionary_,random_words_}partial_r2",
+        "{probe,external}/{random_,dictionary_,random_words_}partial_r2" + CI,
         "share of variance",
         "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
     ),
@@ -112,6 +112,11 @@ PROBES = (
         "{probe,external}/over_random_r2" + CI,
         "share of variance",
         "partial R2 minus that of five networks with random weights",
+    ),
+    Metric(
+        "{probe,external}/dictionary_over_random_r2" + CI,
+        "share of variance",
+        "partial R2 of the dictionary minus that of the five networks: above 0 where the cohort can tell them apart",
     ),
     Metric(
         "external/n_unknown_patients", COUNT, "patients of the test cohort that may have been seen before"
@@ -153,9 +158,10 @@ PROBES = (
     ),
     Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),
     Metric(
-        "aggregation/{center,mean,center3_mean,center3_max,attention_z,planes}_auroc" + CI,
+        "aggregation/{center,mean,center3_mean,center3_max,attention_z,attention_center,planes}_auroc" + CI,
         AUROC,
-        "of one way to combine the slices of a nodule into one vector",
+        "of one way to combine the slices of a nodule into one vector; attention_center: the network of attention_z "
+        "on the center slice alone",
     ),
     Metric(
         "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain" + CI,
@@ -166,6 +172,11 @@ PROBES = (
         "aggregation/{mean,center3_mean,center3_max,attention_z,planes}_gain_p_holm",
         "p",
         "p of this gain after Holm's correction",
+    ),
+    Metric(
+        "aggregation/attention_z_over_own_center{,_ci_low,_ci_high,_p}",
+        "AUROC; p",
+        "attention over the slices, minus the same network on the center slice alone: what the neighbors add",
     ),
     Metric("aggregation/n_nodules", COUNT, "tested nodules"),
     Metric(

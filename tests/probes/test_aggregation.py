@@ -57,6 +57,64 @@ def test_only_an_aggregator_that_knows_places_tells_the_order_of_two_signs(devic
     assert table.loc["attention_z", "p_holm"] < 0.05
     assert table.loc["attention_z", "minus_center_ci_low"] > 0
     assert np.isnan(table.loc["center", "p"])
+    # The same network sees nothing of the order in the center slice: the neighbors carry the answer.
+    assert table.loc["attention_center", "auroc"] < 0.6
+    assert table.loc["attention_z", "minus_own_center_ci_low"] > 0.2
+    assert table.loc["attention_z", "own_center_p"] < 0.05
+    assert np.isnan(table.loc["attention_center", ["p", "p_holm"]].astype(float)).all()
+
+
+def two_features_that_agree(n=240, n_slices=5, seed=0):
+    """The class is whether two features of the center slice have one sign; every neighbor is a copy of it."""
+    rng = np.random.default_rng(seed)
+    signs = rng.choice([-1.0, 1.0], (n, 2))
+    tokens = np.repeat((signs + rng.normal(0, 0.3, (n, 2)))[:, None], n_slices, axis=1)
+    position = np.broadcast_to((np.arange(n_slices) - n_slices // 2) * 2.5, (n, n_slices)).copy()
+    parts = tokens.astype(np.float32), position, np.ones((n, n_slices), dtype=bool)
+    labels = (signs[:, 0] == signs[:, 1]).astype(int)
+    return SliceTokens(*map(torch.from_numpy, parts)), labels, np.arange(n) // 2
+
+
+def test_what_another_classifier_gains_is_not_taken_for_what_neighbors_carry():
+    slices, labels, patients = two_features_that_agree()
+    folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
+    table = compare_aggregators(
+        [AggregationPart(slices, folds)], labels, patients, names=["attention_z"], settings=QUICK
+    )
+    table = table.set_index("aggregator")
+    assert list(table.index) == ["center", "attention_z", "attention_center"]
+    # A linear probe cannot read that two signs agree, a network can: against it, attention seems to gain by slices.
+    assert table.loc["attention_z", "minus_center_ci_low"] > 0.2
+    assert abs(table.loc["attention_z", "minus_own_center"]) < 0.05
+
+
+def test_neighbors_of_noise_add_nothing_to_the_center():
+    rng = np.random.default_rng(3)
+    labels, patients = rng.integers(0, 2, 240), np.arange(240) // 2
+    tokens = rng.normal(0, 1.0, (240, 5, 6)).astype(np.float32)
+    tokens[:, 2, 0] += 2 * labels
+    position = torch.from_numpy(np.broadcast_to((np.arange(5) - 2) * 2.5, (240, 5)).copy())
+    slices = SliceTokens(torch.from_numpy(tokens), position, torch.ones(240, 5, dtype=torch.bool))
+    folds = patient_folds(patients.astype(str).tolist(), labels, n_folds=3)
+    table = compare_aggregators(
+        [AggregationPart(slices, folds)], labels, patients, names=["attention_z"], settings=QUICK
+    )
+    table = table.set_index("aggregator")
+    assert table.loc["attention_center", "auroc"] > 0.8
+    assert table.loc["attention_z", "minus_own_center"] < 0.02
+
+
+def test_the_center_alone_is_the_slice_that_the_center_takes():
+    slices, _, _ = two_signs_in_order(6, n_slices=4)
+    mask = slices.mask.clone()
+    mask[0, 2:] = False  # the nearest slice of the first nodule is the second
+    center = SliceTokens(slices.tokens, slices.position_mm + 0.2, mask).center()
+    assert center.tokens.shape == (6, 1, 12)
+    assert center.position_mm[0].item() == pytest.approx(slices.position_mm[0, 1].item() + 0.2)
+    assert center.position_mm[1].item() == pytest.approx(0.2)
+    assert torch.equal(center.tokens[0, 0], slices.tokens[0, 1])
+    assert torch.equal(center.tokens[1, 0], slices.tokens[1, 2])
+    assert center.mask.all()
 
 
 def test_the_extent_along_z_is_seen_by_the_mean_and_not_by_the_center():

@@ -26,10 +26,11 @@ class ViewConfig:
     """Side of the field of view, log-uniform; a slice that is smaller is shown whole, never padded."""
     shared_scale: bool = False
     """Whether all views of one sample have the same mm per pixel."""
-    center: Literal["body", "uniform", "point"] = "body"
-    """Crop centers: uniform over the body, uniform over the slice, or at the sample's point (else over the body)."""
+    center: Literal["body", "uniform", "point", "lung"] = "body"
+    """Crop centers: uniform over the body, uniform over the slice, at the sample's point (else over the body), or
+    around one place in the lung that all global views of the sample share (in the body, where a slice has no lung)."""
     center_jitter_mm: float = 0.0
-    """Half side of the square in which `center="point"` moves the center."""
+    """Half side of the square in which `center="point"` and `"lung"` move the center."""
     interpolation: Interpolation = "bicubic"
     """Antialiased bicubic of crops on whole pixels, or bilinear of crops anywhere, which aliases where it shrinks."""
     neighbor_slices: int = 0
@@ -57,7 +58,7 @@ class ViewConfig:
                 raise ValueError(f"{name} must be at least 1 pixel, got {size_px}")
         for name, choices in (
             ("extent", ("fraction", "mm")),
-            ("center", ("body", "uniform", "point")),
+            ("center", ("body", "uniform", "point", "lung")),
             ("interpolation", ("bicubic", "bilinear")),
         ):
             if getattr(self, name) not in choices:

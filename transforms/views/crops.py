@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.body_grid import GRID
+from transforms.body_grid import GRID, LUNG
 from transforms.views.config import ViewConfig
 
 Floats = NDArray[np.float64]
@@ -169,13 +169,13 @@ def place_crops(config: ViewConfig, uniforms: Floats, n_global: int, frames: Sli
     else:
         size = crop_sizes(config, extent[n_global:], frames.size_hw, frames.pixel_mm, is_local=True)
     region = slices
-    if config.center == "point":
+    if config.center in ("point", "lung"):
         # Around a point the local views stay inside the first global view: outside it they would show something else.
         has_point = np.isfinite(frames.point_yx_px).all(axis=-1, keepdims=True)
-        region = np.where(has_point, boxes[0], slices)
+        region = np.where(has_point | (config.center == "lung"), boxes[0], slices)
         size = np.minimum(size, region[:, 2:])
-    no_points = replace(frames, point_yx_px=np.full_like(frames.point_yx_px, np.nan))
-    return np.concatenate([boxes, _place(config, uniforms[n_global:], size, no_points, region)])
+        config = replace(config, center="body")
+    return np.concatenate([boxes, _place(config, uniforms[n_global:], size, frames, region)])
 
 
 def _place(config: ViewConfig, uniforms: Floats, size: Floats, frames: SliceFrames, region: Floats) -> Floats:
@@ -184,10 +184,15 @@ def _place(config: ViewConfig, uniforms: Floats, size: Floats, frames: SliceFram
     cells = np.ones_like(frames.body, dtype=bool) if is_anywhere else frames.body > 0
     pick = uniforms[..., 2 * TRIES : 2 * TRIES + 3]
     margin_px = 0.5 if config.interpolation == "bicubic" else NO_ROOM_PX
+    jitter_px = (2 * uniforms[..., -2:] - 1) * config.center_jitter_mm / frames.pixel_mm
+    if config.center == "lung":
+        is_lung = frames.body == LUNG
+        cells = np.where(is_lung.any(axis=(-2, -1), keepdims=True), is_lung, cells)
+        shared = centers_in_cells(cells, pick[:1], size[:1], frames.size_hw, region, margin_px)
+        return boxes_around(config, shared + jitter_px, size, region)
     centers = centers_in_cells(cells, pick, size, frames.size_hw, region, margin_px)
     if config.center == "point":
-        jitter_mm = (2 * uniforms[..., -2:] - 1) * config.center_jitter_mm
-        around_point = frames.point_yx_px + 0.5 + jitter_mm / frames.pixel_mm
+        around_point = frames.point_yx_px + 0.5 + jitter_px
         centers = np.where(np.isfinite(around_point), around_point, centers)
     return boxes_around(config, centers, size, region)
 

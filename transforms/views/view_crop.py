@@ -118,11 +118,11 @@ class RandViewCropd(Randomizable, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.config = config or ViewConfig()
         self.body_key, self.point_key, self.pixel_mm_key = body_key, point_key, pixel_mm_key
-        needed = {"body": body_key, "point": point_key, "uniform": ""}[self.config.center]
-        if needed is None:
-            center = self.config.center
+        keys_by_center = {"body": "body_key", "lung": "body_key", "point": "point_key", "uniform": ""}
+        needed = keys_by_center[self.config.center]
+        if needed and getattr(self, needed) is None:
             raise TransformError(
-                f"crops centered on the {center} need {center}_key; name it, or use center='uniform'"
+                f"crops centered on the {self.config.center} need {needed}; name it, or use center='uniform'"
             )
         self.uniforms = np.zeros((len(self.keys), UNIFORMS_PER_CROP))
 

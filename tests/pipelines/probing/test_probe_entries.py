@@ -312,10 +312,16 @@ def test_every_aggregator_is_tested_against_the_center_on_the_same_nodules(rated
     )
     run_aggregation(config, run)
     table = run.tables["tables/aggregation.csv"].set_index("aggregator")
-    names = ["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
+    names = ["center", "mean", "center3_mean", "center3_max", "attention_z", "attention_center", "planes"]
     assert table.index.tolist() == names
     assert table["n_nodules"].nunique() == 1
-    assert np.isfinite(table.loc[names[1:], "p_holm"]).all()
+    assert np.isfinite(
+        table.loc[["mean", "center3_mean", "center3_max", "attention_z", "planes"], "p_holm"]
+    ).all()
+    over = table.loc["attention_z", "auroc"] - table.loc["attention_center", "auroc"]
+    assert run.metrics["aggregation/attention_z_over_own_center"] == pytest.approx(over)
+    assert "aggregation/attention_z_over_own_center_ci_low" in run.metrics
+    assert "aggregation/attention_center_gain" not in run.metrics
     assert run.metrics["aggregation/mean_auroc"] == table.loc["mean", "auroc"]
     assert run.tags["dinox.leak"] == "no_holdout"
 

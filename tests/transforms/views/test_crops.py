@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from transforms.body_grid import LUNG
 from transforms.views.config import ViewConfig
 from transforms.views.crops import (
     UNIFORMS_PER_CROP,
@@ -33,7 +34,7 @@ def boxes(config, n_global=N, seed=0, n_local=0, **frame):
 @pytest.mark.parametrize("size_hw", [(512, 512), (300, 512), (512, 90), (7, 5), (1, 1)])
 @pytest.mark.parametrize("extent", ["fraction", "mm"])
 @pytest.mark.parametrize("shared_scale", [False, True])
-@pytest.mark.parametrize("center", ["body", "uniform", "point"])
+@pytest.mark.parametrize("center", ["body", "uniform", "point", "lung"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_every_crop_lies_on_its_slice(size_hw, extent, shared_scale, center, interpolation):
     config = ViewConfig(
@@ -197,6 +198,34 @@ def test_local_views_of_a_point_stay_inside_the_first_global_view():
     assert np.ptp(top_left, axis=0).min() > 20
 
 
+def test_global_views_around_the_lung_share_a_place_in_it_that_differs_between_samples():
+    body = np.ones((32, 32), np.uint8)
+    body[8:24, 18:26] = LUNG
+    config = ViewConfig(extent="mm", fov_mm=(28.0, 40.0), center="lung", center_jitter_mm=3.5)
+    places = []
+    for seed in range(200):
+        box = boxes(config, n_global=2, seed=seed, body=body)
+        center = box[:, :2] + box[:, 2:] / 2
+        assert np.abs(center[0] - center[1]).max() * 0.7 <= 7.0 + 0.7  # two jitters, and whole pixels
+        places.append(center.mean(axis=0) / 16)
+    low, high = np.min(places, axis=0), np.max(places, axis=0)
+    jitter_cells = 3.5 / 0.7 / 16 + 0.1
+    assert (low >= np.array([8, 18]) - jitter_cells).all()
+    assert (high <= np.array([24, 26]) + jitter_cells).all()
+    assert (high - low > [14, 7]).all()
+
+
+def test_local_views_around_the_lung_stay_inside_the_first_global_view():
+    body = np.ones((32, 32), np.uint8)
+    body[8:24, 18:26] = LUNG
+    config = ViewConfig(
+        extent="mm", fov_mm=(40.0, 60.0), local_fov_mm=(10.0, 90.0), center="lung", n_local=99
+    )
+    box = boxes(config, n_global=2, n_local=99, body=body)
+    assert (box[2:, :2] >= box[0, :2]).all()
+    assert (box[2:, :2] + box[2:, 2:] <= box[0, :2] + box[0, 2:]).all()
+
+
 def test_half_of_the_views_are_mirrored_or_none():
     uniforms = np.random.RandomState(0).random_sample((N, 1, UNIFORMS_PER_CROP))
     assert crop_flips(ViewConfig(), uniforms).mean() == pytest.approx(0.5, abs=0.03)
@@ -217,7 +246,7 @@ def test_local_views_have_an_extent_of_their_own():
     [
         ({"size_px": 0}, "size_px must be at least 1"),
         ({"extent": "cm"}, "extent 'cm' is unknown"),
-        ({"center": "lung"}, "center 'lung' is unknown"),
+        ({"center": "chest"}, "center 'chest' is unknown"),
         ({"fraction": (0.0, 1.0)}, "fraction must be a range"),
         ({"fraction": (0.5, 1.5)}, "fraction must be a range"),
         ({"fov_mm": (60.0, 30.0)}, "fov_mm must be a range"),

@@ -50,13 +50,17 @@ def pipeline(config):
             center="point",
             center_jitter_mm=5.0,
         ),
+        ViewConfig(
+            size_px=32, extent="mm", fov_mm=(20.0, 40.0), center="lung", center_jitter_mm=5.0, n_local=1
+        ),
         ViewConfig(size_px=48, interpolation="bilinear"),
     ],
-    ids=["body", "uniform", "point", "bilinear"],
+    ids=["body", "uniform", "point", "lung", "bilinear"],
 )
 def test_compose_and_the_batched_path_show_the_same_views(volume, config):
     body = np.zeros((32, 32), np.uint8)
     body[5:20, 8:30] = 1
+    body[9:15, 12:20] = 2
     point, z, seed, step, key = (40.0, 71.0), 3, 9, 4, 12345
     batch = TripletBatch(
         triplets_hu=volume.as_tensor()[:, z - 1 : z + 2],
