@@ -2,6 +2,7 @@
 
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from models.backbone import build_backbone
+from models.config import BackboneConfig
 from pipelines.backbones import exporting, shipped
 from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.exporting import ExportError, in_roles, run_export
@@ -24,7 +26,9 @@ def public_ids(patients: list[str]) -> dict[str, list[str]]:
     return {"patient": patients, "study": [], "series": []}
 
 
-def three_runs(own_store: Path, changed: str = "", **change: Any) -> dict[str, str]:
+def three_runs(
+    own_store: Path, changed: str = "", tiny: BackboneConfig = TINY, **change: Any
+) -> dict[str, str]:
     """Runs that pretrained one recipe on four public patients, without half_a, without half_b, and on all."""
     patients = sorted({patient for patient, _ in lidc_scans().values()})[:4]
     names = {}
@@ -39,7 +43,7 @@ def three_runs(own_store: Path, changed: str = "", **change: Any) -> dict[str, s
         }
         torch.manual_seed(seed)
         save_backbone(
-            own_store / role, build_backbone(TINY), TINY, record | (change if role == changed else {})
+            own_store / role, build_backbone(tiny), tiny, record | (change if role == changed else {})
         )
         run.log_file(own_store / role, "backbone")
         run.log_text("steps: 20", "config.yaml")
@@ -101,6 +105,17 @@ def test_runs_that_make_no_weights_to_ship_are_refused(
     with pytest.raises(ExportError, match=sentence):
         run_export(ExportConfig(backbone=",".join(names.values()), out="box"), Run.start("export"))
     assert not Path("box").exists()
+
+
+def test_a_stem_that_timm_does_not_know_ships_too(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stem = replace(TINY, patch_px=4, registers=0, stem="whitened")
+    names = three_runs(own_store, tiny=stem)
+    run_export(ExportConfig(backbone=",".join(names.values()), out="weights/tiny"), Run.start("export"))
+    monkeypatch.setattr(shipped, "BOXES", own_store / "weights")
+    images = torch.randn(1, 3, 28, 28)
+    for role, name in names.items():
+        ours, theirs = (open_backbone(one).backbone(images) for one in (f"shipped:tiny/{role}", name))
+        assert torch.equal(ours.patch_tokens, theirs.patch_tokens)
 
 
 def test_weights_too_large_to_ship_are_refused(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from pipelines.backbones.features import encode
 from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.pseudonyms import lidc_scans
+from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import NODULES, SERIES, write_table
 from pipelines.probing import malignancy
 from pipelines.probing.aggregation import run_aggregation
@@ -248,7 +249,8 @@ def test_a_training_starts_from_a_network_that_never_saw_whom_it_holds_out(cohor
             **{name: getattr(TINY, name) for name in TINY.__slots__} | {"weights": "shipped:tiny"}
         )
         config = PretrainConfig(backbone=start, views=ViewConfig(size_px=14), holdout=holdout)
-        return _first_backbone(config, cohort, held_out)
+        index = SliceIndex(cohort, [patient for patient in PUBLIC if patient not in held_out])
+        return _first_backbone(config, cohort, index, held_out)
 
     for holdout, held_out, network in (
         ("half_a", [*IN_A, OTHERS[0]], "half_a"),
