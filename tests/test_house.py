@@ -48,9 +48,14 @@ def module_of(source: Path, root: Path = ROOT) -> str:
 
 
 @cache
+def parsed(source: Path) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+@cache
 def imported_names(source: Path, root: Path = ROOT, top_level_only: bool = False) -> set[str]:
     """Full names of what a file imports, in functions and under TYPE_CHECKING too: modules, and names in them."""
-    tree = ast.parse(source.read_text(encoding="utf-8"))
+    tree = parsed(source)
     names: set[str] = set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -180,7 +185,7 @@ def test_files_and_functions_stay_readable() -> None:
     long_files = [p.name for p in sources() if len(p.read_text(encoding="utf-8").splitlines()) > 400]
     assert not long_files
     for source in sources():
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 60, f"{source.relative_to(ROOT)}:{node.name} has {length} lines"

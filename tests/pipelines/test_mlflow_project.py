@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import ExecutionException
 
 from pipelines.cohort.folder import Cohort
 from pipelines.mlflow_plugin import _patch, is_this_project, wrap_run
@@ -102,11 +104,16 @@ def test_an_experiment_may_be_named(store: Path, small_cohort: Cohort, how: str)
     assert [run.info.status for run in runs(store, name)] == ["FINISHED"]
 
 
-def test_a_misspelt_key_fails_the_run_with_one_sentence(store: Path) -> None:
-    done = mlflow_run(store, "-e", "pretrain", "-P", "stpes=20")
-    assert done.returncode == 1
+def test_a_misspelt_key_fails_the_run_with_one_sentence(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    # What `mlflow run` calls, which then ends with 1.
+    with pytest.raises(ExecutionException):
+        mlflow.projects.run(str(ROOT), "pretrain", parameters={"stpes": "20"})
     sentence = "unknown recipe key 'stpes'; did you mean 'steps'?"
-    assert sentence in done.stderr
+    assert sentence in capfd.readouterr().err
     newest = runs(store)[0]
     assert (newest.info.status, newest.data.tags["dinox.error"]) == ("FAILED", sentence)
 

@@ -8,6 +8,8 @@ from probes.statistics.checks import TooFewError
 from probes.statistics.delong import delong_interval
 from probes.statistics.metrics import auroc_difference, auroc_with_interval
 
+DRAWS = 100
+
 
 @pytest.fixture(scope="module")
 def cohort():
@@ -53,7 +55,7 @@ def table(cohort, scores, permuted):
     makers = np.where(np.arange(len(labels)) // 2 % 3 == 0, "GE", "SIEMENS")
     makers[:4] = "Rare"
     groups = {"manufacturer": makers.tolist()}
-    return evaluate_nodules(labels, scores, diameter, patients, groups, n_bootstrap=300, permuted=permuted)
+    return evaluate_nodules(labels, scores, diameter, patients, groups, n_bootstrap=DRAWS, permuted=permuted)
 
 
 def test_main_strata_hold_every_row_and_groups_the_main_ones(table):
@@ -67,10 +69,12 @@ def test_main_strata_hold_every_row_and_groups_the_main_ones(table):
 def test_random_weights_are_the_mean_over_their_seeds(cohort, scores, table):
     labels, _, _, diameter, patients = cohort
     line = table[table["stratum"] == "all"].set_index("row").loc["random_weights"]
-    each = [auroc_with_interval(labels, one, patients, 300) for one in scores["random_weights"]]
+    each = [auroc_with_interval(labels, one, patients, DRAWS) for one in scores["random_weights"]]
     assert line["auroc"] == pytest.approx(np.mean([one.value for one in each]))
     assert min(one.ci_low for one in each) < line["auroc_ci_low"] < line["auroc"]
-    gaps = [auroc_difference(labels, one, diameter, patients, 300).value for one in scores["random_weights"]]
+    gaps = [
+        auroc_difference(labels, one, diameter, patients, DRAWS).value for one in scores["random_weights"]
+    ]
     assert line["minus_diameter"] == pytest.approx(np.mean(gaps))
     assert line["brier"] == pytest.approx(
         np.mean([((one - labels) ** 2).mean() for one in scores["random_weights"]])
@@ -90,8 +94,8 @@ def test_numbers_are_those_of_the_metrics_on_the_stratum(cohort, scores, table):
     inside = (diameter >= 6) & (diameter <= 15)
     line = table[(table["stratum"] == "6-15 mm") & (table["row"] == "features_and_diameter")].iloc[0]
     score = scores["features_and_diameter"]
-    area = auroc_with_interval(labels[inside], score[inside], patients[inside], 300)
-    gap = auroc_difference(labels[inside], score[inside], diameter[inside], patients[inside], 300)
+    area = auroc_with_interval(labels[inside], score[inside], patients[inside], DRAWS)
+    gap = auroc_difference(labels[inside], score[inside], diameter[inside], patients[inside], DRAWS)
     assert (line["auroc"], line["auroc_ci_low"], line["auroc_ci_high"]) == (
         area.value,
         area.ci_low,

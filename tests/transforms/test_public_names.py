@@ -17,11 +17,29 @@ PUBLIC = (
 ).split()
 
 
-def heavy_after(statement: str) -> list[str]:
-    """Which of the heavy packages a fresh process has loaded after a statement."""
-    code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
+STAGES = {
+    "package": "import transforms, transforms.dicom",
+    "parts": "from transforms import WindowConfig, CropSpec, read_series",
+    "worker": "import pipelines.ingest.preparation, pipelines.training.loader",
+    # Each is imported when no other module of ours is there that could have brought what it uses.
+    "transforms": (
+        "OURS = {'transforms', 'models', 'probes', 'pipelines'}\n"
+        f"for name in {PUBLIC}:\n"
+        "    for module in [name for name in sys.modules if name.partition('.')[0] in OURS]:\n"
+        "        del sys.modules[module]\n"
+        "    exec(f'from transforms import {name}')\n"
+        "WindowHU(-1350, 150), LoadDicomSeriesd('image')"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def heavy() -> dict[str, set[str]]:
+    """Which of the heavy packages a fresh process has loaded after each of these stages, which follow each other."""
+    told = f"\nprint(*[name for name in {HEAVY} if name in sys.modules])\n"
+    code = "import sys\n" + told.join([*STAGES.values(), ""])
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return done.stdout.split()
+    return dict(zip(STAGES, map(set, map(str.split, done.stdout.splitlines())), strict=True))
 
 
 @pytest.mark.parametrize("name", sorted({*PUBLIC, *transforms.__all__}))
@@ -37,22 +55,12 @@ def test_array_and_dictionary_forms_come_in_pairs_of_monai_transforms() -> None:
         assert issubclass(getattr(transforms, f"{name}d"), MapTransform)
 
 
-def test_the_package_alone_imports_neither_torch_nor_monai() -> None:
-    assert heavy_after("import transforms, transforms.dicom") == []
-    assert heavy_after("from transforms import WindowConfig, CropSpec, read_series") == []
+def test_the_package_alone_imports_neither_torch_nor_monai(heavy: dict[str, set[str]]) -> None:
+    assert heavy["package"] == heavy["parts"] == set()
 
 
-def test_every_transform_brings_what_it_needs() -> None:
-    """Each is imported when no other module of ours is there that could have brought what it uses."""
-    forgetting = (
-        "import sys, transforms\n"
-        f"for name in {PUBLIC}:\n"
-        "    for module in [name for name in sys.modules if name.partition('.')[0] == 'transforms']:\n"
-        "        del sys.modules[module]\n"
-        "    exec(f'from transforms import {name}')\n"
-        "WindowHU(-1350, 150), LoadDicomSeriesd('image')"
-    )
-    assert {"torch", "monai"} <= set(heavy_after(forgetting))
+def test_every_transform_brings_what_it_needs(heavy: dict[str, set[str]]) -> None:
+    assert {"torch", "monai"} <= heavy["transforms"]
 
 
 @pytest.mark.parametrize("package", ["transforms", "transforms.dicom"])
@@ -67,6 +75,7 @@ def test_what_the_reader_once_exported_itself_is_still_found_there(name: str) ->
     assert getattr(import_module("transforms.dicom"), name) is getattr(transforms, name)
 
 
-def test_what_a_worker_imports_brings_no_monai() -> None:
+def test_what_a_worker_imports_brings_no_monai(heavy: dict[str, set[str]]) -> None:
     """Loader processes and those of `prepare` are many and start from nothing: MONAI would cost each of them 900 MB."""
-    assert "monai" not in heavy_after("import pipelines.ingest.preparation, pipelines.training.loader")
+    assert "torch" in heavy["worker"]
+    assert "monai" not in heavy["worker"]
