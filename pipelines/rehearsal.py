@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from pipelines.command.cli import main
+from pipelines.command.config import Seed
 
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
@@ -33,7 +34,7 @@ class RehearsalConfig:
     """Passed on by a campaign; nothing is read."""
     backbone: str = ""
     """Passed on by a campaign; nothing is read."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     steps: PositiveInt = 3
     lr: PositiveFloat = 1e-3
     seconds: NonNegativeFloat = 0.0

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from pipelines.command.config import RecipeError, find_recipe, load_recipe, read_yaml
+from pipelines.command.config import RecipeError, Seed, find_recipe, load_recipe, read_yaml
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import NAME
 from transforms.refusal import Refusal
@@ -47,7 +47,7 @@ class ArmSpec:
     """Keys of the first stage, dotted or nested."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
     """Keys of the first stage with the values to cross."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """Seeds of this arm; empty takes those of the campaign."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Entry points of this arm if they differ from the campaign's."""
@@ -103,7 +103,7 @@ class ProposerSpec:
 
     kind: Literal["none", "optuna", "llm"] = "none"
     max_arms: int = 0
-    seed: int = 0
+    seed: Seed = 0
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per key of the first stage `{low, high, log}` or `{choices}`; proposals outside are refused."""
     prune_metric: str = ""
@@ -122,7 +122,7 @@ class CampaignSpec:
     correction: Literal["holm", "none"] = "holm"
     recipe: str = "demo"
     cohort: str = "cohorts/phantom"
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Entry points of every arm in order, each with keys that all arms share."""
     max_arms: int = 64

@@ -12,10 +12,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.old_names import current_keys
@@ -29,6 +29,8 @@ _STRICT = ConfigDict(
 )
 
 C = TypeVar("C")
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1001)]
+"""Of random numbers: numpy takes 32 bits, and repeats, permutations and random twins count up from it."""
 
 
 class RecipeError(Refusal):

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
+from pipelines.command.config import Seed
 from probes.label_rules import LabelRule
 
 LIDC = "cohorts/lidc"
@@ -22,4 +23,4 @@ class NodulesConfig:
     folds: Annotated[int, Field(ge=2)] = 5
     repeats: PositiveInt = 3
     n_bootstrap: PositiveInt = 2000
-    seed: NonNegativeInt = 0
+    seed: Seed = 0

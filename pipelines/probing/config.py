@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipelines.backbones.config import FeatureName, NoduleFeature, OneWindow, WindowName
+from pipelines.command.config import Seed
 from probes.label_rules import LabelRule
 
 HeadName = Literal["logistic", "mlp", "attentive"]
@@ -18,7 +19,7 @@ class ProbeBase:
     cohort: str = "cohorts/phantom"
     backbone: str = ""
     """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "auto"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from models.config import BackboneConfig, HeadConfig, ObjectiveConfig
+from pipelines.command.config import Seed
 from transforms.views.config import ViewConfig
 
 _WEIGHTS = r"(?=.*[1-9])[0-9]*\.?[0-9]+(,[0-9]*\.?[0-9]+)*"
@@ -64,7 +65,7 @@ class PretrainConfig:
     """A cohort, or several with commas between; patients are held out by the hash of their id in all of them."""
     cohort_weights: str = ""
     """Shares of the samples by cohort, such as 1,9; "" draws every slice of all cohorts equally often."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     steps: PositiveInt = 100_000
     batch_size: PositiveInt = 64
     """Slices of one forward pass over all processes; KoLeo, NT-Xent and Sinkhorn use all of them."""

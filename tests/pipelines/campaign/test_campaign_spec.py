@@ -169,6 +169,7 @@ def test_the_design_is_question_endpoint_arms_and_recipe_but_not_money(tmp_path:
         ),
         ({"proposer": {"kind": "llm", "max_arms": 2, "space": {"lr": {"choices": []}}}}, "choices"),
         ({"endpoint": {"goal": "win"}}, "was given 'win'"),
+        ({"seeds": [0, 2**32]}, "was given 4294967296: input should be less than"),
     ],
 )
 def test_a_campaign_that_cannot_be_is_refused_in_one_sentence(

@@ -13,10 +13,12 @@ from pipelines.command.config import (
     RecipeError,
     find_recipe,
     flatten,
+    leaves,
     load_recipe,
     nested,
     read_yaml,
 )
+from pipelines.command.entry_points import ENTRY_POINTS
 from pipelines.training.config import PretrainConfig
 
 
@@ -223,3 +225,15 @@ def test_impossible_recipes_are_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(RecipeError, match=sentence):
         load_recipe(PretrainConfig, read_yaml(find_recipe("demo")), overrides)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, one in ENTRY_POINTS.items() if "seed" in leaves(one.load_schema())]
+)
+def test_a_seed_that_numpy_cannot_take_is_refused_at_the_configuration(name: str) -> None:
+    schema = ENTRY_POINTS[name].load_schema()
+    assert load_recipe(schema, {}, [("seed", str(2**32 - 1001))]).seed == 2**32 - 1001
+    for seed in (2**32, -1):
+        with pytest.raises(RecipeError, match=f"'seed' was given {seed}: input should be") as refused:
+            load_recipe(schema, {}, [("seed", str(seed))])
+        assert "\n" not in str(refused.value)
