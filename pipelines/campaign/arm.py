@@ -25,6 +25,7 @@ from pipelines.runtime.interrupts import DEADLINE_ENV, watch_deadline
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
 from pipelines.tracking.names import METRICS, Tag
 from pipelines.tracking.outbox import StoreAwayError
+from transforms.refusal import Refusal
 
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
@@ -87,9 +88,18 @@ class ArmPlan:
 
 
 def main(text: str) -> int:
-    """Run a plan and return the exit code of the stage that ended it; 0 when all are done."""
-    started = time.time()
-    plan = ArmPlan.from_json(text)
+    """Run a plan and return the exit code of the stage that ended it; 0 when all are done.
+
+    Where the store refuses outside the stages, the code is that of the refusal, whose sentence is printed.
+    """
+    try:
+        return _run_plan(ArmPlan.from_json(text), time.time())
+    except Refusal as refusal:
+        print(" ".join(str(refusal).split()), file=sys.stderr)
+        return refusal.exit_code
+
+
+def _run_plan(plan: ArmPlan, started: float) -> int:
     if "DINOX_JOB_FILE" in os.environ:
         # The process that cancels this arm may not be the one that started it.
         Path(os.environ["DINOX_JOB_FILE"]).write_text(str(os.getpid()), encoding="ascii")
@@ -118,7 +128,7 @@ def main(text: str) -> int:
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            with contextlib.suppress(StoreAwayError):
+            with contextlib.suppress(Refusal):  # The end is logged once more, and then says why not.
                 log_heartbeat()
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()

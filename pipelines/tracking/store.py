@@ -26,6 +26,8 @@ _SECRETS = (
     re.compile(r"(\bpassword=)[^&\s]*"),
 )
 _REASON_LENGTH = 200
+_OBJECT_STORES = {"boto3", "botocore", "s3transfer"}
+"""Packages whose errors MLflow passes on where artifacts lie in an object store; they are not installed with this."""
 
 
 class StoreRefusedError(Refusal):
@@ -89,14 +91,19 @@ def _opened(uri: str) -> MlflowClient:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn errors of MLflow and of the network into one sentence.
+    """Turn errors of MLflow, of the network and of an object store into one sentence.
 
     Raises:
-        StoreAwayError: If the store cannot be reached or has a temporary error.
-        StoreRefusedError: If it rejects the request.
+        StoreAwayError: If the store cannot be reached or has a temporary error, or the object store of its artifacts
+            fails: without credentials, without an answer, or without the bucket.
+        StoreRefusedError: If it rejects the request, or a package that it needs is missing.
     """
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise StoreRefusedError(
+            f"the tracking store {shown_store()} needs a module '{error.name}' for its artifacts; install that"
+        ) from error
     except (MlflowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise  # The file to send does not exist: our bug.
@@ -108,6 +115,13 @@ def answering() -> Iterator[None]:
             hint = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         raise StoreRefusedError(
             f"the tracking store {shown_store()} refuses: {_reason(error)}{hint}"
+        ) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _OBJECT_STORES:
+            raise
+        raise StoreAwayError(
+            f"the object store that holds the artifacts of {shown_store()} fails: {_reason(error)}; mend its"
+            " address, credentials or bucket"
         ) from error
 
 

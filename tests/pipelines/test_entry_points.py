@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -24,10 +23,9 @@ from pipelines.command.cli import run_entry_point
 from pipelines.ingest.config import PrepareConfig
 from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.probing.config import ProbeConfig
-from pipelines.probing.folds import FoldPlan
-from pipelines.probing.malignancy import refuse_shared, run_probe
+from pipelines.probing.malignancy import run_probe
 from pipelines.probing.rows import TWINS
-from pipelines.probing.setup import ProbeError
+from pipelines.probing.setup import ProbeError, refuse_shared
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
 from pipelines.training.run import train
@@ -187,9 +185,7 @@ def test_random_weights_are_shown_what_the_backbone_beside_them_is_shown(
 
 
 def test_cross_fitted_backbones_may_not_test_the_same_nodules() -> None:
-    first, second = (
-        FoldPlan([(np.array([8, 9]), np.array(test))], "", pd.DataFrame()) for test in ([0, 2], [1])
-    )
+    first, second = ([(np.array([8, 9]), np.array(test))] for test in ([0, 2], [1]))
     refuse_shared([first, second])
     with pytest.raises(ProbeError, match="2 nodules are tested by several backbones"):
         refuse_shared([first, first])

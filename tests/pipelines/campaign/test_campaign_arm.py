@@ -79,3 +79,21 @@ def test_a_new_attempt_goes_on_where_another_had_begun(run_id: str) -> None:
     Run(client(), run_id).set_tags({Tag.ATTEMPT: "2", Tag.BEGUN: "1", Tag.BEGUN_AT: "5.0"})
     assert attempt(run_id, 2) == 0
     assert is_trained(run_id)
+
+
+def test_a_store_that_refuses_an_arm_is_one_sentence_and_no_trace(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attempt("0123", 1) == 2
+    assert capsys.readouterr().err.startswith("run '0123' is not in the store sqlite:")
+
+    def deleted(*_: object) -> int:
+        client().delete_run(run_id)
+        return 0
+
+    monkeypatch.setattr(arm, "_run_stages", deleted)
+    assert attempt(run_id, 1) == 2
+    said = capsys.readouterr().err
+    assert "refuses: " in said
+    assert said.count("\n") == 1
+    assert "Traceback" not in said

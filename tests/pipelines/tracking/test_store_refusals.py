@@ -1,6 +1,7 @@
 """What the tracking store refuses ends with exit 2 and one sentence, and nothing secret is printed."""
 
 import contextlib
+import importlib.util
 import shutil
 import sqlite3
 import threading
@@ -15,6 +16,7 @@ from pipelines.command.cli import run_entry_point
 from pipelines.rehearsal import RehearsalConfig, run_rehearsal
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.reading import StoredRun, read_run
+from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError, StoreRefusedError, answering
 
 
@@ -191,3 +193,53 @@ def test_a_file_that_was_to_be_sent_and_is_not_there_is_a_bug() -> None:
         Path("nowhere").read_text()
     with pytest.raises(StoreRefusedError, match=r"refuses: .*Not a directory"), answering():
         Path(__file__, "below").mkdir()
+
+
+def test_artifacts_in_an_object_store_need_its_package(
+    own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("boto3"):
+        pytest.skip("boto3 is installed: it would ask the network")
+    MlflowClient().create_experiment("far", artifact_location="s3://bucket/mlflow")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "far")
+    assert rehearse() == 2
+    assert "needs a module 'boto3' for its artifacts; install that" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "reason"),
+    [
+        ("botocore.exceptions", "NoCredentialsError", "Unable to locate credentials"),
+        ("botocore.exceptions", "EndpointConnectionError", 'Could not connect to "https://s3.nowhere/"'),
+        ("botocore.errorfactory", "NoSuchBucket", "The specified bucket does not exist"),
+        ("boto3.exceptions", "S3UploadFailedError", "Failed to upload config.yaml to bucket"),
+    ],
+)
+def test_an_object_store_that_fails_is_away(
+    own_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    name: str,
+    reason: str,
+) -> None:
+    """As boto3 raises them: its errors descend from Exception alone."""
+    kind = type(name, (Exception,), {"__module__": module})
+
+    def fail(*_: object, **__: object) -> None:
+        raise kind(reason)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", fail)
+    assert rehearse() == 2
+    sentence = one_sentence(capsys)
+    assert sentence.startswith("the object store that holds the artifacts of sqlite:")
+    assert reason in sentence
+    (run,) = MlflowClient().search_runs(["0"])
+    assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", sentence)
+    # A training goes on, and keeps what could not be sent.
+    training = Run(MlflowClient(), run.info.run_id)
+    outbox = training.buffer_in(own_store / "outbox")
+    training.log_text("kept", "kept.txt")
+    assert len(outbox) == 1
+    with pytest.raises(RuntimeError, match="a bug"), answering():
+        raise RuntimeError("a bug")
