@@ -218,6 +218,12 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
             "compile has no effect for objective kind 'mae'",
         ),
         ([("objective.mae_target", "hu")], "needs one window for all views, got policy 'lung_aware'"),
+        ([("objective.pool", "roi")], "needs nodules in the middle: set views.center to 'point'"),
+        (
+            [("backbone.stem", "whitened"), ("backbone.patch_px", "35")],
+            "goes with arch 'custom' and an even patch_px, got custom and 35",
+        ),
+        ([("views.neighbor_slices", "-1")], "n_local and neighbor_slices must be 0 or more, got 0 and -1"),
     ],
 )
 def test_impossible_recipes_are_refused_in_a_sentence(
