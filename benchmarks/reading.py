@@ -1,4 +1,4 @@
-"""DICOM -> HU: one uncompressed series of 240 slices, against other ways to read it into the same voxels."""
+"""DICOM and MetaImage -> HU: one series of 240 slices, against other ways to read it into the same voxels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.timing import ROUNDS, Row, median_cpu_seconds
 from pipelines.phantom.dicom import PADDING_STORED, SeriesHeader, write_series
 from transforms.dicom.series import read_series
+from transforms.metaimage import read_metaimage
 
 SHAPE = (240, 512, 512)
 PADDING_HU = PADDING_STORED - 1024
@@ -37,6 +38,7 @@ def measure(tiny: bool = False) -> list[Row]:
                 raise AssertionError(f"{name} reads other voxels")
             del voxels
         seconds = median_cpu_seconds(ways, rounds=1 if tiny else ROUNDS)
+        metaimage = _metaimage(Path(folder), expected[: len(expected) // 2], tiny)
     ours = seconds["ours"]
     shown = f"{ours / len(files) * 1e3:.2f} ms a slice"
     return [
@@ -50,7 +52,27 @@ def measure(tiny: bool = False) -> list[Row]:
             "DICOM -> HU, 240 slices", seconds["SimpleITK"] / ours, ">= 1", "times SimpleITK's series reader"
         ),
         Row("DICOM -> HU, 240 slices", seconds["MONAI"] / ours, ">= 1", "times MONAI's PydicomReader"),
+        *metaimage,
     ]
+
+
+def _metaimage(folder: Path, volume_hu: NDArray[np.int16], tiny: bool) -> list[Row]:
+    image = SimpleITK.GetImageFromArray(volume_hu)
+    image.SetSpacing((0.7, 0.7, 1.25))
+    return [_metaimage_row(folder / f"{name}.mha", image, tiny) for name in ("uncompressed", "compressed")]
+
+
+def _metaimage_row(path: Path, image: SimpleITK.Image, tiny: bool) -> Row:
+    SimpleITK.WriteImage(image, path, useCompression=path.stem == "compressed")
+    ways: dict[str, Callable[[], NDArray[Any]]] = {
+        "ours": lambda: read_metaimage(path).volume_hu,
+        "SimpleITK": lambda: np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))),
+    }
+    if not np.array_equal(ways["ours"](), ways["SimpleITK"]()):
+        raise AssertionError("SimpleITK reads other voxels")
+    seconds = median_cpu_seconds(ways, rounds=1 if tiny else ROUNDS)
+    ratio = seconds["SimpleITK"] / seconds["ours"]
+    return Row(f"MetaImage -> HU, {path.stem}, 120 slices", ratio, ">= 1", "times SimpleITK")
 
 
 def _write(folder: Path, shape: tuple[int, int, int]) -> list[Path]:

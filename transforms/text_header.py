@@ -57,7 +57,7 @@ def beside(header: Path, name: str) -> Path:
 def read_voxels(
     path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any], wbits: int | None, fields: str
 ) -> NDArray[np.generic]:
-    """Stored voxels, axes in the order of the file, the first of which varies fastest; bytes in the machine's order.
+    """Stored voxels, axes in the order of the file, the first of which varies fastest; mapped where not compressed.
 
     Args:
         path: The file that holds them.
@@ -71,17 +71,18 @@ def read_voxels(
         SeriesRefusedError: If there are fewer or more, they are damaged, or were never written.
     """
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    n_there = path.stat().st_size - start
+    n_there = path.stat().st_size - max(start, 0)
     check_written(path, max(start, 0))
-    with path.open("rb") as file:
-        file.seek(max(start, 0))
-        content = (
-            inflate(file, wbits, n_bytes) if wbits else file.read(n_bytes) if n_there == n_bytes else b""
-        )
+    content = b""
+    if wbits:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = inflate(file, wbits, n_bytes)
     refuse_if(
-        len(content) != n_bytes,
+        (len(content) if wbits else n_there) != n_bytes,
         f"its voxels are {'not' if wbits else f'{max(n_there, 0)} bytes and not'} the {n_bytes} bytes that {fields} "
         "need: cut short, or too long",
     )
-    voxels = np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
-    return voxels.astype(dtype.newbyteorder("=")) if dtype.byteorder == ">" else voxels
+    if not wbits:
+        return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F")
+    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")

@@ -21,6 +21,8 @@ _orientations: Any = nibabel.orientations  # nibabel types only some of its func
 
 MAX_VOXELS = 2**31
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
+_SPARSE = 16
+"""One row of so many is looked at before all are."""
 MAX_SHEAR_COSINE = np.sin(np.radians(1.0))
 
 
@@ -105,16 +107,16 @@ def volume_of(
     Raises:
         SeriesRefusedError: If the values are not HU of a chest.
     """
-    volume_hu, is_rounded = _to_hu(stored)
+    volume_hu, (lowest, highest), is_rounded = _to_hu(stored)
     to_lps = _orientations.ornt_transform(
         _orientations.io_orientation(affine_ras), _orientations.axcodes2ornt(("L", "P", "S"))
     )
     affine = affine_ras @ _orientations.inv_ornt_aff(to_lps, stored.shape)
     oriented = np.ascontiguousarray(_orientations.apply_orientation(volume_hu, to_lps).transpose(2, 1, 0))
-    n_padding = sum(map(_fill_outside, oriented))
-    lowest = int(oriented.min())
-    _check_range(lowest, int(oriented.max()))
-    if n_blank := sum(not one.any() for one in oriented):
+    if n_padding := sum(map(_fill_outside, oriented)) if lowest < PADDING_HU else 0:
+        lowest, highest = int(oriented.min()), int(oriented.max())
+    _check_range(lowest, highest)
+    if n_blank := sum(not one[::_SPARSE].any() and not one.any() for one in oriented):
         notes = (
             *notes,
             f"{n_blank} slice(s) hold nothing but 0 HU, as where a file was not written to its end",
@@ -144,22 +146,22 @@ def _check_range(low: float, high: float) -> None:
     )
 
 
-def _to_hu(stored: NDArray[Any]) -> tuple[NDArray[np.int16], bool]:
-    """Values as int16 HU, and whether any of them had to be rounded."""
+def _to_hu(stored: NDArray[Any]) -> tuple[NDArray[np.int16], tuple[int, int], bool]:
+    """Values as int16 HU, the lowest and the highest of them, and whether any had to be rounded."""
     low, high = stored.min(), stored.max()
     refuse_if(not (np.isfinite(low) and np.isfinite(high)), "some voxels are not numbers (NaN or infinite)")
     if low >= NO_AIR_ABOVE_HU:
         _check_range(low, high)
     refuse_if(low < -32768 or high > 32767, f"HU from {low:g} to {high:g} do not fit 16 bits")
     if stored.dtype.kind in "iu":
-        return stored.astype(np.int16), False
+        return stored.astype(np.int16), (int(low), int(high)), False
     volume_hu = np.empty(stored.shape, dtype=np.int16, order="F")  # as the file has it
     is_rounded = False
     for k in range(stored.shape[2]):  # plane by plane: numbers of 64 bits are large enough once
         rounded = np.rint(stored[..., k])
         is_rounded |= bool(np.abs(rounded - stored[..., k]).max() > 1e-3)
         volume_hu[..., k] = rounded
-    return volume_hu, is_rounded
+    return volume_hu, (round(float(low)), round(float(high))), is_rounded
 
 
 def _fill_outside(slice_hu: NDArray[np.int16]) -> int:

@@ -145,6 +145,10 @@ META_REFUSED: dict[str, tuple[Change, str]] = {
     "strange letters": (lambda h: h + b"AnatomicalOrientation = RAX\n", "not three letters"),
     "one axis twice": (lambda h: h + b"AnatomicalOrientation = RRI\n", "not three letters"),
     "a header of its own": (lambda h: h + b"HeaderSize = 12\n", "HeaderSize must be 0"),
+    "voxels at the end of too short a file": (
+        lambda h: line(b"DimSize", b"8 6 9")(h) + b"HeaderSize = -1\nElementDataFile = r.raw\n",
+        "480 bytes and not the 864",
+    ),
     "an index of files": (lambda h: h + b"ElementDataFile = LIST\n", "is not there"),
     "another folder": (lambda h: h + b"ElementDataFile = ../v.raw\n", "without a folder"),
     "an absolute path": (lambda h: h + b"ElementDataFile = /etc/hostname\n", "without a folder"),
@@ -157,6 +161,7 @@ def test_a_metaimage_that_cannot_be_is_refused_with_its_reason(kind: str, tmp_pa
     change, reason = META_REFUSED[kind]
     header = change(META + LITTLE)
     (tmp_path / "v.mha").write_bytes(header + (b"" if b"DataFile" in header else LOCAL) + VOXELS)
+    (tmp_path / "r.raw").write_bytes(VOXELS)
     with pytest.raises(SeriesRefusedError, match=reason):
         read(tmp_path / "v.mha")
 
