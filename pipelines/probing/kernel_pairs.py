@@ -225,7 +225,7 @@ def kernel_text(crops: PairCrops | None, measured: Mapping[str, Mapping[str, flo
         return f"kernel pairs: not testable: none of the tested patients has one; {needed}"
     heads = ("network", "other kernel", "next slice", "other patient")
     lines = [
-        f"kernel pairs: {len(crops.first)} slices of {crops.n_patients} patients reconstructed twice"
+        f"kernel pairs: {len(crops.first)} slices of {crops.n_patients} patient(s) reconstructed twice"
         f" ({', '.join(crops.kernels)}); squared distances over that of two patients",
         "{:10} {:24} {:24} {}".format(*heads),
     ]
