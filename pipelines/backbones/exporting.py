@@ -126,7 +126,8 @@ def save_public(loaded: LoadedBackbone, out: Path) -> None:
 def _with_public_ids(loaded: LoadedBackbone) -> LoadedBackbone:
     """Return a backbone whose record names the patients of its training only if all are those of LIDC-IDRI."""
     public = {name for series, names in lidc_scans().items() for name in (series, *names)}
-    names = {name for names in loaded.record.get("trained_on", {}).values() for name in names}
+    trained_on = loaded.record.get("trained_on", {})
+    names = {name for kind, names in trained_on.items() if kind != "voxels" for name in names}
     record = {key: value for key, value in loaded.record.items() if key != "trained_on" or names <= public}
     return dataclasses.replace(loaded, record=record)
 

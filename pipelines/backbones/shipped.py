@@ -14,7 +14,7 @@ from pathlib import Path
 
 from models.backbone import BackboneError
 from pipelines.cohort.folder import Cohort
-from pipelines.cohort.identity import Ids, compare, ids_of
+from pipelines.cohort.identity import Ids, compare, ids_of, joined
 from pipelines.runtime.atomic import write_atomically
 from pipelines.runtime.paths import PROJECT_ROOT
 
@@ -93,18 +93,15 @@ class Sight:
 
 
 def sight_of(cohort: Cohort, patients: Collection[str], trained: Sequence[Ids]) -> Sight:
-    """Compare patients of a cohort with those that each network was trained on, by any id of patient, study or series.
+    """Compare patients of a cohort with those that each network was trained on, by any id and by their volumes.
 
     The networks share one set of patients: once a patient is found in it, his ids are of a form that tells who saw him.
     """
-    kinds = ("patient", "study", "series")
-    names = [{kind: set(ids.get(kind, ())) for kind in kinds} for ids in trained]
-    everyone = {kind: set().union(*(ids[kind] for ids in names)) for kind in kinds}
+    everyone = joined(*trained)
     found, unknown = {}, set()
     for patient in patients:
         own = ids_of(cohort, [patient])
-        state = compare(own, everyone)
-        found[patient] = [any(ids[kind] & set(own[kind]) for kind in kinds) for ids in names]
-        if state == "unknown":
+        found[patient] = [compare(own, ids) == "shared" for ids in trained]
+        if compare(own, everyone) == "unknown":
             unknown.add(patient)
     return Sight(found, frozenset(unknown))

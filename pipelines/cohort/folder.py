@@ -1,6 +1,6 @@
 """A prepared cohort on disk: volumes in HU, memory-mapped, and the tables that describe them.
 
-cohort.json             schema version, hash of each table
+cohort.json             schema version, hash of each table; "next": hashes of tables that are about to be replaced
 volumes/<id>.npy        int16 HU, (z, y, x), z toward the head; its time of change says that it was not altered since
 body/<id>.npy           uint8, (z, 32, 32): 0 outside, 1 body, 2 lung
 rows/<id>.json          the row of one volume, written after it: `prepare` resumes from these
@@ -19,16 +19,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.cohort.description import (
+    INTERRUPTED,
+    REMEDY,
+    altered_tables,
+    announce_tables,
+    described,
+    next_table,
+    put_tables_in_place,
+)
 from pipelines.cohort.integrity import (
-    file_sha256,
     has_shape,
     is_altered,
+    is_touched,
     is_whole,
     voxel_sha256,
     write_stamped,
 )
 from pipelines.cohort.tables import (
     ANNOTATIONS,
+    LATER,
     NODULES,
     REFUSED,
     SERIES,
@@ -37,20 +47,17 @@ from pipelines.cohort.tables import (
     read_table,
     write_table,
 )
-from pipelines.runtime.atomic import SharedPresence, exclusively, make_folder, write_atomically
+from pipelines.runtime.atomic import SharedPresence, exclusively, make_folder, waited_for, write_atomically
 from pipelines.runtime.json_files import read_json
 from pipelines.runtime.progress import progress
 from transforms.body_grid import body_grid
 from transforms.refusal import Refusal
 
-SCHEMA_VERSION = 1
-_TABLES = ("series", "annotations", "nodules", "refused")
 SYNTHETIC = "synthetic"
 """Manufacturer of the wall study's volumes, so that figures from them can be recognized."""
 
 CohortKind = Literal["real CT", "phantom", "synthetic slices"]
 
-_REMEDY = "prepare the cohort again"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+|(?=.*[a-f])(?=.*[0-9])[0-9a-f]{12,64}")
 """A UID, or the hash that some public collections put in its place."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -80,19 +87,24 @@ class Cohort:
         self.refused = read_table(root / "refused.parquet", REFUSED)
         self._mapped: dict[tuple[str, str], NDArray[Any]] = {}
         self._expected: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._hashing: Any = None
 
     @classmethod
     def open(cls, root: Path) -> "Cohort":
         """Open a cohort folder.
 
         Raises:
-            CohortError: If there is none, it holds no volume, or its schema is of another version.
+            CohortError: If there is none, it holds no volume, its schema is of another version, or `prepare` was killed
+                before all of its tables were in place.
         """
         if not (root / "cohort.json").is_file() or not (root / "series.parquet").is_file():
             raise CohortError(
                 f"no cohort in {root}; make it with `mlflow run . -e prepare -P source=DIR -P cohort={root}`"
             )
-        _check_version(root)
+        if "next" in described(root):
+            waited_for(root / ".tables")  # a moment, where another process is just about to finish them
+            if "next" in described(root):
+                raise CohortError(f"cohort {root} is unfinished: {INTERRUPTED}")
         cohort = cls(root)
         if cohort.series.empty:
             raise CohortError(
@@ -119,15 +131,21 @@ class Cohort:
     @property
     def kind(self) -> CohortKind:
         """What it is made of: figures from a phantom or from synthetic slices do not apply to patients."""
-        if (self.nodules["source"] == "phantom").any():
+        origins = set(self.series["origin"])
+        if "phantom" in origins or (self.nodules["source"] == "phantom").any():
             return "phantom"
-        return "synthetic slices" if (self.series["manufacturer"] == SYNTHETIC).any() else "real CT"
+        is_synthetic = "synthetic slices" in origins or (self.series["manufacturer"] == SYNTHETIC).any()
+        return "synthetic slices" if is_synthetic else "real CT"
 
     def verify(self) -> list[str]:
         """Hash all again: ids of volumes that are missing, or differ from their row or body grid; names of tables."""
         rows = progress(self.series.to_dict("records"), desc="verify", unit="volume")
-        altered = [str(row["volume_id"]) for row in rows if not is_whole(self.root, row, anew=True)]
-        return altered + altered_tables(self.root)
+        altered = {
+            str(row["volume_id"]): row["sha256"] for row in rows if not is_whole(self.root, row, anew=True)
+        }
+        for volume_id, sha256 in altered.items():
+            self._refuse_unfinished(volume_id, sha256)
+        return [*altered, *altered_tables(self.root)]
 
     def _map(self, folder: str, volume_id: str) -> Any:
         # Looked up for every sample of a training: no path is built for what is mapped already.
@@ -141,28 +159,48 @@ class Cohort:
             try:
                 mapped = np.lib.format.open_memmap(path, mode="r")
             except (ValueError, EOFError, OSError) as error:
-                raise CohortError(f"{path} is damaged or cannot be read; {_REMEDY}") from error
+                raise CohortError(f"{path} is damaged or cannot be read; {REMEDY}") from error
             if not self._expected:
                 columns = (self.series[name] for name in ("volume_id", "shape", "sha256"))
                 self._expected = {
                     name: (tuple(map(int, shape)), sha) for name, shape, sha in zip(*columns, strict=True)
                 }
             shape, sha256 = self._expected[volume_id]
+            wrong = ""
             if not has_shape(mapped, folder, shape):
-                raise CohortError(f"{path} is damaged: it does not hold the {folder} of its row; {_REMEDY}")
-            if folder == "volumes" and is_altered(path, mapped, sha256):
-                raise CohortError(
-                    f"{path} was altered: it is not what `prepare` wrote, so no result of it is that of the cohort; "
-                    f"{_REMEDY}"
+                wrong = f"is damaged: it does not hold the {folder} of its row"
+            elif folder == "volumes" and self._is_altered(path, mapped, sha256):
+                wrong = (
+                    "was altered: it is not what `prepare` wrote, so no result of it is that of the cohort"
                 )
+            if wrong:
+                self._refuse_unfinished(volume_id, sha256)
+                raise CohortError(f"{path} {wrong}; {REMEDY}")
             if folder == "body":  # An array on the same map: a slice of it costs a tenth of a memmap's.
                 mapped = np.asarray(mapped)
             self._mapped[folder, volume_id] = mapped
         return mapped
 
+    def _is_altered(self, path: Path, volume_hu: NDArray[np.int16], sha256: str) -> bool:
+        """Whether a volume is another than that of its hash; where the cohort was copied, with progress over all."""
+        if not is_touched(path, sha256):
+            return False
+        if self._hashing is None:
+            paths = ((path.with_name(f"{name}.npy"), sha) for name, (_, sha) in self._expected.items())
+            n_touched = sum(is_touched(one, sha) for one, sha in paths if one.is_file())
+            self._hashing = progress(total=n_touched, desc="hash of a copied cohort", unit="volume")
+        self._hashing.update()
+        return is_altered(path, volume_hu, sha256)
+
+    def _refuse_unfinished(self, volume_id: str, sha256: str) -> None:
+        """Refuse a volume that a `prepare` replaced which was killed before it wrote the tables."""
+        row = _read_row(self.root / "rows" / f"{volume_id}.json")
+        if row is None or row["sha256"] != sha256:
+            raise CohortError(f"cohort {self.root} is unfinished: {INTERRUPTED}")
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickle for loader processes without the mapped voxels, which would be copied."""
-        return {**self.__dict__, "_mapped": {}, "_expected": {}}
+        return {**self.__dict__, "_mapped": {}, "_expected": {}, "_hashing": None}
 
 
 class CohortWriter:
@@ -180,9 +218,8 @@ class CohortWriter:
         make_folder(root)
         self._presence = SharedPresence(root / ".writers")
         self._presence.clear_abandoned(root, *(root / name for name in ("volumes", "body", "rows")))
-        if not (root / "cohort.json").is_file():
-            self._describe({})
-        _check_version(root)
+        with exclusively(root / ".tables"):
+            put_tables_in_place(root)
         for name in ("volumes", "body", "rows"):
             make_folder(root / name)
 
@@ -221,6 +258,7 @@ class CohortWriter:
             nodule_sources: Values of `source` for which that holds.
         """
         with exclusively(self.root / ".tables"):
+            put_tables_in_place(self.root)
             old = Cohort(self.root)
             is_old_mark = old.annotations["volume_id"].isin([*annotations["volume_id"], *volume_ids])
             keys = ["volume_id", "source"]
@@ -239,19 +277,16 @@ class CohortWriter:
                     SERIES,
                     self.series(),
                     empty_table(SERIES),
-                ),  # last: it marks the rest as complete
+                ),
             ):
                 frames = [frame for frame in (kept, new) if len(frame)]
                 table = pd.concat(frames, ignore_index=True) if frames else empty_table(schema)
                 order = (
                     REFUSED.names if name == "refused" else ["volume_id", *filter(None, [by_id.get(name)])]
                 )
-                write_table(self.root / f"{name}.parquet", table.sort_values(order, kind="stable"), schema)
-            self._describe({name: file_sha256(self.root / f"{name}.parquet") for name in _TABLES})
-
-    def _describe(self, tables: Mapping[str, str]) -> None:
-        text = json.dumps({"schema_version": SCHEMA_VERSION, "tables": tables}) + "\n"
-        write_atomically(self.root / "cohort.json", lambda file: file.write(text.encode()))
+                write_table(next_table(self.root, name), table.sort_values(order, kind="stable"), schema)
+            announce_tables(self.root)
+            put_tables_in_place(self.root)
 
     def close(self) -> None:
         """Remove leftovers of killed writers, if no other process writes here."""
@@ -287,25 +322,31 @@ def write_volume(
         raise ValueError(f"a volume must be (Z, Y, X) int16, got {volume_hu.shape} {volume_hu.dtype}")
     volume_hu = np.ascontiguousarray(volume_hu)
     measured = {"shape": list(volume_hu.shape), "sha256": voxel_sha256(volume_hu)}
-    full_row = {**row, **measured, "n_files": n_files, "witness": witness}
+    full_row = {**dict.fromkeys(LATER, ""), **row, **measured, "n_files": n_files, "witness": witness}
     full_row["source_stamp"] = source_stamp
     missing = set(SERIES.names) - set(full_row)
     if missing:
         raise ValueError(f"the row of a volume lacks {', '.join(sorted(missing))}")
     grid = body_grid(volume_hu, is_patch=row["kind"] == "patch")
+    row_path = root / "rows" / f"{volume_id}.json"
+    if (old := _read_row(row_path)) and old["sha256"] != full_row["sha256"]:
+        row_path.unlink(
+            missing_ok=True
+        )  # of other voxels: from here until the tables follow, this is unfinished
     text = json.dumps(full_row, allow_nan=False, sort_keys=True) + "\n"
     write_atomically(
         root / "volumes" / f"{volume_id}.npy",
         lambda file: write_stamped(file, volume_hu, str(full_row["sha256"])),
     )
     write_atomically(root / "body" / f"{volume_id}.npy", lambda file: np.lib.format.write_array(file, grid))
-    write_atomically(root / "rows" / f"{volume_id}.json", lambda file: file.write(text.encode()))
+    write_atomically(row_path, lambda file: file.write(text.encode()))
 
 
 def _read_row(path: Path) -> dict[str, Any] | None:
     """A row, or None where there is none: another process may forget a volume at any time."""
+    needed = set(SERIES.names) - set(LATER)
     with contextlib.suppress(FileNotFoundError):
-        return read_json(path, SERIES.names, f"remove it, and {_REMEDY}")
+        return dict.fromkeys(LATER, "") | read_json(path, sorted(needed), f"remove it, and {REMEDY}")
     return None
 
 
@@ -318,20 +359,6 @@ def stored_uids(root: Path) -> frozenset[str]:
     return frozenset(filter(_UID.fullmatch, uids))
 
 
-def altered_tables(root: Path) -> list[str]:
-    """Tables that are not as they were written; those of an older version have no hash and are not judged."""
-    written = read_json(root / "cohort.json", ("schema_version",), _REMEDY).get("tables", {})
-    return (
-        [
-            f"{name}.parquet"
-            for name in _TABLES
-            if file_sha256(root / f"{name}.parquet") != written.get(name, "")
-        ]
-        if written
-        else []
-    )
-
-
 def is_volume_id(text: str) -> bool:
     """Whether a text can be the id of a volume, and so the name of its files."""
     return _ID.fullmatch(text) is not None
@@ -340,11 +367,3 @@ def is_volume_id(text: str) -> bool:
 def _is_cohort(root: Path) -> bool:
     """Whether this is a cohort, or one interrupted before its first complete file."""
     return (root / "cohort.json").is_file() or (root / ".writers").is_file()
-
-
-def _check_version(root: Path) -> None:
-    version = read_json(root / "cohort.json", ("schema_version",), _REMEDY)["schema_version"]
-    if version != SCHEMA_VERSION:
-        raise CohortError(
-            f"cohort {root} has schema version {version}, this program reads {SCHEMA_VERSION}; prepare it again"
-        )

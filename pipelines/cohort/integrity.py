@@ -46,15 +46,22 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
+def is_touched(path: Path, sha256: str) -> bool:
+    """Whether the time of change of a volume is another than that of its hash: it may have been altered, or copied."""
+    return path.stat().st_mtime_ns != stamp_ns(sha256)
+
+
 def is_altered(path: Path, volume_hu: NDArray[np.int16], sha256: str) -> bool:
     """Whether a volume is no longer that of its hash; only one that was touched is hashed, and stamped if right."""
-    status = path.stat()
-    if status.st_mtime_ns == stamp_ns(sha256):
+    if not is_touched(path, sha256):
         return False
     if voxel_sha256(volume_hu) != sha256:
         return True
-    with contextlib.suppress(OSError):  # a cohort that may only be read is hashed by every process
-        os.utime(path, ns=(status.st_atime_ns, stamp_ns(sha256)))
+    if os.access(
+        path, os.W_OK
+    ):  # a cohort that may only be read stays as it is, and is hashed by every process
+        with contextlib.suppress(OSError):
+            os.utime(path, ns=(path.stat().st_atime_ns, stamp_ns(sha256)))
     return False
 
 

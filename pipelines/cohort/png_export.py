@@ -22,7 +22,7 @@ def export_png(cohort: Cohort, out: Path, workers: int = 1) -> int:
 
     The index has the Hub's columns (png_path, series_dir, slice_index, encoding, spacing_x/y/z in mm) and, so that
     nothing is lost on the way back, the ids, the affine, the offset of each slice, and what the volume is: a patch that
-        came back as a series would reveal its nodule's size by its length.
+    came back as a series would reveal its nodule's size by its length, and a phantom must not come back as CT.
 
     Returns:
         The number of slices.
@@ -41,6 +41,7 @@ def export_png(cohort: Cohort, out: Path, workers: int = 1) -> int:
             _slice_indices(volume),
         )
         make_folder(out / volume_id)
+        volume["origin"] = "" if cohort.kind == "real CT" else cohort.kind
         rows += [_index_row(volume, z, slice_indices[z], _path(volume_id, z)) for z in range(n_slices)]
         jobs += [(volume_id, range(z, min(z + _AT_ONCE, n_slices))) for z in range(0, n_slices, _AT_ONCE)]
     with progress(total=len(rows), desc="slices", unit="slice") as bar:
@@ -73,8 +74,9 @@ def _slice_indices(volume: dict[str, Any]) -> list[int]:
     """Number of each slice, counting those that are missing: more than one apart wherever there is a gap."""
     steps = np.ones(int(volume["shape"][0]), dtype=int)
     steps[0] = 0
+    offsets_mm = volume["slice_offsets_mm"]
     for gap in volume["gaps"]:
-        step_mm = volume["slice_offsets_mm"][gap + 1] - volume["slice_offsets_mm"][gap]
+        step_mm = offsets_mm[gap + 1] - offsets_mm[gap] if len(offsets_mm) else 0  # unrelated slices have none
         steps[gap + 1] = max(2, round(step_mm / volume["spacing_mm"][0]))
     return [int(index) for index in steps.cumsum()]
 
@@ -94,5 +96,8 @@ def _index_row(volume: dict[str, Any], z: int, slice_index: int, png_path: Path)
         **{name: volume[name] for name in ("volume_id", "patient_id", "study_uid", "series_uid")},
         "affine_ras": " ".join(repr(float(value)) for value in volume["affine_ras"]),
         "slice_offset_mm": offset,
-        **{name: volume[name] for name in ("kind", "is_lossy", "manufacturer", "kernel")},
+        **{
+            name: volume[name]
+            for name in ("kind", "is_lossy", "manufacturer", "kernel", "origin", "patient_key")
+        },
     }

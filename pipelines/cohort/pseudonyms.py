@@ -75,6 +75,15 @@ class Pseudonyms:
             f"anon-{self._hash('patient' if patient_id else 'study', patient_id or study_uid or series_uid)}"
         )
 
+    def key_of(self, patient_id: str, stored: str) -> str:
+        """Fingerprint of the key, if the stored id replaces this PatientID; "" where it is made of anything else.
+
+        Two such ids under one key are two PatientIDs. Of an id made of a study or a file nothing like it is known: one
+        patient may have several.
+        """
+        is_replaced = bool(patient_id) and stored == f"anon-{self._hash('patient', patient_id)}"
+        return self._hash("fingerprint", "") if is_replaced else ""
+
     def uid(self, kind: Literal["series", "study"], uid: str) -> str:
         """The SeriesInstanceUID or StudyInstanceUID to store: hospitals find a patient by it."""
         if not uid or uid in self.public_names or REPLACED.fullmatch(uid):
@@ -110,6 +119,11 @@ class Pseudonyms:
     def _hash(self, kind: str, text: str) -> str:
         message = f"{kind}\0{text}".encode(errors="surrogateescape")
         return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:24]
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether a text can be what `Pseudonyms.key_of` returns."""
+    return re.fullmatch("[0-9a-f]{24}", text) is not None
 
 
 def user_key() -> bytes:

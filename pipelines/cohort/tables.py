@@ -32,8 +32,12 @@ SERIES = pa.schema(
         ("kind", _TEXT),  # "series", or "patch": cut around a nodule, without its surroundings
         ("sha256", _TEXT),  # of the voxels, int16 little-endian in C order
         ("notes", _TEXT),
+        ("patient_key", _TEXT),  # fingerprint of the key under which patient_id replaces a PatientID, else ""
+        ("origin", _TEXT),  # "" for CT, or what it was drawn as, where its source says it: see `Cohort.kind`
     ]
 )
+LATER = ("patient_key", "origin")
+"""Text columns that older cohorts lack: "" there."""
 
 ANNOTATIONS = pa.schema(
     [
@@ -101,6 +105,8 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         raise CohortError(f"table {path} is damaged or cannot be read; prepare the cohort again") from error
     missing = [name for name in schema.names if name not in frame.columns]
+    frame[[name for name in missing if name in LATER]] = ""
+    missing = [name for name in missing if name not in LATER]
     if missing:
         raise CohortError(f"table {path} lacks the column {missing[0]}; prepare the cohort again")
     return frame

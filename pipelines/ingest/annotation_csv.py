@@ -58,7 +58,7 @@ class AnnotationTable:
 
         Raises:
             AnnotationTableError: If there is no such file, it is no CSV, a column that is needed or named is missing,
-                or what its coordinates are is neither said by their names nor by `coordinates`.
+                or what its coordinates are is neither said by their names nor by `coordinates`, or otherwise by both.
         """
         if not path.is_file():
             raise AnnotationTableError(f"annotations={path} is no file; name a CSV of nodules")
@@ -68,8 +68,10 @@ class AnnotationTable:
         except TableTextError as error:
             raise AnnotationTableError(f"annotations={path} {error}") from None
         missing = sorted(set(keep_columns) - set(rows))
-        axes: Axes = "lps" if coordinates == "by_name" else coordinates
+        axes: Axes = "lps"
         no_nodules: dict[int, str] = {}
+        if luna is not None or lndb is not None:
+            _refuse_contradiction(path, "columns of LUNA or LNDb", ["lps"], coordinates)
         if luna is not None:
             rows = luna
         elif lndb is not None:
@@ -121,6 +123,8 @@ def _with_places(path: Path, rows: pd.DataFrame, coordinates: Coordinates) -> tu
     known: tuple[Axes, ...] = ("lps", "ras", "voxel")
     named = [axes for axes in known if {_NAMES[axes].format(axis) for axis in "xyz"} <= set(rows)]
     axes = (named or ["lps"])[0] if coordinates == "by_name" else coordinates
+    if not {"x", "y", "z"} <= set(rows):
+        _refuse_contradiction(path, "names of its columns", named, coordinates)
     if coordinates == "by_name" and len(named) != 1 and (named or {"x", "y", "z"} <= set(rows)):
         raise AnnotationTableError(
             f"annotations={path} does not say what its coordinates are: state coordinates=lps, ras or voxel"
@@ -131,6 +135,14 @@ def _with_places(path: Path, rows: pd.DataFrame, coordinates: Coordinates) -> tu
             others = [name for name in COORDINATES if name not in own]  # of a table that has several kinds
             return rows.drop(columns=others, errors="ignore").rename(columns=own), axes
     return rows, axes
+
+
+def _refuse_contradiction(path: Path, what: str, named: list[Axes], stated: Coordinates) -> None:
+    if named and stated not in ("by_name", *named):
+        raise AnnotationTableError(
+            f"coordinates={stated} contradicts annotations={path}, whose places are {named[0]} by the {what}: leave "
+            "coordinates out, or name the columns x, y, z if they hold something else"
+        )
 
 
 def _by_stem(root: Path) -> dict[str, str]:

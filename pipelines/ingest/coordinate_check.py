@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transforms.geometry import VolumeGeometry
 
 _OTHERWISE: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "RAS (coordinates=ras)": lambda p: p * [-1, -1, 1],
+    "RAS (columns x_ras_mm and so on, or x, y, z with coordinates=ras)": lambda p: p * [-1, -1, 1],
     "mirrored from left to right": lambda p: p * [-1, 1, 1],
     "mirrored from front to back": lambda p: p * [1, -1, 1],
     "mirrored from head to feet": lambda p: p * [1, 1, -1],

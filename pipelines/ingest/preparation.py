@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipelines.cohort.accounting import Accounting
-from pipelines.cohort.folder import Cohort, CohortWriter, altered_tables, stored_uids, write_volume
+from pipelines.cohort.description import altered_tables
+from pipelines.cohort.folder import Cohort, CohortWriter, stored_uids, write_volume
 from pipelines.cohort.integrity import is_whole
 from pipelines.cohort.pseudonyms import Pseudonyms
 from pipelines.cohort.tables import NODULES
@@ -61,12 +62,6 @@ class Prepared:
     refused: list[RefusedFile]
     source: Path
     witnessed: list[float]
-
-    @property
-    def same_voxels(self) -> list[list[str]]:
-        """Patients of each volume that is in the cohort under several patients."""
-        patients = self.cohort.series.groupby("sha256")["patient_id"].unique()
-        return [sorted(of_volume) for of_volume in patients if len(of_volume) > 1]
 
 
 class PrepareError(Refusal):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from pipelines.cohort.identity import same_voxels, same_voxels_said
 from pipelines.ingest.preparation import Prepared
 
 _MOST_REASONS = 12
@@ -19,7 +20,7 @@ def counts(prepared: Prepared) -> dict[str, float]:
         "prepare/refused_files": prepared.files.left_out.total(),
         "prepare/files_of_no_image": sum(not one.is_image for one in prepared.refused),
         "prepare/refused_rows": prepared.rows.left_out.total() if prepared.rows else 0,
-        "prepare/same_voxels": len(prepared.same_voxels),
+        "prepare/same_voxels": len(same_voxels(cohort)),
         "prepare/columns_left_out": prepared.columns.n_left_out if prepared.columns else 0,
     }
     if prepared.witnessed:
@@ -47,11 +48,7 @@ def lines(prepared: Prepared) -> Iterator[str]:
         yield str(prepared.rows)
     if prepared.doubt:
         yield prepared.doubt
-    for patients in prepared.same_voxels:
-        yield (
-            f"the same voxels are {len(patients)} patients ({', '.join(patients)}): if they are one, give them one "
-            "patient_id, or one may be trained on and the other tested"
-        )
+    yield from same_voxels_said(cohort)
     if prepared.columns and prepared.columns.n_left_out:
         yield str(prepared.columns)
     n_twice = int((cohort.nodules.groupby("volume_id")["source"].nunique() > 1).sum())

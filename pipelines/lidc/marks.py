@@ -146,6 +146,9 @@ def _annotation_rows(database: LidcDatabase) -> pd.DataFrame:
         for mark, cluster_id in zip(marks, clusters, strict=True):
             column, row, z_mm = mark.centroid_xyz
             z_of_contours = mark.contour_z_mm
+            z_of_nodule = z_of_contours[
+                mark.inclusion
+            ]  # without the contours of holes, as the rule `article` needs it
             measured.append(
                 {
                     "annotation_id": mark.annotation_id,
@@ -156,7 +159,7 @@ def _annotation_rows(database: LidcDatabase) -> pd.DataFrame:
                     "z_lps_mm": z_mm,
                     "contour_z_min_mm": z_of_contours.min(),
                     "contour_z_max_mm": z_of_contours.max(),
-                    "contour_z_median_mm": float(np.median(z_of_contours)),
+                    "contour_z_median_mm": float(np.median(z_of_nodule)),
                     "cluster_id": cluster_id,
                     "column_px": column,
                     "row_px": row,

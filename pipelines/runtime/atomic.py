@@ -94,6 +94,12 @@ def exclusively(lock: Path) -> Iterator[None]:
         yield
 
 
+def waited_for(lock: Path) -> None:
+    """Wait until no other process holds a lock file exclusively, where one can be seen; nothing is written."""
+    with contextlib.suppress(OSError), lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
 class SharedPresence:
     """Shared lock of all processes that write into a folder; the only one left may remove files of killed writers."""
 

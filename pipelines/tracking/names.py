@@ -24,6 +24,7 @@ _TRAINING = (
     Metric("data/train_patients", COUNT, "patients that are trained on"),
     Metric("data/held_out_patients", COUNT, "patients held out for retrieval and probes"),
     Metric("data/train_slices", COUNT, "slices of these patients, sampled in training"),
+    Metric("data/same_voxels", COUNT, "volumes that the cohorts hold under several patients: a leak"),
     Metric("loss/total", "nats for DINO", "weighted sum of the terms, which is minimized"),
     Metric(
         "loss/{dino,ibot}", NATS, "cross-entropy of student and teacher over views, and over hidden patches"

@@ -16,7 +16,7 @@ from pipelines.backbones.folder import LoadedBackbone, open_backbone, read_weigh
 from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
 from pipelines.backbones.view_retrieval import render_rows, sample_slices
 from pipelines.cohort.folder import Cohort
-from pipelines.cohort.identity import ids_of
+from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import open_cohorts
@@ -194,6 +194,7 @@ class TrainingRun:
             "data/train_patients": len(self.patients.train),
             "data/held_out_patients": len(self.patients.held_out),
             "data/train_slices": len(self.index),
+            "data/same_voxels": len(same_voxels(self.cohort)),
         }
         self.run.log_metrics(counts)
         self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
@@ -202,6 +203,8 @@ class TrainingRun:
                 f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
                 f" {counts['data/held_out_patients']} held out; device {self.device}"
             )
+            for sentence in same_voxels_said(self.cohort):
+                print(sentence)
 
     def _loop(self, stop: StopWatch) -> Verdict:
         config, trainer = self.config, self.trainer
@@ -298,14 +301,13 @@ class TrainingRun:
 
     def _export(self, backbones: Mapping[str, Backbone], place: str = "") -> None:
         """Write backbones as artifacts: each under its name, or the only one at `place`."""
-        seen, own = self.seen_before, ids_of(self.cohort, self.patients.train)
         record = {
             "run_id": self.run.run_id,
             "recipe": self.recipe,
             "cohort_sha": self.cohort.sha256,
             "holdout": self.config.holdout,
             "leak": self.patients.leak,
-            "trained_on": {kind: sorted({*ids, *seen.get(kind, ())}) for kind, ids in own.items()},
+            "trained_on": joined(ids_of(self.cohort, self.patients.train), self.seen_before),
             "seed": self.config.seed,
             "steps": self.trainer.step,
             "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,

@@ -28,7 +28,7 @@ def nodules_rated(
 
 
 def marks(*rows: tuple[str, float, int]) -> pd.DataFrame:
-    """(patient, median z in mm, rating) of each mark, each in a cluster of its own."""
+    """(patient, median z in mm, rating) of each mark, each in a cluster of its own, one scan a patient."""
     patients, heights, ratings = zip(*rows, strict=True)
     n = len(rows)
     return pd.DataFrame(
@@ -97,9 +97,22 @@ def test_the_article_groups_by_height_alone() -> None:
     assert labeled.nodules["is_malignant"].tolist() == [False, True, False, False]
 
 
-def test_heights_that_rounding_puts_just_beyond_10_mm_still_belong() -> None:
-    assert 0.1 + 0.2 - 0.3 > 0  # so these two are more than 10 mm apart, by rounding alone
-    assert len(group_by_z(marks(("a", 0.3, 1), ("a", 10.0 + (0.1 + 0.2), 5)))) == 1
+@pytest.mark.parametrize(
+    ("low_mm", "high_mm", "n_groups"), [(-112.5, -102.5, 1), (0.0, 10.000000000000002, 2)]
+)
+def test_the_article_joins_marks_at_exactly_10_mm_and_none_beyond(
+    low_mm: float, high_mm: float, n_groups: int
+) -> None:
+    assert len(group_by_z(marks(("a", low_mm, 1), ("a", high_mm, 5)))) == n_groups
+
+
+def test_the_article_keeps_the_scans_of_a_patient_apart() -> None:
+    rows = marks(("a", 0.0, 5), ("a", 1.0, 1), ("a", 2.0, 4), ("a", 3.0, 2))
+    rows["series_uid"] = ["second", "first", "second", "first"]
+    groups = group_by_z(rows)
+    assert groups["annotation_ids"].tolist() == [[1, 3], [0, 2]]
+    assert groups["series_uid"].tolist() == ["first", "second"]
+    assert groups["nodule_id"].tolist() == ["a_article-0", "a_article-1"]
 
 
 def test_luna_drops_small_marks_before_it_counts_readers() -> None:

@@ -83,9 +83,11 @@ def read_dicom(job: Job, pseudonyms: Pseudonyms, witness: str) -> tuple[dict[str
 def _row(job: Job, series: CtSeries, pseudonyms: Pseudonyms) -> dict[str, Any]:
     thickness = series.slice_thickness_mm
     notes = [job.note] if isinstance(job, DicomJob) and job.note else []
+    patient = pseudonyms.patient(series.patient_id, series.study_uid, series.series_uid)
     return {
         "volume_id": job.volume_id,
-        "patient_id": pseudonyms.patient(series.patient_id, series.study_uid, series.series_uid),
+        "patient_id": patient,
+        "patient_key": pseudonyms.key_of(series.patient_id, patient),
         "study_uid": pseudonyms.uid("study", series.study_uid),
         "series_uid": job.series_uid,
         "spacing_mm": list(series.spacing_mm),

@@ -19,12 +19,14 @@ class Job:
         files: At least one.
         series_uid: SeriesInstanceUID, "" where neither the format nor a table has one.
         patient_id: As it is to be stored; "" where it comes from the files.
+        patient_key: Likewise, see `Pseudonyms.key_of`.
     """
 
     volume_id: str
     files: tuple[Path, ...]
     series_uid: str = ""
     patient_id: str = ""
+    patient_key: str = ""
 
 
 @dataclass(slots=True)

@@ -2,7 +2,8 @@
 
 The index is a CSV with png_path, series_dir, slice_index, encoding, spacing_x, spacing_y, spacing_z (mm). Our own
 export adds ids, `affine_ras` and `slice_offset_mm`, without which the place in the patient is not known; and `kind`,
-`is_lossy`, `manufacturer` and `kernel`, without which a volume is taken as a series with these unknown.
+`is_lossy`, `manufacturer` and `kernel`, without which a volume is taken as a series with these unknown; `origin`, which
+says of a phantom that it is one; `patient_key`, under which pseudonyms were made.
 """
 
 import math
@@ -11,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.cohort.folder import is_volume_id
-from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
+from pipelines.cohort.folder import CohortKind, is_volume_id
+from pipelines.cohort.pseudonyms import REPLACED, Pseudonyms, is_fingerprint, lidc_scans
 from pipelines.ingest.sources.found import Found, Job, SourceError
 from transforms.geometry import spacing_of
 from transforms.png_slices import OFFSET, read_png_slices
@@ -42,6 +43,7 @@ class PngJob(Job):
     is_lossy: bool = False
     manufacturer: str = ""
     kernel: str = ""
+    origin: str = ""
 
 
 def find_png(source: Path, pseudonyms: Pseudonyms) -> Found:
@@ -130,9 +132,12 @@ def _checked_job(
         kind not in ("series", "patch") or is_lossy not in ("False", "True"),
         "kind is neither series nor patch, or is_lossy neither True nor False",
     )
-    patient = pseudonyms.patient(
-        _only(rows, "patient_id") if "patient_id" in rows else "", series_dir, series_uid
-    )
+    named, key = _only(rows, "patient_id"), _only(rows, "patient_key")
+    patient = pseudonyms.patient(named, series_dir, series_uid)
+    # A pseudonym that was exported stays, with its key.
+    if not (patient == named and REPLACED.fullmatch(named) and is_fingerprint(key)):
+        key = pseudonyms.key_of(named, patient)
+    origin = _only(rows, "origin")
     shown = pseudonyms.name(series_dir)
     stored_uid = pseudonyms.uid("series", series_uid)
     given_id = _only(rows, "volume_id")
@@ -147,6 +152,8 @@ def _checked_job(
         files=tuple(root / path for path in rows["png_path"]),
         series_uid=stored_uid,
         patient_id=patient,
+        patient_key=key,
+        origin=origin if origin in get_args(CohortKind) else "",
         spacing_mm=spacing,  # type: ignore[arg-type]
         study_uid=pseudonyms.uid("study", study_uid),
         slice_indices=tuple(rows["number"]),
@@ -202,6 +209,7 @@ def read_png_job(job: PngJob) -> tuple[dict[str, Any], NDArray[np.int16]]:
     row = {
         "volume_id": job.volume_id,
         "patient_id": job.patient_id,
+        "patient_key": job.patient_key,
         "study_uid": job.study_uid,
         "series_uid": job.series_uid,
         "spacing_mm": list(job.spacing_mm),
@@ -215,6 +223,7 @@ def read_png_job(job: PngJob) -> tuple[dict[str, Any], NDArray[np.int16]]:
         "is_lossy": job.is_lossy,
         "n_padding_voxels": 0,
         "kind": job.kind,
+        "origin": job.origin,
         "notes": "" if is_placed else NOT_PLACED,
     }
     return row, volume_hu

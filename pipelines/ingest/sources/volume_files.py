@@ -142,8 +142,9 @@ def _add_jobs(
             volume_id = file_name if is_shown else pseudonyms.hashed_name(str(path.resolve()))
             # Without a known patient each file counts as one patient.
             patient = pseudonyms.patient(patient_id or public_id, volume_id, series_uid)
+            key = pseudonyms.key_of(patient_id or public_id, patient)
             kind = format_of(path) or "nifti"
-            found.jobs.append(VolumeJob(volume_id, parts[path], series_uid, patient, kind))
+            found.jobs.append(VolumeJob(volume_id, parts[path], series_uid, patient, key, kind))
 
 
 def _name_patients(found: Found, pseudonyms: Pseudonyms, patients: Mapping[str, str]) -> None:
@@ -151,8 +152,10 @@ def _name_patients(found: Found, pseudonyms: Pseudonyms, patients: Mapping[str, 
     by_stored = {pseudonyms.uid("series", uid): patient for uid, patient in patients.items()}
     for i, job in enumerate(found.jobs):
         if job.series_uid == job.volume_id and job.series_uid in by_stored:
-            patient = pseudonyms.patient(by_stored[job.series_uid], "", job.series_uid)
-            found.jobs[i] = replace(job, patient_id=patient)
+            named = by_stored[job.series_uid]
+            patient = pseudonyms.patient(named, "", job.series_uid)
+            key = pseudonyms.key_of(named, patient)
+            found.jobs[i] = replace(job, patient_id=patient, patient_key=key)
 
 
 def _parts(path: Path) -> tuple[Path, ...]:
@@ -184,6 +187,7 @@ def read_volume_file(job: VolumeJob) -> tuple[dict[str, Any], NDArray[np.int16]]
     row = {
         "volume_id": job.volume_id,
         "patient_id": job.patient_id,
+        "patient_key": job.patient_key,
         "study_uid": "",
         "series_uid": job.series_uid,
         "spacing_mm": list(volume.spacing_mm),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.identity import same_voxels
 from pipelines.cohort.tables import CohortError
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import PrepareError, prepare_cohort
@@ -76,6 +78,34 @@ def test_a_copied_cohort_is_hashed_once_and_then_known_by_its_times(config: Prep
     assert prepare_cohort(config).n_new == 0
 
 
+def test_hashing_a_copied_cohort_shows_progress_over_the_volumes_that_were_touched(
+    write_ct_series: Writer, config: PrepareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (5, 6):
+        write_ct_series(Path(config.source, str(number)), series_uid=f"1.2.3.{number}")
+    prepare_cohort(config)
+    for name in ("1.2.3.4", "1.2.3.5"):
+        os.utime(Path(config.cohort, "volumes", f"{name}.npy"), ns=(0, DAY_NS))
+    capsys.readouterr()
+    cohort = Cohort.open(Path(config.cohort))
+    cohort.volume("1.2.3.6")
+    assert capsys.readouterr().err == ""
+    cohort.volume("1.2.3.4")
+    assert "hash of a copied cohort" in (said := capsys.readouterr().err)
+    assert "/2 " in said
+    pickle.loads(pickle.dumps(cohort)).volume("1.2.3.5")
+
+
+def test_a_cohort_that_may_only_be_read_is_opened_and_stays_as_it_is(config: PrepareConfig) -> None:
+    path = volume_file(config)
+    os.utime(path, ns=(DAY_NS, DAY_NS))
+    path.chmod(0o444)
+    if os.access(path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    Cohort.open(Path(config.cohort)).volume("1.2.3.4")
+    assert path.stat().st_mtime_ns == DAY_NS
+
+
 def test_a_volume_that_nothing_touched_is_not_hashed_when_it_is_opened(
     config: PrepareConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +152,7 @@ def test_the_same_voxels_of_two_patients_are_said(write_ct_series: Writer, confi
         dataset.PatientID = "somebody else"  # type: ignore[attr-defined]
 
     write_ct_series(Path(config.source, "again"), series_uid="1.2.3.9")
-    assert prepare_cohort(config).same_voxels == []  # twice the same patient
+    assert same_voxels(prepare_cohort(config).cohort) == {}  # twice the same patient
     write_ct_series(Path(config.source, "again"), series_uid="1.2.3.9", change=of_another)
-    assert prepare_cohort(config).same_voxels == [["somebody", "somebody else"]]
+    (patients,) = same_voxels(prepare_cohort(config).cohort).values()
+    assert patients == ["somebody", "somebody else"]

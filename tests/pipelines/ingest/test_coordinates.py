@@ -75,7 +75,7 @@ def test_places_in_ras_and_in_voxels_of_the_file_are_those_in_lps(source: Path) 
         ("x_lps_mm,y_lps_mm,z_lps_mm", LPS, {}),
         ("x_ras_mm,y_ras_mm,z_ras_mm", ras, {}),
         ("x,y,z", ras, {"coordinates": "ras"}),
-        ("x_lps_mm,y_lps_mm,z_lps_mm", ras, {"coordinates": "ras"}),
+        ("x_lps_mm,y_lps_mm,z_lps_mm", LPS, {"coordinates": "lps"}),
         ("x_voxel,y_voxel,z_voxel", voxels, {}),
         ("x,y,z", voxels, {"coordinates": "voxel"}),
     ):
@@ -90,6 +90,34 @@ def test_places_in_ras_and_in_voxels_of_the_file_are_those_in_lps(source: Path) 
 def test_places_that_nobody_named_are_not_guessed(source: Path) -> None:
     with pytest.raises(AnnotationTableError, match="state coordinates=lps, ras or voxel"):
         prepared(source, rows_of(LPS), header_of("x,y,z"))
+
+
+@pytest.mark.parametrize(
+    ("names", "stated", "refused"),
+    [
+        ("x_lps_mm,y_lps_mm,z_lps_mm", "ras", "coordinates=ras contradicts .* are lps by the names"),
+        ("x_lps_mm,y_lps_mm,z_lps_mm", "voxel", "coordinates=voxel contradicts .* are lps by the names"),
+        ("x_ras_mm,y_ras_mm,z_ras_mm", "lps", "coordinates=lps contradicts .* are ras by the names"),
+        ("x_voxel,y_voxel,z_voxel", "lps", "coordinates=lps contradicts .* are voxel by the names"),
+        ("seriesuid,coordX,coordY,coordZ", "ras", "contradicts .* are lps by the columns of LUNA"),
+        ("seriesuid,coordX,coordY,coordZ", "voxel", "contradicts .* are lps by the columns of LUNA"),
+        ("LNDbID,RadFindingID,x,y,z", "voxel", "contradicts .* are lps by the columns of LUNA or LNDb"),
+        ("seriesuid,coordX,coordY,coordZ", "lps", ""),
+        ("LNDbID,RadFindingID,x,y,z", "lps", ""),
+        ("x_lps_mm,y_lps_mm,z_lps_mm,x_voxel,y_voxel,z_voxel", "voxel", ""),  # one of two that it has
+        ("x_lps_mm,y_lps_mm,z_lps_mm,x,y,z", "ras", ""),
+    ],
+)
+def test_coordinates_that_contradict_the_names_of_the_columns_are_refused(
+    names: str, stated: str, refused: str, tmp_path: Path
+) -> None:
+    header = names if "ID" in names or "seriesuid" in names else header_of(names)
+    (tmp_path / "t.csv").write_text(header + "\n")
+    if refused:
+        with pytest.raises(AnnotationTableError, match=refused):
+            AnnotationTable.read(tmp_path / "t.csv", (), stated)  # type: ignore[arg-type]
+    else:
+        assert AnnotationTable.read(tmp_path / "t.csv", (), stated).axes == stated  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

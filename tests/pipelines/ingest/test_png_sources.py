@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from pipelines.cohort.folder import Cohort
 from pipelines.cohort.png_export import export_png
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import NothingReadError, Prepared, prepare_cohort
 from pipelines.ingest.sources.found import SourceError
+from pipelines.phantom.wall_cohort import make_wall_cohort
 
 Writer = Callable[..., list[Path]]
 
@@ -44,6 +46,28 @@ def test_export_and_back_gives_the_same_voxels_at_the_same_place(
     np.testing.assert_allclose(
         back.series["slice_offsets_mm"].iloc[0], first.series["slice_offsets_mm"].iloc[0]
     )
+
+
+@pytest.mark.parametrize("kind", ["phantom", "synthetic slices"])
+def test_a_phantom_that_was_exported_comes_back_as_one(
+    kind: str, small_cohort: Cohort, tmp_path: Path
+) -> None:
+    cohort = small_cohort
+    if kind == "synthetic slices":
+        make_wall_cohort(tmp_path / "wall", volumes=2, slices_each=4)
+        cohort = Cohort.open(tmp_path / "wall")
+    assert cohort.kind == kind
+    export_png(cohort, tmp_path / "png")
+    back = prepared(tmp_path / "png", tmp_path / "d").cohort
+    assert back.nodules.empty
+    assert back.kind == kind
+    export_png(back, tmp_path / "again")
+    assert prepared(tmp_path / "again", tmp_path / "e").cohort.kind == kind
+    index = pd.read_csv(tmp_path / "png" / "index.csv", dtype=str).assign(
+        origin="Mrs Quill", manufacturer="x"
+    )
+    index.to_csv(tmp_path / "png" / "index.csv", index=False)
+    assert set(prepared(tmp_path / "png", tmp_path / "f").cohort.series["origin"]) == {""}
 
 
 def test_gaps_that_are_no_whole_number_of_slices_survive_the_way_there_and_back(

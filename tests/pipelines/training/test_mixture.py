@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.identity import same_voxels, same_voxels_said
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import CohortUnion, cohort_roots, open_cohorts
@@ -61,6 +62,19 @@ def test_a_volume_of_two_cohorts_counts_once_and_may_not_differ(small_cohort: Co
     table.to_parquet(tmp_path / "copy" / "series.parquet")
     with pytest.raises(CohortError, match="hold different volumes under one id"):
         open_cohorts(f"{small_cohort.root},{tmp_path / 'copy'}")
+
+
+def test_a_volume_of_two_cohorts_under_two_patients_is_said(small_cohort: Cohort, tmp_path: Path) -> None:
+    shutil.copytree(small_cohort.root, tmp_path / "copy")
+    table = pd.read_parquet(tmp_path / "copy" / "series.parquet")
+    table.loc[0, ["volume_id", "patient_id"]] = ["again", "PHANTOM-9999"]
+    table.to_parquet(tmp_path / "copy" / "series.parquet")
+    both = open_cohorts(f"{small_cohort.root},{tmp_path / 'copy'}")
+    assert same_voxels(small_cohort) == {}
+    (patients,) = same_voxels(both).values()
+    assert patients == sorted([small_cohort.series["patient_id"][0], "PHANTOM-9999"])
+    (said,) = same_voxels_said(both)
+    assert said.startswith(f"the same voxels are 2 patients ({', '.join(patients)})")
 
 
 def test_a_folder_with_a_comma_in_its_name_is_one_cohort(tmp_path: Path) -> None:
