@@ -76,7 +76,9 @@ def _slice_indices(volume: dict[str, Any]) -> list[int]:
     steps[0] = 0
     offsets_mm = volume["slice_offsets_mm"]
     for gap in volume["gaps"]:
-        step_mm = offsets_mm[gap + 1] - offsets_mm[gap] if len(offsets_mm) else 0  # unrelated slices have none
+        step_mm = (
+            offsets_mm[gap + 1] - offsets_mm[gap] if len(offsets_mm) else 0
+        )  # unrelated slices have none
         steps[gap + 1] = max(2, round(step_mm / volume["spacing_mm"][0]))
     return [int(index) for index in steps.cumsum()]
 

@@ -4,7 +4,8 @@ Two slices are read of each volume, lazily. All are drawn at one scale, so that 
 """
 
 import mmap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ _USUAL: dict[str, tuple[str, float, float]] = {
     "left_share": ("{:.0%} of the lung is on the left, where the heart is: mirrored?", 0.33, 0.51),
 }
 """What a chest CT of an adult has, lowest and highest; anything else is named, and may yet be right."""
+_FEW = 5
+"""In fewer series nothing is what most of them have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +49,32 @@ class Glance:
         axial: Gray, head-on as radiologists look: the patient's right on the left, front up.
         coronal: Likewise, head up.
         figures: See `_USUAL`; NaN where it cannot be measured.
-        unusual: What lies beyond the usual, in words, the notes of reading first.
+        unusual: What lies beyond the usual, in words, by the figure's name or the note; the notes of reading first.
     """
 
     row: dict[str, Any]
     axial: Image.Image
     coronal: Image.Image
     figures: dict[str, float]
-    unusual: tuple[str, ...]
+    unusual: dict[str, str]
 
 
 def look_at_cohort(cohort: Cohort) -> Iterator[Glance]:
     """Look at every series of a cohort, one after another."""
     for row in progress(cohort.series.to_dict("records"), desc="overview", unit="series"):
         yield _look({str(name): value for name, value in row.items()}, cohort)
+
+
+def in_most(seen: Sequence[Glance]) -> dict[str, str]:
+    """What is unusual for a chest, but not here, since more than half of the series have it: with their number."""
+    counts = Counter(name for glance in seen for name in glance.unusual)
+    found = {}
+    for name, count in counts.items():
+        if count > len(seen) / 2 and len(seen) >= _FEW:
+            values = [glance.figures[name] for glance in seen if name in glance.unusual and name in _USUAL]
+            said = _USUAL[name][0].format(np.median(values)) if values else name
+            found[name] = f"{count} of {len(seen)} series: {said}"
+    return found
 
 
 def _look(row: dict[str, Any], cohort: Cohort) -> Glance:
@@ -87,19 +102,19 @@ def _look(row: dict[str, Any], cohort: Cohort) -> Glance:
         (np.abs(rows_mm - offsets[nearest]) <= step_mm)[:, None], coronal[nearest], CLINICAL_LUNG_HU[0]
     )
     coronal_seen = evenly[:: -1 if to_head else 1, :: 1 if to_left else -1]
-    unusual = [note for note in str(row["notes"]).split("; ") if note]
+    unusual = {note: note for note in str(row["notes"]).split("; ") if note}
     if kind == "series":
-        unusual += [
-            text.format(figures[name])
+        unusual |= {
+            name: text.format(figures[name])
             for name, (text, low, high) in _USUAL.items()
             if not low <= figures[name] <= high and not np.isnan(figures[name])
-        ]
+        }
     return Glance(
         row,
         _drawn(axial_seen, (y_mm, x_mm), kind),
         _drawn(coronal_seen, (MM_PER_PX[kind], x_mm), kind),
         figures,
-        tuple(unusual),
+        unusual,
     )
 
 
@@ -115,6 +130,8 @@ def _figures(
     columns = np.flatnonzero((body != OUTSIDE).any(axis=(0, 1)))
     middle = (columns[0] + columns[-1]) / 2 if len(columns) else 15.5
     left = lung[np.arange(32) > middle].sum() if to_left else lung[np.arange(32) < middle].sum()
+    # Beside the liver there is lung on the left alone: only whole lungs tell.
+    is_whole = size_mm[0] >= _USUAL["height_mm"][1] and lung.any()
     return {
         "step_mm": float(row["spacing_mm"][0]),
         "steps": float(row["spacing_mm"][0]) / float(row["slice_thickness_mm"] or "nan"),
@@ -126,7 +143,7 @@ def _figures(
         "lung_hu": _median(axial[cell == LUNG]),
         "fat_hu": _peak(axial[cell != OUTSIDE], -180, -40),
         "lung_share": float(lung.sum() / max((body != OUTSIDE).sum(), 1)),
-        "left_share": float(left / lung.sum()) if lung.sum() else float("nan"),
+        "left_share": float(left / lung.sum()) if is_whole else float("nan"),
     }
 
 

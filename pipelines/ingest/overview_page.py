@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipelines.cohort.folder import Cohort
-from pipelines.ingest.overview import SCALE_BAR_MM, Glance, look_at_cohort
+from pipelines.ingest.overview import SCALE_BAR_MM, Glance, in_most, look_at_cohort
 
 matplotlib.use("Agg")
 
@@ -34,21 +35,26 @@ def overview(cohort: Cohort) -> tuple[str, Figure]:
 
     Both hold what the cohort's tables hold of people, and no path.
     """
-    seen = sorted(look_at_cohort(cohort), key=lambda glance: -len(glance.unusual))  # else by volume_id
+    seen = list(look_at_cohort(cohort))
+    most = in_most(seen)
+    seen = [replace(one, unusual={k: v for k, v in one.unusual.items() if k not in most}) for one in seen]
+    seen.sort(key=lambda glance: -len(glance.unusual))  # else by volume_id
     lines = -(-min(len(seen), _SHOWN_IN_FIGURE) // 6)
     figure = Figure(figsize=(15, 2.6 + 2.2 * lines))
     histograms, sheet = np.array(figure.subfigures(2, 1, height_ratios=[2.6, 2.2 * lines])).ravel()
     _draw_histograms(histograms, seen)
+    histograms.suptitle("; ".join(most.values()), fontsize=8, color="tab:red", y=0.99)
     _draw_sheet(sheet, seen[:_SHOWN_IN_FIGURE])
     n_odd = sum(bool(glance.unusual) for glance in seen)
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Overview</title><style>{_STYLE}</style><body>",
         f"<h1>{len(seen)} series of {cohort.series['patient_id'].nunique()} patients, {len(cohort.nodules)} nodules"
         "</h1>",
-        f"<p>{n_odd} with something unusual come first. Each: a slice through the middle of the lungs and a coronal "
+        f"<p>Those with something unusual come first: {n_odd}. Each: a slice through the middle of the lungs and a coronal "
         "one, lung window, at one scale; R and L are the patient's sides, the bar is "
         f"{SCALE_BAR_MM['series']} mm ({SCALE_BAR_MM['patch']} mm in patches around a nodule).</p>",
         f"<h2>All series</h2><img alt='histograms' src='{_histograms(seen)}'>",
+        *_in_most(most),
         *_refused(cohort.refused),
         "<h2>Series</h2><div class='cards'>",
         *map(_card, seen),
@@ -74,7 +80,7 @@ def _card(glance: Glance) -> str:
         f"{hu} HU" if hu else "",
         "patch around a nodule" if row["kind"] == "patch" else "",
     ]
-    notes = "".join(f"<li>{html.escape(one)}</li>" for one in unusual)
+    notes = "".join(f"<li>{html.escape(one)}</li>" for one in unusual.values())
     name = html.escape(str(row["volume_id"]))
     return (
         f"<div class='card{' odd' if unusual else ''}'><img alt='axial' src='{_embedded(glance.axial)}'>"
@@ -82,6 +88,12 @@ def _card(glance: Glance) -> str:
         f"<div class='facts'>{html.escape(' · '.join(filter(None, facts)))}<br>patient "
         f"{html.escape(str(row['patient_id']))}<br><code title='{name}'>{name[:46]}</code></div></div>"
     )
+
+
+def _in_most(most: dict[str, str]) -> list[str]:
+    lines = [f"<li>{html.escape(one)}</li>" for one in most.values()]
+    title = "<p>Unlike a usual chest CT of an adult, and not repeated below:</p>"
+    return [title, "<div class='odd'><ul>", *lines, "</ul></div>"] if lines else []
 
 
 def _refused(refused: pd.DataFrame) -> list[str]:
@@ -128,7 +140,8 @@ def _draw_histograms(figure: Figure, seen: Sequence[Glance]) -> None:
             axis.hist(pd.Series(values, dtype=float).dropna(), bins=20)
     for name, color in (("air_hu", "tab:blue"), ("fat_hu", "tab:orange")):
         values = [glance.figures[name] for glance in seen]
-        axes[2].hist(pd.Series(values, dtype=float).dropna(), bins=20, color=color, label=name[:3])
+        bins = np.arange(-1100, 20, 20)
+        axes[2].hist(pd.Series(values, dtype=float).dropna(), bins=bins, color=color, label=name[:3])
     axes[2].legend(fontsize=7)
     axes[3].hist([glance.figures["pixel_mm"] for glance in seen], bins=20)
     axes[3].set_title("pixel, mm", fontsize=9)
@@ -157,5 +170,5 @@ def _draw_sheet(figure: Figure, seen: Sequence[Glance]) -> None:
         pair.paste(glance.coronal, (glance.axial.width + 4, 0))
         axis.imshow(pair, cmap="gray", vmin=0, vmax=255)
         is_odd = bool(glance.unusual)
-        said = glance.unusual[0][:44] if is_odd else str(glance.row["volume_id"])[-30:]
+        said = next(iter(glance.unusual.values()), str(glance.row["volume_id"])[-30:])[:44]
         axis.set_title(said, fontsize=7, color="tab:red" if is_odd else "black")

@@ -1,6 +1,7 @@
 """The overview of a cohort: each series the right way round, at its true size, and what is wrong with it said first."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from pipelines.cohort.folder import Cohort, CohortWriter, write_volume
 from pipelines.cohort.tables import ANNOTATIONS, NODULES, REFUSED, empty_table
 from pipelines.ingest.config import PrepareConfig
-from pipelines.ingest.overview import Glance, look_at_cohort
+from pipelines.ingest.overview import Glance, in_most, look_at_cohort
 from pipelines.ingest.overview_page import overview
 from pipelines.ingest.preparation import prepare_cohort
 from pipelines.ingest.report import counts, lines
@@ -68,8 +69,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Glance]:
 
 def test_a_sound_chest_has_nothing_unusual_and_its_figures(seen: dict[str, Glance]) -> None:
     for name in ("good", "flipped"):
-        assert seen[name].unusual == ("pixels of 2.8 mm",), name  # as this test draws them
-    assert seen["patch"].unusual == ()
+        assert seen[name].unusual == {"pixel_mm": "pixels of 2.8 mm"}, name  # as this test draws them
+    assert seen["patch"].unusual == {}
     figures = seen["good"].figures
     assert figures["air_hu"] == pytest.approx(-1000, abs=5)
     assert figures["lung_hu"] == pytest.approx(-860, abs=5)
@@ -87,7 +88,30 @@ def test_a_sound_chest_has_nothing_unusual_and_its_figures(seen: dict[str, Glanc
     ],
 )
 def test_what_was_planted_is_said(planted: str, said: str, seen: dict[str, Glance]) -> None:
-    assert re.search(said, "; ".join(seen[planted].unusual))
+    assert re.search(said, "; ".join(seen[planted].unusual.values()))
+
+
+def test_what_most_series_have_is_not_unusual_and_is_said_once(seen: dict[str, Glance]) -> None:
+    most = in_most(list(seen.values()))
+    assert most == {"pixel_mm": "6 of 7 series: pixels of 2.8 mm"}
+    assert in_most([seen["good"]] * 4) == {}  # too few to say what is usual here
+    noted = [replace(seen["good"], unusual={"a note": "a note"})] * 6
+    assert in_most(noted) == {"a note": "6 of 6 series: a note"}
+
+
+def test_the_phantoms_page_names_what_it_is_and_flags_none_of_its_series(small_cohort: Cohort) -> None:
+    page, _ = overview(small_cohort)
+    assert re.search(r"something unusual come first: [01]\.", page)
+    assert re.search(r"<li>6 of 6 series: [0-9]+ mm from feet to head</li>", page)
+
+
+def test_beside_the_liver_a_lung_on_one_side_alone_is_no_mirror_image(tmp_path: Path) -> None:
+    writer, volume = CohortWriter(tmp_path / "c"), chest()[:, :, ::-1]
+    write_volume(tmp_path / "c", row("slab", affine_of()), volume[:15])
+    writer.write_tables(empty_table(ANNOTATIONS), empty_table(NODULES), empty_table(REFUSED), "s")
+    writer.close()
+    (glance,) = look_at_cohort(Cohort.open(tmp_path / "c"))
+    assert set(glance.unusual) == {"pixel_mm", "height_mm"}
 
 
 def test_every_series_is_drawn_from_the_patients_right_to_left_head_up_at_one_scale(
