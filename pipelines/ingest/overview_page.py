@@ -50,8 +50,8 @@ def overview(cohort: Cohort) -> tuple[str, Figure]:
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Overview</title><style>{_STYLE}</style><body>",
         f"<h1>{len(seen)} series of {cohort.series['patient_id'].nunique()} patients, {len(cohort.nodules)} nodules"
         "</h1>",
-        f"<p>Those with something unusual come first: {n_odd}. Each: a slice through the middle of the lungs and a coronal "
-        "one, lung window, at one scale; R and L are the patient's sides, the bar is "
+        f"<p>Those with something unusual come first: {n_odd}. Each: a slice through the middle of the lungs and a "
+        "coronal one, lung window, at one scale; R and L are the patient's sides, the bar is "
         f"{SCALE_BAR_MM['series']} mm ({SCALE_BAR_MM['patch']} mm in patches around a nodule).</p>",
         f"<h2>All series</h2><img alt='histograms' src='{_histograms(seen)}'>",
         *_in_most(most),
@@ -128,7 +128,7 @@ def _histograms(seen: Sequence[Glance]) -> str:
 def _draw_histograms(figure: Figure, seen: Sequence[Glance]) -> None:
     """Spacing, thickness, air and fat as histograms; manufacturers and kernels as the most frequent ones."""
     axes = figure.subplots(1, 6)
-    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.15, wspace=0.6)
+    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.15, top=0.83, wspace=0.6)
     numbers = {
         "between slices, mm": [glance.figures["step_mm"] for glance in seen],
         "slice thickness, mm": [glance.row["slice_thickness_mm"] for glance in seen],
