@@ -1,7 +1,8 @@
 """Compressed bytes of a file, inflated to their checksum: image libraries often stop before they reach it."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
@@ -20,7 +21,23 @@ FREE_BYTES = 1 << 27
 MOST_GROWTH = 100
 """What has inflated to more than 128 MB, and 100 times what was read of it, is no CT: CT shrinks to a third."""
 _AT_ONCE = 1 << 18
-_TOO_MUCH = "inflates to more than its header says"
+
+
+def check_growth(n_bytes: int, files: Iterable[Path]) -> None:
+    """Refuse files that are too small for the voxels which they claim, before any is decoded.
+
+    Args:
+        n_bytes: Of all voxels.
+        files: That hold them.
+
+    Raises:
+        SeriesRefusedError: If no CT is compressed so far, see `MOST_GROWTH`.
+    """
+    n_stored = sum(path.stat().st_size for path in set(files))
+    if n_bytes > max(FREE_BYTES, MOST_GROWTH * n_stored):
+        raise SeriesRefusedError(
+            f"{n_stored} bytes are too few for {n_bytes} bytes of voxels: no CT is compressed {MOST_GROWTH} times"
+        )
 
 
 def inflate(file: BinaryIO, wbits: int, max_bytes: int, max_input: int = 1 << 62) -> bytes:
@@ -44,7 +61,9 @@ def inflate(file: BinaryIO, wbits: int, max_bytes: int, max_input: int = 1 << 62
                 f"its compressed data inflate to more than {MOST_GROWTH} times their size: no CT"
             )
         if n_bytes > max_bytes:
-            raise SeriesRefusedError(f"its compressed data are damaged: they {_TOO_MUCH}")
+            raise SeriesRefusedError(
+                "its compressed data are damaged: they inflate to more than its header says"
+            )
         chunks.append(chunk)
     return b"".join(chunks)
 

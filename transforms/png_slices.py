@@ -2,13 +2,15 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transforms.inflate import check_growth
 from transforms.plausible import PLAUSIBLE_HU
 from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError, refuse_if
 
@@ -40,6 +42,8 @@ def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
     Raises:
         SeriesRefusedError: If a file is no 16-bit gray PNG, sizes differ, or the values are not HU + 32768.
     """
+    with _opened(files[0]) as image:
+        check_growth(2 * image.width * image.height * len(files), files)
     first = _stored(files[0])
     volume = np.empty((len(files), *first.shape), dtype=np.uint16)
     volume[0] = first
@@ -62,12 +66,19 @@ def read_png_slices(files: Sequence[Path]) -> NDArray[np.int16]:
 
 
 def _stored(path: Path) -> NDArray[np.uint16]:
+    with _opened(path) as image:
+        mode, stored = image.mode, np.asarray(image)
+    refuse_if(mode != "I;16", f"not a 16-bit gray PNG (Pillow calls it mode {mode})")
+    return stored.astype(np.uint16, copy=False)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A PNG whose pixels are decoded when they are asked for; what Pillow raises on a damaged one is a refusal."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
-                mode, stored = image.mode, np.asarray(image)
+                yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise SeriesRefusedError("not a PNG, or one that is missing, cut short or damaged") from None
-    refuse_if(mode != "I;16", f"not a 16-bit gray PNG (Pillow calls it mode {mode})")
-    return stored.astype(np.uint16, copy=False)

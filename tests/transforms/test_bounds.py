@@ -27,6 +27,7 @@ from transforms.dicom.series import read_series
 from transforms.metaimage import read_metaimage
 from transforms.nifti import read_nifti
 from transforms.nrrd import read_nrrd
+from transforms.png_slices import read_png_slices
 from transforms.refusal import SeriesRefusedError
 
 Writer = Callable[..., list[Path]]
@@ -97,15 +98,44 @@ def test_a_compressed_image_that_claims_another_size_or_a_huge_one_is_not_decode
     assert read_series(files).volume_hu.shape == (5, 12, 16)
     claimed = with_size(small, 30000, 30000) if header == (12, 16) else with_size(small, *header)
     files = write_ct_series(tmp_path / "huge", change=of_8_bits(syntax, claimed, *header))
-    reason = "is 30000 x 30000" if header == (12, 16) else "are too few for an image of 8192 x 8192"
+    reason = "is 30000 x 30000" if header == (12, 16) else "bytes are too few for 671088640 bytes of voxels"
     with small_memory(), pytest.raises(SeriesRefusedError, match=reason):
+        read_series(files)
+    reason = "is 30000 x 30000" if header == (12, 16) else "are too few for an image of 8192 x 8192"
+    with pytest.raises(SeriesRefusedError, match=reason):
+        check_codestream(syntax, claimed, *header, 1)
+
+
+def test_many_slices_of_a_few_bytes_each_are_not_decoded(write_ct_series: Writer, tmp_path: Path) -> None:
+    blank = BytesIO()
+    Image.new("L", (2048, 2048), 7).save(blank, "JPEG2000", no_jp2=True)
+    change = of_8_bits(JPEG2000Lossless, blank.getvalue(), 2048, 2048)
+    check_codestream(JPEG2000Lossless, blank.getvalue(), 2048, 2048, 1)  # one is small enough
+    files = write_ct_series(tmp_path, n_slices=100, change=change)
+    with small_memory(), pytest.raises(SeriesRefusedError, match="no CT is compressed 100 times"):
+        read_series(files)
+
+
+def test_pngs_of_a_few_bytes_each_are_not_decoded(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4096, 4096), 31768, np.uint16)).save(tmp_path / "s.png")
+    with small_memory(), pytest.raises(SeriesRefusedError, match="no CT is compressed 100 times"):
+        read_png_slices([tmp_path / "s.png"] * 5)
+
+
+def test_a_series_of_zeros_of_any_length_is_not_held(write_ct_series: Writer, tmp_path: Path) -> None:
+    def zeros(dataset: Dataset, index: int) -> None:
+        dataset.Rows = dataset.Columns = 1024
+        dataset.PixelData = bytes(1024 * 1024 * 2)
+
+    files = write_ct_series(tmp_path, n_slices=120, change=zeros)
+    with small_memory(), pytest.raises(SeriesRefusedError, match="all voxels hold one value"):
         read_series(files)
 
 
 def test_rle_of_fewer_bytes_than_the_matrix_needs_is_not_decoded(
     write_ct_series: Writer, tmp_path: Path
 ) -> None:
-    files = write_ct_series(tmp_path, change=of_8_bits(RLELossless, bytes(300), 8192, 8192))
+    files = write_ct_series(tmp_path, change=of_8_bits(RLELossless, bytes(300), 2048, 2048))
     with small_memory(), pytest.raises(SeriesRefusedError, match="too few bytes of RLE"):
         read_series(files)
 

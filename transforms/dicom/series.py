@@ -19,6 +19,7 @@ from transforms.dicom.slice_stack import (
     stack_slices,
 )
 from transforms.geometry import VolumeGeometry
+from transforms.inflate import check_growth
 from transforms.plausible import PADDING_HU
 from transforms.refusal import NO_AIR_ABOVE_HU, SeriesRefusedError, refuse_if
 
@@ -87,12 +88,12 @@ def read_series(files: Sequence[Path]) -> CtSeries:
         max(thicknesses, default=math.nan),
     )
     ordered = tuple(headers[i] for i in stack.order)
-    volume_hu = np.empty((len(ordered), first.pixels.rows, first.pixels.columns), dtype=np.int16)
+    shape = (len(ordered), first.pixels.rows, first.pixels.columns)
+    check_growth(2 * math.prod(shape), (header.path for header in ordered))
+    _refuse_one_value(ordered, decoder)
+    volume_hu = np.empty(shape, dtype=np.int16)
     decoded = [decoder.decode_into(header, out) for header, out in zip(ordered, volume_hu, strict=True)]
     _check_air(decoded)
-    has_padding = any(one.n_padding for one in decoded)
-    if not has_padding and all((one == volume_hu[0, 0, 0]).all() for one in volume_hu):
-        raise SeriesRefusedError("all voxels hold one value, as where files were reserved and never written")
     if has_rows_along_y(np.array(first.orientation)):
         volume_hu = np.ascontiguousarray(volume_hu.swapaxes(1, 2))
     return CtSeries(
@@ -113,6 +114,21 @@ def read_series(files: Sequence[Path]) -> CtSeries:
         notes=_notes(ordered, decoded, stack, n_duplicates),
         slices=ordered,
     )
+
+
+def _refuse_one_value(headers: Sequence[SliceHeader], decoder: SliceDecoder) -> None:
+    """Refuse a series of one value before its volume is held; of almost any other the middle slice shows two.
+
+    Padding may be all that some slices hold.
+    """
+    slice_hu = np.empty((headers[0].pixels.rows, headers[0].pixels.columns), dtype=np.int16)
+    values = set()
+    for header in (headers[len(headers) // 2], *headers):
+        n_padding = decoder.decode_into(header, slice_hu).n_padding
+        values |= {int(slice_hu.min()), int(slice_hu.max())}
+        if n_padding or len(values) > 1:
+            return
+    raise SeriesRefusedError("all voxels hold one value, as where files were reserved and never written")
 
 
 def _check_one_series(headers: Sequence[SliceHeader]) -> None:
