@@ -60,7 +60,7 @@ def compare(one: Ids, others: Ids) -> Literal["shared", "apart", "unknown"]:
         does not tell, may mean one person twice. Different studies and series never say `apart`, since one person has
         several; nor does an id that was made of a study or a file for want of a PatientID.
     """
-    if any(set(one.get(kind, ())) & set(others.get(kind, ())) - {""} for kind in _KINDS):
+    if any(not (set(one.get(kind, ())) - {""}).isdisjoint(others.get(kind, ())) for kind in _KINDS):
         return "shared"
     people = _people(one), _people(others)
     kinds = {_kind(person) for side in people for person in side}

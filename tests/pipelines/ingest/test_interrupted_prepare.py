@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cohort.description import described
 from pipelines.cohort.folder import Cohort
 from tests.processes import OpenProcess
 
@@ -64,8 +65,8 @@ def assert_only_whole_files(cohort: Path) -> None:
     for row in (cohort / "rows").glob("[!.]*.json"):
         assert (cohort / "volumes" / f"{row.stem}.npy").is_file()
         assert (cohort / "body" / f"{row.stem}.npy").is_file()
-    if (cohort / "series.parquet").is_file():
-        assert Cohort(cohort).verify() == []
+    if (cohort / "series.parquet").is_file() and "next" not in described(cohort):
+        assert Cohort.open(cohort).verify() == []
 
 
 def test_killed_50_times_it_resumes_to_the_same_bytes(start: Start, program: Path, tmp_path: Path) -> None:

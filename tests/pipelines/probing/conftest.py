@@ -24,7 +24,8 @@ def grained(grained_cohort: Cohort, make_once: MakeOnce) -> Recorder:
     """A probe of that cohort, with readers' marks, and of a test cohort whose first ten patients are the same."""
 
     def probe(folder: Path) -> None:
-        second = cohort_of(folder / "second", nodule_with_grain, LABELS[:40], "q")
+        # Other voxels: the same would be the same person.
+        second = cohort_of(folder / "second", lambda number: nodule_with_grain(number) + 1, LABELS[:40], "q")
         renamed = {f"q{number}": f"p{number}" for number in range(10)}
         for name, schema in (("series", SERIES), ("nodules", NODULES)):
             table = getattr(second, name)
