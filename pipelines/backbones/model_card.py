@@ -50,6 +50,9 @@ _SETTINGS = (
 )
 """Of a probe, which its figures depend on."""
 
+_OF_A_MACHINE = ("cohort", "runs_dir", "device", "workers", "nproc", "resume", "allow_changes")
+"""Settings of a training that a card leaves out: paths, and what changes no result."""
+
 _NOT_FOR = """## What it must not be used for
 
 - Diagnosis, triage, screening or any decision about a patient: it is a research artifact, no medical device, and no
@@ -133,7 +136,7 @@ def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
 and every patient of the training with the half that left him out. Where no patient is tested it takes `all`. The ids of
 the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
 
-Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel: probe with `-P size_mm={size_mm:.3g} -P window={window}`, read:
+Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel. Probe with `-P size_mm={size_mm:.3g} -P window={window}`. Read:
 
 ```python
 from pipelines.backbones.config import EncodeSettings
@@ -210,7 +213,11 @@ def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
         f" the {'student' if record.get('network') == 'backbone_student' else 'EMA teacher'} network."
     )
     if facts.recipe:
-        text += f"\n\n<details><summary>All settings</summary>\n\n```yaml\n{facts.recipe.strip()}\n```\n\n</details>"
+        settings = {
+            key: value for key, value in yaml.safe_load(facts.recipe).items() if key not in _OF_A_MACHINE
+        }
+        shown = yaml.safe_dump(settings, sort_keys=False).strip()
+        text += f"\n\n<details><summary>All settings</summary>\n\n```yaml\n{shown}\n```\n\n</details>"
     return text
 
 

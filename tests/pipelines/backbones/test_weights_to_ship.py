@@ -46,7 +46,7 @@ def three_runs(
             own_store / role, build_backbone(tiny), tiny, record | (change if role == changed else {})
         )
         run.log_file(own_store / role, "backbone")
-        run.log_text("steps: 20", "config.yaml")
+        run.log_text("cohort: /home/somebody/cohort\nsteps: 20\nruns_dir: /home/x\n", "config.yaml")
         names[role] = f"runs:/{run.run_id}/backbone"
     return names
 
@@ -81,6 +81,8 @@ def test_three_runs_make_weights_that_ship_and_the_card_has_what_probes_found(
         assert opened.record["trained_on"] == open_backbone(names[role]).record["trained_on"]
         assert str(own_store) not in (box / role / "dinox.json").read_text()
     card = (box / "README.md").read_text()
+    assert "```yaml\nsteps: 20\n```" in card
+    assert "/home/" not in card
     assert "| probe/auroc | 0.710 | 0.610 to 0.810 |" in card
     assert "| probe/nested_p | 0.0042 | |" in card
     assert "Settings: `features=roi size_mm=24.0`" in card
