@@ -136,13 +136,13 @@ def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
 and every patient of the training with the half that left him out. Where no patient is tested it takes `all`. The ids of
 the patients are in each `dinox.json`; `sha256sum -c SHA256SUMS` checks the files.
 
-Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel. Probe with `-P size_mm={size_mm:.3g} -P window={window}`. Read:
+Trained at {seen[0]:.2f} to {seen[1]:.2f} mm per pixel. Probe with `-P size_mm={size_mm:.0f} -P window={window}`. Read:
 
 ```python
 from pipelines.backbones.config import EncodeSettings
 from pipelines.backbones.encode import encode
 
-settings = EncodeSettings(size_mm={size_mm:.3g}, window="{window}")  # around the middle of each slice
+settings = EncodeSettings(size_mm={size_mm:.0f}, window="{window}")  # around the middle of each slice
 for volume in encode("SCANS", "shipped:{box}", settings):
     volume.patch_tokens, volume.patch_lps_mm  # (Z, N, {loaded.backbone.embed_dim}), (Z, N, 3)
 ```

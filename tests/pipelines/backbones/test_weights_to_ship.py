@@ -143,6 +143,5 @@ def test_what_ships_is_whole_public_small_and_says_whom_to_cite(box: str) -> Non
     for said in (
         "10.7937/K9/TCIA.2015.LO9QL9SX",
         "creativecommons.org/licenses/by/3.0",
-        "| probe/nested_p |",
     ):
         assert said in card
