@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipelines.cohort.folder import Cohort
 from pipelines.ingest.overview import SCALE_BAR_MM, Glance, in_most, look_at_cohort
+from pipelines.runtime.image_axes import image_axes
 
 matplotlib.use("Agg")
 
@@ -157,10 +158,8 @@ def _draw_histograms(figure: Figure, seen: Sequence[Glance]) -> None:
 
 def _draw_sheet(figure: Figure, seen: Sequence[Glance]) -> None:
     """The first series, six a line: axial beside coronal, and what is unusual."""
-    axes = figure.subplots(-(-len(seen) // 6), 6, squeeze=False)
+    axes = image_axes(figure, -(-len(seen) // 6), 6)
     figure.subplots_adjust(left=0.005, right=0.995, top=0.92, bottom=0.01, wspace=0.02)
-    for axis in axes.flat:
-        axis.set_axis_off()
     for axis, glance in zip(axes.flat, seen, strict=False):
         pair = Image.new(
             "L",

@@ -16,6 +16,7 @@ from pipelines.nodule.config import NodulesConfig
 from pipelines.nodule.figures import MALIGNANT
 from pipelines.nodule.labeled import nodule_set, warn_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
+from pipelines.runtime.image_axes import image_axes
 from probes.labels import Labeled
 from probes.nodule_rays import image_diameter_mm
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
@@ -100,11 +101,9 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
     n_columns = min(_SHEET_COLUMNS, n_shown)
     n_rows = -(-n_shown // n_columns)
     figure = Figure(figsize=(1.7 * max(n_columns, 4), 1.95 * n_rows + 0.6), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    axes = image_axes(figure, n_rows, n_columns)
     series = cohort.series.set_index("volume_id")
     half = WIDE_SPEC.size_mm / 2
-    for axis in axes.flat:
-        axis.set_axis_off()
     low, high = CLINICAL_LUNG_HU
     for axis, number in zip(axes.flat, shown.tolist(), strict=False):
         nodule = table.iloc[number]

@@ -13,6 +13,7 @@ from pipelines.probing.config import DenseConfig
 from pipelines.probing.readers import open_backbones, readers_of
 from pipelines.probing.setup import labeled_nodules, of_rows, open_cohort, settled_folds
 from pipelines.runtime.distributed import choose_device
+from pipelines.runtime.image_axes import image_axes
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
@@ -88,9 +89,7 @@ def example_figure(crops: MaskedCrops, count: int = 12) -> Figure:
     """Show crops with the outline of their masks."""
     shown = np.linspace(0, len(crops.kept) - 1, min(count, len(crops.kept))).astype(np.int64)
     figure = Figure(figsize=(8, 6.2), layout="constrained")
-    axes = figure.subplots(3, 4, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    axes = image_axes(figure, 3, 4)
     low, high = ARTICLE_LUNG_HU
     for axis, number in zip(axes.flat, shown.tolist(), strict=False):
         axis.imshow(crops.crops_hu[number, 1], cmap="gray", vmin=low, vmax=high)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from pipelines.backbones.view_retrieval import SliceSample, render_rows
+from pipelines.runtime.image_axes import image_axes
 from probes.retrieval import RetrievalResult
 from probes.statistics.calibration import decision_curve
 
@@ -138,7 +139,7 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
     hits, misses = np.flatnonzero(found.rank == 0), np.flatnonzero(found.rank > 0)
     chosen = np.concatenate([_evenly(hits, count), _evenly(misses, count)])
     figure = Figure(figsize=(6, 2.1 * max(len(chosen), 1)), layout="constrained")
-    axes = figure.subplots(max(len(chosen), 1), 3, squeeze=False)
+    axes = image_axes(figure, max(len(chosen), 1), 3)
     series = sample.series_ids
     for line, query in zip(axes, chosen.tolist(), strict=False):
         nearest = int(found.nearest[query])
@@ -156,8 +157,6 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
         for axis, image, title in zip(line, (own[0, 0], own[1, 0], other[1, 0]), titles, strict=True):
             axis.imshow(_gray(image, sample), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=8)
-    for axis in axes.flat:
-        axis.set_axis_off()
     return figure
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from models.backbone import Backbone, class_attention
 from pipelines.cohort.meta_volume import mapped_volume
 from pipelines.cohort.slices import SliceIndex
+from pipelines.runtime.image_axes import image_axes
 from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan
@@ -50,7 +51,7 @@ def view_sheet(
     """Show slices of a step's batch beside the two views that the network gets, with pixel size and window."""
     rows = plan.rows(step * config.accumulation)[:count]
     figure = Figure(figsize=(7.5, 2.5 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), 3, squeeze=False)
+    axes = image_axes(figure, len(rows), 3)
     for (first, *others), row in zip(axes, rows.tolist(), strict=True):
         shown = slice_and_views(index, row, config.views, config.seed, step)
         first.imshow(WindowHU(*CLINICAL_LUNG_HU)(shown["image"][1]).numpy(), cmap="gray", vmin=0, vmax=1)
@@ -60,8 +61,6 @@ def view_sheet(
             low, high = shown[f"{view}_window_hu"]
             title = f"{shown[f'{view}_mm_per_pixel']:.2f} mm/px, {low:.0f} .. {high:.0f} HU"
             axis.set_title(title, fontsize=8)
-    for axis in axes.flat:
-        axis.set_axis_off()
     return figure
 
 
@@ -251,7 +250,5 @@ def principal_components(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
     figure = Figure(figsize=(1.6 * columns + 0.4, 1.75 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    axes = image_axes(figure, rows, columns)
     return figure, axes
