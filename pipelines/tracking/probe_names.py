@@ -111,8 +111,8 @@ PROBES = (
     Metric(
         "{probe,external}/{random_,dictionary_,random_words_,invariant_words_}partial_r2" + CI,
         "share of variance",
-        "the same of random weights, and of dictionaries of whitened patches: learned without labels, random, and random "
-        "in directions that views of a nodule share",
+        "the same of random weights, and of dictionaries of whitened patches: learned without labels, random, and "
+        "random in directions that views of a nodule share",
     ),
     Metric(
         "{probe,external}/over_random_r2" + CI,
