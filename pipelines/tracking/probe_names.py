@@ -40,7 +40,8 @@ PROBES = (
         "supervised_2d_,supervised_3d_}auroc" + CI + STRATUM,
         AUROC,
         "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
-        "dictionaries of whitened patches (learned, random, random in invariant directions), diameter measured in the image, ResNet18",
+        "dictionaries of whitened patches (learned, random, random in invariant directions), diameter measured in the "
+        "image, ResNet18",
     ),
     Metric(
         "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,invariant_words_}with_diameter_auroc"
