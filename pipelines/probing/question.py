@@ -52,7 +52,7 @@ class Answer:
     """Result of the test for each row, and how far the backbone is above its random twins.
 
     Attributes:
-        rows: `features`, `random` and, where they could be learned, `dictionary`, `random_words` and `invariant_words`.
+        rows: `features`, `random` and, where they could be learned, `dictionary` and `random_words`.
         over_random_r2: Partial R2 of the features minus the mean of the twins.
         over_diameter_z: Of the features over diameter alone, a weak base: descriptive, nothing is claimed from it. NaN
             where no diameter is known.
@@ -60,14 +60,11 @@ class Answer:
             average, since useless features predict worse than none.
         dictionary_over_random_r2: Partial R2 of the dictionary minus the mean of the twins: whether patches without a
             network tell more than random weights do, so that the cohort can tell them apart. None without a dictionary.
-        invariant_over_words_r2: Partial R2 of the invariant words minus that of the random words they are made of: what
-            was learned from views of unlabeled nodules. None without a dictionary.
     """
 
     rows: dict[str, RowAnswer]
     over_random_r2: Estimate
     dictionary_over_random_r2: Estimate | None = None
-    invariant_over_words_r2: Estimate | None = None
     over_diameter_z: float = float("nan")
     permuted_z: tuple[float, ...] = ()
 
@@ -85,8 +82,6 @@ class Answer:
         found |= self.over_random_r2.named("probe/over_random_r2")
         if self.dictionary_over_random_r2 is not None:
             found |= self.dictionary_over_random_r2.named("probe/dictionary_over_random_r2")
-        if self.invariant_over_words_r2 is not None:
-            found |= self.invariant_over_words_r2.named("probe/invariant_over_words_r2")
         if np.isfinite(self.over_diameter_z):
             found["probe/over_diameter_z"] = self.over_diameter_z
         if self.permuted_z:
@@ -121,8 +116,6 @@ class Answer:
         lines.append(f"partial R2 above {TWINS} random twins: {self.over_random_r2}: {claim}")
         if self.dictionary_over_random_r2 is not None:
             lines.append(f"dictionary above them: {self.dictionary_over_random_r2}")
-        if self.invariant_over_words_r2 is not None:
-            lines.append(f"invariant words above random words: {self.invariant_over_words_r2}")
         return "\n".join(lines)
 
 
@@ -215,16 +208,14 @@ class Question:
 
     def over_twins(
         self, results: Mapping[str, NestedResult], twins: Sequence[NestedResult]
-    ) -> tuple[Estimate, Estimate | None, Estimate | None]:
-        """Return differences in partial R2: features and dictionary over random twins, invariant over random words."""
+    ) -> tuple[Estimate, Estimate | None]:
+        """Return partial R2 minus the mean of the random twins, of the features and of the dictionary."""
 
-        def over(name: str, others: Sequence[NestedResult]) -> Estimate:
-            return r2_over_twins(results[name], others, self.patients, self.n_bootstrap, self.seed)
+        def over(result: NestedResult) -> Estimate:
+            return r2_over_twins(result, twins, self.patients, self.n_bootstrap, self.seed)
 
-        if "dictionary" not in results:
-            return over("features", twins), None, None
-        words = over("invariant_words", [results["random_words"]])
-        return over("features", twins), over("dictionary", twins), words
+        dictionary = results.get("dictionary")
+        return over(results["features"]), None if dictionary is None else over(dictionary)
 
     def answer(self, result: NestedResult) -> RowAnswer:
         """Return test and effect of a row."""

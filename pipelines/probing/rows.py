@@ -1,6 +1,6 @@
 """The rows of a malignancy probe: what each is fitted on, and its out-of-fold scores in the same folds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ from pipelines.probing.folds import Fold
 from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.setup import among, pixels_of
 from probes.dictionary import PATCH_MM_PER_PX, Words, dictionary_features, learn_dictionary
-from probes.invariance import invariant_features
 from probes.nodule_rays import NoduleRegion, attenuation_inside, nodule_region
 from probes.partial.base import Attenuation
 from probes.scoring import Factory, Parts, Target, checked_diameter
@@ -32,24 +31,19 @@ class Found:
     """The nodules as they are found in their images, from their centers alone.
 
     Attributes:
-        triplets_hu: Center slices between their neighbors, at 0.5 mm per pixel, (n, 3, 100, 100).
+        slices_hu: Center slices at 0.5 mm per pixel, (n, 100, 100).
         region: Mask, ring and sizes of each nodule there.
         attenuation: HU inside each mask.
     """
 
-    triplets_hu: NDArray[np.float32]
+    slices_hu: NDArray[np.float32]
     region: NoduleRegion
     attenuation: Attenuation
-
-    @property
-    def slices_hu(self) -> NDArray[np.float32]:
-        """Center slices, (n, 100, 100)."""
-        return self.triplets_hu[:, 1]
 
     def of_rows(self, rows: NDArray[np.int64]) -> "Found":
         """Return some of the nodules."""
         return Found(
-            self.triplets_hu[rows],
+            self.slices_hu[rows],
             NoduleRegion(*(values[rows] for values in astuple(self.region))),
             Attenuation(*(values[rows] for values in self.attenuation)),
         )
@@ -59,7 +53,7 @@ class Found:
         regions = zip(astuple(self.region), astuple(other.region), strict=True)
         columns = zip(self.attenuation, other.attenuation, strict=True)
         return Found(
-            np.concatenate([self.triplets_hu, other.triplets_hu]),
+            np.concatenate([self.slices_hu, other.slices_hu]),
             NoduleRegion(*map(np.concatenate, regions)),
             Attenuation(*map(np.concatenate, columns)),
         )
@@ -72,8 +66,7 @@ class Inputs:
     Attributes:
         features: Of the backbone, or of several that are cross-fitted.
         twins: Of the same architectures with random weights, one a seed.
-        others: Rows that need no network: `hu`, and `dictionary`, `random_words` and `invariant_words` where they could
-            be learned.
+        others: Rows that need no network: `hu`, and `dictionary` and `random_words` where they could be learned.
         pixels: Gray values.
     """
 
@@ -88,9 +81,9 @@ def find_nodules(
 ) -> "Found":
     """Find each nodule on its center slice."""
     wide = among(nodule_set(cohort, config.rule, SPEC, diagnosis=diagnosis), nodules)
-    center_hu = wide.crops_hu[:, 1]
-    region = nodule_region(center_hu, SPEC.mm_per_px)
-    return Found(wide.crops_hu, region, attenuation_inside(center_hu, region.mask))
+    slices_hu = wide.crops_hu[:, 1]
+    region = nodule_region(slices_hu, SPEC.mm_per_px)
+    return Found(slices_hu, region, attenuation_inside(slices_hu, region.mask))
 
 
 def gather_inputs(
@@ -142,28 +135,15 @@ def without_network(
         seed: Of the dictionaries.
     """
     rows: dict[str, Parts] = {"hu": [(np.column_stack(found.attenuation), folds)]}
-    made: dict[str, list[tuple[NDArray[np.float32], list[Fold]]]] = {}
-    for learned, own in halves:
-        tested = [(train, test[own[test]]) for train, test in folds]
-        tested = [fold for fold in tested if len(fold[1])]
-        if tested:
-            for name, features in _learned_rows(found, learned, seed):
-                made.setdefault(name, []).append((features, tested))
-    return rows | made
-
-
-def _learned_rows(
-    found: Found, learned: NDArray[np.bool_], seed: int
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Features of all nodules by what was learned from some, without labels."""
-    for name, words in _DICTIONARIES:
-        dictionary = learn_dictionary(found.slices_hu[learned], words, seed=seed)
-        yield name, dictionary_features(dictionary, found.slices_hu, found.region)
-
-    def features_of(slices_hu: NDArray[np.float32]) -> NDArray[np.float32]:
-        return dictionary_features(dictionary, slices_hu, nodule_region(slices_hu, SPEC.mm_per_px))
-
-    yield "invariant_words", invariant_features(features_of, found.triplets_hu, learned)
+    for name, words in _DICTIONARIES if halves else ():
+        parts = []
+        for learned, own in halves:
+            dictionary = learn_dictionary(found.slices_hu[learned], words, seed=seed)
+            features = dictionary_features(dictionary, found.slices_hu, found.region)
+            tested = [(train, test[own[test]]) for train, test in folds]
+            parts.append((features, [fold for fold in tested if len(fold[1])]))
+        rows[name] = [part for part in parts if part[1]]
+    return rows
 
 
 def score_rows(

@@ -20,7 +20,7 @@ Z, P = "probe/nested_z", "probe/nested_p"
 DEFAULT_READING = {"features": "roi", "window": "full", "input": "crop", "head": "logistic"}
 """Of the rows that are corrected together and get a verdict; an option that a run did not record counts as such."""
 GAIN = "probe/gain_over_diameter"
-_AREAS = ("", "random_", "dictionary_", "random_words_", "invariant_words_", "image_diameter_", "diameter_")
+_AREAS = ("", "random_", "dictionary_", "random_words_", "image_diameter_", "diameter_")
 _PRIMARY_HEAD = (
     "backbone",
     "ours, on",
@@ -35,7 +35,6 @@ _PRIMARY_HEAD = (
     "random weights",
     "dictionary",
     "random words",
-    "invariant words",
     "diameter in the image",
     "diameter (oracle)",
     "gain over diameter",

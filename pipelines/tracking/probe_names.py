@@ -36,30 +36,24 @@ COUNT, SHARE, AUROC, NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
 
 PROBES = (
     Metric(
-        "{probe,external}/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,invariant_words_,image_diameter_,"
-        "supervised_2d_,supervised_3d_}auroc" + CI + STRATUM,
+        "{probe,external}/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
+        "auroc" + CI + STRATUM,
         AUROC,
         "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
-        "dictionaries of whitened patches (learned, random, random in invariant directions), diameter measured in the "
-        "image, ResNet18",
+        "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18",
     ),
     Metric(
-        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,invariant_words_}with_diameter_auroc"
-        + CI
-        + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + STRATUM,
         AUROC,
         "of each joined with the readers' diameter",
     ),
     Metric(
-        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,invariant_words_}gain_over_diameter"
-        + CI
-        + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + STRATUM,
         "AUROC",
         "joined with the readers' diameter, minus it alone; useless features lower it",
     ),
     Metric(
-        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,invariant_words_}gain_over_diameter_p"
-        + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + STRATUM,
         "p",
         "two-sided p of this gain",
     ),
@@ -84,7 +78,7 @@ PROBES = (
         "tested nodules, malignant ones, patients",
     ),
     Metric(
-        "{probe,external}/{,random_,dictionary_,random_words_,invariant_words_}nested_z",
+        "{probe,external}/{,random_,dictionary_,random_words_}nested_z",
         "standard deviations",
         "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
     ),
@@ -110,10 +104,9 @@ PROBES = (
         "explained of what size and attenuation leave",
     ),
     Metric(
-        "{probe,external}/{random_,dictionary_,random_words_,invariant_words_}partial_r2" + CI,
+        "{probe,external}/{random_,dictionary_,random_words_}partial_r2" + CI,
         "share of variance",
-        "the same of random weights, and of dictionaries of whitened patches: learned without labels, random, and "
-        "random in directions that views of a nodule share",
+        "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
     ),
     Metric(
         "{probe,external}/over_random_r2" + CI,
@@ -124,11 +117,6 @@ PROBES = (
         "{probe,external}/dictionary_over_random_r2" + CI,
         "share of variance",
         "partial R2 of the dictionary minus that of the five networks: above 0 where the cohort can tell them apart",
-    ),
-    Metric(
-        "{probe,external}/invariant_over_words_r2" + CI,
-        "share of variance",
-        "partial R2 of random words in directions that views of a nodule share, minus that of random words",
     ),
     Metric(
         "external/n_unknown_patients", COUNT, "patients of the test cohort that may have been seen before"

@@ -159,8 +159,7 @@ def test_without_diameters_the_rows_of_diameter_are_left_out_and_that_is_said(
 ) -> None:
     run = probed(unsized, backbone, tmp_path)
     table = run.tables["tables/probe.csv"]
-    words = {"dictionary", "random_words", "invariant_words"}
-    own = {"features", "pixels", "random_weights", "hu", "shuffled_labels"} | words
+    own = {"features", "pixels", "random_weights", "hu", "dictionary", "random_words", "shuffled_labels"}
     assert set(table["row"]) == own | {"image_diameter", "features_and_image_diameter"}
     assert set(table["stratum"]) >= {"all"}
     assert not [stratum for stratum in table["stratum"] if "mm" in stratum and ":" not in stratum]

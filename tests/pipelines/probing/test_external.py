@@ -47,7 +47,6 @@ def test_grain_is_known_to_the_dictionary_in_the_other_cohort(grained: Recorder)
         "random",
         "dictionary",
         "random_words",
-        "invariant_words",
     }
     assert {"external/over_random_r2_ci_low", "external/image_diameter_auroc"} <= set(grained.metrics)
 

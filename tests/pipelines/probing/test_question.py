@@ -44,7 +44,7 @@ def test_grain_that_size_and_hu_do_not_show_is_known_to_the_dictionary(grained: 
 
 def test_every_row_of_the_question_is_stored(grained: Recorder) -> None:
     table = grained.tables["tables/question.csv"].set_index("row")
-    assert set(table.index) == {"features", "random", "dictionary", "random_words", "invariant_words"}
+    assert set(table.index) == {"features", "random", "dictionary", "random_words"}
     assert table.loc["features", "nested_z"] == grained.metrics["probe/nested_z"]
     assert 1 / 200 <= grained.metrics["probe/nested_p"] <= 1
     low, value, high = (
