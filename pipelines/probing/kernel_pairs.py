@@ -87,7 +87,7 @@ def pairs_of(series: pd.DataFrame) -> list[tuple[Row, Row]]:
 def shared_slices(one: Row, other: Row) -> NDArray[np.int64]:
     """Return the slices of one volume at whose positions another has a slice too, as indices, ascending.
 
-    None if the slices of the two are not equally far apart or not parallel.
+    Empty if the slices of the two are not equally far apart or not parallel.
     """
     own, its = VolumeGeometry.from_row(one), VolumeGeometry.from_row(other)
     if not np.allclose(own.affine_ras[:3, 0], its.affine_ras[:3, 0], atol=1e-3):

@@ -26,6 +26,7 @@ _SECRETS = (
     re.compile(r"(\bpassword=)[^&\s]*"),
 )
 _REASON_LENGTH = 200
+_OWN_PACKAGES = {"transforms", "models", "probes", "pipelines"}
 _OBJECT_STORES = {"boto3", "botocore", "s3transfer"}
 """Packages whose errors MLflow passes on where artifacts lie in an object store; they are not installed with this."""
 
@@ -101,6 +102,8 @@ def answering() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _OWN_PACKAGES:
+            raise  # Not a package to install: our bug.
         raise StoreRefusedError(
             f"the tracking store {shown_store()} needs a module '{error.name}' for its artifacts; install that"
         ) from error

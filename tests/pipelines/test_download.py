@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from pipelines.download import (
     series_folder,
 )
 from pipelines.runtime.extras import MissingPackageError
-from pipelines.tracking.run import SilentRun
+from tests.recorder import Recorder
 
 
 def row(
@@ -143,18 +142,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(
     with pytest.raises(DownloadError, match=r"2\.0 GB free and 7\.5 GB are needed"):
         fetch_series(select_ct_series(INDEX, "lidc_idri"), tmp_path, server)
     assert not server.asked
-
-
-class Recorder(SilentRun):
-    """Takes the metrics of a run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: dict[str, float] = {}
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        super().log_metrics(metrics, step)
-        self.metrics |= metrics
 
 
 def test_a_dry_run_fetches_nothing(

@@ -1,7 +1,6 @@
 """View retrieval is one question: a run that trains and the probe of what it made find the same."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,26 +17,15 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import nested
 from pipelines.probing.config import RetrievalConfig
 from pipelines.probing.retrieval import run_retrieval
-from pipelines.tracking.run import Run, SilentRun
+from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from probes.splits import is_held_out
+from tests.recorder import Recorder
 from transforms.views.config import ViewConfig
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=28)
 CPU = torch.device("cpu")
-
-
-class Recorder(SilentRun):
-    """Keeps the metrics that the probe would log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: dict[str, float] = {}
-
-    def log_metrics(self, metrics: Any, step: int = 0) -> None:
-        super().log_metrics(metrics, step)
-        self.metrics |= metrics
 
 
 def networks() -> StudentTeacher:

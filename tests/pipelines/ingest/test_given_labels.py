@@ -7,7 +7,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -26,33 +25,12 @@ from pipelines.prepare import run_prepare
 from pipelines.probing.config import ProbeConfig, SupervisedConfig
 from pipelines.probing.malignancy import run_probe
 from pipelines.probing.supervised import run_supervised
-from pipelines.tracking.run import SilentRun
 from probes.labels import LabelError
 from tests.pipelines.probing.test_probe_malignancy import fewer_repeats
+from tests.recorder import Recorder
 
 N_PATIENTS = 24
 COLUMNS = ("file", "series_uid", "patient_id", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "label")
-
-
-class Recorder(SilentRun):
-    """Keeps the metrics, tables and figures that an entry point would log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: dict[str, float] = {}
-        self.tables: dict[str, pd.DataFrame] = {}
-        self.figures: list[str] = []
-
-    def log_metrics(self, metrics: Any, step: int = 0) -> None:
-        super().log_metrics(metrics, step)
-        self.metrics |= metrics
-
-    def log_table(self, table: pd.DataFrame, path: str) -> None:
-        self.tables[path] = table
-
-    def log_figure(self, figure: Any, path: str) -> None:
-        figure.canvas.draw()
-        self.figures.append(path)
 
 
 def write_table(path: Path, rows: list[dict[str, object]], columns: tuple[str, ...]) -> str:

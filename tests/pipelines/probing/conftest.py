@@ -9,7 +9,8 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import NODULES, SERIES, write_table
 from tests.conftest import MakeOnce
 from tests.pipelines.probing.grain import LABELS, QUESTION, marks_of_grain, nodule_with_grain
-from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
+from tests.pipelines.probing.test_probe_malignancy import backbone, cohort_of, probed
+from tests.recorder import Recorder
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +39,7 @@ def grained(grained_cohort: Cohort, make_once: MakeOnce) -> Recorder:
             run = probed(grained_cohort, own, folder / "runs", **options)
         (folder / "run.pickle").write_bytes(pickle.dumps((run.metrics, run.tables, run.tags)))
 
-    run = Recorder()
+    run = Recorder(draws=False)
     content = (make_once("grained_probe", probe) / "run.pickle").read_bytes()
     run.metrics, run.tables, run.tags = pickle.loads(content)
     return run

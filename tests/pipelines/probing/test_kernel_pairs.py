@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +19,9 @@ from pipelines.phantom.dicom import SeriesHeader, write_series
 from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.kernel_pairs import kernel_table, kernel_text, pair_crops, pairs_of, shared_slices
 from pipelines.probing.representation import run_representation
-from pipelines.tracking.run import SilentRun
 from probes.representation import patient_distance
 from probes.statistics.checks import UnmeasurableError
+from tests.recorder import Recorder
 from transforms.dicom.series import read_series
 from transforms.nodule_crop import CropSpec
 
@@ -141,18 +140,6 @@ def test_two_images_that_are_not_of_one_acquisition_are_left_out_and_counted(coh
     assert crops.n_patients == 4
     assert len(set(crops.other_ids)) == 2
     assert "2 pairs left out" in kernel_text(crops, kernel_table(crops, {"mean": mean_hu}))
-
-
-class Recorder(SilentRun):
-    """Keeps metrics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: dict[str, float] = {}
-
-    def log_metrics(self, metrics: Any, step: int = 0) -> None:
-        super().log_metrics(metrics, step)
-        self.metrics |= metrics
 
 
 def test_the_probe_prints_and_logs_kernel_pairs_beside_random_weights(

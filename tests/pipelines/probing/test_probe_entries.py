@@ -36,41 +36,16 @@ from pipelines.probing.representation import crops_one_slice_further, run_repres
 from pipelines.probing.retrieval import run_retrieval
 from pipelines.probing.setup import ProbeError, left_out, of_rows
 from pipelines.probing.supervised import run_supervised
-from pipelines.tracking.run import Run, SilentRun
+from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out
+from tests.recorder import Recorder
 from transforms.geometry import VolumeGeometry, index_to_lps, lps_to_index
 from transforms.nodule_crop import CropSpec, crop_nodule
 from transforms.views.config import ViewConfig
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=28)
 SPEC = CropSpec(size_mm=40.0, out_px=56)
-
-
-class Recorder(SilentRun):
-    """Keeps what an entry point would log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: dict[str, float] = {}
-        self.tags: dict[str, str] = {}
-        self.tables: dict[str, pd.DataFrame] = {}
-        self.figures: list[str] = []
-
-    def log_metrics(self, metrics: Any, step: int = 0) -> None:
-        super().log_metrics(metrics, step)
-        self.metrics |= {name if step == 0 else f"{name}@{step}": value for name, value in metrics.items()}
-
-    def set_tags(self, tags: Any) -> None:
-        super().set_tags(tags)
-        self.tags |= tags
-
-    def log_table(self, table: pd.DataFrame, path: str) -> None:
-        self.tables[path] = table
-
-    def log_figure(self, figure: Any, path: str) -> None:
-        figure.canvas.draw()
-        self.figures.append(path)
 
 
 def save_tiny(folder: Path, **record: Any) -> str:

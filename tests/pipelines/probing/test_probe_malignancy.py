@@ -23,8 +23,8 @@ from pipelines.probing.config import ProbeConfig
 from pipelines.probing.malignancy import run_probe
 from pipelines.probing.reading import FrozenFeatures
 from pipelines.probing.setup import labeled_nodules, open_cohort
-from pipelines.tracking.run import SilentRun
 from probes.splits import is_held_out
+from tests.recorder import Recorder
 from transforms.nodule_crop import CropSpec
 from transforms.refusal import NoCropError
 
@@ -32,30 +32,6 @@ TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7,
 N_PATIENTS = 36
 
 Voxels = Callable[[int], np.ndarray]
-
-
-class Recorder(SilentRun):
-    """Keeps the metrics, tables and tags that the probe would log; no figure is drawn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: dict[str, float] = {}
-        self.tables: dict[str, pd.DataFrame] = {}
-        self.tags: dict[str, str] = {}
-
-    def set_tags(self, tags: Any) -> None:
-        super().set_tags(tags)
-        self.tags |= tags
-
-    def log_metrics(self, metrics: Any, step: int = 0) -> None:
-        super().log_metrics(metrics, step)
-        self.metrics |= metrics
-
-    def log_table(self, table: pd.DataFrame, path: str) -> None:
-        self.tables[path] = table
-
-    def log_figure(self, figure: Any, path: str) -> None:
-        pass
 
 
 def backbone(folder: Path, seed: int = 0, **record: Any) -> str:
@@ -86,7 +62,7 @@ def cohort_of(root: Path, voxels: Voxels, labels: list[int], prefix: str = "p") 
 
 
 def probed(cohort: Cohort, backbones: str, runs: Path, **changes: Any) -> Recorder:
-    run = Recorder()
+    run = Recorder(draws=False)
     settings = {
         "rule": "given",
         "size_mm": 14.0,

@@ -13,8 +13,9 @@ from pipelines.probing.reading import FrozenFeatures
 from probes.scoring import Parts
 from probes.statistics.estimate import Estimate
 from tests.pipelines.probing.grain import LABELS, QUESTION, N
-from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, cohort_of, probed
+from tests.pipelines.probing.test_probe_malignancy import backbone, cohort_of, probed
 from tests.probes.partial.test_nested import folds_of, simulated
+from tests.recorder import Recorder
 
 
 def test_characteristics_that_the_grain_shows_are_known_and_others_are_not(grained: Recorder) -> None:

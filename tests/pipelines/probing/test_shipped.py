@@ -28,7 +28,8 @@ from pipelines.training.config import PretrainConfig
 from pipelines.training.run import _first_backbone
 from probes.heads.fitting import FitSettings
 from probes.splits import is_held_out
-from tests.pipelines.probing.test_probe_malignancy import TINY, Recorder, backbone, cohort_of, noise
+from tests.pipelines.probing.test_probe_malignancy import TINY, backbone, cohort_of, noise
+from tests.recorder import Recorder
 from transforms.views.config import ViewConfig
 
 PUBLIC = sorted({patient for patient, _ in lidc_scans().values()})
@@ -92,7 +93,7 @@ def network_for(patient: str) -> str:
 def test_each_patient_is_read_by_the_network_that_never_saw_him(
     boxes: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, kept = Recorder(), {}
+    run, kept = Recorder(draws=False), {}
 
     class Gathered(Exception):
         """All is read; what is fitted to it is tested elsewhere."""
@@ -141,7 +142,7 @@ def config_of(cohort: Cohort, name: str, **changes: Any) -> ProbeConfig:
 
 def test_a_patient_whom_every_network_saw_is_refused_or_by_request_read_with_a_tag(cohort: Cohort) -> None:
     with pytest.raises(ProbeError, match=r"all networks of shipped:seen were trained on 1 of 32 patients"):
-        malignancy.run_probe(config_of(cohort, "shipped:seen"), Recorder())
+        malignancy.run_probe(config_of(cohort, "shipped:seen"), Recorder(draws=False))
     patients = cohort.series["patient_id"].to_numpy(dtype=np.str_)
     (reader,) = readers_of("shipped:seen", open_backbones("shipped:seen"), cohort, patients, "allow")
     assert (reader.loaded.source, reader.leak) == ("shipped:seen/all", "allowed")
@@ -185,7 +186,7 @@ def test_the_other_probes_pool_the_networks_too(
 ) -> None:
     monkeypatch.setattr("pipelines.probing.aggregation._NAMES", ("center", "mean"))
     monkeypatch.setattr("probes.aggregation.FitSettings", lambda: FitSettings(max_epochs=1))
-    recorder = Recorder()
+    recorder = Recorder(draws=False)
     common = {"rule": "given", "size_mm": 14.0, "folds": 2, "device": "cpu"}
     run(config(cohort=str(cohort.root), backbone="shipped:tiny", **common, **settings), recorder)
     assert recorder.tags["dinox.probed"] == "shipped:tiny/all,shipped:tiny/half_a,shipped:tiny/half_b"

@@ -15,7 +15,8 @@ from pipelines.probing.config import ProbeConfig
 from pipelines.probing.setup import ProbeError
 from pipelines.probing.target import aim_of
 from tests.pipelines.probing.grain import LABELS, QUESTION
-from tests.pipelines.probing.test_probe_malignancy import Recorder, backbone, probed
+from tests.pipelines.probing.test_probe_malignancy import backbone, probed
+from tests.recorder import Recorder
 from transforms.nodule_crop import CropSpec
 
 SPEC = CropSpec(size_mm=28.0, out_px=14)

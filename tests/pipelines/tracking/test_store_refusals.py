@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,11 @@ def test_a_file_that_was_to_be_sent_and_is_not_there_is_a_bug() -> None:
         Path("nowhere").read_text()
     with pytest.raises(StoreRefusedError, match=r"refuses: .*Not a directory"), answering():
         Path(__file__, "below").mkdir()
+
+
+def test_a_module_of_our_own_that_is_missing_is_our_bug() -> None:
+    with pytest.raises(ModuleNotFoundError), answering():
+        import_module("pipelines.tracking.no_such_module")
 
 
 def test_artifacts_in_an_object_store_need_its_package(
