@@ -78,8 +78,8 @@ def find_recipe(name_or_path: str, folder: Path = RECIPES) -> Path:
             return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     raise RecipeError(
-        f"recipe '{name_or_path}' is neither a file nor a name in {folder.name}{_near(name_or_path, known)};"
-        f" known names: {', '.join(known)}"
+        f"recipe '{name_or_path}' is neither a file nor one of the names in {folder.name}"
+        f" ({', '.join(known)}){_near(name_or_path, known)}"
     )
 
 

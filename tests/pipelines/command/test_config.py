@@ -134,7 +134,7 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b"])
 def test_a_name_that_no_file_can_have_is_an_unknown_recipe(name: str) -> None:
-    with pytest.raises(RecipeError, match="is neither a file nor a name in recipes"):
+    with pytest.raises(RecipeError, match="is neither a file nor one of the names in recipes"):
         find_recipe(name)
 
 
