@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -159,7 +160,25 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     if config.init == "xavier":
         init_xavier(backbone.vit)
     backbone.vit.set_grad_checkpointing(config.grad_checkpointing)
+    if config.drop_path:
+        set_drop_path(backbone.vit, config.drop_path)
     return backbone
+
+
+def set_drop_path(vit: nn.Module, rate: float) -> None:
+    """Skip both branches of a block for a sample, in training alone, with a probability that rises from 0 to `rate`.
+
+    Raises:
+        BackboneError: If its blocks have no such branches.
+    """
+    blocks = list(getattr(vit, "blocks", ()))
+    if not blocks or not all(hasattr(block, "drop_path1") for block in blocks):
+        raise BackboneError(
+            "backbone.drop_path needs blocks of attention and MLP, which this network has not"
+        )
+    for number, block in enumerate(blocks):
+        for branch in ("drop_path1", "drop_path2"):
+            setattr(block, branch, DropPath(rate * number / max(len(blocks) - 1, 1)))
 
 
 def _build_vit(config: BackboneConfig) -> VisionTransformer:

@@ -31,6 +31,8 @@ class BackboneConfig:
     has other words in the same space."""
     init: Literal["timm", "xavier"] = "timm"
     """`xavier`: Xavier-uniform linear layers and positions from N(0, 0.1)."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the student: how often the last block is skipped for a sample; rises linearly from 0."""
     weights: str = ""
     """Warm start: "timm" for timm's pretrained weights, or a backbone's name, folder or .safetensors file."""
     grad_checkpointing: bool = False

@@ -31,6 +31,10 @@ class OptimConfig:
     teacher_temp: PositiveFloat = 0.04
     teacher_temp_start: PositiveFloat = 0.04
     teacher_temp_warmup_steps: NonNegativeInt = 0
+    frozen_steps: NonNegativeInt = 0
+    """Updates at the start in which the head alone learns and the backbone keeps its weights, for a warm start."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a block over that of the next one; below 1 the first blocks of a warm start change least."""
     clip_norm: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients as they are."""
 

@@ -26,6 +26,8 @@ from pipelines.training.watch import Verdict, Watcher
 from transforms.refusal import Refusal
 from transforms.views.batch import Views, render_views
 
+_DROP_PATH = 1
+
 
 class NonFiniteLossError(Refusal):
     """A term of the loss is NaN or infinite."""
@@ -44,6 +46,7 @@ class Trainer:
         self.networks = StudentTeacher(network, config.gram_refresh_steps > 0).to(device)
         self.objective = Objective(config.objective, self.networks.student, config.head.prototypes).to(device)
         self.optimizer = build_optimizer([self.networks.student, self.objective], config.optim)
+        self.frozen_first = [one for one in backbone.parameters() if one.requires_grad]
         self.watcher = Watcher(config.watch, config.head.prototypes, config.objective.student_temp)
         self.autocast_dtype = choose_precision(config.precision, device, backbone.embed_dim)
         if self.autocast_dtype is not None and device.type == "cpu":
@@ -66,6 +69,9 @@ class Trainer:
         now = moment(self.config.optim, self.step, self.config.steps)
         set_groups(self.optimizer, now)
         self.networks.train()
+        if self.config.optim.frozen_steps:  # Without a gradient, AdamW neither moves nor decays a weight.
+            for parameter in self.frozen_first:
+                parameter.requires_grad_(self.step >= self.config.optim.frozen_steps)
         if self.networks.gram_teacher is not None and self.step % self.config.gram_refresh_steps == 0:
             self.networks.refresh_gram_teacher()
 
@@ -94,6 +100,9 @@ class Trainer:
         local = views.local_views.to(self.device, dtype) if views.local_views is not None else None
         batch = Batch(views.global_views.to(self.device, dtype), local, now.teacher_temp, rng)
         enabled = self.autocast_dtype is not None
+        if self.config.backbone.drop_path:  # torch's own draws, keyed as the masks are, from another stream.
+            key = [self.config.seed, self.step, part, world()[0], _DROP_PATH]
+            torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))
         with torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             terms: Terms = self.objective(self.networks, batch)
         return terms

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from models.backbone import BackboneError, build_backbone, load_weights
+from models.backbone import BackboneError, build_backbone, load_weights, set_drop_path
 from models.config import BackboneConfig, HeadConfig
 from models.student_teacher import Network, ProjectionHead, StudentTeacher, central_mean
 
@@ -152,6 +152,14 @@ def test_any_plain_timm_vit_is_taken_by_name() -> None:
 def test_impossible_shapes_are_refused_in_a_sentence(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         BackboneConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_paths_are_dropped_more_often_towards_the_last_block_and_only_where_there_are_some() -> None:
+    three = BackboneConfig(arch="custom", depth=3, embed_dim=32, heads=2, image_px=28, drop_path=0.2)
+    blocks = build_backbone(three).vit.blocks
+    assert [block.drop_path2.drop_prob for block in blocks] == pytest.approx([0.0, 0.1, 0.2])
+    with pytest.raises(BackboneError, match=r"drop_path needs blocks"):
+        set_drop_path(torch.nn.Identity(), 0.2)
 
 
 def test_an_unknown_timm_name_is_refused() -> None:

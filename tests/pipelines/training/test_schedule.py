@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models.backbone import build_backbone
-from models.config import BackboneConfig
+from models.config import BackboneConfig, HeadConfig
+from models.student_teacher import Network, ProjectionHead
 from pipelines.command.config import RecipeError, load_recipe
 from pipelines.training.config import OptimConfig
 from pipelines.training.schedule import build_optimizer, moment, set_groups
@@ -70,10 +71,28 @@ def test_everything_decays_when_asked(backbone: torch.nn.Module) -> None:
     assert len(optimizer.param_groups[0]["params"]) == len(list(backbone.parameters()))
 
 
+def test_with_layer_decay_each_block_learns_faster_than_the_one_before() -> None:
+    deep = build_backbone(BackboneConfig(arch="custom", depth=3, embed_dim=16, heads=2, image_px=28))
+    network = Network(deep, ProjectionHead(16, HeadConfig(prototypes=4)))
+    optimizer = build_optimizer([network], OptimConfig(layer_decay=0.5))
+    set_groups(optimizer, moment(OptimConfig(lr=1.0, min_lr=1.0, warmup_steps=0), 0, 10))
+    names = {id(p): name for name, p in network.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates) == set(names.values())
+    stem = ("cls_token", "pos_embed", "reg_token", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    assert {rates[f"backbone.vit.{name}"] for name in stem} == {0.5**4}
+    for block, rate in enumerate((0.125, 0.25, 0.5)):
+        own = {value for name, value in rates.items() if f".blocks.{block}." in name}
+        assert own == {rate}
+    last = {value for name, value in rates.items() if name.startswith(("head.", "backbone.vit.norm."))}
+    assert last == {1.0}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"lr": 0.0}, "'lr' was given 0.0: input should be greater than 0"),
+        ({"layer_decay": 0.0}, "'layer_decay' was given 0.0: input should be greater than 0"),
         ({"min_lr": -0.1}, "'min_lr' was given -0.1: input should be greater than or equal to 0"),
         ({"min_lr": 0.1}, "min_lr cannot be above lr, got 0.1 and 0.0002"),
         ({"teacher_temp": 0.0}, "'teacher_temp' was given 0.0"),

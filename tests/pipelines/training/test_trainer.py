@@ -82,6 +82,12 @@ ARMS = {
         ("views.center", "point"),
         ("views.neighbor_slices", "2"),
     ),
+    "frozen start, layer decay, drop path, stopped while frozen": (
+        ("optim.frozen_steps", "6"),
+        ("optim.layer_decay", "0.5"),
+        ("backbone.depth", "2"),
+        ("backbone.drop_path", "0.5"),
+    ),
     "mae": (("objective.kind", "mae"), ("objective.gram_weight", "0"), ("objective.koleo_weight", "0")),
 }
 
@@ -109,6 +115,41 @@ def test_resuming_equals_never_stopping_bit_for_bit(arm: str, small_cohort: Coho
     assert rest == undisturbed[1:]
     for name, tensor in whole.networks.state_dict().items():
         assert torch.equal(tensor, second.networks.state_dict()[name]), name
+
+
+def test_a_frozen_start_leaves_the_backbone_as_it_was_to_the_last_bit_and_then_trains_it(
+    small_cohort: Cohort,
+) -> None:
+    config = config_of(("optim.frozen_steps", "3"), ("objective.kind", "simclr"), ("backbone.registers", "0"))
+    trainer = build(config)
+    before = {name: tensor.clone() for name, tensor in trainer.networks.state_dict().items()}
+    batches = batches_for(config, small_cohort)
+
+    def moved() -> set[str]:
+        return {
+            name for name, one in trainer.networks.state_dict().items() if not torch.equal(one, before[name])
+        }
+
+    for _ in range(3):
+        trainer.update(batches)
+    assert moved() == {name for name in before if ".head." in name}
+    trainer.update(batches)
+    assert moved() == set(before)
+
+
+def test_dropped_paths_are_the_students_alone_and_follow_the_seed(small_cohort: Cohort) -> None:
+    plain = run(config_of(("backbone.depth", "2")), small_cohort, build(config_of(("backbone.depth", "2"))))
+    config = config_of(("backbone.depth", "2"), ("backbone.drop_path", "0.5"))
+    trainer = build(config)
+    images = torch.randn(16, 3, 28, 28)
+    teacher, student = (one.backbone for one in (trainer.networks.teacher, trainer.networks.student.train()))
+    assert not torch.equal(student(images).class_token, student(images).class_token)
+    assert torch.equal(teacher(images).class_token, student.eval()(images).class_token)
+    dropped = run(config, small_cohort, trainer)
+    torch.manual_seed(5)
+    again = build(config)
+    torch.manual_seed(6)
+    assert run(config, small_cohort, again) == dropped != plain
 
 
 def test_views_are_drawn_where_slices_are_read_and_a_device_renders_the_same(small_cohort: Cohort) -> None:
