@@ -54,6 +54,8 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
     "optim.teacher_temp": ("0.1", {"optim.teacher_temp_warmup_steps": "2"}),
     "optim.teacher_temp_start": ("0.1", {"optim.teacher_temp_warmup_steps": "2"}),
     "optim.teacher_temp_warmup_steps": ("2", {"optim.teacher_temp_start": "0.1"}),
+    "optim.frozen_steps": ("2", {}),
+    "optim.layer_decay": ("0.5", {}),
     "optim.clip_norm": ("0.01", {}),
 }
 
