@@ -20,14 +20,20 @@ class WeightsError(Refusal):
     """Weights of another network."""
 
 
-def _flip(batch: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Mirror each image along a random subset of its spatial axes: nodules have no handedness."""
-    (images,) = batch
-    for axis in range(2, images.ndim):
-        chosen = torch.rand(len(images), generator=generator) < 0.5
-        shape = (-1, *[1] * (images.ndim - 1))
-        images = torch.where(chosen.to(images.device).view(shape), images.flip(axis), images)
-    return (images,)
+def flip(batch: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Mirror each sample along a random subset of its spatial axes: nodules have no handedness.
+
+    Args:
+        batch: Images (B, C, ...), and after them masks (B, ...) of the same spatial axes, which follow the images.
+        generator: Of the choice.
+    """
+    images = batch[0]
+    for axis in range(2 - images.ndim, 0):
+        chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+        batch = tuple(
+            torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one.flip(axis), one) for one in batch
+        )
+    return batch
 
 
 @dataclass
@@ -44,7 +50,7 @@ class SupervisedProbe(NetworkProbe[npt.ArrayLike | Tensor]):
     settings: FitSettings = field(
         default=FitSettings(lr=3e-4, max_epochs=40, patience=8, batch_size=32), kw_only=True
     )
-    augment: Augment | None = field(default=_flip, kw_only=True)
+    augment: Augment | None = field(default=flip, kw_only=True)
     predicted_at_once: int = field(default=64, kw_only=True)
 
     def inputs(self, features: npt.ArrayLike | Tensor) -> tuple[Tensor, ...]:

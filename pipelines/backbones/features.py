@@ -65,7 +65,7 @@ def encode(
                 shares = (patch_shares(where[own], backbone.patch_px) for where in (region.mask, region.ring))
                 parts.append(inside_and_around(tokens.patch_tokens, *(share.to(device) for share in shares)))
             else:
-                parts.append(_chosen(tokens, features, backbone, mm_per_px))
+                parts.append(chosen_tokens(tokens, features, backbone, mm_per_px))
         rows.append(torch.cat(parts, dim=-1).float().cpu())
     encoded = torch.cat(rows).numpy()
     return encoded.reshape(*crops_hu.shape[:-3], *encoded.shape[1:])
@@ -79,9 +79,9 @@ def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: f
     return (WindowHU(*PROBE_WINDOWS_HU[window])(hu * hu_scale) - mean) / std
 
 
-def patch_shares(where: NDArray[np.bool_], patch_px: int) -> torch.Tensor:
+def patch_shares(where: NDArray[np.bool_] | torch.Tensor, patch_px: int) -> torch.Tensor:
     """Return the share of each patch, (B, N), that lies in a mask (B, P, P)."""
-    covered = torch.from_numpy(where.astype(np.float32))[:, None]
+    covered = torch.as_tensor(where).float()[:, None]
     return torch.nn.functional.avg_pool2d(covered, patch_px).flatten(1)
 
 
@@ -120,7 +120,10 @@ def image_features(tokens: Tokens, features: SliceFeature) -> torch.Tensor:
             return torch.cat([tokens.class_token, tokens.patch_tokens.mean(1)], dim=-1)
 
 
-def _chosen(tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float) -> torch.Tensor:
+def chosen_tokens(
+    tokens: Tokens, features: FeatureName, backbone: Backbone, mm_per_px: float
+) -> torch.Tensor:
+    """Return what a reading other than `roi` takes: one vector per image (B, D), or all patches (B, N, D)."""
     match features:
         case "roi":
             raise ValueError("features=roi needs the region of each nodule")

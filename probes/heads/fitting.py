@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from probes.splits import patient_folds
-from probes.statistics.checks import Floats, TooFewError, UnmeasurableError, binary_labels
+from probes.splits import Fold, patient_folds
+from probes.statistics.checks import Floats, Ints, TooFewError, UnmeasurableError, binary_labels
+from probes.statistics.metrics import auroc
 
 S_contra = TypeVar("S_contra", contravariant=True)
 Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
@@ -33,6 +34,55 @@ class FitSettings:
 
 
 @dataclass(kw_only=True)
+class Training:
+    """A network in training, with all that decides how it goes on: what a resumed training needs.
+
+    Attributes:
+        order, noise: Draws of batches and of augmentation.
+        best: What was learned when the validation loss was lowest, see `learned`.
+        best_loss: That loss.
+        epoch: Epochs done.
+        waited: Epochs since the lowest loss.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    order: torch.Generator
+    noise: torch.Generator
+    best: dict[str, Tensor]
+    best_loss: float = float("inf")
+    epoch: int = 0
+    waited: int = 0
+
+    def is_over(self, settings: FitSettings) -> bool:
+        """Whether the last epoch was reached, or too many went by without a lower loss."""
+        has_waited = self.waited > 0 and self.waited >= settings.patience
+        return self.epoch >= settings.max_epochs or has_waited
+
+
+@dataclass(frozen=True, slots=True)
+class EpochFigures:
+    """Of one epoch: mean training loss (as augmented), and loss and AUROC on the patients set aside."""
+
+    loss: float
+    validation_loss: float
+    validation_auroc: float
+
+
+class Follower(Protocol):
+    """Follows a training: a pipeline stores its state and figures. The global random state is the training's own."""
+
+    def begins(self, training: Training) -> None:
+        """Take up an earlier training, if there was one, by changing the state of this one."""
+
+    def batch_done(self) -> None:
+        """Called after each update; may end the training by an exception."""
+
+    def epoch_done(self, training: Training, figures: EpochFigures) -> None:
+        """Called after each epoch."""
+
+
+@dataclass(kw_only=True)
 class NetworkProbe(Generic[S_contra]):
     """A probe whose network is trained by `fit_network`; its children say what the network is and what it takes.
 
@@ -44,6 +94,7 @@ class NetworkProbe(Generic[S_contra]):
         device: Where to train.
         augment: Applied to each training batch on the device.
         predicted_at_once: Samples of one batch of `decision_function`, which bounds its memory.
+        follower: Stores what a resumed training needs.
     """
 
     settings: FitSettings = field(default_factory=FitSettings)
@@ -51,6 +102,7 @@ class NetworkProbe(Generic[S_contra]):
     device: str | torch.device = "cpu"
     augment: Augment | None = None
     predicted_at_once: int = 256
+    follower: Follower | None = None
 
     def inputs(self, features: S_contra) -> tuple[Tensor, ...]:
         """Tensors that the network takes, whose first axis is the N samples."""
@@ -77,6 +129,7 @@ class NetworkProbe(Generic[S_contra]):
             self.seed,
             device,
             self.augment,
+            self.follower,
         )
         return self
 
@@ -95,14 +148,16 @@ def fit_network(
     seed: int,
     device: torch.device,
     augment: Augment | None = None,
+    follower: Follower | None = None,
 ) -> nn.Module:
     """Train a network and return it as it was when its loss on the set-aside patients was lowest.
 
     Classes weigh the same, so that the logit is evidence as `linear.Probe` defines it. The global random state
-    is left as it was found.
+    is left as it was found. Parameters without `requires_grad` stay as they are.
 
     Args:
-        build: Makes the network; its parameters are drawn under `seed`. It takes the inputs, gives logits (B,).
+        build: Makes the network; its parameters are drawn under `seed`. It takes the inputs, gives logits (B,). A
+            method `parameter_groups` of it may give groups with learning rates of their own.
         inputs: Tensors whose first axis is the N samples; batches reach the device as float32 (bool stays bool).
         labels: 0 or 1, (N,).
         patient_ids: Patient of each sample, (N,).
@@ -110,6 +165,7 @@ def fit_network(
         seed: Of initialization, batches, dropout and augmentation.
         device: Where to train.
         augment: Applied to each training batch on the device.
+        follower: Stores what a resumed training needs.
 
     Raises:
         UnmeasurableError: If an input is not finite, a class is absent, or a class has one patient only.
@@ -122,6 +178,21 @@ def fit_network(
             bool(torch.isfinite(part).all()) for part in torch.split(values, 64)
         ):
             raise UnmeasurableError("features hold NaN or infinity")
+    fold = early_stopping_fold(truth, patient_ids, settings, seed)
+    target = torch.from_numpy(truth).float()
+    with seeded(seed, device):
+        network = build().to(device)
+        return _train(
+            network, inputs, target, fold.train, fold.test, settings, seed, device, augment, follower
+        )
+
+
+def early_stopping_fold(truth: Ints, patient_ids: npt.ArrayLike, settings: FitSettings, seed: int) -> Fold:
+    """Return the rows that `fit_network` trains on, and those of the patients that it sets aside.
+
+    Raises:
+        TooFewError: If a class has one patient only, or patients cannot be divided.
+    """
     patients = np.asarray(patient_ids).astype(str)
     rarer = min(np.unique(patients[truth == label]).size for label in (0, 1))
     if rarer < 2:
@@ -134,11 +205,13 @@ def fit_network(
         raise TooFewError(
             f"{rarer} patients of the rarer class cannot be split for early stopping; more are needed"
         )
-    fold = usable[0]
-    target = torch.from_numpy(truth).float()
-    with seeded(seed, device):
-        network = build().to(device)
-        return _train(network, inputs, target, fold.train, fold.test, settings, seed, device, augment)
+    return usable[0]
+
+
+def learned(network: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a network less its frozen parameters."""
+    frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
 
 
 def _train(
@@ -151,34 +224,56 @@ def _train(
     seed: int,
     device: torch.device,
     augment: Augment | None,
+    follower: Follower | None,
 ) -> nn.Module:
-    order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     loss_of = _balanced_loss(target[train], device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    groups = getattr(network, "parameter_groups", lambda: _trained(network))
+    training = Training(
+        network=network,
+        optimizer=torch.optim.AdamW(groups(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True),
+        order=torch.Generator().manual_seed(seed),
+        noise=torch.Generator().manual_seed(seed + 1),
+        best=deepcopy(learned(network)),
     )
-    best, best_loss, waited = deepcopy(network.state_dict()), float("inf"), 0
+    if follower is not None:
+        follower.begins(training)
     rows = torch.from_numpy(train)
-    for _ in range(settings.max_epochs):
+    while not training.is_over(settings):
         network.train()
-        for batch in torch.split(rows[torch.randperm(len(rows), generator=order)], settings.batch_size):
+        losses = []
+        order = torch.randperm(len(rows), generator=training.order)
+        for batch in torch.split(rows[order], settings.batch_size):
             if len(batch) == 1 and len(rows) > 1:
                 continue  # batch normalization needs more than one sample
             moved = _to_device(inputs, batch, device)
-            moved = moved if augment is None else augment(moved, noise)
-            optimizer.zero_grad(set_to_none=True)
-            loss_of(network(*moved), target[batch].to(device)).backward()
-            optimizer.step()
-        held_out = torch.from_numpy(predict(network, inputs, device, validation)).float()
-        loss = float(loss_of(held_out.to(device), target[validation].to(device)))
-        if loss < best_loss:
-            best, best_loss, waited = deepcopy(network.state_dict()), loss, 0
+            moved = moved if augment is None else augment(moved, training.noise)
+            training.optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(network(*moved), target[batch].to(device))
+            loss.backward()
+            training.optimizer.step()
+            losses.append(loss.detach())
+            if follower is not None:
+                follower.batch_done()
+        logits = predict(network, inputs, device, validation)
+        held_out = torch.from_numpy(logits).float()
+        validation_loss = float(loss_of(held_out.to(device), target[validation].to(device)))
+        training.epoch += 1
+        if validation_loss < training.best_loss:
+            training.best, training.best_loss = deepcopy(learned(network)), validation_loss
+            training.waited = 0
         else:
-            waited += 1
-            if waited >= settings.patience:
-                break
-    network.load_state_dict(best)
+            training.waited += 1
+        if follower is not None:
+            area = float(auroc(target[validation].numpy(), logits, np.ones((1, len(logits))))[0])
+            follower.epoch_done(
+                training, EpochFigures(float(torch.stack(losses).mean()), validation_loss, area)
+            )
+    network.load_state_dict(training.best, strict=False)
     return network.eval()
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def predict(

@@ -187,8 +187,8 @@ def cross_fit(
     tested = np.unique(np.concatenate([test for _, test in pairs])) if pairs else np.empty(0, dtype=np.int64)
     if tested.size == 0:
         raise ValueError("the folds test no sample at all")
-    common_prior = logit(binary_labels(truth[tested]).mean() if prior is None else prior)
-    total, times = np.zeros(len(truth)), np.zeros(len(truth))
+    common_prior = float(binary_labels(truth[tested]).mean()) if prior is None else prior
+    evidence = []
     for train, test in pairs:
         shared = np.intersect1d(patients[train], patients[test])
         if shared.size:
@@ -196,9 +196,19 @@ def cross_fit(
                 f"a fold tests {shared.size} patients that it also trains on, such as {shared[0]}"
             )
         probe = probe_factory().fit(features[train], truth[train], patients[train])
-        total[test] += expit(probe.decision_function(features[test]) + common_prior)
+        evidence.append(probe.decision_function(features[test]))
+    return mean_probability(evidence, pairs, len(truth), common_prior)
+
+
+def mean_probability(
+    evidence: Iterable[Floats], folds: Iterable[tuple[Ints, Ints]], n: int, prior: float
+) -> Floats:
+    """Turn the evidence of each fold's test rows into probabilities, (n,): means over repeats, NaN where untested."""
+    total, times = np.zeros(n), np.zeros(n)
+    for own, (_, test) in zip(evidence, folds, strict=True):
+        total[test] += expit(own + logit(prior))
         times[test] += 1
-    return np.asarray(np.divide(total, times, out=np.full(len(truth), np.nan), where=times > 0))
+    return np.asarray(np.divide(total, times, out=np.full(n, np.nan), where=times > 0))
 
 
 def mean_and_scale(x: Floats) -> tuple[Floats, Floats]:

@@ -6,7 +6,7 @@ from probes.heads.fitting import FitSettings
 from probes.heads.linear import cross_fit
 from probes.splits import patient_folds
 from probes.statistics.metrics import auroc_with_interval
-from probes.supervised import SupervisedProbe, WeightsError, _flip
+from probes.supervised import SupervisedProbe, WeightsError, flip
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPE = {"resnet18": (3, 32, 32), "resnet18_3d": (1, 16, 16, 16)}
@@ -77,7 +77,7 @@ def test_given_weights_are_where_training_starts_and_the_classifier_is_new(archi
 
 def test_flips_mirror_whole_images_and_nothing_else():
     images = torch.arange(64 * 3 * 4 * 5, dtype=torch.float32).view(64, 3, 4, 5)
-    (flipped,) = _flip((images,), torch.Generator().manual_seed(0))
+    (flipped,) = flip((images,), torch.Generator().manual_seed(0))
     seen = set()
     for before, after in zip(images, flipped, strict=True):
         kinds = {(): before, (1,): before.flip(1), (2,): before.flip(2), (1, 2): before.flip(1, 2)}
