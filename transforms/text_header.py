@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.inflate import inflate
+from transforms.inflate import inflate_array
 from transforms.refusal import refuse_if
 from transforms.volume_file import check_written
 
@@ -73,11 +73,11 @@ def read_voxels(
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     n_there = path.stat().st_size - max(start, 0)
     check_written(path, max(start, 0))
-    content = b""
+    content = np.empty(0, np.uint8)
     if wbits:
         with path.open("rb") as file:
             file.seek(start)
-            content = inflate(file, wbits, n_bytes)
+            content = inflate_array(file, wbits, n_bytes)
     refuse_if(
         (len(content) if wbits else n_there) != n_bytes,
         f"its voxels are {'not' if wbits else f'{max(n_there, 0)} bytes and not'} the {n_bytes} bytes that {fields} "
@@ -85,4 +85,4 @@ def read_voxels(
     )
     if not wbits:
         return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F")
-    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+    return content.view(dtype).reshape(shape, order="F")
