@@ -23,6 +23,10 @@ MAX_VOXELS = 2**31
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SPARSE = 16
 """One row of so many is looked at before all are."""
+_SCALE_ENDS_HU = 2000
+"""Scanners' scales end above it, where metal saturates; a window ends below."""
+_CLIPPED_SHARE = 0.001
+"""Of all voxels; the highest value of a CT that is not clipped is a single voxel's."""
 MAX_SHEAR_COSINE = np.sin(np.radians(1.0))
 
 
@@ -125,6 +129,8 @@ def volume_of(
         notes = (*notes, "HU were not integers as stored and are rounded")
     if lowest < PADDING_HU:
         notes = (*notes, "values below -1024 HU are kept")
+    if highest < _SCALE_ENDS_HU and _is_clipped(oriented[:, ::_SPARSE], highest):
+        notes = (*notes, f"values end at {highest} HU, which many voxels hold: clipped to a window")
     return FileVolume(
         volume_hu=oriented,
         spacing_mm=spacing_of(affine[:, [2, 1, 0, 3]]),
@@ -133,6 +139,10 @@ def volume_of(
         stored_affine_ras=affine_ras,
         n_padding_voxels=n_padding,
     )
+
+
+def _is_clipped(sample_hu: NDArray[np.int16], highest: int) -> bool:
+    return np.count_nonzero(sample_hu == highest) > max(_CLIPPED_SHARE * sample_hu.size, 50)
 
 
 def _check_range(low: float, high: float) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipelines.cohort.folder import Cohort
+from pipelines.ingest.slice_order import order_figures, spine_at_back
 from pipelines.runtime.progress import progress
 from transforms.body_grid import LUNG, OUTSIDE
 from transforms.geometry import VolumeGeometry
@@ -34,6 +35,13 @@ _USUAL: dict[str, tuple[str, float, float]] = {
     "fat_hu": ("fat of {:.0f} HU", -135, -65),
     "lung_share": ("{:.0%} of the body is lung", 0.05, 0.75),
     "left_share": ("{:.0%} of the lung is on the left, where the heart is: mirrored?", 0.33, 0.51),
+    "spine_share": (
+        "bone in the middle of the front, {:.0%} of it at the back: front and back exchanged?",
+        0.4,
+        1,
+    ),
+    "order": ("neighboring slices differ {:.2g} times as much as those four apart: shuffled?", 0, 0.8),
+    "jump": ("one step between slices is {:.2g} times the greatest over two: two passes?", 0, 0.9),
 }
 """What a chest CT of an adult has, lowest and highest; anything else is named, and may yet be right."""
 _FEW = 5
@@ -92,6 +100,11 @@ def _look(row: dict[str, Any], cohort: Cohort) -> Glance:
     to_left, to_back = geometry.affine_ras[0, 2] < 0, geometry.affine_ras[1, 1] < 0
     to_head = geometry.affine_ras[2, 0] > 0
     figures = _figures(row, axial, body, z, to_left)
+    figures["order"], figures["jump"] = order_figures(coronal)
+    if not np.isnan(
+        figures["left_share"]
+    ):  # Whole lungs: beside a heart full of contrast medium alone it misleads.
+        figures["spine_share"] = spine_at_back(volume, body, to_back)
     axial_seen = axial[:: 1 if to_back else -1, :: 1 if to_left else -1]
     offsets = np.array(row["slice_offsets_mm"], dtype=float)
     step_mm, y_mm, x_mm = geometry.spacing_mm
@@ -107,7 +120,7 @@ def _look(row: dict[str, Any], cohort: Cohort) -> Glance:
         unusual |= {
             name: text.format(figures[name])
             for name, (text, low, high) in _USUAL.items()
-            if not low <= figures[name] <= high and not np.isnan(figures[name])
+            if name in figures and not low <= figures[name] <= high and not np.isnan(figures[name])
         }
     return Glance(
         row,

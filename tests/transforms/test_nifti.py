@@ -86,6 +86,13 @@ def test_is_refused_with_its_reason(
         read_nifti(saved(tmp_path / "v.nii", voxels, **header))
 
 
+def test_values_clipped_to_a_window_are_noted(tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).normal(-300, 500, (40, 48, 20)).astype(np.int16)
+    (note,) = read_nifti(saved(tmp_path / "clipped.nii", np.clip(hu, -1000, 400))).notes
+    assert note == "values end at 400 HU, which many voxels hold: clipped to a window"
+    assert read_nifti(saved(tmp_path / "whole.nii", np.clip(hu, -1000, None))).notes == ()
+
+
 def test_numbers_of_64_bits_are_not_copied_whole(tmp_path: Path) -> None:
     voxels = np.random.default_rng(1).uniform(-1000, 1000, (90, 96, 100))
     path = saved(tmp_path / "v.nii", voxels)
