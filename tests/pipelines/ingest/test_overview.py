@@ -20,7 +20,7 @@ SHAPE, SPACING = (60, 128, 128), (5.0, 2.8, 2.8)
 
 
 def chest() -> np.ndarray:
-    """(z, y, x), x toward the left, y toward the back, z toward the head: a heart on the left, narrow apexes, a spine."""
+    """(z, y, x), x toward the left, y toward the back, z toward the head: heart on the left, narrow apexes, spine."""
     z, y, x = np.mgrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     volume = np.full(SHAPE, -1000, dtype=np.int16)
     volume[((y - 63) / 45) ** 2 + ((x - 63) / 58) ** 2 < 1] = -100
