@@ -142,7 +142,7 @@ def volume_of(
 
 
 def _is_clipped(sample_hu: NDArray[np.int16], highest: int) -> bool:
-    return np.count_nonzero(sample_hu == highest) > max(_CLIPPED_SHARE * sample_hu.size, 50)
+    return int(np.count_nonzero(sample_hu == highest)) > max(_CLIPPED_SHARE * sample_hu.size, 50)
 
 
 def _check_range(low: float, high: float) -> None:
