@@ -1,4 +1,4 @@
-"""Vision transformers through timm: class token and patch tokens of a batch of views."""
+"""Vision transformers, and ConvNeXt for probes, through timm: class token and patch tokens of a batch of views."""
 
 from typing import Any, NamedTuple
 
@@ -6,9 +6,13 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
 from timm.layers.drop import DropPath
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_sincos import apply_keep_indices_nlc
+from timm.models import is_model_in_modules
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +24,12 @@ from transforms.refusal import Refusal
 
 # The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
 _ARTICLE = {"vit_small": "vit_small_patch14_reg4_dinov2", "vit_large": "vit_large_patch14_reg4_dinov2"}
+
+_ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+ViT = VisionTransformer | Eva
+"""timm's ViTs with learned positions, and those of DINOv3, EVA and others whose attention turns with the position."""
+
+_NEITHER = "timm model '{}' is no vision transformer with a class token, nor a ConvNeXt; name one that is"
 
 
 class BackboneError(Refusal):
@@ -42,14 +52,15 @@ class Backbone(nn.Module):
             code that trains or opens weights with other values sets them.
     """
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: ViT) -> None:
         """Wrap a timm model; its classifier, if any, is dropped."""
         super().__init__()
+        self._wrap(vit, vit.embed_dim, vit.patch_embed.patch_size[0], vit.patch_embed.img_size[0])
+
+    def _wrap(self, vit: Any, embed_dim: int, patch_px: int, image_px: int) -> None:
         vit.reset_classifier(0)
         self.vit = vit
-        self.embed_dim = int(vit.embed_dim)
-        self.patch_px = int(vit.patch_embed.patch_size[0])
-        self.image_px = int(vit.patch_embed.img_size[0])
+        self.embed_dim, self.patch_px, self.image_px = int(embed_dim), int(patch_px), int(image_px)
         stated: dict[str, Any] = getattr(vit, "pretrained_cfg", None) or {}
         self.mean: tuple[float, ...] = tuple(stated.get("mean", IMAGENET_DEFAULT_MEAN))
         self.std: tuple[float, ...] = tuple(stated.get("std", IMAGENET_DEFAULT_STD))
@@ -60,16 +71,29 @@ class Backbone(nn.Module):
         if mask is not None and mask_token is not None:
             hidden = mask.view(*patches.shape[:-1], 1)
             patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
-        return self._encode(self.vit._pos_embed(patches))
+        return self._encode(*self._placed(patches))
 
     def encode_visible(self, images: Tensor, keep: Tensor) -> Tokens:
         """Encode only the patches at `keep` (B, M), as a masked autoencoder does; patch tokens are (B, M, D)."""
         hidden = keep.new_ones(len(images), self.vit.patch_embed.num_patches).scatter(1, keep, 0) > 0
-        tokens = self.vit._pos_embed(self.vit.patch_embed(self._shown(images, hidden)))
+        tokens, rope = self._placed(self.vit.patch_embed(self._shown(images, hidden)))
         prefix = self.vit.num_prefix_tokens
         index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         shown = tokens[:, prefix:].gather(1, index)
-        return self._encode(torch.cat([tokens[:, :prefix], shown], dim=1))
+        if rope is not None:
+            rope = apply_keep_indices_nlc(tokens, rope, keep)
+            # One rotation for all heads, or one per block and head.
+            rope = rope.transpose(0, 1) if self._is_rope_mixed else rope.unsqueeze(1)
+        return self._encode(torch.cat([tokens[:, :prefix], shown], dim=1), rope)
+
+    def _placed(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return all tokens with their learned positions, and the rotations of ViTs that have them."""
+        placed = self.vit._pos_embed(patches)
+        return placed if isinstance(placed, tuple) else (placed, None)
+
+    @property
+    def _is_rope_mixed(self) -> bool:
+        return bool(getattr(self.vit, "rope_mixed", False))
 
     def _shown(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Make hidden patches (B, N) gray where a stem reads beyond each patch, so that shown ones do not hold them."""
@@ -91,20 +115,41 @@ class Backbone(nn.Module):
         takes twice as long as this. The price is memory: the attention matrix of every block is kept for it.
         """
         for module in self.vit.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, _ATTENTIONS):
                 module.fused_attn = False  # type: ignore[misc]  # Final for TorchScript alone.
 
-    def _encode(self, tokens: Tensor) -> Tokens:
+    def _encode(self, tokens: Tensor, rope: Tensor | None) -> Tokens:
         vit = self.vit
         tokens = vit.norm_pre(tokens)
-        for block in vit.blocks:
+        for number, block in enumerate(vit.blocks):
+            turned: dict[str, Any] = (
+                {} if rope is None else {"rope": rope[number] if self._is_rope_mixed else rope}
+            )
             if vit.grad_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
+                tokens = checkpoint(block, tokens, use_reentrant=False, **turned)
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, **turned)
         tokens = vit.norm(tokens)
         prefix = vit.num_prefix_tokens
         return Tokens(tokens[:, 0], tokens[:, prefix:], tokens[:, 1:prefix])
+
+
+class ConvBackbone(Backbone):
+    """A ConvNeXt as probes read it: its last feature map as patch tokens, their mean as class token, both normalized.
+
+    The same tokens as the authors of DINOv3 read from theirs. It is not trained here: nothing can be hidden from it.
+    """
+
+    def __init__(self, network: ConvNeXt, image_px: int) -> None:
+        """Wrap a timm model for images of this size."""
+        nn.Module.__init__(self)
+        self._wrap(network, network.num_features, int(str(network.feature_info[-1]["reduction"])), image_px)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
+        """Encode images (B, 3, S, S)."""
+        places = self.vit.forward_features(images)
+        patches = self.vit.head.norm(places).flatten(2).transpose(1, 2)
+        return Tokens(self.vit.forward_head(places, pre_logits=True), patches, patches[:, :0])
 
 
 @torch.no_grad()
@@ -125,38 +170,44 @@ def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
 
     Returns:
         (B, heads, N), softmax weights; the remainder to 1 goes to the class token itself and to the registers.
-        None where the last block's attention is of a kind that has no plain queries and keys.
+        None where the last block's attention is of another kind, or there is none.
     """
-    attention = backbone.vit.blocks[-1].attn
-    if type(attention) is not Attention:
+    attention = None if isinstance(backbone, ConvBackbone) else backbone.vit.blocks[-1].attn
+    if not isinstance(attention, _ATTENTIONS):
         return None
     seen: list[Tensor] = []
 
     def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen.append(arguments[0])
+        seen.append(arguments[0][:, :, 0, backbone.vit.num_prefix_tokens :])
 
-    hook = attention.register_forward_pre_hook(remember)
+    hook, fused = attention.attn_drop.register_forward_pre_hook(remember), attention.fused_attn
+    attention.fused_attn = False  # type: ignore[misc]  # Final for TorchScript alone.
     try:
         backbone(images)
     finally:
         hook.remove()
-    batch, length, _ = seen[0].shape
-    joined = attention.qkv(seen[0]).reshape(batch, length, 3, attention.num_heads, attention.head_dim)
-    queries, keys, _ = joined.permute(2, 0, 3, 1, 4)
-    query = attention.q_norm(queries[:, :, :1]) * attention.scale
-    weights = (query @ attention.k_norm(keys).transpose(-2, -1)).softmax(dim=-1)
-    patches: Tensor = weights[:, :, 0, backbone.vit.num_prefix_tokens :]
-    return patches
+        attention.fused_attn = fused  # type: ignore[misc]
+    return seen[0]
 
 
-def build_backbone(config: BackboneConfig) -> Backbone:
+def build_backbone(config: BackboneConfig, *, for_training: bool = True) -> Backbone:
     """Build the backbone that a recipe names, with random weights or those that timm has for the name.
 
+    Args:
+        config: The architecture.
+        for_training: Refuse networks that only probes can read.
+
     Raises:
-        BackboneError: If timm does not know the name, or the model is no plain ViT with a class
-            token.
+        BackboneError: If timm does not know the name, or the model is no ViT with a class token, nor a ConvNeXt.
     """
-    backbone = Backbone(_build_vit(config))
+    backbone = _wrapped(_build_network(config), config.image_px, config.timm_name)
+    if isinstance(backbone, ConvBackbone):
+        if for_training:
+            raise BackboneError(
+                f"timm model '{config.timm_name}' is a ConvNeXt, which probes read as backbone=timm:... and which is"
+                " not pretrained here; name a vision transformer"
+            )
+        return backbone
     if config.init == "xavier":
         init_xavier(backbone.vit)
     backbone.vit.set_grad_checkpointing(config.grad_checkpointing)
@@ -181,7 +232,25 @@ def set_drop_path(vit: nn.Module, rate: float) -> None:
             setattr(block, branch, DropPath(rate * number / max(len(blocks) - 1, 1)))
 
 
-def _build_vit(config: BackboneConfig) -> VisionTransformer:
+def _wrapped(network: nn.Module, image_px: int, name: str) -> Backbone:
+    backbone: Backbone
+    if isinstance(network, ConvNeXt):
+        backbone = ConvBackbone(network, image_px)
+    elif isinstance(network, VisionTransformer | Eva) and network.cls_token is not None:
+        backbone = Backbone(network)
+    else:
+        raise BackboneError(_NEITHER.format(name))
+    if image_px % backbone.patch_px:
+        below = image_px // backbone.patch_px * backbone.patch_px
+        raise BackboneError(
+            f"images of {image_px} px are no multiple of the patch of {backbone.patch_px} px"
+            f"{f' of {name}' if name else ''}; set image_px, and views.size_px in a recipe, to"
+            f" {below or backbone.patch_px}"
+        )
+    return backbone
+
+
+def _build_network(config: BackboneConfig) -> nn.Module:
     pretrained = config.weights == "timm"
     if config.arch == "custom":
         custom = VisionTransformer(
@@ -206,28 +275,26 @@ def _build_vit(config: BackboneConfig) -> VisionTransformer:
         )
         return article
     name = _ARTICLE.get(config.arch, config.timm_name)
-    if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name.split(".")[0]):
+    is_elsewhere = name.startswith(("local-dir:", "hf-hub:"))
+    if not is_elsewhere and not timm.is_model(name.split(".")[0]):
         raise BackboneError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
-    refusal = f"timm model '{name}' is no plain vision transformer with a class token; name one that is"
+    sized = input_arguments(name.split(".")[0], config.image_px)
     try:
-        vit = timm.create_model(
-            name,
-            pretrained=pretrained,
-            num_classes=0,
-            img_size=config.image_px,
-            dynamic_img_size=True,
-        )
-    except TypeError as error:  # A convolutional network takes no image size.
-        raise BackboneError(refusal) from error
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+    except TypeError as error:  # Networks that take no image size.
+        raise BackboneError(_NEITHER.format(name)) from error
     except (OSError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
             f"timm model '{name}' cannot be opened ({type(error).__name__}: {reason}); check the name, the folder, and"
             " the network connection if the weights are not on this machine yet"
         ) from error
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise BackboneError(refusal)
-    return vit
+
+
+def input_arguments(name: str, image_px: int) -> dict[str, Any]:
+    """Return what tells a timm model the size of its input; a ConvNeXt takes any size and no such argument."""
+    is_conv = timm.is_model(name) and is_model_in_modules(name, ["convnext"])
+    return {} if is_conv else {"img_size": image_px, "dynamic_img_size": True}
 
 
 def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int) -> Backbone:
@@ -245,17 +312,17 @@ def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int)
         raise BackboneError(
             f"timm {timm.__version__} has no model '{name}'; install the version that wrote it"
         )
-    fixed = {"img_size": image_px, "num_classes": 0, "dynamic_img_size": True}
+    fixed = {"num_classes": 0} | input_arguments(name, image_px)
     try:
-        vit = timm.model_entrypoint(name)(**{**arguments, **fixed})
+        network = timm.model_entrypoint(name)(**{**arguments, **fixed})
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise BackboneError(
             f"timm cannot build '{name}' from what its config.json states: {error}"
         ) from error
-    return Backbone(vit)
+    return _wrapped(network, image_px, name)
 
 
-def init_xavier(vit: VisionTransformer) -> None:
+def init_xavier(vit: ViT) -> None:
     """Draw linear layers Xavier-uniform and positions from N(0, 0.1)."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):

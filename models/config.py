@@ -1,5 +1,6 @@
 """Configuration of networks and their objective; nothing heavy is imported, so that recipes are read quickly."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,6 +20,8 @@ class BackboneConfig:
     """`vit_small` and `vit_large` are the article's ViT-S/14 and ViT-L/14; `custom` reads the five fields below;
     `timm` takes `timm_name`."""
     timm_name: str = ""
+    """One of timm's vision transformers with a class token, such as vit_small_patch16_dinov3. Views that are no
+    multiple of the patch in its name are made smaller to one that is."""
     depth: PositiveInt = 4
     embed_dim: PositiveInt = 96
     heads: PositiveInt = 4
@@ -54,7 +57,10 @@ class BackboneConfig:
 
     @property
     def effective_patch_px(self) -> int:
-        """The patch size: the article's backbones fix it at 14 px."""
+        """The patch size: of the article's backbones 14 px, of timm's as in the name; 1 where that says nothing."""
+        if self.arch == "timm":
+            stated = re.search(r"patch(\d+)", self.timm_name)
+            return int(stated[1]) if stated else 1
         return self.patch_px if self.arch == "custom" else 14
 
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.backbone import Backbone
+from models.backbone import Backbone, ConvBackbone
 from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
@@ -97,6 +97,10 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     if loaded.config.stem == "whitened":
         raise ExportError(
             f"{loaded.source} has a whitened stem, which timm cannot build; use it in this project, as backbone=..."
+        )
+    if isinstance(loaded.backbone, ConvBackbone):
+        raise ExportError(
+            f"{loaded.source} is a ConvNeXt of timm's, read by probes and not trained here; take it from timm"
         )
     save_public(loaded, out)
     vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()

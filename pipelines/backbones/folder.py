@@ -20,6 +20,7 @@ from models.backbone import (
     build_timm_architecture,
     copy_whitening,
     init_xavier,
+    input_arguments,
     load_weights,
 )
 from models.config import BackboneConfig
@@ -128,7 +129,7 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
         "architecture": name,
         "num_classes": 0,
         "num_features": vit.num_features,
-        "model_args": arguments | {"img_size": size, "dynamic_img_size": True},
+        "model_args": arguments | input_arguments(name, size),
         "pretrained_cfg": {
             "input_size": [3, size, size],
             "num_classes": 0,
@@ -223,7 +224,7 @@ def _build(timm_config: dict[str, Any], config: BackboneConfig) -> Backbone:
 def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
     name = source.removeprefix("timm:")
     config = BackboneConfig(arch="timm", timm_name=name, weights="timm", image_px=image_px or 224)
-    backbone = build_backbone(config).requires_grad_(False).eval()
+    backbone = build_backbone(config, for_training=False).requires_grad_(False).eval()
     digest = hashlib.sha256()
     for key, tensor in sorted(backbone.vit.state_dict().items()):
         digest.update(key.encode() + tensor.cpu().numpy().tobytes())

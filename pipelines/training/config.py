@@ -1,5 +1,6 @@
 """Configuration of a pretraining run: recipes set these keys."""
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -124,6 +125,7 @@ class PretrainConfig:
             raise ValueError(
                 f"views.size_px {self.views.size_px} and backbone.image_px {self.backbone.image_px} must be the same"
             )
+        self._fit_views()
         if self.objective.pool == "roi" and (self.views.center != "point" or self.views.n_local):
             raise ValueError(
                 "objective.pool 'roi' needs nodules in the middle: set views.center to 'point' and views.n_local to 0"
@@ -143,3 +145,11 @@ class PretrainConfig:
             raise ValueError(
                 f"holdout is the share of patients held out, from 0 to below 1, got {self.holdout}"
             )
+
+    def _fit_views(self) -> None:
+        """Make the views of a timm network smaller, to a multiple of its patch; the log of the run shows their size."""
+        patch_px, size_px = self.backbone.effective_patch_px, self.views.size_px
+        if self.backbone.arch == "timm" and size_px % patch_px:
+            fitted = max(size_px // patch_px, 1) * patch_px
+            object.__setattr__(self, "views", dataclasses.replace(self.views, size_px=fitted))
+            object.__setattr__(self, "backbone", dataclasses.replace(self.backbone, image_px=fitted))

@@ -22,6 +22,7 @@ ARCHS = {
     "custom without registers, patch 8": dataclasses.replace(CUSTOM, registers=0, patch_px=8, image_px=32),
     "vit_small": BackboneConfig(arch="vit_small", image_px=28),
     "timm": BackboneConfig(arch="timm", timm_name="vit_tiny_patch16_224", image_px=32),
+    "DINOv3": BackboneConfig(arch="timm", timm_name="vit_small_patch16_dinov3", image_px=32),
     "timm with tag": BackboneConfig(
         arch="timm", timm_name="vit_small_patch14_reg4_dinov2.lvd142m", image_px=28
     ),

@@ -91,3 +91,13 @@ def test_a_setting_changes_what_is_learned(name: str) -> None:
     plain = learned(needed)
     assert torch.equal(plain, learned(needed))
     assert not torch.equal(plain, learned(needed | {name: value}))
+
+
+def test_views_of_a_timm_network_are_made_smaller_to_a_multiple_of_its_patch() -> None:
+    timm = {"arch": "timm", "timm_name": "vit_small_patch16_dinov3", "image_px": 70}
+    config = load_recipe(PretrainConfig, {"backbone": timm, "views": {"size_px": 70}})
+    assert (config.views.size_px, config.backbone.image_px) == (64, 64)
+    custom = load_recipe(
+        PretrainConfig, {"backbone": {"arch": "custom", "image_px": 70}, "views": {"size_px": 70}}
+    )
+    assert (custom.views.size_px, custom.backbone.image_px) == (70, 70)
