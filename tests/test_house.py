@@ -32,11 +32,12 @@ ORDER = (
     "backbones",
     "training",
     "probing",
+    "finetuning",
 )
 """Folders of `pipelines`; each may import those before it. `campaign` and `report` come last and apart."""
 LAST = ("campaign", "report")
 MOST_MODULES = 20
-LAZY = {"SimpleITK", "pylidc", "idc_index", "huggingface_hub", "onnx", "onnxruntime"}
+LAZY = {"SimpleITK", "pylidc", "idc_index", "huggingface_hub", "peft", "onnx", "onnxruntime"}
 
 
 def sources(root: Path = ROOT) -> list[Path]:

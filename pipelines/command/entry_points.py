@@ -101,6 +101,13 @@ _LIST = (
         is_stage=True,
     ),
     EntryPoint(
+        "finetune",
+        "a backbone trained on the labels (head, LoRA or full) in the folds of the probes, beside itself frozen",
+        "pipelines.finetuning.config:FinetuneConfig",
+        "pipelines.finetuning.run:run_finetune",
+        is_stage=True,
+    ),
+    EntryPoint(
         "probe_dense",
         "patch tokens to nodule masks: Dice beside that of readers, pixels and random weights",
         "pipelines.probing.config:DenseConfig",

@@ -36,24 +36,30 @@ COUNT, SHARE, AUROC, NATS = "count", "0 .. 1", "AUROC, 0 .. 1", "nats"
 
 PROBES = (
     Metric(
-        "{probe,external}/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_}"
+        "{probe,external}/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_,finetuned_}"
         "auroc" + CI + STRATUM,
         AUROC,
         "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
-        "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18",
+        "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18, the "
+        "backbone trained on labels",
     ),
     Metric(
-        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}with_diameter_auroc" + CI + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,finetuned_}with_diameter_auroc"
+        + CI
+        + STRATUM,
         AUROC,
         "of each joined with the readers' diameter",
     ),
     Metric(
-        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter" + CI + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,finetuned_}gain_over_diameter"
+        + CI
+        + STRATUM,
         "AUROC",
         "joined with the readers' diameter, minus it alone; useless features lower it",
     ),
     Metric(
-        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_}gain_over_diameter_p" + STRATUM,
+        "{probe,external}/{,pixels_,random_,hu_,dictionary_,random_words_,finetuned_}gain_over_diameter_p"
+        + STRATUM,
         "p",
         "two-sided p of this gain",
     ),
@@ -156,6 +162,30 @@ PROBES = (
     Metric(
         "probe/{,random_}target_auroc", AUROC, "of a column's classes, each against the others: their mean"
     ),
+    Metric(
+        "probe/finetuned_over_frozen{,_ci_low,_ci_high,_p}",
+        "AUROC; p",
+        "the backbone trained on labels, minus the same backbone frozen",
+    ),
+    Metric(
+        "probe/finetuned_nested_p",
+        "p",
+        "primary test of the logits of the backbone trained on labels: twice the median of the folds' p",
+    ),
+    Metric(
+        "probe/finetuned_partial_spearman" + CI,
+        "-1 .. 1",
+        "rank correlation of these logits and the rating, beyond size and attenuation",
+    ),
+    Metric(
+        "finetune/loss",
+        NATS,
+        "balanced cross-entropy of an epoch's training batches; step: epochs of all folds",
+    ),
+    Metric("finetune/validation_loss", NATS, "the same of the patients set aside for early stopping"),
+    Metric("finetune/validation_auroc", AUROC, "of the patients set aside for early stopping"),
+    Metric("finetune/trained_parameters", COUNT, "parameters that learn"),
+    Metric("finetune/trained_share", SHARE, "of the parameters of backbone and head"),
     Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),
     Metric(
         "aggregation/{center,mean,center3_mean,center3_max,attention_z,attention_center,planes}_auroc" + CI,

@@ -20,7 +20,6 @@ from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_s
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import open_cohorts
-from pipelines.command.config import flatten, nested
 from pipelines.ingest.default_cohort import make_missing
 from pipelines.runtime.distributed import (
     WorldError,
@@ -42,7 +41,7 @@ from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures, view_sheet
 from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
-from pipelines.training.run_folder import RunFolder
+from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import Trainer
 from pipelines.training.watch import ADVICE, Verdict
 from probes.splits import is_held_out, patient_hash
@@ -139,22 +138,8 @@ class TrainingRun:
 
     def _claim_folder(self) -> Path:
         """Lock the folder of this run, or that of the run to continue, and return its checkpoints."""
-        config, run_id, sha256 = self.config, self.run.run_id, self.cohort.sha256
-        runs_dir, flat = PROJECT_ROOT / config.runs_dir, flatten(nested(config))
-        # A run that is started again, such as an arm of a campaign, continues from its checkpoint.
-        is_begun = RunFolder.state(runs_dir, run_id) == "begun"
-        resume = config.resume or (run_id if is_begun else "")
-        if resume:
-            allowed = {key.strip() for key in config.allow_changes.split(",")}
-            defaults = flatten(nested(type(config)()))
-            self.folder = RunFolder.find(runs_dir, resume, self.recipe, sha256, flat, allowed, defaults)
-        folder = self.folder = self.folder or RunFolder.create(runs_dir, run_id, self.recipe, sha256, flat)
-        if folder.run_id != run_id:
-            self.run.set_tags({Tag.RESUMES: folder.run_id})
-            self.run = self.run.other(folder.run_id)
-        if folder.is_resumed:
-            print(f"continues run {folder.run_id}")
-        return folder.checkpoints
+        self.folder, self.run = claim_folder(self.config, self.run, self.recipe, self.cohort.sha256)
+        return self.folder.checkpoints
 
     def _release(self) -> None:
         if self.folder is not None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from pipelines.command.config import flatten, nested
 from pipelines.runtime.atomic import write_atomically
 from pipelines.runtime.json_files import DamagedFileError, read_json
+from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.names import Tag
 from pipelines.training.checkpoint import lock_folder
 from transforms.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 
 _RECORD = "run.json"
 _FREE = {
@@ -132,6 +138,38 @@ class RunFolder:
     def _write(self, record: Mapping[str, Any]) -> None:
         text = json.dumps(record, default=str)
         write_atomically(self.path / _RECORD, lambda file: file.write(text.encode()))
+
+
+def claim_folder(config: Any, run: Run, recipe: str, cohort_sha: str) -> tuple[RunFolder, Run]:
+    """Lock the folder of this run, or that of the run that it continues.
+
+    Args:
+        config: With `runs_dir`, `resume` and perhaps `allow_changes`.
+        run: Of this process.
+        recipe: What the runs that may be continued have in common, beside cohort and options.
+        cohort_sha: Hash of the cohort.
+
+    Returns:
+        The folder, and the run that is written: this one, or the one that it continues.
+
+    Raises:
+        ResumeError: As `RunFolder.find`, or if the folder is locked.
+    """
+    runs_dir, flat = PROJECT_ROOT / config.runs_dir, flatten(nested(config))
+    # A run that is started again, such as an arm of a campaign, continues from its checkpoint.
+    is_begun = RunFolder.state(runs_dir, run.run_id) == "begun"
+    resume, folder = config.resume or (run.run_id if is_begun else ""), None
+    if resume:
+        allowed = {key.strip() for key in getattr(config, "allow_changes", "").split(",")}
+        defaults = flatten(nested(type(config)()))
+        folder = RunFolder.find(runs_dir, resume, recipe, cohort_sha, flat, allowed, defaults)
+    folder = folder or RunFolder.create(runs_dir, run.run_id, recipe, cohort_sha, flat)
+    if folder.run_id != run.run_id:
+        run.set_tags({Tag.RESUMES: folder.run_id})
+        run = run.other(folder.run_id)
+    if folder.is_resumed:
+        print(f"continues run {folder.run_id}")
+    return folder, run
 
 
 def _read_if_whole(path: Path) -> dict[str, Any]:
