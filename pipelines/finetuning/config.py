@@ -35,8 +35,8 @@ class FinetuneConfig(ProbeConfig):
     repeats: int = 1
     window: OneWindow = "lung"
     features: Literal[NoduleFeature, "roi"] = "class_token"
-    head: Literal["logistic"] = "logistic"
-    """Of the frozen rows."""
+    head: Literal["logistic", "mlp"] = "logistic"
+    """Of the frozen rows; `mlp` is fitted to the label, as the fine-tuned network is."""
     resume: str = ""
     """`auto` continues the newest unfinished run of these options, backbone and cohort, a run id continues that one."""
 

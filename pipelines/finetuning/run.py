@@ -16,7 +16,7 @@ from pipelines.finetuning.rows import FINETUNED, TunedFold, ask_tuned, tuned_row
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.folds import Fold
-from pipelines.probing.malignancy import evaluate, one_each, shuffled
+from pipelines.probing.malignancy import evaluate, one_each, probe_factory, shuffled
 from pipelines.probing.question import ask
 from pipelines.probing.readers import ProbeError, open_backbones, readers_of
 from pipelines.probing.reading import FrozenFeatures
@@ -177,9 +177,10 @@ class FineTuning:
         found = find_nodules(config, self.cohort, nodules, diagnosis)
         inputs = gather_inputs(config, self.cohort, found, frozen, folds, diagnosis)
         target = aim.target(config, tested)
-        scores = score_rows(inputs, target, nodules, found)
+        factory = probe_factory(config.head, config.seed, config.device)
+        scores = score_rows(inputs, target, nodules, found, factory)
         scores |= tuned_rows(tuned, nodules, float(nodules.labels[tested].mean()))
-        table = evaluate(config, nodules, scores, shuffled(config, target, inputs, None))
+        table = evaluate(config, nodules, scores, shuffled(config, target, inputs, factory))
         table = table.assign(trained_on_labels=table["row"].str.startswith(FINETUNED))
         print(
             f"{short_table(table)}\nrows {FINETUNED}: the backbone was trained on labels, of training patients alone"

@@ -70,6 +70,7 @@ def test_arms_are_made_of_the_stages_of_the_list_and_probes_take_a_backbone() ->
     assert set(STAGES) == {
         "pretrain",
         "rehearsal",
+        "finetune",
         *(name for name in ENTRY_POINTS if name.startswith("probe_")),
     }
     for name, stage in STAGES.items():

@@ -45,7 +45,7 @@ def test_adapters_of_a_small_vit_are_two_percent_of_it_at_most_and_the_rest_stay
     tmp_path: Path,
 ) -> None:
     base = loaded(tmp_path / "base", SMALL)
-    probe = fitted(base, mode="lora")
+    probe = fitted(base, mode="lora", lora_rank=4)
     network = probe.network_
     trained, everything = network.n_trained()
     assert trained == 12 * 4 * (384 + 3 * 384) + 385
