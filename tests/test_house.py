@@ -30,6 +30,7 @@ ORDER = (
     "ingest",
     "nodule",
     "backbones",
+    "encoders",
     "training",
     "probing",
     "finetuning",

@@ -125,10 +125,10 @@ def crop_nodule(
                 )
             return Crop(np.stack([crop.hu for crop in crops]), is_replicated)
         case "cube":
-            _refuse_gap(at, geometry.gaps, size_mm)
+            refuse_gap(at, geometry.gaps, size_mm)
             return Crop(sample_box(volume_hu, at, size_mm / spec.out_px, (spec.out_px,) * 3)[None], False)
         case "planes":
-            _refuse_gap(at, geometry.gaps, size_mm)
+            refuse_gap(at, geometry.gaps, size_mm)
             axial = _triplets(volume_hu, at, [at.slice_index], size_mm, spec.out_px, geometry.gaps)[0]
             upright = [_upright_plane(volume_hu, at, axis, size_mm, spec.out_px) for axis in (1, 2)]
             return Crop(np.stack([axial.hu, *upright]), axial.is_replicated)
@@ -171,7 +171,7 @@ def _slices_in_range(geometry: VolumeGeometry, at: Placement, z_range_mm: float)
     return [min(max(k, low), high) for k in wanted], wanted[0] < low or wanted[-1] > high
 
 
-def _refuse_gap(at: Placement, gaps: Collection[int], size_mm: float) -> None:
+def refuse_gap(at: Placement, gaps: Collection[int], size_mm: float) -> None:
     """Nothing is interpolated over slices that are missing."""
     reach = size_mm / 2 / at.spacing_mm[0]
     low, high = at.index_zyx[0] - reach, at.index_zyx[0] + reach

@@ -137,21 +137,22 @@ def sample_windows(
 
 
 def sample_box(
-    volume_hu: Volume, at: Placement, pixel_mm: float, out_zyx: Sequence[int]
+    volume_hu: Volume, at: Placement, pixel_mm: float | Sequence[float], out_zyx: Sequence[int]
 ) -> NDArray[np.float32]:
-    """A box of cubic voxels around the point.
+    """A box of voxels around the point.
 
     Args:
         volume_hu: (Z, Y, X) HU.
         at: Place of the point.
-        pixel_mm: Side of a voxel of the result.
+        pixel_mm: Side of a cubic voxel of the result, or its sides (z, y, x).
         out_zyx: Voxels of the result.
 
     Returns:
         HU, of shape `out_zyx`, axes toward the head, the back and the patient's left.
     """
+    sides_mm = np.broadcast_to(np.asarray(pixel_mm, dtype=np.float64), 3).tolist()
     (slices, z_weights), (rows, y_weights), (columns, x_weights) = (
-        _weights(volume_hu, at, axis, pixel_mm, n_out) for axis, n_out in enumerate(out_zyx)
+        _weights(volume_hu, at, axis, sides_mm[axis], n_out) for axis, n_out in enumerate(out_zyx)
     )
     block = np.asarray(volume_hu[slices, rows, columns], dtype=np.float32) - np.float32(BORDER_HU)
     block = y_weights @ (block @ x_weights.T)

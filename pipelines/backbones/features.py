@@ -150,7 +150,7 @@ class FeatureCache:
     folder: Path
     """Made at the first write."""
 
-    def key(self, backbone_sha: str, crops_hu: NDArray[np.float32], **settings: Any) -> str:
+    def key(self, backbone_sha: str, crops_hu: NDArray[Any], **settings: Any) -> str:
         """Hash what features depend on: weights, settings and the voxels of the crops, not how they were cut."""
         crops_sha = hashlib.sha256(np.ascontiguousarray(crops_hu).data).hexdigest()
         parts = {"backbone": backbone_sha, "crops": crops_sha, "shape": crops_hu.shape} | settings

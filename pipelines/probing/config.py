@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
 
 from pipelines.backbones.config import FeatureName, NoduleFeature, OneWindow, WindowName
 from pipelines.command.config import Seed
 from probes.label_rules import LabelRule
 
 HeadName = Literal["logistic", "mlp", "attentive"]
+TableName = Annotated[str, StringConstraints(pattern="^table:.")]
+"""A file of vectors from elsewhere, `table:FILE.parquet` or `table:FILE.csv`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,8 @@ class ProbeConfig(FoldedProbe):
     Several, separated by commas, are cross-fitted, as those of shipped:<name> are: each scores the patients that it
     never saw (holdout half_a and half_b), and the out-of-fold scores are pooled."""
     repeats: int = 5
+    encoder: str = ""
+    """In place of a backbone, what takes a cube of HU: monai:LAYOUT:FILE, astra, or python:MODULE:FUNCTION."""
     diagnosis: str = ""
     """CSV of TCIA's patient diagnoses, for the rule tcia_diagnosis."""
     input: Literal["crop", "whole_slice"] = "crop"
@@ -68,7 +72,10 @@ class ProbeConfig(FoldedProbe):
     image_px: NonNegativeInt = 0
     """Input size; 0 takes the backbone's own."""
     window: WindowName = "lung"
-    features: FeatureName = "class_token"
+    features: FeatureName | TableName = "class_token"
+    """Tokens of the backbone; or in its place table:FILE.parquet or .csv, vectors from elsewhere, by id or place."""
+    match_mm: PositiveFloat = 3.0
+    """Largest distance of a place in a table of features from the center of its nodule."""
     head: HeadName = "logistic"
     target: str = ""
     """rating: a ridge on the readers' mean rating; label: a classifier of the label, as heads other than logistic are;
@@ -87,6 +94,7 @@ class ProbeConfig(FoldedProbe):
     def __post_init__(self) -> None:
         """Refuse options that do not fit together."""
         FoldedProbe.__post_init__(self)
+        _check_origin(self)
         if (self.head == "attentive") != (self.features == "patches"):
             raise ValueError(
                 "head=attentive and features=patches go together: one query attends over all patches"
@@ -108,6 +116,26 @@ class ProbeConfig(FoldedProbe):
                 f"features={self.features} is the middle of the image, where a whole slice has no nodule;"
                 " use input=crop"
             )
+
+
+def _check_origin(config: ProbeConfig) -> None:
+    """Refuse features of two origins, and options of backbones where there is none."""
+    origins = {"backbone": config.backbone, "encoder": config.encoder, "features": table_of(config)}
+    given = [f"{name}={value}" for name, value in origins.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} name two origins of features; give one")
+    if not config.encoder and not table_of(config):
+        return
+    of_backbones = {"features": "class_token", "window": "lung", "image_px": 0, "input": "crop"}
+    for name, default in of_backbones.items():
+        value = getattr(config, name)
+        if value not in (default, table_of(config)):
+            raise ValueError(f"{name}={value} is an option of backbones, which {given[0]} does not have")
+
+
+def table_of(config: ProbeConfig) -> str:
+    """Return `table:FILE` of the option `features`, "" if features are tokens of a backbone."""
+    return config.features if config.features.startswith("table:") else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import Ids, compare, ids_of
+from pipelines.encoders.source import Source
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.question import BASELINE_DRAWS, Answer, Question, rating_of
 from pipelines.probing.readers import ProbeError
-from pipelines.probing.reading import FrozenFeatures
-from pipelines.probing.rows import TWINS, Found, Inputs, find_nodules, without_network
+from pipelines.probing.reading import NoduleVectors, readable, vectors_of
+from pipelines.probing.rows import Found, Inputs, find_nodules, without_network
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, pixels_of
 from probes.partial.frozen import frozen_score, frozen_test
 from probes.partial.nested import NestedResult
@@ -78,7 +78,7 @@ def join_cohorts(
     config: ProbeConfig,
     cohort: Cohort,
     other: Cohort,
-    reader: FrozenFeatures,
+    reader: NoduleVectors,
     found: Found,
     diagnosis: pd.DataFrame | None,
 ) -> Both:
@@ -96,8 +96,9 @@ def join_cohorts(
         ProbeError: If no patient is left.
     """
     first = reader.nodules
-    spec = CropSpec(size_mm=config.size_mm, out_px=reader.loaded.backbone.image_px)
+    spec = CropSpec(size_mm=config.size_mm, out_px=first.crops_hu.shape[-1])
     everyone = labeled_nodules(config, other, spec, config.input == "whole_slice", diagnosis)
+    everyone = readable(other, [reader.loaded], everyone)
     states = states_of(other, cohort, reader.loaded, sorted(set(everyone.patient_ids.tolist())))
     state = np.array([states[patient] for patient in everyone.patient_ids])
     is_seen = np.isin(state, SEEN)
@@ -120,20 +121,21 @@ def join_cohorts(
     joined = found.and_then(own)
     rows = np.arange(len(nodules.labels))
     fold = (rows[: len(first.labels)], rows[len(first.labels) :])
-    readers = (reader, FrozenFeatures(config, reader.loaded, second))
+    readers = (reader, vectors_of(config, reader.loaded, other, second, [cohort]))
     pixels = (pixels_of(config, cohort, first, diagnosis), pixels_of(config, other, second, diagnosis))
     inputs = Inputs(
         [(np.concatenate([one.learned() for one in readers]), [fold])],
-        [[(np.concatenate([one.twin(config.seed + n) for one in readers]), [fold])] for n in range(TWINS)],
+        [
+            [(np.concatenate([one.twin(config.seed + n) for one in readers]), [fold])]
+            for n in range(reader.twins)
+        ],
         without_network(joined, [fold], [(rows < len(first.labels), rows >= len(first.labels))], config.seed),
         [(np.concatenate(pixels), [fold])],
     )
     return Both(nodules, joined, inputs, len(first.labels), unknown, other.sha256)
 
 
-def states_of(
-    other: Cohort, cohort: Cohort, loaded: LoadedBackbone, patients: Sequence[str]
-) -> dict[str, str]:
+def states_of(other: Cohort, cohort: Cohort, loaded: Source, patients: Sequence[str]) -> dict[str, str]:
     """Return of each patient of the test cohort whether he was seen before: where, "apart" or "unknown"."""
     first = ids_of(cohort, set(cohort.series["patient_id"]))
     trained = trained_on(loaded, cohort, other)
@@ -153,7 +155,7 @@ def states_of(
     return states
 
 
-def trained_on(loaded: LoadedBackbone, *cohorts: Cohort) -> Ids | None:
+def trained_on(loaded: Source, *cohorts: Cohort) -> Ids | None:
     """Return the ids that a backbone was trained on; empty for weights that saw no CT, None where it is not known."""
     if loaded.source.startswith("timm:"):
         return {}
@@ -187,18 +189,19 @@ def ask_frozen(config: ProbeConfig, both: Both) -> Answer:
 
     results = {"features": asked(both.inputs.features, config.draws)}
     twins = [asked(twin, BASELINE_DRAWS) for twin in both.inputs.twins]
-    results["random"] = twins[0]
+    results |= dict(zip(("random",), twins, strict=False))
     results |= {
         name: asked(parts, BASELINE_DRAWS) for name, parts in both.inputs.others.items() if name != "hu"
     }
     answers = {name: second.answer(result) for name, result in results.items()}
-    return Answer(answers, *second.over_twins(results, twins))
+    return Answer(answers, len(twins), *second.over_twins(results, twins))
 
 
 def few_shots(config: ProbeConfig, both: Both, target: Target) -> pd.DataFrame:
     """Fit on a few nodules of the first cohort, score the second: AUROC of each row, number and draw."""
     train, test = both.fold
-    rows: dict[str, Parts] = {"features": both.inputs.features, "random_weights": both.inputs.twins[0]}
+    rows: dict[str, Parts] = {"features": both.inputs.features}
+    rows |= dict(zip(("random_weights",), both.inputs.twins, strict=False))
     rows |= {name: both.inputs.others[name] for name in ("dictionary",) if name in both.inputs.others}
     labels, once = target.labels[test], np.ones((1, len(test)))
     lines = []

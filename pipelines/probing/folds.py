@@ -15,6 +15,7 @@ from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe, read_yaml
+from pipelines.encoders.source import Source
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import FoldedProbe
 from pipelines.probing.readers import Reader
@@ -36,7 +37,7 @@ class FoldPlan:
     table: pd.DataFrame
 
 
-def fold_plan(config: FoldedProbe, reader: Reader | None, nodules: NoduleSet) -> FoldPlan:
+def fold_plan(config: FoldedProbe, reader: Reader[Source] | None, nodules: NoduleSet) -> FoldPlan:
     """Make the folds: test patients are those that the backbone may test, training patients all others.
 
     Args:

@@ -52,7 +52,8 @@ def ask_known(
     question = Question.of(config, nodules, found, np.where(is_known, 0.0, np.nan))
     if question.fewest(inputs.features) < 2 * question.base.shape[1]:
         return pd.DataFrame()
-    rows: dict[str, Parts] = {"features": inputs.features, "random": inputs.twins[0]}
+    rows: dict[str, Parts] = {"features": inputs.features}
+    rows |= dict(zip(("random",), inputs.twins, strict=False))
     rows |= {name: parts for name, parts in inputs.others.items() if name != "hu"}
     own = values[question.rows]
     lines = []

@@ -15,8 +15,8 @@ from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts
 from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure, forest_figure
 from pipelines.probing.known import ask_known, known_metrics, known_text, other_reader
 from pipelines.probing.question import ask
-from pipelines.probing.readers import open_backbones, readers_of
-from pipelines.probing.reading import FrozenFeatures
+from pipelines.probing.readers import readers_of
+from pipelines.probing.reading import TableFeatures, input_px, open_sources, readable, vectors_of
 from pipelines.probing.rows import Found, Inputs, find_nodules, gather_inputs, score_rows
 from pipelines.probing.setup import (
     labeled_nodules,
@@ -43,21 +43,34 @@ PERMUTATIONS = 20
 def run_probe(config: ProbeConfig, run: Run) -> None:
     """Fit a probe on frozen features out of fold, and print it beside its baselines."""
     cohort = open_cohort(config)
-    backbones = open_backbones(config.backbone, config.image_px or None)
-    spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
+    opened = open_sources(config)
+    spec = CropSpec(size_mm=config.size_mm, out_px=input_px(opened))
     diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
+    nodules = readable(cohort, opened, nodules)
     report_unknown_diameters(nodules)
     aim = aim_of(config, nodules)
     nodules = aim.nodules
     other = open_test_cohort(config, nodules)
-    readers = readers_of(config.backbone, backbones, cohort, nodules.patient_ids, config.leak)
+    readers = readers_of(config.backbone, opened, cohort, nodules.patient_ids, config.leak)
     folds = settled_folds(config, run, cohort, readers, nodules)
     tested = np.unique(np.concatenate([test for own in folds for _, test in own]))
-    print(f"backbone {', '.join(reader.loaded.source for reader in readers)}")
-    frozen = [FrozenFeatures(config, reader.loaded, nodules) for reader in readers]
+    print(f"features of {', '.join(reader.loaded.source for reader in readers)}")
+    others = [] if other is None else [other]
+    frozen = [vectors_of(config, reader.loaded, cohort, nodules, others) for reader in readers]
     found = find_nodules(config, cohort, nodules, diagnosis)
     inputs = gather_inputs(config, cohort, found, frozen, folds, diagnosis)
+    for one in frozen:
+        column = one.tells(nodules.labels) if isinstance(one, TableFeatures) else ""
+        if column:
+            run.set_tags({Tag.LEAK: "features hold the label"})
+            print(
+                f"leak (features hold the label): column {column} of {one.loaded.source} tells them apart alone"
+            )
+    if not inputs.twins:
+        print(
+            "no row of random weights: nothing here can be randomized, so nothing is said about what was learned"
+        )
     target = aim.target(config, tested)
     factory = probe_factory(config.head, config.seed, config.device)
     scores = score_rows(inputs, target, nodules, found, factory)
@@ -83,8 +96,8 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     metrics |= column_metrics(config, aim, inputs, found)
     if other is not None:
         # Of `shipped:NAME`, whose other networks are for patients of the first cohort: `all`.
-        first = [one for one in frozen if one.loaded is backbones[0]]
-        reader = first[0] if first else FrozenFeatures(config, backbones[0], nodules)
+        first = [one for one in frozen if one.loaded is opened[0]]
+        reader = first[0] if first else vectors_of(config, opened[0], cohort, nodules)
         metrics |= test_elsewhere(config, run, join_cohorts(config, cohort, other, reader, found, diagnosis))
     run.log_metrics(metrics)
     run.log_table(table, "tables/probe.csv")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.folds import Fold
-from pipelines.probing.rows import TWINS, Found, Inputs
+from pipelines.probing.rows import Found, Inputs
 from probes.partial.base import Attenuation, base_matrix, natural_spline
 from probes.partial.cross_fit import Part
 from probes.partial.effect import partial_effect, r2_over_twins
@@ -52,8 +52,10 @@ class Answer:
     """Result of the test for each row, and how far the backbone is above its random twins.
 
     Attributes:
-        rows: `features`, `random` and, where they could be learned, `dictionary` and `random_words`.
-        over_random_r2: Partial R2 of the features minus the mean of the twins.
+        rows: `features`, `random` where there are random twins and, where they could be learned, `dictionary` and
+            `random_words`.
+        twins: Number of random twins.
+        over_random_r2: Partial R2 of the features minus the mean of the twins; None without twins.
         over_diameter_z: Of the features over diameter alone, a weak base: descriptive, nothing is claimed from it. NaN
             where no diameter is known.
         permuted_z: Of the features given to other nodules of like diameter, 20 times: a control. It is below 0 on
@@ -63,7 +65,8 @@ class Answer:
     """
 
     rows: dict[str, RowAnswer]
-    over_random_r2: Estimate
+    twins: int
+    over_random_r2: Estimate | None
     dictionary_over_random_r2: Estimate | None = None
     over_diameter_z: float = float("nan")
     permuted_z: tuple[float, ...] = ()
@@ -71,7 +74,8 @@ class Answer:
     @property
     def is_learned(self) -> bool:
         """Whether the claim holds: p below 0.05, and above the random twins with the interval above 0."""
-        return self.rows["features"].p < 0.05 and self.over_random_r2.ci_low > 0
+        over = self.over_random_r2
+        return self.rows["features"].p < 0.05 and over is not None and over.ci_low > 0
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics to log."""
@@ -79,7 +83,8 @@ class Answer:
         for name, row in self.rows.items():
             if name != "features":
                 found |= {f"probe/{name}_nested_z": row.z} | row.r2.named(f"probe/{name}_partial_r2")
-        found |= self.over_random_r2.named("probe/over_random_r2")
+        if self.over_random_r2 is not None:
+            found |= self.over_random_r2.named("probe/over_random_r2")
         if self.dictionary_over_random_r2 is not None:
             found |= self.dictionary_over_random_r2.named("probe/dictionary_over_random_r2")
         if np.isfinite(self.over_diameter_z):
@@ -112,8 +117,11 @@ class Answer:
             lines.append(f"{name:25} {np.mean(self.permuted_z):6.2f} ({low:.2f} to {high:.2f}): a control")
         if np.isfinite(self.over_diameter_z):
             lines.append(f"features over diameter alone: z {self.over_diameter_z:.2f}, descriptive")
-        claim = "learned" if self.is_learned else "not shown to have learned anything beyond them"
-        lines.append(f"partial R2 above {TWINS} random twins: {self.over_random_r2}: {claim}")
+        if self.over_random_r2 is None:
+            lines.append("no random twin: how much of this was learned cannot be said")
+        else:
+            claim = "learned" if self.is_learned else "not shown to have learned anything beyond them"
+            lines.append(f"partial R2 above {self.twins} random twins: {self.over_random_r2}: {claim}")
         if self.dictionary_over_random_r2 is not None:
             lines.append(f"dictionary above them: {self.dictionary_over_random_r2}")
         return "\n".join(lines)
@@ -208,13 +216,18 @@ class Question:
 
     def over_twins(
         self, results: Mapping[str, NestedResult], twins: Sequence[NestedResult]
-    ) -> tuple[Estimate, Estimate | None]:
-        """Return partial R2 minus the mean of the random twins, of the features and of the dictionary."""
+    ) -> tuple[Estimate | None, Estimate | None]:
+        """Return partial R2 minus the mean of the random twins, of the features and of the dictionary.
+
+        None where there is no twin, and without a dictionary.
+        """
 
         def over(result: NestedResult) -> Estimate:
             return r2_over_twins(result, twins, self.patients, self.n_bootstrap, self.seed)
 
         dictionary = results.get("dictionary")
+        if not twins:
+            return None, None
         return over(results["features"]), None if dictionary is None else over(dictionary)
 
     def answer(self, result: NestedResult) -> RowAnswer:
@@ -249,7 +262,7 @@ def ask(
         return None
     results = {"features": question.test(inputs.features, config.draws)}
     twins = [question.test(twin, BASELINE_DRAWS) for twin in inputs.twins]
-    results["random"] = twins[0]
+    results |= dict(zip(("random",), twins, strict=False))
     for name, parts in inputs.others.items():
         if name != "hu":  # the base holds it
             results[name] = question.test(parts, BASELINE_DRAWS)
@@ -260,6 +273,7 @@ def ask(
         over_diameter_z = alone.test(inputs.features, BASELINE_DRAWS).z
     return Answer(
         {name: question.answer(result) for name, result in results.items()},
+        len(twins),
         *question.over_twins(results, twins),
         over_diameter_z,
         question.permuted(inputs.features, config.repeats if config.split == "folds" else 1),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone
 from pipelines.backbones.shipped import NETWORKS, SCHEME, is_box, sight_of
 from pipelines.cohort.folder import Cohort
+from pipelines.encoders.source import Source
 from probes.splits import is_held_out
 from transforms.refusal import Refusal
+
+S_co = TypeVar("S_co", bound=Source, covariant=True)
+S = TypeVar("S", bound=Source)
 
 
 class ProbeError(Refusal):
@@ -19,10 +23,10 @@ class ProbeError(Refusal):
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """A backbone with the patients that it is tested on, and the leak tag of that test."""
+class Reader(Generic[S_co]):
+    """An origin of features with the patients that it is tested on, and the leak tag of that test."""
 
-    loaded: LoadedBackbone
+    loaded: S_co
     tested: set[str]
     leak: str
 
@@ -50,11 +54,11 @@ def open_backbones(named: str, image_px: int | None = None) -> list[LoadedBackbo
 
 def readers_of(
     named: str,
-    backbones: Sequence[LoadedBackbone],
+    backbones: Sequence[S],
     cohort: Cohort,
     patient_ids: NDArray[np.str_],
     leak: Literal["avoid", "allow"],
-) -> list[Reader]:
+) -> list[Reader[S]]:
     """Divide patients among the backbones that may test them.
 
     Of `shipped:NAME`, `all` reads patients that none was trained on, and each half those that only the others were.
@@ -90,8 +94,8 @@ def readers_of(
 
 
 def reader_of(
-    loaded: LoadedBackbone, cohort: Cohort, patient_ids: NDArray[np.str_], leak: Literal["avoid", "allow"]
-) -> Reader:
+    loaded: S, cohort: Cohort, patient_ids: NDArray[np.str_], leak: Literal["avoid", "allow"]
+) -> Reader[S]:
     """Return one backbone with the patients of a cohort that it may be tested on."""
     if not loaded.source.startswith(SCHEME):
         return Reader(loaded, *patients_to_test(loaded, patient_ids, leak))
@@ -104,7 +108,7 @@ def reader_of(
     return Reader(loaded, tested, "unknown" if sight.unknown else "")
 
 
-def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> set[str] | None:
+def unseen_patients(loaded: Source, patient_ids: NDArray[np.str_]) -> set[str] | None:
     """Return the patients that the backbone did not see; None when this is unknown."""
     everyone = {str(patient) for patient in patient_ids}
     if loaded.source.startswith("timm:"):
@@ -117,7 +121,7 @@ def unseen_patients(loaded: LoadedBackbone, patient_ids: NDArray[np.str_]) -> se
 
 
 def patients_to_test(
-    loaded: LoadedBackbone, patient_ids: NDArray[np.str_], leak: Literal["avoid", "allow"]
+    loaded: Source, patient_ids: NDArray[np.str_], leak: Literal["avoid", "allow"]
 ) -> tuple[set[str], str]:
     """Return the patients to test on, those that the backbone did not see if this is known, and the leak tag."""
     everyone = {str(patient) for patient in patient_ids}

@@ -1,4 +1,10 @@
-"""Features of a frozen backbone and of its random-weight twins, computed in the same way on the same nodules."""
+"""Vectors of the nodules of a probe: of a frozen backbone, of an encoder of cubes, or from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,11 +12,129 @@ from numpy.typing import NDArray
 from models.backbone import Backbone
 from pipelines.backbones.features import FeatureCache, encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
+from pipelines.cohort.folder import Cohort
+from pipelines.encoders.cube_encoder import (
+    CubeEncoder,
+    Network,
+    cuts_of,
+    encode_cubes,
+    is_flat,
+    what_it_reads,
+)
+from pipelines.encoders.opening import open_encoder
+from pipelines.encoders.source import Source
+from pipelines.encoders.table import FeatureTable, open_table
 from pipelines.nodule.labeled import NoduleSet
-from pipelines.probing.config import ProbeConfig
+from pipelines.probing.config import ProbeConfig, table_of
+from pipelines.probing.readers import ProbeError, open_backbones
+from pipelines.probing.setup import left_out, of_rows
 from pipelines.runtime.distributed import choose_device
 from pipelines.runtime.paths import PROJECT_ROOT
 from probes.nodule_rays import NoduleRegion, nodule_region
+from probes.statistics.metrics import auroc
+
+TWINS = 5
+"""Networks with random weights beside a backbone."""
+IMAGE_PX = 100
+"""Side of the crops of a probe without a 2D backbone."""
+LABEL_AUROC = 0.995
+"""Of one column of a table, from which it is said to hold the label."""
+
+Floats = NDArray[np.float32]
+
+
+class NoduleVectors(Protocol):
+    """One vector a nodule, (n, D), or several, (n, N, D), and those of random weights made in the same way.
+
+    Attributes:
+        nodules: Whose they are.
+        twins: How many random twins there are; 0 where nothing can be randomized.
+    """
+
+    nodules: NoduleSet
+    twins: int
+
+    @property
+    def loaded(self) -> Source:
+        """What they come from."""
+
+    def learned(self) -> Floats:
+        """Return the vectors."""
+
+    def twin(self, seed: int) -> Floats:
+        """Return those of the same architecture with random weights."""
+
+
+def open_sources(config: ProbeConfig) -> Sequence[Source]:
+    """Open what a probe reads: backbones, of which several are cross-fitted, one encoder, or one table.
+
+    Raises:
+        Refusal: If it cannot be opened.
+    """
+    if config.encoder:
+        return [open_encoder(config.encoder)]
+    if table_of(config):
+        return [open_table(table_of(config), config.match_mm)]
+    return open_backbones(config.backbone, config.image_px or None)
+
+
+def input_px(opened: Sequence[Source]) -> int:
+    """Return the side of the crops, in pixels."""
+    first = opened[0]
+    return first.backbone.image_px if isinstance(first, LoadedBackbone) else IMAGE_PX
+
+
+def readable(cohort: Cohort, opened: Sequence[Source], nodules: NoduleSet) -> NoduleSet:
+    """Return the nodules that can be read; those whose cube cannot be cut are left out, counted by reason.
+
+    Raises:
+        ProbeError: If none is left.
+    """
+    encoder = opened[0]
+    if not isinstance(encoder, CubeEncoder):
+        return nodules
+    is_cut = cuts_of(cohort, encoder, nodules)
+    if not is_cut.any():
+        raise ProbeError(
+            f"slices are missing around every nodule, so that encoder={encoder.source} has no cube"
+        )
+    if not is_cut.all():
+        reason = "no cube (slices are missing inside it)"
+        nodules = of_rows(nodules, np.flatnonzero(is_cut), left_out(nodules, ~is_cut, reason))
+    n_flat = int(is_flat(cohort, nodules).sum())
+    if n_flat:
+        print(
+            f"no z: {n_flat} of {len(nodules.labels)} nodules lie in patches as long as they are; {encoder.source}"
+            " gets their center slice repeated along z"
+        )
+    return nodules
+
+
+def vectors_of(
+    config: ProbeConfig,
+    loaded: Source,
+    cohort: Cohort,
+    nodules: NoduleSet,
+    others: Sequence[Cohort] = (),
+) -> NoduleVectors:
+    """Return the vectors of nodules that a probe reads.
+
+    Args:
+        config: Of the probe.
+        loaded: What they come from.
+        cohort: Of the nodules.
+        nodules: As `readable` returns them.
+        others: Further cohorts, whose nodules a table may hold too.
+
+    Raises:
+        TableError: If a table does not hold one vector for each nodule.
+    """
+    if isinstance(loaded, CubeEncoder):
+        return CubeFeatures(config, loaded, cohort, nodules)
+    if isinstance(loaded, FeatureTable):
+        return TableFeatures(loaded, nodules, [cohort, *others])
+    assert isinstance(loaded, LoadedBackbone)
+    return FrozenFeatures(config, loaded, nodules)
 
 
 class FrozenFeatures:
@@ -19,8 +143,9 @@ class FrozenFeatures:
     def __init__(self, config: ProbeConfig, loaded: LoadedBackbone, nodules: NoduleSet) -> None:
         """Find the nodules in their crops if features are computed inside them (`roi`)."""
         self.config, self.loaded, self.nodules = config, loaded, nodules
+        self.twins = TWINS if config.head == "logistic" else 1
         self.mm_per_px = float(np.median(nodules.mm_per_px))
-        self.cache = FeatureCache(PROJECT_ROOT / config.runs_dir / "features")
+        self.cache = feature_cache(config)
         self.region: NoduleRegion | None = None
         if config.features == "roi":
             self.region = nodule_region(nodules.crops_hu[:, 1], self.mm_per_px)
@@ -31,11 +156,11 @@ class FrozenFeatures:
                     f"{coarse} of {len(nodules.labels)} nodules are narrower than one patch of {patch_mm:.1f} mm"
                 )
 
-    def learned(self) -> NDArray[np.float32]:
+    def learned(self) -> Floats:
         """Return the features of the backbone."""
         return self._read(self.loaded.backbone, self.loaded.sha256)
 
-    def twin(self, seed: int) -> NDArray[np.float32]:
+    def twin(self, seed: int) -> Floats:
         """Return the features of the same architecture with random weights."""
         # Random weights have no hash; seed and architecture identify them, and their input is that of the backbone.
         name = f"random {seed} {self.loaded.config}"
@@ -43,7 +168,7 @@ class FrozenFeatures:
             name += self.loaded.sha256
         return self._read(random_twin(self.loaded, seed), name)
 
-    def _read(self, backbone: Backbone, name: str) -> NDArray[np.float32]:
+    def _read(self, backbone: Backbone, name: str) -> Floats:
         config, scale = self.config, self.loaded.hu_scale
         settings = {"mm_per_px": self.mm_per_px, "window": config.window, "features": config.features}
         gray = [scale, backbone.mean, backbone.std]
@@ -55,10 +180,77 @@ class FrozenFeatures:
                 self.nodules.crops_hu,
                 self.mm_per_px,
                 config.window,
-                config.features,
+                config.features,  # type: ignore[arg-type]  # a table has no backbone
                 choose_device(config.device),
                 scale,
                 region=self.region,
             )
             self.cache.write(key, found)
         return found
+
+
+class CubeFeatures:
+    """Features of an encoder of cubes, from the cache if they were computed before."""
+
+    def __init__(self, config: ProbeConfig, loaded: CubeEncoder, cohort: Cohort, nodules: NoduleSet) -> None:
+        """Encode nothing yet."""
+        self.loaded, self.cohort, self.nodules = loaded, cohort, nodules
+        most = TWINS if config.head == "logistic" else 1
+        self.twins = 0 if loaded.random is None else min(loaded.twins, most)
+        self.cache = feature_cache(config)
+
+    def learned(self) -> Floats:
+        """Return the features of the encoder."""
+        if not self.loaded.sha256:  # Nothing says whether a function is still what it was.
+            return encode_cubes(self.cohort, self.loaded, self.nodules)
+        return self._read(self.loaded.network, self.loaded.sha256)
+
+    def twin(self, seed: int) -> Floats:
+        """Return the features of the same architecture with random weights."""
+        if self.loaded.random is None:
+            raise ValueError(f"{self.loaded.source} has no random twin")
+        name = f"random {seed} {self.loaded.architecture}"
+        return self._read(self.loaded.random(seed), name)
+
+    def _read(self, network: Network, name: str) -> Floats:
+        key = self.cache.key(name, what_it_reads(self.cohort, self.loaded, self.nodules))
+        found = self.cache.read(key)
+        if found is None:
+            found = encode_cubes(self.cohort, replace(self.loaded, network=network), self.nodules)
+            self.cache.write(key, found)
+        return found
+
+
+class TableFeatures:
+    """Vectors of a table."""
+
+    twins = 0
+
+    def __init__(self, loaded: FeatureTable, nodules: NoduleSet, cohorts: Sequence[Cohort]) -> None:
+        """Find the row of each nodule."""
+        self.loaded, self.nodules = loaded, nodules
+        self.rows = loaded.rows_of(nodules.table, [cohort.nodules for cohort in cohorts])
+
+    def learned(self) -> Floats:
+        """Return the vectors."""
+        return self.loaded.vectors[self.rows]
+
+    def tells(self, labels: NDArray[np.int64]) -> str:
+        """Return a column that alone tells the labels (n,) apart, with its AUROC; "" if none does.
+
+        No image predicts readers so well: the column was made from the labels.
+        """
+        once = np.ones((1, len(labels)))
+        areas = [float(auroc(labels, column.astype(np.float64), once)[0]) for column in self.learned().T]
+        best = int(np.argmax(np.abs(np.array(areas) - 0.5)))
+        is_telling = abs(areas[best] - 0.5) >= LABEL_AUROC - 0.5
+        return f"'{self.loaded.columns[best]}' (AUROC {areas[best]:.3f})" if is_telling else ""
+
+    def twin(self, seed: int) -> Floats:
+        """Nothing can be randomized."""
+        raise ValueError(f"{self.loaded.source} has no random twin {seed}")
+
+
+def feature_cache(config: ProbeConfig) -> FeatureCache:
+    """Return the features on disk."""
+    return FeatureCache(PROJECT_ROOT / config.runs_dir / "features")

@@ -11,7 +11,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.folds import Fold
-from pipelines.probing.reading import FrozenFeatures
+from pipelines.probing.reading import NoduleVectors
 from pipelines.probing.setup import among, pixels_of
 from probes.dictionary import PATCH_MM_PER_PX, Words, dictionary_features, learn_dictionary
 from probes.nodule_rays import NoduleRegion, attenuation_inside, nodule_region
@@ -22,7 +22,6 @@ from transforms.nodule_crop import CropSpec
 
 SPEC = CropSpec(size_mm=50.0, out_px=round(50.0 / PATCH_MM_PER_PX))
 """Crops for finding nodules and for the dictionary; every nodule of LIDC fits."""
-TWINS = 5
 _DICTIONARIES: tuple[tuple[str, Words], ...] = (("dictionary", "kmeans"), ("random_words", "random"))
 
 
@@ -65,7 +64,7 @@ class Inputs:
 
     Attributes:
         features: Of the backbone, or of several that are cross-fitted.
-        twins: Of the same architectures with random weights, one a seed.
+        twins: Of the same architectures with random weights, one a seed; none where nothing can be randomized.
         others: Rows that need no network: `hu`, and `dictionary` and `random_words` where they could be learned.
         pixels: Gray values.
     """
@@ -90,7 +89,7 @@ def gather_inputs(
     config: ProbeConfig,
     cohort: Cohort,
     found: Found,
-    readers: Sequence[FrozenFeatures],
+    readers: Sequence[NoduleVectors],
     folds: Sequence[Sequence[Fold]],
     diagnosis: pd.DataFrame | None = None,
 ) -> Inputs:
@@ -100,7 +99,7 @@ def gather_inputs(
         config: Configuration of the probe.
         cohort: Cohort of the nodules.
         found: Its nodules in their images.
-        readers: One per backbone.
+        readers: One per backbone, or of an encoder or a table.
         folds: Of each backbone.
         diagnosis: As in `nodule_set`.
     """
@@ -112,7 +111,7 @@ def gather_inputs(
         [(reader.learned(), own) for reader, own in zip(readers, folds, strict=True)],
         [
             [(reader.twin(config.seed + twin), own) for reader, own in zip(readers, folds, strict=True)]
-            for twin in range(TWINS if config.head == "logistic" else 1)
+            for twin in range(min(reader.twins for reader in readers))
         ],
         without_network(found, every_fold, halves, config.seed),
         [(pixels_of(config, cohort, nodules, diagnosis), every_fold)],
@@ -159,7 +158,8 @@ def score_rows(
         factory: Head of the features and of the random weights; None: linear.
     """
     rows = {"features": target.score(inputs.features, factory)}
-    rows["random_weights"] = np.stack([target.score(twin, factory) for twin in inputs.twins])
+    if inputs.twins:
+        rows["random_weights"] = np.stack([target.score(twin, factory) for twin in inputs.twins])
     rows["pixels"] = target.score_pixels(inputs.pixels)
     rows |= {name: target.score(parts) for name, parts in inputs.others.items()}
     size = found.region.diameter_mm
@@ -173,7 +173,8 @@ def score_rows(
     if has_vectors:
         rows["features_and_diameter"] = target.score_with_size(inputs.features, diameter)
         twins = [target.score_with_size(twin, diameter) for twin in inputs.twins]
-        rows["random_weights_and_diameter"] = np.stack(twins)
+        if twins:
+            rows["random_weights_and_diameter"] = np.stack(twins)
     rows["pixels_and_diameter"] = target.score_pixels(inputs.pixels, diameter)
     for name, parts in inputs.others.items():
         rows[f"{name}_and_diameter"] = target.score_with_size(parts, diameter)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, tag_scale
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
+from pipelines.encoders.source import Source
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set, warn_of_doubtful_places
 from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
@@ -107,7 +108,11 @@ def pixels_of(
 
 
 def settled_folds(
-    config: FoldedProbe, run: Run, cohort: Cohort, readers: Sequence[Reader | None], nodules: NoduleSet
+    config: FoldedProbe,
+    run: Run,
+    cohort: Cohort,
+    readers: Sequence[Reader[Source] | None],
+    nodules: NoduleSet,
 ) -> list[list[Fold]]:
     """Make the folds of each backbone, write them into the run, and tag it with cohort and backbones.
 
@@ -132,7 +137,7 @@ def settled_folds(
     return [plan.folds for plan in plans]
 
 
-def names_of(backbones: Sequence[LoadedBackbone]) -> dict[Tag, str]:
+def names_of(backbones: Sequence[Source]) -> dict[Tag, str]:
     """Return tags with every backbone of a probe, separated by commas; `report` reads the first."""
     tags = {
         Tag.PROBED: ",".join(loaded.source for loaded in backbones),
@@ -178,7 +183,7 @@ def log_scores(
 def tag_probe(
     run: Run,
     cohort: Cohort,
-    loaded: LoadedBackbone | None,
+    loaded: Source | None,
     leak: str,
     mm_per_px: NDArray[np.float64] | None = None,
 ) -> None:
@@ -193,9 +198,10 @@ def tag_probe(
         }
     if leak:
         tags[Tag.LEAK] = leak
-        print(f"leak ({leak}): the backbone may have seen patients that are tested here")
+        name = loaded.source if loaded is not None else "the backbone"
+        print(f"leak ({leak}): {name} may have seen patients that are tested here")
     run.set_tags(tags)
-    if loaded is not None and mm_per_px is not None:
+    if isinstance(loaded, LoadedBackbone) and mm_per_px is not None:
         tag_scale(run, loaded, mm_per_px)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipelines.cohort.folder import Cohort, NoNodulesError
+from pipelines.encoders.source import Source
 from pipelines.nodule.labeled import NoduleSet, nodule_set
 from pipelines.probing.config import SupervisedConfig
 from pipelines.probing.folds import Fold
@@ -42,7 +43,7 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
     cohort = open_cohort(config)
     flat, cubes = inputs_of(config, cohort)
     report_unknown_diameters(flat)
-    readers: list[Reader | None] = [None]
+    readers: list[Reader[Source] | None] = [None]
     if config.backbone:
         backbones = open_backbones(config.backbone)
         readers = [*readers_of(config.backbone, backbones, cohort, flat.patient_ids, config.leak)]

@@ -106,7 +106,7 @@ def column_metrics(config: ProbeConfig, aim: Aim, inputs: Inputs, found: Found) 
     Returns:
         `probe/target_spearman`, or `probe/target_auroc`, the mean over the classes; empty without such a column.
     """
-    rows = {"": inputs.features, "random_": inputs.twins[0]}
+    rows = {"": inputs.features} | dict(zip(("random_",), inputs.twins, strict=False))
     if config.target in _NAMED or config.features == "patches":
         return {}
     metrics: dict[str, float] = {}

@@ -24,7 +24,7 @@ from pipelines.ingest.config import PrepareConfig
 from pipelines.phantom.source import PERSONAL_FOLDER, PERSONAL_STRINGS
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.malignancy import run_probe
-from pipelines.probing.rows import TWINS
+from pipelines.probing.reading import TWINS
 from pipelines.probing.setup import ProbeError, refuse_shared
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig

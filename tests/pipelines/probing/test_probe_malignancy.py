@@ -87,8 +87,7 @@ def fewer_repeats() -> Iterator[None]:
         patch.setattr("probes.dictionary._PATCHES_PER_CROP", 40)
         patch.setattr("pipelines.probing.malignancy.PERMUTATIONS", 2)
         patch.setattr("pipelines.probing.question.PERMUTATIONS", 2)
-        for module in ("rows", "external"):
-            patch.setattr(f"pipelines.probing.{module}.TWINS", 2)
+        patch.setattr("pipelines.probing.reading.TWINS", 2)
         for module in ("question", "external"):
             patch.setattr(f"pipelines.probing.{module}.BASELINE_DRAWS", 199)
         yield

@@ -139,7 +139,7 @@ def test_learned_takes_both_the_test_and_the_gap_to_random_weights(
     p: float, low: float, learned: bool
 ) -> None:
     one = Estimate(0.1, 0.0, 0.2)
-    answer = Answer({"features": RowAnswer(2.0, p, one, one)}, Estimate(0.01, low, 0.02))
+    answer = Answer({"features": RowAnswer(2.0, p, one, one)}, 5, Estimate(0.01, low, 0.02))
     assert answer.is_learned is learned
     assert (": learned" in str(answer)) is learned
 

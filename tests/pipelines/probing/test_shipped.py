@@ -104,7 +104,7 @@ def test_each_patient_is_read_by_the_network_that_never_saw_him(
 
     gather = malignancy.gather_inputs
     monkeypatch.setattr(malignancy, "gather_inputs", gathered)
-    monkeypatch.setattr("pipelines.probing.rows.TWINS", 1)
+    monkeypatch.setattr("pipelines.probing.reading.TWINS", 1)
     monkeypatch.setattr("probes.dictionary._PATCHES_PER_CROP", 40)
     with pytest.raises(Gathered):
         malignancy.run_probe(config_of(cohort, "shipped:tiny", runs_dir=str(tmp_path)), run)
