@@ -1,12 +1,14 @@
 """Malignancy probe: frozen features of nodules beside baselines that need no backbone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
+from pipelines.encoders.source import Source
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.nodule.reader_marks import marks_of
@@ -14,9 +16,16 @@ from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts, open_test_cohort
 from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure, forest_figure
 from pipelines.probing.known import ask_known, known_metrics, known_text, other_reader
-from pipelines.probing.question import ask
+from pipelines.probing.question import Answer, ask
 from pipelines.probing.readers import readers_of
-from pipelines.probing.reading import TableFeatures, input_px, open_sources, readable, vectors_of
+from pipelines.probing.reading import (
+    NoduleVectors,
+    TableFeatures,
+    input_px,
+    open_sources,
+    readable,
+    vectors_of,
+)
 from pipelines.probing.rows import Found, Inputs, find_nodules, gather_inputs, score_rows
 from pipelines.probing.setup import (
     labeled_nodules,
@@ -26,7 +35,7 @@ from pipelines.probing.setup import (
     settled_folds,
     short_table,
 )
-from pipelines.probing.target import RATED, aim_of, column_metrics
+from pipelines.probing.target import RATED, Aim, aim_of, column_metrics
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
@@ -40,10 +49,72 @@ PERMUTATIONS = 20
 """Of the labels; one for a head that is slow to train."""
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found, before what it logs.
+
+    Attributes:
+        cohort: Of the nodules.
+        frozen: Their vectors, of each backbone that is cross-fitted.
+        aim: What is predicted of each.
+        found: The nodules in their images.
+        inputs: Of the rows.
+        target: What the rows are fitted to.
+        scores: Out-of-fold scores by row.
+        table: As `evaluate` returns it.
+        answer: To the primary question; None where it cannot be asked.
+    """
+
+    cohort: Cohort
+    frozen: Sequence[NoduleVectors]
+    aim: Aim
+    found: Found
+    inputs: Inputs
+    target: Target
+    scores: dict[str, NDArray[np.float64]]
+    table: pd.DataFrame
+    answer: Answer | None
+
+    @property
+    def nodules(self) -> NoduleSet:
+        """The nodules of the probe."""
+        return self.aim.nodules
+
+
 def run_probe(config: ProbeConfig, run: Run) -> None:
-    """Fit a probe on frozen features out of fold, and print it beside its baselines."""
-    cohort = open_cohort(config)
-    opened = open_sources(config)
+    """Fit a probe on frozen features out of fold, and print and log it beside its baselines."""
+    cohort, opened = open_cohort(config), open_sources(config)
+    probed = probe(config, run, cohort, opened)
+    nodules, found, inputs = probed.nodules, probed.found, probed.inputs
+    metrics = headline(probed.table)
+    if probed.answer is not None:
+        metrics |= probed.answer.metrics()
+        run.log_table(probed.answer.table(), "tables/question.csv")
+        metrics |= what_is_known(config, run, cohort, nodules, inputs, found, probed.target)
+    metrics |= column_metrics(config, probed.aim, inputs, found)
+    other = open_test_cohort(config, nodules)
+    if other is not None:
+        # Of `shipped:NAME`, whose other networks are for patients of the first cohort: `all`.
+        first = [one for one in probed.frozen if one.loaded is opened[0]]
+        reader = first[0] if first else vectors_of(config, opened[0], cohort, nodules)
+        both = join_cohorts(config, cohort, other, reader, found, read_diagnoses(config.diagnosis))
+        metrics |= test_elsewhere(config, run, both)
+    run.log_metrics(metrics)
+    run.log_table(probed.table, "tables/probe.csv")
+    labels, drawn = log_scores(run, nodules, one_each(probed.scores))
+    run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
+    run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
+
+
+def probe(config: ProbeConfig, run: Run, cohort: Cohort, opened: Sequence[Source]) -> Probed:
+    """Read the nodules, fit every row out of fold, print the table and ask the primary question.
+
+    Args:
+        config: Configuration of the probe.
+        run: It gets tags, folds, and the table of what is left out.
+        cohort: Of the nodules.
+        opened: Where their vectors come from, see `open_sources`.
+    """
     spec = CropSpec(size_mm=config.size_mm, out_px=input_px(opened))
     diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
@@ -54,28 +125,16 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     other = open_test_cohort(config, nodules)
     readers = readers_of(config.backbone, opened, cohort, nodules.patient_ids, config.leak)
     folds = settled_folds(config, run, cohort, readers, nodules)
-    tested = np.unique(np.concatenate([test for own in folds for _, test in own]))
     print(f"features of {', '.join(reader.loaded.source for reader in readers)}")
     others = [] if other is None else [other]
     frozen = [vectors_of(config, reader.loaded, cohort, nodules, others) for reader in readers]
     found = find_nodules(config, cohort, nodules, diagnosis)
     inputs = gather_inputs(config, cohort, found, frozen, folds, diagnosis)
-    for one in frozen:
-        column = one.tells(nodules.labels) if isinstance(one, TableFeatures) else ""
-        if column:
-            run.set_tags({Tag.LEAK: "features hold the label"})
-            print(
-                f"leak (features hold the label): column {column} of {one.loaded.source} tells them apart alone"
-            )
-    if not inputs.twins:
-        print(
-            "no row of random weights: nothing here can be randomized, so nothing is said about what was learned"
-        )
-    target = aim.target(config, tested)
+    say_what_rows_mean(run, frozen, nodules, inputs)
+    target = aim.target(config, np.unique(np.concatenate([test for own in folds for _, test in own])))
     factory = probe_factory(config.head, config.seed, config.device)
     scores = score_rows(inputs, target, nodules, found, factory)
     table = evaluate(config, nodules, scores, shuffled(config, target, inputs, factory))
-    metrics = headline(table)
     print(short_table(table))
     meaning = "labels are those of the table of nodules"
     if config.rule in RATED:
@@ -83,27 +142,26 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     print(
         f"{meaning}; intervals are over patients, conditional on training; useless features lower what joins them."
     )
+    answer = None
     if config.features != "patches":  # The test needs one vector per nodule.
         answer = ask(config, nodules, inputs, found, aim.asked)
-        if answer is not None:
-            print(answer)
-            metrics |= answer.metrics()
-            if answer.holds_rating:
-                run.set_tags({Tag.LEAK: "features hold the rating"})
-                print("leak (features hold the rating): no image predicts the readers so well")
-            run.log_table(answer.table(), "tables/question.csv")
-            metrics |= what_is_known(config, run, cohort, nodules, inputs, found, target)
-    metrics |= column_metrics(config, aim, inputs, found)
-    if other is not None:
-        # Of `shipped:NAME`, whose other networks are for patients of the first cohort: `all`.
-        first = [one for one in frozen if one.loaded is opened[0]]
-        reader = first[0] if first else vectors_of(config, opened[0], cohort, nodules)
-        metrics |= test_elsewhere(config, run, join_cohorts(config, cohort, other, reader, found, diagnosis))
-    run.log_metrics(metrics)
-    run.log_table(table, "tables/probe.csv")
-    labels, drawn = log_scores(run, nodules, one_each(scores))
-    run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
-    run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
+    if answer is not None:
+        print(answer)
+        if answer.holds_rating:
+            run.set_tags({Tag.LEAK: "features hold the rating"})
+            print("leak (features hold the rating): no image predicts the readers so well")
+    return Probed(cohort, frozen, aim, found, inputs, target, scores, table, answer)
+
+
+def say_what_rows_mean(run: Run, frozen: Sequence[NoduleVectors], nodules: NoduleSet, inputs: Inputs) -> None:
+    """Print, and tag, that a table holds the label; print that there are no random weights."""
+    for one in frozen:
+        column = one.tells(nodules.labels) if isinstance(one, TableFeatures) else ""
+        if column:
+            run.set_tags({Tag.LEAK: "features hold the label"})
+            print(f"leak (features hold the label): column {column} of {one.loaded.source} tells it alone")
+    if not inputs.twins:
+        print("no random weights: nothing here can be randomized, so nothing is said about what was learned")
 
 
 def what_is_known(
