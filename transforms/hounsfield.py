@@ -13,7 +13,7 @@ from monai.transforms.transform import MapTransform, Randomizable, Transform
 from numpy.typing import NDArray
 
 from transforms.refusal import TransformError
-from transforms.window_policy import WindowConfig, draw_window
+from transforms.window_policy import CHANNEL_RANGES_HU, PROBE_WINDOWS_HU, WindowConfig, draw_window
 
 Volume = TypeVar("Volume", torch.Tensor, NDArray[Any])
 
@@ -54,6 +54,17 @@ def _refuse_falling(low_hu: Any, high_hu: Any) -> None:
         raise TransformError(
             f"a CT window must rise, got {low_hu} .. {high_hu} HU; give low_hu below high_hu"
         )
+
+
+def hu_ranges(triplet_hu: Volume, hu_scale: float = 1.0) -> Volume:
+    """Show the middle slice of triplets (..., 3, H, W) in three windows, one a channel; see `CHANNEL_RANGES_HU`."""
+    low, high = (CHANNEL_RANGES_HU / hu_scale).T[..., None, None]
+    return window_hu(triplet_hu[..., [1, 1, 1], :, :], low, high)
+
+
+def named_window(triplet_hu: Volume, name: str) -> Volume:
+    """Gray of triplets (..., 3, H, W) in a window of `PROBE_WINDOWS_HU`, or in `ranges` (see `hu_ranges`)."""
+    return hu_ranges(triplet_hu) if name == "ranges" else window_hu(triplet_hu, *PROBE_WINDOWS_HU[name])
 
 
 class WindowHU(Transform):
@@ -109,6 +120,8 @@ class RandWindowHU(Randomizable, Transform):
             self.randomize()
         if self.window is None:
             raise TransformError("no window has been drawn yet; call with randomize=True first")
+        if self.config.policy == "ranges":
+            return hu_ranges(volume_hu, self.config.hu_scale)
         return window_hu(volume_hu, *self.window)
 
 

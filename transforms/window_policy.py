@@ -22,7 +22,10 @@ PROBE_WINDOWS_HU: dict[str, tuple[float, float]] = {
 }
 """Lower and upper edges: the article's probe windows (level/width -500/1500, 40/400, 0/1200), and all of the nodule."""
 
-WindowPolicy = Literal["lung_aware", "clinical", "article", "full", "fixed"]
+CHANNEL_RANGES_HU = np.array([PROBE_WINDOWS_HU[name] for name in ("lung", "mediastinal", "wide")])
+"""Policy `ranges`: lower and upper edge of each channel, (3, 2)."""
+
+WindowPolicy = Literal["lung_aware", "clinical", "article", "full", "ranges", "fixed"]
 
 UNIFORMS_PER_WINDOW = 3
 """How many uniform numbers one drawn window uses, under every policy."""
@@ -44,6 +47,8 @@ class WindowConfig:
             It clips lung in 68% of the views: an arm of a study, not advice.
         full: -1000..1000 for every view. The only policy that keeps attenuation: the others draw another gray for
             the same HU in every view, or clip what calcification is told by.
+        ranges: the three channels show the middle slice alone, in the lung, mediastinal and wide window, instead of
+            three slices in one window. It keeps attenuation too; the window that is drawn and logged is `full`.
         fixed: `low_hu` .. `high_hu` for every view.
     """
 
@@ -94,9 +99,9 @@ def windows_from_uniforms(config: WindowConfig, uniforms: NDArray[np.float64]) -
         case "article":
             level, width = -400.0 + 800.0 * u, 800.0 + 1200.0 * v
             low, high = level - width / 2, level + width / 2
-        case "full" | "fixed":
+        case "full" | "ranges" | "fixed":
             edges_hu = (
-                PROBE_WINDOWS_HU["full"] if config.policy == "full" else (config.low_hu, config.high_hu)
+                (config.low_hu, config.high_hu) if config.policy == "fixed" else PROBE_WINDOWS_HU["full"]
             )
             low, high = (np.full_like(u, edge) for edge in edges_hu)
     edges: NDArray[np.float64] = np.stack([low, high], axis=-1) / config.hu_scale

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from pipelines.ingest.config import FolderFormat
 
-OneWindow = Literal["lung", "mediastinal", "wide", "full"]
-"""`full` is -1000..1000 HU, which keeps attenuation."""
+OneWindow = Literal["lung", "mediastinal", "wide", "full", "ranges"]
+"""`full` is -1000..1000 HU, which keeps attenuation; `ranges` is the first three, one a channel."""
 WindowName = Literal[OneWindow, "stacked"]
 """`stacked` joins the features under the article's three, lung, mediastinal and wide."""
 SliceFeature = Literal["class_token", "mean_patch", "both"]

@@ -14,8 +14,7 @@ from models.backbone import Backbone, Tokens
 from pipelines.backbones.config import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import make_folder, write_atomically
 from probes.nodule_rays import NoduleRegion
-from transforms.hounsfield import WindowHU
-from transforms.window_policy import PROBE_WINDOWS_HU
+from transforms.hounsfield import named_window
 
 STACKED = ("lung", "mediastinal", "wide")
 
@@ -72,11 +71,11 @@ def encode(
 
 
 def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
-    """Apply to HU (B, 3, S, S) a window of `PROBE_WINDOWS_HU`, normalized as in the backbone's pretraining."""
+    """Apply to HU (B, 3, S, S) a window of `named_window`, normalized as in the backbone's pretraining."""
     mean, std = (
         torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
     )
-    return (WindowHU(*PROBE_WINDOWS_HU[window])(hu * hu_scale) - mean) / std
+    return (named_window(hu * hu_scale, window) - mean) / std
 
 
 def patch_shares(where: NDArray[np.bool_] | torch.Tensor, patch_px: int) -> torch.Tensor:

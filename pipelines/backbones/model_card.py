@@ -10,7 +10,7 @@ from pipelines.backbones.folder import LoadedBackbone
 from pipelines.backbones.shipped import NETWORKS
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
-from transforms.window_policy import ARTICLE_LUNG_HU
+from transforms.window_policy import CHANNEL_RANGES_HU, PROBE_WINDOWS_HU
 
 LEAKS = {
     "": "",
@@ -129,7 +129,7 @@ def _three(networks: Sequence[LoadedBackbone], box: str) -> str:
         lines.append(f"| `{name}` | {left_out} | {patients} | {steps} | {seed} | `{run}` | `{one.sha256}` |")
     table, seen = "\n".join(lines), loaded.record.get("mm_per_pixel") or (1.0, 1.0)
     size_mm = sum(seen) / 2 * loaded.backbone.image_px
-    window = "full" if loaded.record.get("window_policy") == "full" else "lung"
+    window = _window(loaded)
     return f"""## Three networks
 
 `-P backbone=shipped:{box}` of dinox-ct takes them together: a test reads patients that none was trained on with `all`,
@@ -152,8 +152,21 @@ for volume in encode("SCANS", "shipped:{box}", settings):
 {table}"""
 
 
+def _window(loaded: LoadedBackbone) -> str:
+    policy = str(loaded.record.get("window_policy"))
+    return policy if policy in ("full", "ranges") else "lung"
+
+
+def _gray(window: str) -> str:
+    """Lines of Python from `hu` to `gray`."""
+    if window == "ranges":
+        return f"""low, high = torch.tensor({CHANNEL_RANGES_HU.tolist()}).T[..., None, None]  # HU, by channel
+gray = ((hu[:, [1, 1, 1]] - low) / (high - low)).clamp(0, 1)  # of the middle slice"""
+    low, high = PROBE_WINDOWS_HU[window]
+    return f"gray = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU"
+
+
 def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
-    low, high = ARTICLE_LUNG_HU
     mean, std = list(loaded.backbone.mean), list(loaded.backbone.std)
     size, scale = loaded.backbone.image_px, loaded.hu_scale
     seen = loaded.record.get("mm_per_pixel")
@@ -175,7 +188,7 @@ import timm, torch
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
 # hu: float tensor (batch, 3, {size}, {size}), Hounsfield units
-{scaled}gray = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU
+{scaled}{_gray(_window(loaded))}
 mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
 tokens = model.forward_features((gray - mean) / std)
 class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]

@@ -17,9 +17,9 @@ from pipelines.runtime.image_axes import image_axes
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
-from transforms.hounsfield import WindowHU
+from transforms.hounsfield import named_window
 from transforms.nodule_crop import CropSpec
-from transforms.window_policy import ARTICLE_LUNG_HU, PROBE_WINDOWS_HU
+from transforms.window_policy import ARTICLE_LUNG_HU
 
 
 def run_dense(config: DenseConfig, run: Run) -> None:
@@ -64,7 +64,7 @@ def tokens_of(
             ("random_weights", random_twin(loaded, config.seed)),
         )
     }
-    gray = WindowHU(*PROBE_WINDOWS_HU[config.window])(torch.from_numpy(crops.crops_hu))
+    gray = named_window(torch.from_numpy(crops.crops_hu), config.window)
     patch = loaded.backbone.patch_px
     pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
     return tokens | {"pixels": pixels.numpy()}

@@ -17,7 +17,7 @@ import torch
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
-from pipelines.backbones.config import ExportConfig
+from pipelines.backbones.config import ExportConfig, OneWindow
 from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push, run_export
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
@@ -118,15 +118,19 @@ def test_a_card_of_unknown_weights_says_that_nothing_is_known(saved: Path) -> No
     assert "`model.onnx` takes" in card
 
 
-def test_the_code_in_the_card_makes_our_tokens(saved: Path) -> None:
+@pytest.mark.parametrize(
+    ("policy", "window"), [("lung_aware", "lung"), ("full", "full"), ("ranges", "ranges")]
+)
+def test_the_code_in_the_card_makes_our_tokens(policy: str, window: OneWindow, saved: Path) -> None:
     from pipelines.backbones.features import encode
 
     loaded = open_backbone(str(saved))
+    loaded.record["window_policy"] = policy
     code = model_card([loaded], CardFacts(), has_onnx=False).split("```python\n")[1].split("```")[0]
     hu = torch.from_numpy(np.random.default_rng(0).uniform(-1400, 600, (2, 3, 28, 28)).astype(np.float32))
     said = {"hu": hu}
     exec(code.replace("FOLDER", str(saved)), said)  # the card's own words
-    ours = encode(loaded.backbone, hu.numpy(), 1.0, "lung", "class_token", torch.device("cpu"))
+    ours = encode(loaded.backbone, hu.numpy(), 1.0, window, "class_token", torch.device("cpu"))
     assert np.allclose(said["class_token"].detach().numpy(), ours, atol=1e-5)
 
 

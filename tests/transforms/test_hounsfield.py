@@ -4,7 +4,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, CopyItemsd
 
-from transforms.hounsfield import RandWindowHU, RandWindowHUd, WindowHU, WindowHUd, window_hu
+from transforms.hounsfield import RandWindowHU, RandWindowHUd, WindowHU, WindowHUd, named_window, window_hu
 from transforms.refusal import TransformError
 from transforms.window_policy import WindowConfig, draw_window, windows_from_uniforms
 
@@ -171,3 +171,11 @@ def test_the_array_form_can_repeat_its_last_window_but_not_one_never_drawn():
     with pytest.raises(TransformError, match="no window has been drawn"):
         transform(np.zeros(2), randomize=False)
     assert transform(np.zeros(2)).tolist() == transform(np.zeros(2), randomize=False).tolist()
+
+
+def test_ranges_show_the_middle_slice_in_the_lung_mediastinal_and_wide_window() -> None:
+    triplet = torch.tensor([-700.0, 40.0, 1000.0]).view(3, 1, 1).expand(3, 2, 2)
+    expected = [(40 + 1250) / 1500, (40 + 160) / 400, (40 + 600) / 1200]
+    for shown in (named_window(triplet, "ranges"), named_window(triplet.numpy(), "ranges")):
+        assert shown[:, 0, 0].tolist() == pytest.approx(expected)
+    assert named_window(triplet, "full")[:, 0, 0].tolist() == pytest.approx([0.15, 0.52, 1.0])

@@ -35,7 +35,7 @@ from transforms.views.resample import (
     resize_crop,
     upload,
 )
-from transforms.window_policy import UNIFORMS_PER_WINDOW, windows_from_uniforms
+from transforms.window_policy import CHANNEL_RANGES_HU, UNIFORMS_PER_WINDOW, windows_from_uniforms
 
 N_GLOBAL = 2
 OUTSIDE_BODY_SHARE = 0.1
@@ -241,6 +241,10 @@ class _Tone:
             return upload(np.array(values, dtype=np.float32, order="C"), device)
 
         low, high = draws.window_hu[..., None, None, None, :].transpose(5, 0, 1, 2, 3, 4)
+        self.has_ranges = config.window.policy == "ranges"
+        if self.has_ranges:
+            edges = np.broadcast_to(CHANNEL_RANGES_HU / config.window.hu_scale, (*low.shape[:2], 3, 2))
+            low, high = edges[..., None, None, :].transpose(5, 0, 1, 2, 3, 4)
         self.low, self.scale = constant(low), constant(1 / (high - low))
         self.mean = constant(config.mean)[:, None, None]
         self.inverse_std = 1 / constant(config.std)[:, None, None]
@@ -251,6 +255,8 @@ class _Tone:
     def apply_(self, resized_hu: torch.Tensor, view: int, samples: slice) -> None:
         """Turn resized HU of some samples of one view, (B, 3, S, S), into input, in place."""
         at = (view, samples)
+        if self.has_ranges:
+            resized_hu[:, ::2] = resized_hu[:, 1:2]
         gray = resized_hu.sub_(self.low[at]).mul_(self.scale[at]).clamp_(0.0, 1.0)
         if self.has_jitter:
             gray.copy_(jitter_brightness_contrast(gray, self.brightness[at], self.contrast[at]))

@@ -54,8 +54,9 @@ def pipeline(config):
             size_px=32, extent="mm", fov_mm=(20.0, 40.0), center="lung", center_jitter_mm=5.0, n_local=1
         ),
         ViewConfig(size_px=48, interpolation="bilinear"),
+        ViewConfig(size_px=48, window=WindowConfig(policy="ranges", hu_scale=0.5)),
     ],
-    ids=["body", "uniform", "point", "lung", "bilinear"],
+    ids=["body", "uniform", "point", "lung", "bilinear", "ranges"],
 )
 def test_compose_and_the_batched_path_show_the_same_views(volume, config):
     body = np.zeros((32, 32), np.uint8)

@@ -52,6 +52,7 @@ CONFIGS = {
     "mm": ViewConfig(size_px=56, extent="mm", n_local=2, local_size_px=28),
     "shared": ViewConfig(size_px=42, shared_scale=True, n_local=3, local_size_px=14, center="uniform"),
     "article": ViewConfig(size_px=56, window=WindowConfig(policy="article", per="sample")),
+    "ranges": ViewConfig(size_px=56, window=WindowConfig(policy="ranges")),
     "bilinear": ViewConfig(size_px=30, interpolation="bilinear", n_local=2, local_size_px=98),
     "arms": ViewConfig(size_px=42, color_jitter=(0.4, 0.4), gaussian_blur=(0.1, 2.0)),
 }
