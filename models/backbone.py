@@ -8,9 +8,7 @@ from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.drop import DropPath
-from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.pos_embed_sincos import apply_keep_indices_nlc
-from timm.models import is_model_in_modules
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
@@ -20,7 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from models.config import BackboneConfig
 from models.stem import WhitenedStem
-from transforms.refusal import Refusal
+from models.timm_arguments import (
+    BackboneError as BackboneError,
+    input_arguments,
+    refuse_leads,
+    refuse_other_arguments,
+)
 
 # The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
 _ARTICLE = {"vit_small": "vit_small_patch14_reg4_dinov2", "vit_large": "vit_large_patch14_reg4_dinov2"}
@@ -30,10 +33,6 @@ ViT = VisionTransformer | Eva
 """timm's ViTs with learned positions, and those of DINOv3, EVA and others whose attention turns with the position."""
 
 _NEITHER = "timm model '{}' is no vision transformer with a class token, nor a ConvNeXt; name one that is"
-
-
-class BackboneError(Refusal):
-    """A backbone that cannot be built, or whose files cannot be used."""
 
 
 class Tokens(NamedTuple):
@@ -210,6 +209,7 @@ def build_backbone(config: BackboneConfig, *, for_training: bool = True) -> Back
         return backbone
     if config.init == "xavier":
         init_xavier(backbone.vit)
+    set_norm_eps(backbone, config.norm_eps)
     backbone.vit.set_grad_checkpointing(config.grad_checkpointing)
     if config.drop_path:
         set_drop_path(backbone.vit, config.drop_path)
@@ -279,7 +279,10 @@ def _build_network(config: BackboneConfig) -> nn.Module:
     if not is_elsewhere and not timm.is_model(name.split(".")[0]):
         raise BackboneError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
     sized = input_arguments(name.split(".")[0], config.image_px)
+    if config.timm_args:
+        return _from_arguments(name, {**config.timm_arguments, **sized})
     try:
+        refuse_leads(name)
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
     except TypeError as error:  # Networks that take no image size.
         raise BackboneError(_NEITHER.format(name)) from error
@@ -289,12 +292,6 @@ def _build_network(config: BackboneConfig) -> nn.Module:
             f"timm model '{name}' cannot be opened ({type(error).__name__}: {reason}); check the name, the folder, and"
             " the network connection if the weights are not on this machine yet"
         ) from error
-
-
-def input_arguments(name: str, image_px: int) -> dict[str, Any]:
-    """Return what tells a timm model the size of its input; a ConvNeXt takes any size and no such argument."""
-    is_conv = timm.is_model(name) and is_model_in_modules(name, ["convnext"])
-    return {} if is_conv else {"img_size": image_px, "dynamic_img_size": True}
 
 
 def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int) -> Backbone:
@@ -308,18 +305,23 @@ def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int)
     Raises:
         BackboneError: If this timm does not know the name, or cannot build it so.
     """
+    network = _from_arguments(name, {**arguments, **input_arguments(name, image_px)})
+    return _wrapped(network, image_px, name)
+
+
+def _from_arguments(name: str, arguments: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         raise BackboneError(
             f"timm {timm.__version__} has no model '{name}'; install the version that wrote it"
         )
-    fixed = {"num_classes": 0} | input_arguments(name, image_px)
+    refuse_other_arguments(name, arguments)
     try:
-        network = timm.model_entrypoint(name)(**{**arguments, **fixed})
+        network: nn.Module = timm.model_entrypoint(name)(**{**arguments, "num_classes": 0})
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise BackboneError(
             f"timm cannot build '{name}' from what its config.json states: {error}"
         ) from error
-    return _wrapped(network, image_px, name)
+    return network
 
 
 def init_xavier(vit: ViT) -> None:
@@ -333,31 +335,8 @@ def init_xavier(vit: ViT) -> None:
         nn.init.normal_(vit.pos_embed, std=0.1)
 
 
-def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Load a state of the same architecture; positions are interpolated to this image size.
-
-    Args:
-        backbone: The model to fill.
-        state: Tensors by timm's names; a classifier `head.*` is left out.
-        source: Where the state came from, for the error.
-
-    Raises:
-        BackboneError: If a tensor is missing, unknown or of another shape.
-    """
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    own = backbone.vit.state_dict()
-    positions = state.get("pos_embed")
-    if positions is not None and positions.shape != own["pos_embed"].shape:
-        prefix = 0 if backbone.vit.no_embed_class else backbone.vit.num_prefix_tokens
-        grid = list(backbone.vit.patch_embed.grid_size)
-        state["pos_embed"] = resample_abs_pos_embed(positions, grid, num_prefix_tokens=prefix)
-    wrong = sorted(
-        name
-        for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name].shape != state[name].shape
-    )
-    if wrong:
-        raise BackboneError(
-            f"the weights in {source} are of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}'"
-        )
-    backbone.vit.load_state_dict(state)
+def set_norm_eps(backbone: Backbone, eps: float | None) -> None:
+    """Set the epsilon of all LayerNorms, in which publications of one architecture differ; None leaves timm's."""
+    for module in backbone.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps

@@ -1,12 +1,13 @@
 """Configuration of networks and their objective; nothing heavy is imported, so that recipes are read quickly."""
 
+import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-Arch = Literal["vit_small", "vit_large", "custom", "timm"]
+Arch = Literal["vit_small", "vit_large", "custom", "timm", "weights"]
 MaeTarget = Literal["patch", "hu"]
 MaskShape = Literal["random", "blocks"]
 Pool = Literal["class_token", "roi"]
@@ -18,10 +19,14 @@ class BackboneConfig:
 
     arch: Arch = "vit_small"
     """`vit_small` and `vit_large` are the article's ViT-S/14 and ViT-L/14; `custom` reads the five fields below;
-    `timm` takes `timm_name`."""
+    `timm` takes `timm_name`; `weights` is that of the network in `weights`."""
     timm_name: str = ""
     """One of timm's vision transformers with a class token, such as vit_small_patch16_dinov3. Views that are no
     multiple of the patch in its name are made smaller to one that is."""
+    timm_args: str = ""
+    """Arguments of `timm_name` other than its own, as JSON, such as {"depth": 6}."""
+    norm_eps: PositiveFloat | None = None
+    """Epsilon of LayerNorm, in which publications of one architecture differ; null leaves timm's."""
     depth: PositiveInt = 4
     embed_dim: PositiveInt = 96
     heads: PositiveInt = 4
@@ -37,7 +42,7 @@ class BackboneConfig:
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the student: how often the last block is skipped for a sample; rises linearly from 0."""
     weights: str = ""
-    """Warm start: "timm" for timm's pretrained weights, or a backbone's name, folder or .safetensors file."""
+    """Warm start: "timm" for timm's pretrained weights, or a backbone's name, folder, hf:... or file of weights."""
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +59,24 @@ class BackboneConfig:
             )
         if (self.arch == "timm") != bool(self.timm_name):
             raise ValueError("timm_name goes with arch 'timm': give both or neither")
+        if self.timm_arguments and (self.arch != "timm" or self.weights == "timm"):
+            raise ValueError(
+                "timm_args goes with arch 'timm' and not with weights 'timm', which are of timm's own"
+            )
+        if self.arch == "weights" and self.weights in ("", "timm"):
+            raise ValueError(
+                "arch 'weights' takes the architecture of weights: name them, such as hf:DIR or FILE.pth"
+            )
+
+    @property
+    def timm_arguments(self) -> dict[str, Any]:
+        """`timm_args` as they are given to timm."""
+        try:
+            return dict(json.loads(self.timm_args or "{}"))
+        except (ValueError, TypeError):
+            raise ValueError(
+                f'timm_args is a JSON object, such as {{"depth": 6}}, got {self.timm_args}'
+            ) from None
 
     @property
     def effective_patch_px(self) -> int:

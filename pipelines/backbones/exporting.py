@@ -119,10 +119,11 @@ def save_public(loaded: LoadedBackbone, out: Path) -> None:
     The ids of the patients that were trained on are written only if all of them are those of LIDC-IDRI: pseudonyms
     mean nothing under another key.
     """
-    plain = BackboneConfig(arch="timm", timm_name=loaded.timm_config["architecture"])
-    named = plain if loaded.config.timm_name else loaded.config
+    named = loaded.timm_config["architecture"]
+    plain = BackboneConfig(arch="timm", timm_name=named, norm_eps=loaded.config.norm_eps)
+    shape = plain if loaded.config.timm_name else loaded.config
     first = loaded.config.weights if loaded.config.weights == "timm" else ""
-    shape = dataclasses.replace(named, weights=first, image_px=loaded.backbone.image_px)
+    shape = dataclasses.replace(shape, weights=first, image_px=loaded.backbone.image_px)
     record = _with_public_ids(loaded).record
     save_backbone(out, loaded.backbone, shape, record, loaded.timm_config)
 

@@ -9,9 +9,7 @@ from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 
 from models.backbone import (
     Backbone,
@@ -20,10 +18,13 @@ from models.backbone import (
     build_timm_architecture,
     copy_whitening,
     init_xavier,
-    input_arguments,
-    load_weights,
+    set_norm_eps,
 )
 from models.config import BackboneConfig
+from models.loading import load_weights
+from models.timm_arguments import input_arguments
+from pipelines.backbones.foreign import Foreign, is_weight_file, read_foreign, read_tensors
+from pipelines.backbones.hugging_face import HF, read_hugging_face
 from pipelines.backbones.shipped import SCHEME, shipped_folder
 from pipelines.command.config import RecipeError, load_recipe
 from pipelines.runtime.atomic import make_folder, write_atomically
@@ -124,7 +125,7 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
             }
         case _:
             name = cast("dict[str, str]", vit.pretrained_cfg)["architecture"]
-            arguments = _arguments_of_folder(config.timm_name)
+            arguments = config.timm_arguments or _arguments_of_folder(config.timm_name)
     return {
         "architecture": name,
         "num_classes": 0,
@@ -151,10 +152,11 @@ def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
 
 
 def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
-    """Open a backbone by `runs:/<id>/backbone`, `shipped:<name>`, a folder, or `timm:<name>`.
+    """Open a backbone by its name; docs/encoders.md lists the forms.
 
     Args:
-        name: One of these forms; `runs:/<id>` alone means its `backbone`, `shipped:<name>` its network `all`.
+        name: `runs:/<id>/backbone`, `shipped:<name>`, a folder, `timm:<name>`, `hf:DIR`, `hf:OWNER/NAME`, or a file of
+            weights; `runs:/<id>` alone means its `backbone`, `shipped:<name>` its network `all`.
         image_px: Input size to build it for instead of its own; position embeddings are interpolated.
 
     Raises:
@@ -171,11 +173,16 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
         return _from_timm(name, image_px)
     if name.startswith(SCHEME):
         return _from_folder(name, shipped_folder(name), image_px)
-    if not Path(name).is_dir():
-        raise BackboneError(
-            f"backbone '{name}' is no folder; give runs:/<run id>/backbone, shipped:<name>, a folder or timm:<name>"
-        )
-    return _from_folder(name, Path(name), image_px)
+    if name.startswith(HF):
+        return _from_foreign(name, read_hugging_face(name, image_px), image_px)
+    if Path(name).is_dir():
+        return _from_folder(name, Path(name), image_px)
+    if is_weight_file(name):
+        return _from_foreign(name, read_foreign(name), image_px)
+    raise BackboneError(
+        f"backbone '{name}' is no folder; give runs:/<run id>/backbone, shipped:<name>, a folder, timm:<name>,"
+        " hf:<folder or OWNER/NAME>, or a file of weights"
+    )
 
 
 def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackbone:
@@ -192,22 +199,34 @@ def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackb
     except (RecipeError, TypeError) as error:
         raise BackboneError(f"{folder / _RECORD} describes no backbone: {error}; {_REMEDY}") from error
     backbone = _build(timm_config, config)
-    load_weights(backbone, read_weights(folder / _WEIGHTS), source)
+    load_weights(backbone, read_tensors(folder / _WEIGHTS), source)
     with (folder / _WEIGHTS).open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return LoadedBackbone(backbone.requires_grad_(False).eval(), config, source, record, digest, timm_config)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
+def _from_foreign(source: str, foreign: Foreign, image_px: int | None) -> LoadedBackbone:
+    config = BackboneConfig(
+        arch="timm",
+        timm_name=foreign.architecture,
+        timm_args=json.dumps(foreign.arguments) if foreign.arguments else "",
+        norm_eps=foreign.norm_eps,
+        image_px=image_px or foreign.image_px,
+    )
+    backbone = build_backbone(config)
+    notes = foreign.notes + load_weights(backbone, foreign.state, source)
+    backbone.mean, backbone.std = foreign.mean, foreign.std
+    print(f"{source}: {'; '.join(notes)}")
+    backbone.requires_grad_(False).eval()
+    record, written = {"opened": notes}, _timm_config(backbone, config)
+    return LoadedBackbone(backbone, config, source, record, _sha256(backbone), written)
 
-    Raises:
-        BackboneError: If the file is damaged or cannot be read.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(f"weights {path} are damaged or cannot be read; {_REMEDY}") from error
+
+def _sha256(backbone: Backbone) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(backbone.vit.state_dict().items()):
+        digest.update(key.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _build(timm_config: dict[str, Any], config: BackboneConfig) -> Backbone:
@@ -218,6 +237,7 @@ def _build(timm_config: dict[str, Any], config: BackboneConfig) -> Backbone:
         backbone = build_timm_architecture(name, arguments, config.image_px)
     trained = timm_config["pretrained_cfg"]
     backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
+    set_norm_eps(backbone, config.norm_eps)
     return backbone
 
 
@@ -225,10 +245,7 @@ def _from_timm(source: str, image_px: int | None) -> LoadedBackbone:
     name = source.removeprefix("timm:")
     config = BackboneConfig(arch="timm", timm_name=name, weights="timm", image_px=image_px or 224)
     backbone = build_backbone(config, for_training=False).requires_grad_(False).eval()
-    digest = hashlib.sha256()
-    for key, tensor in sorted(backbone.vit.state_dict().items()):
-        digest.update(key.encode() + tensor.cpu().numpy().tobytes())
-    return LoadedBackbone(backbone, config, source, {}, digest.hexdigest(), _timm_config(backbone, config))
+    return LoadedBackbone(backbone, config, source, {}, _sha256(backbone), _timm_config(backbone, config))
 
 
 def chosen_backbone(name: str) -> str:

@@ -1,5 +1,6 @@
 """One training run from cohort to exported backbone, around the updates of `pipelines.training.trainer`."""
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.backbone import Backbone, BackboneError, build_backbone, load_weights
+from models.backbone import Backbone, BackboneError, build_backbone
 from models.losses.gather import world
 from models.stem import WhitenedStem
-from pipelines.backbones.folder import LoadedBackbone, open_backbone, read_weights, save_backbone
+from pipelines.backbones.folder import LoadedBackbone, open_backbone, save_backbone
 from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
 from pipelines.backbones.view_retrieval import render_rows, sample_slices
+from pipelines.backbones.warm_start import load_first_weights, resolved
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
 from pipelines.cohort.slices import SliceIndex
@@ -111,6 +113,7 @@ class TrainingRun:
 
     def __init__(self, config: PretrainConfig, run: Run, cohort: Cohort, device: torch.device) -> None:
         """Divide the patients, index their slices and build the networks; nothing is trained yet."""
+        config = dataclasses.replace(config, backbone=resolved(config.backbone))
         self.config, self.cohort, self.device = config, cohort, device
         self.patients = divide_patients(cohort, config)
         self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner")
@@ -310,7 +313,8 @@ def _first_backbone(
 ) -> tuple[Backbone, Mapping[str, Sequence[str]]]:
     """Build the backbone with its first weights; return the ids that these were trained on, {} if no one is known."""
     torch.manual_seed(config.seed)
-    backbone, seen = build_backbone(config.backbone), {}
+    backbone = build_backbone(config.backbone)
+    seen: Mapping[str, Sequence[str]] = {}
     if isinstance(backbone.stem, WhitenedStem):
         backbone.stem.fit(_first_views(config, index))
     local_px, patch_px = config.views.local_size_px, backbone.patch_px
@@ -318,14 +322,9 @@ def _first_backbone(
     if config.views.n_local and local_px % patch_px:
         raise BackboneError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
     source = config.backbone.weights
-    if source.endswith(".safetensors"):
-        if not Path(source).is_file():
-            raise BackboneError(f"backbone.weights names {source}, which does not exist")
-        load_weights(backbone, read_weights(Path(source)), source)
-    elif source not in ("", "timm"):
-        initial = _box_network(source, cohort, held_out) if is_box(source) else open_backbone(source)
-        load_weights(backbone, dict(initial.backbone.vit.state_dict()), source)
-        seen = initial.record.get("trained_on", {})
+    if source not in ("", "timm"):
+        box = _box_network(source, cohort, held_out) if is_box(source) else None
+        seen = load_first_weights(backbone, config.backbone, box)
     # Probes normalize images as in training.
     backbone.mean, backbone.std = config.views.mean, config.views.std
     return backbone, seen

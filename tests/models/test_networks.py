@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 
-from models.backbone import BackboneError, build_backbone, load_weights, set_drop_path
+from models.backbone import BackboneError, build_backbone, set_drop_path
 from models.config import BackboneConfig, HeadConfig
+from models.loading import load_weights
 from models.student_teacher import Network, ProjectionHead, StudentTeacher, central_mean
 
 TINY = BackboneConfig(arch="custom", depth=2, embed_dim=32, heads=2, patch_px=14, registers=4, image_px=28)

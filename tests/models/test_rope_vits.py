@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models.backbone import Backbone, build_timm_architecture, class_attention
+from models.backbone import Backbone, BackboneError, build_backbone, build_timm_architecture, class_attention
+from models.config import BackboneConfig
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 ARCHITECTURES = {
@@ -103,3 +104,19 @@ def test_plain_attention_and_checkpoints_change_no_gradient(backbone: Backbone) 
     assert gradients[0].abs().max() > 0
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
     assert torch.equal(gradients[1], gradients[2])
+
+
+def test_a_recipe_changes_arguments_of_timm_and_the_epsilon_of_its_norms() -> None:
+    name = "vit_small_patch16_dinov3"
+    config = BackboneConfig(arch="timm", timm_name=name, timm_args='{"depth": 2}', norm_eps=1e-3, image_px=32)
+    vit = build_backbone(config).vit
+    assert len(vit.blocks) == 2
+    assert (vit.norm.eps, vit.blocks[1].norm2.eps) == (1e-3, 1e-3)
+    for text in ("depth", "[6]", "{"):
+        with pytest.raises(ValueError, match="timm_args is a JSON object"):
+            BackboneConfig(arch="timm", timm_name=name, timm_args=text)
+    leads = '{"pretrained_cfg_overlay": {"file": "/tmp/x"}, "checkpoint_path": "/tmp/x"}'
+    with pytest.raises(
+        BackboneError, match="hold checkpoint_path, pretrained_cfg_overlay, which describes no arch"
+    ):
+        build_backbone(BackboneConfig(arch="timm", timm_name=name, timm_args=leads))

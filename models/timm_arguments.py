@@ -1,0 +1,70 @@
+"""What may be said to timm about an architecture: numbers and names of it, and nothing that it would fetch or run."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import is_model_in_modules, load_model_config_from_hf as read_hub_config
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+from transforms.refusal import Refusal
+
+_ARGUMENTS = frozenset(
+    name for kind in (VisionTransformer, Eva, ConvNeXt) for name in inspect.signature(kind).parameters
+) - {"device", "dtype"}
+_LEADS = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
+
+
+class BackboneError(Refusal):
+    """A backbone that cannot be built, or whose files cannot be used."""
+
+
+def input_arguments(name: str, image_px: int) -> dict[str, Any]:
+    """Return what tells a timm model the size of its input; a ConvNeXt takes any size and no such argument."""
+    is_conv = timm.is_model(name) and is_model_in_modules(name, ["convnext"])
+    return {} if is_conv else {"img_size": image_px, "dynamic_img_size": True}
+
+
+def refuse_other_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that no network's constructor takes: timm would fetch or open what some of them name.
+
+    Raises:
+        BackboneError: If there is one.
+    """
+    others = sorted(arguments.keys() - _ARGUMENTS)
+    if others:
+        raise BackboneError(
+            f"the arguments of '{name}' in its config.json hold {', '.join(others)}, which describes no architecture"
+            " and is never followed; remove it"
+        )
+
+
+def refuse_leads(name: str) -> None:
+    """Refuse a `local-dir:` or `hf-hub:` name whose config.json leads elsewhere; timm would follow it.
+
+    Raises:
+        BackboneError: If it names weights at another place, or other arguments than an architecture's.
+        OSError, ValueError, LookupError: If it cannot be read, as timm has it.
+    """
+    if name.startswith("local-dir:"):
+        tree = json.loads((Path(name.removeprefix("local-dir:")) / "config.json").read_text(encoding="utf-8"))
+        arguments, stated = tree.get("model_args") or {}, tree.get("pretrained_cfg", tree)
+    elif name.startswith("hf-hub:"):
+        stated, _, arguments = read_hub_config(name.removeprefix("hf-hub:"))
+        stated = {
+            key: value for key, value in stated.items() if key not in ("hf_hub_id", "source")
+        }  # its own
+    else:
+        return
+    refuse_other_arguments(name, arguments or {})
+    leads = sorted(key for key, value in stated.items() if value and key in _LEADS)
+    if leads:
+        raise BackboneError(
+            f"config.json of '{name}' names weights at another place ({', '.join(leads)}), which is never followed;"
+            " remove that, and put model.safetensors beside it"
+        )
