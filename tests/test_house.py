@@ -35,8 +35,8 @@ ORDER = (
     "probing",
     "finetuning",
 )
-"""Folders of `pipelines`; each may import those before it. `campaign` and `report` come last and apart."""
-LAST = ("campaign", "report")
+"""Folders of `pipelines`; each may import those before it. `audit`, `campaign` and `report` come last and apart."""
+LAST = ("audit", "campaign", "report")
 MOST_MODULES = 20
 LAZY = {"SimpleITK", "pylidc", "idc_index", "huggingface_hub", "peft", "onnx", "onnxruntime"}
 

@@ -115,6 +115,12 @@ _LIST = (
         is_stage=True,
     ),
     EntryPoint(
+        "audit",
+        "anybody's encoders, functions and tables on one cohort beside every baseline: one page, HTML and Markdown",
+        "pipelines.audit:AuditConfig",
+        "pipelines.audit.run:run_audit",
+    ),
+    EntryPoint(
         "campaign",
         "many arms from one file, within a budget",
         "pipelines.campaign:CampaignConfig",

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import ttest_ind
 
 from pipelines.report.facts import Evidence, matches
-from pipelines.report.page import Table
+from pipelines.runtime.page import Table
 from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from pipelines.report import ReportConfig
 from pipelines.report.claims import claims_table, judge_all, primary_table
 from pipelines.report.facts import REAL, Evidence, gather, matches
-from pipelines.report.page import Block, Heading, Sentence, Table, markdown, page_html
 from pipelines.report.tables import (
     Article,
     article_table,
@@ -19,6 +18,7 @@ from pipelines.report.tables import (
     load_article,
 )
 from pipelines.runtime.atomic import make_folder, write_atomically
+from pipelines.runtime.page import Block, Heading, Sentence, Table, markdown, page_html
 from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric

@@ -12,7 +12,7 @@ import pandas as pd
 from pipelines.command.config import load_recipe, read_yaml
 from pipelines.report.claims import ClaimSpec, welch_p, with_interval
 from pipelines.report.facts import Evidence, matches
-from pipelines.report.page import Table
+from pipelines.runtime.page import Table
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag

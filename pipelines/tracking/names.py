@@ -175,9 +175,17 @@ _COHORTS = (
     Metric("export/slices", COUNT, "slices written as PNG"),
     Metric("embed/{volumes,slices,refused_files}", COUNT, "that were embedded; files that were refused"),
 )
+_AUDIT = (
+    Metric("audit/auroc" + CI, AUROC, "of the features of the encoder whose number is the step"),
+    Metric("audit/gain_over_diameter", "AUROC", "its features with the readers' diameter, minus it alone"),
+    Metric(
+        "audit/{nested_z,nested_p}", "standard deviations; p", "its primary test, beyond size and attenuation"
+    ),
+    Metric("audit/over_random_r2" + CI, "share of variance", "its partial R2 minus that of its random twins"),
+)
 _CAMPAIGNS = (Metric("campaign/hours", "h", "age of the attempt whose number is the step"),)
 
-LISTED = (*_TRAINING, *_RETRIEVAL, *PROBES, *_REPRESENTATION, *_COHORTS, *_CAMPAIGNS)
+LISTED = (*_TRAINING, *_RETRIEVAL, *PROBES, *_REPRESENTATION, *_COHORTS, *_AUDIT, *_CAMPAIGNS)
 METRICS: dict[str, Metric] = {name: metric for metric in LISTED for name in metric.names}
 """Every metric by its whole name."""
 

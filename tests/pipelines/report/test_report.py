@@ -10,9 +10,9 @@ import pytest
 
 from pipelines.report.claims import ClaimSpec, Judgment, judge_all, primary_table
 from pipelines.report.facts import Evidence, gather, matches
-from pipelines.report.page import Heading, Sentence, Table, markdown, page_html
 from pipelines.report.run import SUSPICION, ReportConfig, ReportError, chosen_runs, page, run_report
 from pipelines.report.tables import article_table, load_article
+from pipelines.runtime.page import Heading, Sentence, Table, markdown, page_html
 from pipelines.tracking.reading import StoredRun
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError

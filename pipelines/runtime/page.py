@@ -1,14 +1,18 @@
-"""A page of headings, sentences and tables, written as Markdown and as HTML."""
+"""A page of headings, sentences, tables and pictures, written as Markdown and as HTML that opens offline."""
 
+import base64
 import html
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.figure import Figure
+
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overflow-x:auto}
 th,td{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}
-th{background:#f4f4f4}h1,h2,h3{line-height:1.2}
+th{background:#f4f4f4}img{max-width:100%}h1,h2,h3{line-height:1.2}
 .supported{background:#e3f4e3}.not-supported{background:#fbe6e2}.not-testable-here{background:#f1f1f1}
 .note{border-left:4px solid #c89b00;padding:.3rem .8rem;background:#fff9e3}"""
 
@@ -41,7 +45,21 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-Block = Heading | Sentence | Table
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A figure; in HTML it is part of the page, in Markdown its title stands for it."""
+
+    title: str
+    figure: Figure
+
+    def source(self) -> str:
+        """Return the figure as the source of an HTML image."""
+        content = io.BytesIO()
+        self.figure.savefig(content, format="png", dpi=120)
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+Block = Heading | Sentence | Table | Picture
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -53,6 +71,8 @@ def markdown(blocks: Sequence[Block]) -> str:
                 parts.append(f"{'#' * level} {_plain(text)}")
             case Sentence(text, is_note):
                 parts.append(("> " if is_note else "") + _plain(text))
+            case Picture(title, _):
+                parts.append(f"(figure in the HTML page: {_plain(title)})")
             case Table(_, []):
                 parts.append(_NOTHING)
             case Table(head, rows):
@@ -71,6 +91,8 @@ def page_html(blocks: Sequence[Block]) -> str:
                 body.append(f"<h{level}>{html.escape(text)}</h{level}>")
             case Sentence(text, is_note):
                 body.append(f"<p{' class=note' if is_note else ''}>{_code(html.escape(text))}</p>")
+            case Picture(title, _):
+                body.append(f'<img alt="{html.escape(title)}" src="{block.source()}">')
             case Table(_, []):
                 body.append(f"<p>{_NOTHING}</p>")
             case Table(head, rows):
