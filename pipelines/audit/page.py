@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pipelines.audit.measures import Audited
 from pipelines.runtime.page import Block, Heading, Picture, Sentence, Table
+from pipelines.tracking.names import Tag
 
 STRATA = {"all": "all", "6-15 mm": "6-15 mm", "size: matched 1:2": "size-matched 1:2"}
 """Strata of the probe's table, and their names on the page."""
@@ -94,7 +95,7 @@ def _encoders(audited: Sequence[Audited]) -> Table:
     lines = []
     for one in audited:
         n_tested = int(one.row().get("n_nodules", 0))
-        leak, scale = one.tags.get("dinox.leak", ""), one.tags.get("dinox.scale", "")
+        leak, scale = one.tags.get(Tag.LEAK, ""), one.tags.get(Tag.SCALE, "")
         notes = [f"leak: {leak}" if leak else "", f"scale: {scale}" if scale else "", one.note]
         said = "; ".join(filter(None, notes)) or "none"
         vectors = np.asarray(one.probed.inputs.features[0][0])
