@@ -72,6 +72,8 @@ class ExportConfig:
     """Folder to write; an earlier export is replaced."""
     onnx: Literal["auto", "yes", "no"] = "auto"
     """`auto` writes model.onnx where the extra `export` is installed."""
+    hf: Literal["no", "yes"] = "no"
+    """`yes` writes hf/ too: Dinov2 of transformers, with registers where the backbone has some."""
     license: str = "apache-2.0"
     """License of the weights: an SPDX identifier in lower case."""
     training_data: str = ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from models.backbone import Backbone, ConvBackbone
 from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig
+from pipelines.backbones.dinov2_layout import write_hugging_face
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.backbones.shipped import HALVES, MOST_BYTES, NETWORKS, SUMS, write_sums
@@ -42,6 +44,8 @@ def run_export(config: ExportConfig, run: Run) -> None:
     _refuse_other_things(out)
     networks = [_with_public_ids(open_backbone(chosen_backbone(name))) for name in names]
     with_onnx = len(networks) == 1 and _is_onnx_wanted(config.onnx)
+    if config.hf == "yes" and (len(networks) > 1 or importlib.util.find_spec("transformers") is None):
+        raise ExportError("hf=yes takes one backbone, and the extra to check it: pip install -e '.[hf]'")
     if len(networks) > 1:
         networks = in_roles(networks)
         export_box(networks, out)
@@ -52,7 +56,12 @@ def run_export(config: ExportConfig, run: Run) -> None:
             export_onnx(networks[0].backbone, out / "model.onnx")
     else:
         (out / "model.onnx").unlink(missing_ok=True)
-    card = model_card(networks, card_facts(networks, config), with_onnx, out.name)
+    if config.hf == "yes":
+        with writing(out):
+            export_hugging_face(networks[0].backbone, out / "hf")
+    else:
+        shutil.rmtree(out / "hf", ignore_errors=True)
+    card = model_card(networks, card_facts(networks, config), with_onnx, out.name, config.hf == "yes")
     write_atomically(out / "README.md", lambda file: file.write(card.encode()))
     run.set_tags(
         {
@@ -62,6 +71,8 @@ def run_export(config: ExportConfig, run: Run) -> None:
     )
     run.log_text(card, "README.md")
     opened = f'timm.create_model("local-dir:{out}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
+    if config.hf == "yes":
+        opened += f', and transformers: AutoModel.from_pretrained("{out / "hf"}")'
     if len(networks) > 1:
         opened = (
             f"three networks to ship; in models/weights/{out.name}, -P backbone=shipped:{out.name} takes them"
@@ -222,6 +233,23 @@ def export_onnx(backbone: Backbone, path: Path) -> None:
         pairs = zip(own, theirs, strict=True)
         difference = max(float(np.abs(a.numpy() - b).max()) for a, b in pairs)
         _refuse_difference("ONNX Runtime", difference, ONNX_TOLERANCE)
+
+
+def export_hugging_face(backbone: Backbone, folder: Path) -> None:
+    """Write a backbone as transformers' Dinov2, and open it with transformers to check that the tokens are the same.
+
+    Raises:
+        ExportError: If Dinov2 has no such architecture, or transformers computes other tokens.
+    """
+    from transformers import AutoModel
+
+    write_hugging_face(backbone, folder)
+    theirs = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    images = _probe_images(backbone, 2)
+    with torch.no_grad():
+        found, tokens = theirs(images).last_hidden_state, backbone.cpu()(images)
+    own = torch.cat([tokens.class_token[:, None], tokens.register_tokens, tokens.patch_tokens], dim=1)
+    _refuse_difference("transformers", float((own - found).abs().max()), TIMM_TOLERANCE)
 
 
 def _probe_images(backbone: Backbone, batch: int) -> Tensor:

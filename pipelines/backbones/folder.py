@@ -188,9 +188,13 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
 def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackbone:
     for name in (_RECORD, _TIMM, _WEIGHTS):
         if not (folder / name).is_file():
-            raise BackboneError(
-                f"backbone '{source}' holds no {name}; open other timm folders as timm:local-dir:FOLDER"
+            is_theirs = (folder / _TIMM).is_file() and "model_type" in read_json(folder / _TIMM, (), _REMEDY)
+            others = (
+                f"{HF}FOLDER, since transformers wrote it"
+                if is_theirs
+                else "timm:local-dir:FOLDER if timm wrote it"
             )
+            raise BackboneError(f"backbone '{source}' holds no {name}; open it as {others}")
     record = read_json(folder / _RECORD, ("backbone",), _REMEDY)
     timm_config = read_json(folder / _TIMM, ("architecture", "model_args", "pretrained_cfg"), _REMEDY)
     fixed = {"grad_checkpointing": False} | ({"image_px": image_px} if image_px is not None else {})

@@ -81,14 +81,18 @@ class CardFacts:
 
 
 def model_card(
-    networks: Sequence[LoadedBackbone], facts: CardFacts, has_onnx: bool, name: str = "NAME"
+    networks: Sequence[LoadedBackbone],
+    facts: CardFacts,
+    has_onnx: bool,
+    name: str = "NAME",
+    has_hf: bool = False,
 ) -> str:
     """Return the card of a backbone as Markdown; of weights to ship as `name`, of all three networks."""
     loaded = networks[0]
     sections = [
         _front_matter(facts, "timm" if len(networks) == 1 else "dinox-ct"),
         _summary(loaded),
-        _three(networks, name) if len(networks) > 1 else _usage(loaded, has_onnx),
+        _three(networks, name) if len(networks) > 1 else _usage(loaded, has_onnx, has_hf),
         _data(loaded, facts),
         _recipe(loaded, facts),
         _results(facts),
@@ -166,7 +170,7 @@ gray = ((hu[:, [1, 1, 1]] - low) / (high - low)).clamp(0, 1)  # of the middle sl
     return f"gray = ((hu - ({low:g})) / {high - low:g}).clamp(0, 1)  # CT window {low:g} .. {high:g} HU"
 
 
-def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
+def _usage(loaded: LoadedBackbone, has_onnx: bool, has_hf: bool) -> str:
     mean, std = list(loaded.backbone.mean), list(loaded.backbone.std)
     size, scale = loaded.backbone.image_px, loaded.hu_scale
     seen = loaded.record.get("mm_per_pixel")
@@ -176,6 +180,12 @@ def _usage(loaded: LoadedBackbone, has_onnx: bool) -> str:
         "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalized as above, and returns `class_token` and"
         " `patch_tokens` for any batch size."
         if has_onnx
+        else ""
+    )
+    transformers = (
+        '\n\nWith transformers: `AutoModel.from_pretrained("FOLDER/hf")`; pixel_values are (gray - mean) / std, class'
+        " token, registers and patch tokens are in this order in `last_hidden_state`."
+        if has_hf
         else ""
     )
     return f"""## How to use it
@@ -192,7 +202,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-
 mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
 tokens = model.forward_features((gray - mean) / std)
 class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
-```{onnx}"""
+```{onnx}{transformers}"""
 
 
 def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:

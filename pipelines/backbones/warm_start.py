@@ -65,6 +65,9 @@ def load_first_weights(
         opened = opened or _opened(config)
         state = dict(opened.backbone.vit.state_dict())
     notes += load_weights(backbone, state, source)
+    seen: Mapping[str, Sequence[str]] = opened.record.get("trained_on", {}) if opened else {}
+    if not seen:
+        notes.append("which patients these weights have seen is unknown")
     if notes:
         print(f"{source}: {'; '.join(notes)}")
-    return opened.record.get("trained_on", {}) if opened else {}
+    return seen

@@ -151,7 +151,10 @@ def test_pretrain_answers_what_cannot_be_with_one_sentence_and_exit_2(
         (["--backbone", ""], "there is no finished pretrain run in .* first run `mlflow run . -e pretrain`"),
         (["--backbone", "runs:/0123456789abcdef/backbone"], "run '0123456789abcdef' is not in the store"),
         (["--backbone", "timm:vit_nonsense"], "vit_nonsense"),
-        (["--backbone", "timm:resnet18"], "timm model 'resnet18' is no plain vision transformer"),
+        (
+            ["--backbone", "timm:resnet18"],
+            "timm model 'resnet18' is no vision transformer with a class token",
+        ),
     ],
 )
 def test_probe_answers_what_cannot_be_with_one_sentence_and_exit_2(

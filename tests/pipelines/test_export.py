@@ -14,17 +14,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from models.backbone import build_backbone
+from models.backbone import BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig, OneWindow
-from pipelines.backbones.exporting import ExportError, export_backbone, export_onnx, push, run_export
+from pipelines.backbones.exporting import (
+    ExportError,
+    export_backbone,
+    export_hugging_face,
+    export_onnx,
+    push,
+    run_export,
+)
 from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.model_card import CardFacts, model_card
+from pipelines.cohort.folder import Cohort
 from pipelines.cohort.pseudonyms import lidc_scans
+from pipelines.command.cli import run_entry_point
 from pipelines.tracking.reading import StoredRun
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
+from pipelines.training.config import PretrainConfig
+from pipelines.training.run import train
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
 RECORD = {
@@ -80,6 +92,62 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
         run_export(ExportConfig(out=str(tmp_path)), Run(client(), "none"))
 
 
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (TINY, "dinov2_with_registers"),
+        (BackboneConfig(arch="vit_small", image_px=28), "dinov2_with_registers"),
+        (BackboneConfig(arch="custom", depth=2, embed_dim=16, heads=2, registers=0, image_px=28), "dinov2"),
+        (BackboneConfig(arch="timm", timm_name="vit_small_patch14_dinov2", timm_args='{"depth": 2}', norm_eps=1e-3,
+                        image_px=28), "dinov2"),
+    ],
+)  # fmt: skip
+def test_transformers_makes_the_same_tokens_and_they_are_read_back(
+    config: BackboneConfig, kind: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(config).eval()
+    backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    export_hugging_face(backbone, tmp_path)  # refuses a difference above 1e-5
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == kind
+    again = open_backbone(f"hf:{tmp_path}").backbone
+    assert (again.image_px, again.mean, again.std) == (28, backbone.mean, backbone.std)
+    images = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(images), again(images), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"layernorm.bias": state["layernorm.bias"] + 0.01}, tmp_path / "model.safetensors")
+    assert not torch.allclose(
+        open_backbone(f"hf:{tmp_path}").backbone(images)[0], again(images)[0], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (BackboneConfig(arch="timm", timm_name="vit_small_patch16_dinov3", timm_args='{"depth": 1}', image_px=32),
+         "its attention turns with the position"),
+        (BackboneConfig(arch="custom", stem="whitened", image_px=28), "or its stem is its own"),
+        (BackboneConfig(arch="timm", timm_name="vit_small_patch16_224", timm_args='{"depth": 1, "qkv_bias": false}',
+                        image_px=32), "it has no bias of queries, keys and values"),
+        (BackboneConfig(arch="timm", timm_name="vit_small_patch16_224", timm_args='{"depth": 1, "qk_norm": true}',
+                        image_px=32), r"it has blocks\.0\.attn\.q_norm\.weight"),
+        (BackboneConfig(arch="timm", timm_name="vit_small_patch16_224", timm_args='{"depth": 1, "mlp_ratio": 2.5}',
+                        image_px=32), "its MLP is no whole number of times"),
+        (BackboneConfig(arch="timm", timm_name="vit_small_patch16_224", timm_args='{"depth": 1, "reg_tokens": 2}',
+                        image_px=32), "its registers have positions"),
+    ],
+)  # fmt: skip
+def test_what_is_no_dinov2_is_not_laid_out_as_one(config: BackboneConfig, why: str, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=f"Dinov2 has no such network: .*{why}"):
+        export_hugging_face(build_backbone(config), tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
 def stored(entry_point: str, metrics: dict[str, float], **tags: str) -> StoredRun:
     return StoredRun("run-" + entry_point, "FINISHED", {"dinox.entry_point": entry_point} | tags, metrics, {})
 
@@ -109,6 +177,43 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
     assert "model.onnx" not in card
     for heading in ("Training data", "Results", "Limits", "What it must not be used for", "License"):
         assert f"\n## {heading}\n" in card
+
+
+def test_the_card_of_a_real_run_holds_its_recipe_commit_and_figures(
+    own_store: Path, small_cohort: Cohort
+) -> None:
+    words = ["--cohort", str(small_cohort.root), "--runs_dir", str(own_store / "runs"), "--device", "cpu"]
+    words += ["--steps", "2", "--batch_size", "4", "--eval_slices", "16", "--head.prototypes", "32"]
+    words += ["--backbone.depth", "1", "--backbone.embed_dim", "16", "--backbone.heads", "2"]
+    words += ["--backbone.image_px", "28", "--views.size_px", "28"]
+    assert run_entry_point("pretrain", PretrainConfig, train, "demo", words) == 0
+    (trained,) = client().search_runs(["0"])
+    figures, tags = trained.data.metrics, trained.data.tags
+    words = [
+        "--out",
+        str(own_store / "out"),
+        "--onnx",
+        "no",
+        "--hf",
+        "yes",
+        "--training_data",
+        "Six phantoms.",
+    ]
+    assert run_entry_point("export", ExportConfig, run_export, None, words) == 0
+    card = (own_store / "out" / "README.md").read_text()
+    for fact in (
+        f"Recipe `demo`, 2 optimizer updates, seed 0, code at commit `{tags['dinox.git_commit']}`, MLflow run"
+        f" `{trained.info.run_id}`",
+        "<summary>All settings</summary>", "\n  prototypes: 32\n", "Six phantoms.",
+        f"{figures['data/train_slices']:.0f} axial slices of {figures['data/train_patients']:.0f} patients",
+        f"| retrieval/top1 | {figures['retrieval/top1']:.3f} | {figures['retrieval/top1_ci_low']:.3f} to",
+        f"Verdict of the pretraining on itself: {tags['dinox.status']}",
+        'AutoModel.from_pretrained("FOLDER/hf")',
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert (own_store / "out" / "hf" / "model.safetensors").is_file()
+    assert run_entry_point("export", ExportConfig, run_export, None, [*words[:4]]) == 0
+    assert not (own_store / "out" / "hf").exists(), "an earlier export is replaced"
 
 
 def test_a_card_of_unknown_weights_says_that_nothing_is_known(saved: Path) -> None:

@@ -181,3 +181,62 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         open_backbone(str(tmp_path))
     with pytest.raises(BackboneError, match=r"is no folder; give runs:/"):
         open_backbone(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_of_transformers_is_named_as_such(tmp_path: Path) -> None:
+    saved(CUSTOM, tmp_path)
+    (tmp_path / "dinox.json").unlink()
+    with pytest.raises(BackboneError, match="open it as timm:local-dir:FOLDER if timm wrote it"):
+        open_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2", "hidden_size": 32}')
+    with pytest.raises(BackboneError, match="open it as hf:FOLDER, since transformers wrote it"):
+        open_backbone(str(tmp_path))
+    with pytest.raises(BackboneError, match=r"cannot be opened|names weights"):
+        open_backbone(f"timm:local-dir:{tmp_path}")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+LEADS = {
+    "pretrained": True,
+    "pretrained_cfg": {"url": "http://127.0.0.1:1/x"},
+    "pretrained_cfg_overlay": {"file": "harmful.pth", "custom_load": False},
+    "checkpoint_path": "harmful.pth",
+    "url": "http://127.0.0.1:1/x",
+    "file": "harmful.pth",
+    "cache_dir": "elsewhere",
+}
+
+
+@pytest.mark.parametrize("name", LEADS)
+@pytest.mark.parametrize("scheme", ["", "timm:local-dir:"])
+def test_what_an_argument_names_is_never_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scheme: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(CUSTOM, tmp_path)
+    torch.save(Harmful(), "harmful.pth")
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["model_args"][name] = LEADS[name]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(
+        BackboneError, match=f"hold {name}, which describes no architecture and is never followed"
+    ):
+        open_backbone(f"{scheme}{tmp_path}")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["url", "file", "hf_hub_id", "custom_load"])
+def test_weights_at_another_place_are_never_fetched(tmp_path: Path, name: str) -> None:
+    saved(CUSTOM, tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["pretrained_cfg"][name] = "http://127.0.0.1:1/x"
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(
+        BackboneError, match=rf"names weights at another place \({name}\), which is never followed"
+    ):
+        open_backbone(f"timm:local-dir:{tmp_path}")
+    assert open_backbone(str(tmp_path)).backbone.image_px == 42  # whose own weights are beside it
