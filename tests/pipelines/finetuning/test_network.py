@@ -111,6 +111,14 @@ def test_other_layers_get_adapters_when_named_and_unknown_ones_are_refused() -> 
         add_adapters(build_backbone(TINY), 2, "nothing")
 
 
+def test_queries_keys_and_values_are_found_in_a_vit_with_rotary_positions() -> None:
+    dinov3 = BackboneConfig(arch="timm", timm_name="vit_small_patch16_dinov3", image_px=32)
+    backbone = build_backbone(dinov3)
+    add_adapters(backbone, 4, "qkv")
+    adapted = {name.split(".lora_")[0] for name, one in backbone.named_parameters() if one.requires_grad}
+    assert adapted == {f"vit.blocks.{number}.attn.qkv" for number in range(12)}
+
+
 def test_an_adapter_that_its_layer_passes_by_is_refused() -> None:
     class Around(nn.Module):
         """Multiplies by the weight of its layer, as some attention modules do."""
