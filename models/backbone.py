@@ -150,6 +150,12 @@ class ConvBackbone(Backbone):
         patches = self.vit.head.norm(places).flatten(2).transpose(1, 2)
         return Tokens(self.vit.forward_head(places, pre_logits=True), patches, patches[:, :0])
 
+    @property
+    def stem(self) -> nn.Module:
+        """What makes the first map of the image."""
+        stem: nn.Module = self.vit.stem
+        return stem
+
 
 @torch.no_grad()
 def copy_whitening(source: Backbone, target: Backbone) -> None:

@@ -16,7 +16,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> l
 
     Args:
         backbone: The model to fill.
-        state: Tensors by timm's names; a classifier `head.*` is left out.
+        state: Tensors by timm's names; a classifier `head.*` that the network has not is left out.
         source: Where the state came from, for the error.
 
     Returns:
@@ -26,7 +26,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> l
         BackboneError: If a tensor is missing, unknown or of another shape.
     """
     own = backbone.vit.state_dict()
-    fitted = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    fitted = {name: tensor for name, tensor in state.items() if name in own or not name.startswith("head.")}
     if not own.keys() <= fitted.keys():
         fitted = _renamed_for(own, fitted)
     notes = _fit_stem(own, fitted) + _fit_positions(backbone, own, fitted)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def read_hugging_face(name: str, image_px: int | None) -> Foreign:
     if kind == "dinov3_vit":
         arguments["rope_temperature"] = config.get("rope_theta", 100.0)
     patch_px, own_px = arguments["patch_size"], _side(config.get("image_size", 224))
-    found_px, mean, std, origin = _processor(folder, own_px)
+    found_px, mean, std, origin = _processor(folder, own_px, kind)
     size_px = image_px or found_px
     if "pos_embed" in state:
         has_antialias = kind == "dinov2_with_registers"
@@ -99,16 +100,12 @@ def _tensors(folder: Path, name: str) -> Any:
     return read_pickle(folder / "pytorch_model.bin")
 
 
-def _processor(folder: Path, own_px: int) -> tuple[int, tuple[float, ...], tuple[float, ...], str]:
+def _processor(folder: Path, own_px: int, kind: str) -> tuple[int, tuple[float, ...], tuple[float, ...], str]:
     """Return the image size, and mean and standard deviation of gray values in 0..1, of the image processor."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        return (
-            own_px,
-            (0.5,) * 3,
-            (0.5,) * 3,
-            "no preprocessor_config.json: image_size of config.json, mean and SD 0.5",
-        )
+        usual = ((0.5,) * 3, (0.5,) * 3) if kind == "vit" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        return own_px, *usual, f"there is no {file.name}: as usual for {kind}"
     said = read_json(file, (), _REMEDY)
     is_cropped = said.get("do_center_crop", "crop_size" in said)
     size_px = _side(said.get("crop_size" if is_cropped else "size") or own_px)

@@ -1,6 +1,8 @@
 """First weights of a training: those of a backbone or of a file, in its own architecture or the recipe's."""
 
+import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,10 @@ def resolved(config: BackboneConfig) -> BackboneConfig:
     """
     if config.arch != "weights":
         return config
-    loaded = _opened(config)
+    with contextlib.redirect_stdout(
+        io.StringIO()
+    ):  # It is opened again, and said, when its weights are loaded.
+        loaded = _opened(config)
     kept = {name: getattr(config, name) for name in ("weights", "image_px", "grad_checkpointing")}
     if loaded.config.arch != "timm":
         return dataclasses.replace(loaded.config, **kept)
@@ -64,6 +69,7 @@ def load_first_weights(
     else:
         opened = opened or _opened(config)
         state = dict(opened.backbone.vit.state_dict())
+        backbone.mean, backbone.std = opened.backbone.mean, opened.backbone.std
     notes += load_weights(backbone, state, source)
     seen: Mapping[str, Sequence[str]] = opened.record.get("trained_on", {}) if opened else {}
     if not seen:

@@ -325,6 +325,11 @@ def _first_backbone(
     if source not in ("", "timm"):
         box = _box_network(source, cohort, held_out) if is_box(source) else None
         seen = load_first_weights(backbone, config.backbone, box)
+        if (backbone.mean, backbone.std) != (config.views.mean, config.views.std):
+            print(
+                f"{source} was given gray values with mean {backbone.mean} and SD {backbone.std}; views.mean and"
+                f" views.std of this recipe are {config.views.mean} and {config.views.std}"
+            )
     # Probes normalize images as in training.
     backbone.mean, backbone.std = config.views.mean, config.views.std
     return backbone, seen

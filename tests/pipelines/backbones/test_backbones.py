@@ -11,7 +11,7 @@ import torch
 from models.backbone import BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.exporting import ExportError, export_backbone
-from pipelines.backbones.features import network_input
+from pipelines.backbones.features import encode, network_input
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
 from pipelines.probing.folds import training_views
 from transforms.views.config import IMAGENET_MEAN
@@ -181,6 +181,26 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         open_backbone(str(tmp_path))
     with pytest.raises(BackboneError, match=r"is no folder; give runs:/"):
         open_backbone(str(tmp_path / "nowhere"))
+
+
+@torch.no_grad()
+def test_a_convnext_is_opened_beside_its_random_twin_and_not_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BackboneConfig(arch="timm", timm_name="convnext_atto", image_px=64)
+    backbone = build_backbone(config, for_training=False).eval()
+    backbone.vit.head.norm.weight.mul_(2.0)
+    save_backbone(tmp_path, backbone, config, {})
+    loaded, images = open_backbone(str(tmp_path)), torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.backbone(images).patch_tokens, backbone(images).patch_tokens)
+    assert not torch.allclose(
+        random_twin(loaded, 0)(images).class_token, backbone(images).class_token, atol=0.1
+    )
+    crops = 300 * torch.randn(2, 3, 96, 96) - 500
+    larger = open_backbone(str(tmp_path), image_px=96).backbone
+    features = encode(larger, crops.numpy(), 0.5, "lung", "both", torch.device("cpu"))
+    assert features.shape == (2, 2 * backbone.embed_dim)
+    with pytest.raises(ExportError, match="is a ConvNeXt"):
+        export_backbone(loaded, tmp_path / "out")
 
 
 def test_a_folder_of_transformers_is_named_as_such(tmp_path: Path) -> None:

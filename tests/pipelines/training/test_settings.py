@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -101,3 +102,25 @@ def test_views_of_a_timm_network_are_made_smaller_to_a_multiple_of_its_patch() -
         PretrainConfig, {"backbone": {"arch": "custom", "image_px": 70}, "views": {"size_px": 70}}
     )
     assert (custom.views.size_px, custom.backbone.image_px) == (70, 70)
+
+
+@pytest.mark.parametrize("objective", [{"ibot_weight": 1.0}, {"kind": "simclr"}, {"kind": "mae"}])
+def test_a_vit_with_rotary_positions_learns_by_every_objective(objective: dict[str, Any]) -> None:
+    small = {
+        "timm_name": "vit_small_patch16_dinov3",
+        "timm_args": '{"depth": 2, "embed_dim": 24, "num_heads": 2}',
+    }
+    plain = {"gram_weight": 0.0, "koleo_weight": 0.0}
+    tree = SMALL | {"backbone": {"arch": "timm", "image_px": 32} | small, "objective": plain | objective}
+    config = load_recipe(PretrainConfig, tree | {"views": {"size_px": 32}})
+    torch.manual_seed(0)
+    trainer = Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
+    before = {name: one.clone() for name, one in trainer.networks.state_dict().items()}
+    views = torch.randn(2, 4, 3, 32, 32)
+    outside = torch.zeros(2, 4, dtype=torch.bool)
+    for _ in range(2):
+        trainer.update(iter([Views(views, None, torch.ones(2, 4), outside, torch.zeros(2, 4, 2))]))
+    for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "reg_token", "blocks.1.gamma_2"):
+        after = trainer.networks.state_dict()[f"student.backbone.vit.{name}"]
+        assert after.isfinite().all()
+        assert not torch.equal(after, before[f"student.backbone.vit.{name}"]), name
