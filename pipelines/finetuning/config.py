@@ -41,7 +41,11 @@ class FinetuneConfig(ProbeConfig):
     """`auto` continues the newest unfinished run of these options, backbone and cohort, a run id continues that one."""
 
     def __post_init__(self) -> None:
-        """Refuse a test cohort, which only frozen features have."""
+        """Refuse an encoder of cubes and a test cohort, which only frozen features have."""
         ProbeConfig.__post_init__(self)
+        if self.encoder:
+            raise ValueError(
+                f"finetune trains a backbone; probe_malignancy reads encoder={self.encoder} frozen"
+            )
         if self.test_cohort:
             raise ValueError("finetune has no test_cohort; probe_malignancy scores frozen features on one")

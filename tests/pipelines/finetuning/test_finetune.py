@@ -127,5 +127,7 @@ def test_what_fine_tuning_cannot_do_is_refused(
     folder, _ = undisturbed
     with pytest.raises(ProbeError, match="learns two classes; target=volume_id has more"):
         finetuned(grained_cohort, folder, target="volume_id", runs_dir=str(folder / "other"))
+    with pytest.raises(ValueError, match=r"finetune trains a backbone; .* encoder=astra frozen"):
+        FinetuneConfig(encoder="astra")
     with pytest.raises(ValueError, match="finetune has no test_cohort"):
         FinetuneConfig(test_cohort="cohorts/ours")
