@@ -32,6 +32,8 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     write_atomically(out, lambda file: table.write(source, file))
     reasons = Counter(one.reason for one in source.refused)
     run.set_tags({Tag.EMBEDDED_WITH: loaded.source, Tag.BACKBONE_SHA: loaded.sha256})
+    if "opened" in loaded.record:
+        run.set_tags({Tag.OPENED: "; ".join(loaded.record["opened"])})
     counts = {"volumes": table.n_volumes, "slices": table.n_slices, "refused_files": reasons.total()}
     run.log_metrics({f"embed/{name}": float(count) for name, count in counts.items()})
     tag_scale(run, loaded, np.array(table.mm_per_px))

@@ -196,6 +196,8 @@ def tag_probe(
             Tag.BACKBONE_SHA: loaded.sha256,
             Tag.PROBED_RECIPE: str(loaded.record.get("recipe", "")),
         }
+        if "opened" in loaded.record:
+            tags[Tag.OPENED] = "; ".join(loaded.record["opened"])
     if leak:
         tags[Tag.LEAK] = leak
         name = loaded.source if loaded is not None else "the backbone"

@@ -249,6 +249,7 @@ class Tag(StrEnum):
     PROBED_RUN = "dinox.probed_run", "runs that made these backbones, with commas between"
     PROBED_RECIPE = "dinox.probed_recipe", "recipe of the pretraining that was probed"
     BACKBONE_SHA = "dinox.backbone_sha", "SHA-256 of the backbone's weights"
+    OPENED = "dinox.opened", "how a network that others made was read: names, sizes, gray values"
     SCALE = "dinox.scale", "out of distribution: mm per pixel that the pretraining never saw"
     MASKS = "dinox.masks", "where the masks of probe_dense come from"
     RULE = "dinox.rule", "rule that labeled the nodules"

@@ -2,18 +2,28 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.config import BackboneConfig
+from pipelines.backbones.config import EmbedConfig
+from pipelines.backbones.embedding import run_embed
 from pipelines.backbones.features import network_input
 from pipelines.backbones.folder import LoadedBackbone, open_backbone, random_twin, save_backbone
 from pipelines.backbones.warm_start import load_first_weights, resolved
+from pipelines.command.cli import run_entry_point
+from pipelines.tracking.store import client
 from transforms.window_policy import PROBE_WINDOWS_HU
 
 transformers = pytest.importorskip("transformers")
@@ -197,3 +207,97 @@ def test_what_is_no_folder_of_transformers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         open_backbone(f"hf:{tmp_path}")
+
+
+def test_a_run_records_how_its_network_was_read(
+    own_store: Path, small_phantom_source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made("Dinov2", own_store / "net")
+    words = [
+        "--source",
+        str(small_phantom_source),
+        "--backbone",
+        f"hf:{own_store / 'net'}",
+        "--device",
+        "cpu",
+    ]
+    words += ["--out", str(own_store / "tokens.parquet")]
+    assert run_entry_point("embed", EmbedConfig, run_embed, None, words) == 0
+    (run,) = client().search_runs(["0"])
+    said = run.data.tags["dinox.opened"]
+    assert "images of 42 px (there is no preprocessor_config.json: as usual for dinov2)" in said
+    assert said in capsys.readouterr().out
+
+
+class Hub(BaseHTTPRequestHandler):
+    """huggingface.co on this machine, with one repository and what was asked of it."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+    revision = "a" * 40
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if not self.path.removeprefix("/api/models").startswith("/lab/net/"):
+            return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if self.path.startswith("/api/"):
+            files = sorted(self.folder.iterdir())
+            tree: Any = {
+                "id": "lab/net",
+                "sha": self.revision,
+                "siblings": [{"rfilename": one.name} for one in files],
+            }
+            if "/tree/" in self.path:
+                tree = [
+                    {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": "1"}
+                    for one in files
+                ]
+            return self.answer(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
+        content = (self.folder / self.path.rpartition("/")[2]).read_bytes()
+        etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.revision}
+        return self.answer(200, content, etag)
+
+    do_HEAD = do_GET
+
+    def answer(self, code: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.mark.slow
+def test_a_repository_is_downloaded_because_it_was_named_and_its_code_is_not(tmp_path: Path) -> None:
+    made("DINOv3", tmp_path / "repository")
+    for other in ("modeling.py", "flax_model.msgpack", "pytorch_model.bin"):
+        (tmp_path / "repository" / other).write_text("raise SystemExit('ran')")
+    Hub.folder = tmp_path / "repository"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "import sys\n"
+        "from pipelines.backbones.folder import open_backbone\n"
+        "from models.backbone import BackboneError\n"
+        "print(open_backbone('hf:lab/net').sha256)\n"
+        "try: open_backbone('hf:lab/other')\n"
+        "except BackboneError as refusal: print(refusal)\n"
+    )
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    server.server_close()
+    assert open_backbone(f"hf:{tmp_path / 'repository'}").sha256 in done.stdout, done.stderr
+    assert f"hf:lab/net: revision {Hub.revision}" in done.stdout
+    assert "lab/other cannot be downloaded from huggingface.co (RepositoryNotFoundError)" in done.stdout
+    fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
+    assert fetched == {"config.json", "model.safetensors"}
