@@ -39,7 +39,7 @@ PROBES = (
         "{probe,external}/{,diameter_,pixels_,random_,hu_,dictionary_,random_words_,image_diameter_,supervised_2d_,supervised_3d_,finetuned_}"
         "auroc" + CI + STRATUM,
         AUROC,
-        "of the features, readers' diameter (an oracle), pixels, random weights (mean of five), HU inside the nodule, "
+        "of the features, readers' diameter (an oracle), pixels, random weights (mean of twins), HU inside the nodule, "
         "dictionaries of whitened patches (learned, random), diameter measured in the image, ResNet18, the "
         "backbone trained on labels",
     ),
@@ -117,12 +117,12 @@ PROBES = (
     Metric(
         "{probe,external}/over_random_r2" + CI,
         "share of variance",
-        "partial R2 minus that of five networks with random weights",
+        "partial R2 minus that of the random twins, up to five networks of its architecture",
     ),
     Metric(
         "{probe,external}/dictionary_over_random_r2" + CI,
         "share of variance",
-        "partial R2 of the dictionary minus that of the five networks: above 0 where the cohort can tell them apart",
+        "partial R2 of the dictionary minus that of the random twins: above 0 where the cohort can tell them apart",
     ),
     Metric(
         "external/n_unknown_patients", COUNT, "patients of the test cohort that may have been seen before"

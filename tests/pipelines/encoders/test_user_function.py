@@ -39,6 +39,9 @@ def changing(hu, affine, center):
 wrong = lambda hu, affine, center: [1.0]
 wrong.shape = (0, 5, 5)
 number = 3
+def inner(hu, affine, center):
+    return [hu.mean(), hu.std(), *hu.mean((1, 2)), *np.abs(np.diff(hu, axis=0)).mean((1, 2))]
+inner.shape = (30, 20, 20)
 """
 
 
@@ -115,6 +118,27 @@ def test_a_function_cannot_change_what_others_see(module: str, cohort: Cohort, n
     cubes = np.full((2, 50, 50, 50), -700, dtype=np.float32)
     encoder.network(cubes, np.stack([np.eye(4)] * 2))
     assert (cubes == -700).all()
+
+
+def test_constant_patches_as_long_as_their_nodule_score_one_half(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [0, 1, 1] * 6
+
+    def voxels(
+        number: int,
+    ) -> np.ndarray:  # of their own far from the nodule, so that no two are one person's
+        patch = np.full((90, 90, 9 if labels[number] else 3), -700.0)
+        patch[-1, -1] = -600.0 + number
+        return patch
+
+    cohort = cohort_of(tmp_path, voxels, labels)
+    lengths = cohort.series.set_index("patient_id")["shape"].map(lambda shape: int(shape[0]))
+    assert lengths["p0"] == 3
+    assert lengths["p1"] == 9
+    run = probed(cohort, "", tmp_path / "runs", encoder=f"{module}:inner", folds=2)
+    assert run.metrics["probe/auroc"] == 0.5
+    assert "no z: 18 of 18 nodules" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["python:no_such_module:f", "python:os", "python:"])
