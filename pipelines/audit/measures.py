@@ -14,6 +14,7 @@ from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.config import load_recipe
+from pipelines.encoders.cube_encoder import CubeEncoder
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.external import FEW_SHOT_DRAWS
 from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, Crops, kernel_table, pair_crops
@@ -27,6 +28,7 @@ from probes.statistics.estimate import Estimate, holm
 from probes.statistics.metrics import auroc, auroc_difference
 from transforms.nodule_crop import CropSpec
 
+RANDOM = "random_weights"
 BASELINES = ("diameter", "pixels", "hu", "dictionary", "random_words", "image_diameter")
 """Rows that do not depend on the encoder."""
 
@@ -54,9 +56,16 @@ class Audited:
     note: str = ""
 
     @property
-    def is_2d(self) -> bool:
-        """Whether it is a 2D backbone, or several that are cross-fitted."""
-        return isinstance(self.probed.frozen[0], FrozenFeatures)
+    def reads(self) -> str:
+        """What it reads of a nodule."""
+        own, first = self.config, self.probed.frozen[0].loaded
+        if isinstance(first, CubeEncoder):
+            spec = first.spec
+            sides = " x ".join(f"{side * n:g}" for side, n in zip(spec.spacing_mm, spec.shape, strict=True))
+            return f"{sides} mm (z, y, x) at {' x '.join(f'{side:g}' for side in spec.spacing_mm)} mm"
+        if isinstance(first, LoadedBackbone):
+            return f"{own.size_mm:g} mm, {own.features}, {own.window}"
+        return "a table"
 
     def row(self, name: str = "features", stratum: str = "all") -> dict[str, float]:
         """Return a line of the probe's table; {} where there is none."""
@@ -73,9 +82,10 @@ def short(name: str) -> str:
 
 
 def scores_of(one: Audited) -> pd.DataFrame:
-    """Return labels, patients and scores of the tested nodules, by nodule_id; random weights as the first twin."""
+    """Return labels, patients and scores of the tested nodules, by nodule_id; `random_weights 0` ... of the twins."""
     probed = one.probed
-    own = {name: np.atleast_2d(score)[0] for name, score in probed.scores.items() if "_and_" not in name}
+    own = {name: score for name, score in probed.scores.items() if "_and_" not in name and score.ndim == 1}
+    own |= {f"{RANDOM} {n}": score for n, score in enumerate(probed.scores.get(RANDOM, ()))}
     frame = pd.DataFrame(own, index=probed.nodules.table["nodule_id"])
     frame["diameter"] = probed.nodules.diameter_mm
     frame["label"], frame["patient"] = probed.nodules.labels, probed.nodules.patient_ids
@@ -90,28 +100,32 @@ def pairs(config: AuditConfig, audited: Sequence[Audited]) -> pd.DataFrame:
         first, second, n_nodules, and AUROC of the first minus that of the second with interval, p and p_holm.
     """
     frames = {one.letter: scores_of(one) for one in audited}
-    asked = [((a, "features"), (b, "features")) for a, b in combinations(frames, 2)]
+    asked = [(a, (b, "features")) for a, b in combinations(frames, 2)]
     for letter, frame in frames.items():
+        columns = frame.columns[frame.notna().all()]
         others = [
-            name for name in (*BASELINES, "random_weights") if name in frame and frame[name].notna().all()
+            name
+            for name in (*BASELINES, RANDOM)
+            if columns.str.startswith(f"{name} ").any() or name in columns
         ]
-        asked += [((letter, "features"), (letter, name)) for name in others]
+        asked += [(letter, (letter, name)) for name in others]
     lines = []
-    for (one, row), (other, its) in asked:
-        both = frames[one].join(frames[other][[its]].add_prefix("other_"), how="inner")
+    for one, (other, its) in asked:
+        named = [
+            name
+            for name in frames[other]
+            if name == its or (its == RANDOM and str(name).startswith(f"{RANDOM} "))
+        ]
+        both = frames[one].join(frames[other][named].add_prefix("other_"), how="inner")
+        second = both[[f"other_{name}" for name in named]].to_numpy().T
         try:
             found = auroc_difference(
-                both["label"],
-                both[row],
-                both[f"other_{its}"],
-                both["patient"],
-                config.n_bootstrap,
-                config.seed,
+                both["label"], both["features"], second, both["patient"], config.n_bootstrap, config.seed
             )
         except UnmeasurableError:
             continue
-        second = other if its == "features" else its.replace("_", " ")
-        line = {"first": one, "second": second, "n_nodules": len(both), **found.named("difference")}
+        name = other if its == "features" else its
+        line = {"first": one, "second": name, "n_nodules": len(both), **found.named("difference")}
         lines.append(line | {"p": found.p})
     table = pd.DataFrame(lines)
     return table.assign(p_holm=holm(table["p"].tolist())) if lines else table

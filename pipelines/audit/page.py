@@ -30,6 +30,8 @@ _ROWS = {
     "random_words_and_diameter": "random words with diameter",
     "shuffled_labels": "features, labels shuffled",
 }
+_MOST_SHOWN = 30
+"""Letters of a name in a figure."""
 _MEANING = {
     "consensus": "Labels are readers' suspicion (median rating above 3), not cancer.",
     "given": "Labels are those of the table of nodules.",
@@ -100,8 +102,9 @@ def _encoders(audited: Sequence[Audited]) -> Table:
         said = "; ".join(filter(None, notes)) or "none"
         vectors = np.asarray(one.probed.inputs.features[0][0])
         twins = len(one.probed.inputs.twins)
-        reads = f"{one.config.size_mm:g} mm, {one.config.features}, {one.config.window}" if one.is_2d else ""
-        lines.append([one.letter, one.name, reads, str(vectors.shape[1]), str(twins), str(n_tested), said])
+        lines.append(
+            [one.letter, one.name, one.reads, str(vectors.shape[1]), str(twins), str(n_tested), said]
+        )
     return Table(["", "encoder", "reads", "numbers", "random twins", "tested", "leak, scale, notes"], lines)
 
 
@@ -139,17 +142,16 @@ def _stratum(audited: Sequence[Audited], stratum: str) -> list[Block]:
     """Rows by encoder; a baseline may differ a little between encoders that test other patients."""
     names = [name for name in _ROWS if any(one.row(name, stratum) for one in audited)]
     lines = [[_ROWS[name], *(_area(one.row(name, stratum)) for one in audited)] for name in names]
-    count = audited[0].row("features", stratum)
-    title = f"{STRATA[stratum]}"
-    if count:
-        title += f": {int(count['n_nodules'])} nodules, {int(count['n_positive'])} malignant"
-    return [Heading(3, title), Table(["AUROC", *(one.letter for one in audited)], lines)]
+    counts = [one.row("features", stratum) for one in audited]
+    tested = [f"{int(row['n_nodules'])}, {int(row['n_positive'])}" if row else "" for row in counts]
+    lines.insert(0, ["nodules, malignant", *tested])
+    return [Heading(3, STRATA[stratum]), Table(["AUROC", *(one.letter for one in audited)], lines)]
 
 
 def _pairs(compared: pd.DataFrame) -> Table:
     lines = [
         [
-            f"{line['first']} - {line['second']}",
+            f"{line['first']} - {_ROWS.get(line['second'], line['second'])}",
             f"{line['difference']:+.3f} [{line['difference_ci_low']:+.3f}, {line['difference_ci_high']:+.3f}]",
             f"{line['p']:.3g}",
             f"{line['p_holm']:.3g}",
@@ -195,7 +197,9 @@ def forest(audited: Sequence[Audited]) -> Figure:
     names = [
         name for name in ("diameter", "pixels", "hu", "dictionary", "random_words") if audited[0].row(name)
     ]
-    lines = [(one.letter, one, "features") for one in audited]
+    lines = [
+        (f"{one.letter}: {one.name.partition('+')[0][-_MOST_SHOWN:]}", one, "features") for one in audited
+    ]
     lines += [
         (f"{one.letter}, random weights", one, "random_weights") for one in audited if one.probed.inputs.twins
     ]
