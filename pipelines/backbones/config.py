@@ -46,7 +46,8 @@ class EmbedConfig(EncodeSettings):
     from_: FolderFormat = "auto"
     """Format of the source, when it is no cohort, found by itself by default; `from` on the command line."""
     backbone: str = ""
-    """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    """runs:/<id>/backbone, shipped:<name>, a folder, timm:<name>, hf:DIR, hf:OWNER/NAME, or a file of weights
+    (docs/encoders.md); "" takes the newest finished pretrain run."""
     out: str = "exports/embeddings.parquet"
     features: SliceFeature = "class_token"
     """`both` joins the class token and the mean of the patch tokens."""
@@ -66,7 +67,8 @@ class ExportConfig:
     """Which backbone to export, where to, and facts of its model card that no run records."""
 
     backbone: str = ""
-    """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run. Three,
+    """runs:/<id>/backbone, shipped:<name>, a folder, timm:<name>, hf:DIR, hf:OWNER/NAME, or a file of weights
+    (docs/encoders.md); "" takes the newest finished pretrain run. Three,
     separated by commas (holdout half_a, half_b and neither), make a folder that ships as models/weights/NAME."""
     out: str = "exports/backbone"
     """Folder to write; an earlier export is replaced."""

@@ -76,8 +76,7 @@ def encode(
 
     Args:
         source: A folder with any number of series, a file of one volume, a cohort folder, or a volume in memory.
-        backbone: Opened, or its name: runs:/<id>/backbone, a folder, or timm:<name>; "" takes that of the newest
-            finished pretrain run.
+        backbone: Opened, or its name, as `open_backbone` takes it; "" takes that of the newest finished pretrain run.
         settings: Field of view and window.
         folder_format: How a folder is read.
         device: Where to compute.

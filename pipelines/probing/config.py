@@ -20,7 +20,8 @@ class ProbeBase:
 
     cohort: str = "cohorts/phantom"
     backbone: str = ""
-    """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run."""
+    """runs:/<id>/backbone, shipped:<name>, a folder, timm:<name>, hf:DIR, hf:OWNER/NAME, or a file of weights
+    (docs/encoders.md); "" takes the newest finished pretrain run."""
     seed: Seed = 0
     device: str = "auto"
 
@@ -59,7 +60,8 @@ class ProbeConfig(FoldedProbe):
     """A malignancy probe of one backbone, or of several that are cross-fitted, on one cohort."""
 
     backbone: str = ""
-    """runs:/<id>/backbone, shipped:<name>, a folder, or timm:<name>; "" takes the newest finished pretrain run.
+    """runs:/<id>/backbone, shipped:<name>, a folder, timm:<name>, hf:DIR, hf:OWNER/NAME, or a file of weights
+    (docs/encoders.md); "" takes the newest finished pretrain run.
     Several, separated by commas, are cross-fitted, as those of shipped:<name> are: each scores the patients that it
     never saw (holdout half_a and half_b), and the out-of-fold scores are pooled."""
     repeats: int = 5

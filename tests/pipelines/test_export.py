@@ -96,7 +96,6 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     ("config", "kind"),
     [
         (TINY, "dinov2_with_registers"),
-        (BackboneConfig(arch="vit_small", image_px=28), "dinov2_with_registers"),
         (BackboneConfig(arch="custom", depth=2, embed_dim=16, heads=2, registers=0, image_px=28), "dinov2"),
         (BackboneConfig(arch="timm", timm_name="vit_small_patch14_dinov2", timm_args='{"depth": 2}', norm_eps=1e-3,
                         image_px=28), "dinov2"),
