@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from models.backbone import Backbone, Tokens, build_backbone
@@ -16,7 +17,9 @@ from pipelines.finetuning.config import FinetuneConfig
 from pipelines.finetuning.network import AdapterError, Crops, FineTuned, Tuned, add_adapters
 from pipelines.finetuning.record import open_tuned, save_tuned
 from probes.heads.fitting import FitSettings
+from probes.heads.linear import LinearProbe
 from probes.nodule_rays import nodule_region
+from probes.statistics.metrics import auroc_difference
 
 SMALL = BackboneConfig(arch="vit_small", image_px=28)
 TINY = BackboneConfig(arch="custom", depth=2, embed_dim=24, heads=2, patch_px=7, registers=1, image_px=28)
@@ -144,3 +147,30 @@ def test_the_same_seed_trains_the_same_network(tmp_path: Path) -> None:
     assert np.abs(first).max() > 0
     assert isinstance(base.backbone, Backbone)
     assert not any("lora" in name for name in base.backbone.state_dict())
+
+
+def crops_of_grain(n: int) -> tuple[Crops, np.ndarray, np.ndarray]:
+    """Squares of coarse or of fine grain, whose HU are the same numbers in another order; two a patient."""
+    draw, labels = np.random.default_rng(0), np.arange(n) % 2
+    grain = np.stack([gaussian_filter(draw.normal(size=(28, 28)), 1.2 if label else 0.4) for label in labels])
+    ranks = grain.reshape(n, -1).argsort(1).argsort(1).reshape(n, 1, 28, 28) / 28**2
+    hu = torch.from_numpy((-900 + 800 * ranks).astype(np.float32)).expand(-1, 3, -1, -1)
+    return Crops((hu.contiguous(),)), labels, np.arange(n) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "rates"), [("lora", {"lr": 3e-3}), ("full", {"backbone_lr": 1e-3})])
+def test_a_fine_tuned_backbone_tells_a_texture_that_the_frozen_one_tells_badly(
+    tmp_path: Path, mode: Any, rates: dict[str, float]
+) -> None:
+    base, (shown, labels, patients) = loaded(tmp_path), crops_of_grain(240)
+    train, test = np.arange(160), np.arange(160, 240)
+    config = FinetuneConfig(mode=mode, features="mean_patch", window="full", **rates)
+    settings = FitSettings(lr=config.lr, batch_size=16, max_epochs=30, patience=10)
+    probe = FineTuned(loaded=base, config=config, mm_per_px=0.5, settings=settings)
+    tuned = probe.fit(shown[train], labels[train], patients[train]).decision_function(shown[test])
+    device = torch.device("cpu")
+    x = encode(base.backbone, shown.tensors[0].numpy(), 0.5, "full", "mean_patch", device, base.hu_scale)
+    frozen = LinearProbe().fit(x[train], labels[train], patients[train]).decision_function(x[test])
+    gain = auroc_difference(labels[test], tuned, frozen, patients[test], 500)
+    assert gain.ci_low > 0
