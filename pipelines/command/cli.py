@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from pipelines.command.config import RecipeError, find_recipe, flatten, load_recipe, nested, read_yaml
-from pipelines.command.entry_points import ENTRY_POINTS
+from pipelines.command.entry_points import ENTRY_POINTS, next_step
 from pipelines.command.help import describe
 from pipelines.runtime.interrupts import Interrupted, watch_deadline
 from pipelines.runtime.launch import launch
@@ -118,7 +118,9 @@ def run_entry_point(
         watch_deadline()
         run = _start(name)
         _log_configuration(run, config, recipe_name)
+        run.name_it(name, recipe_name, config)
         body(config, run)
+        _say_what_came_out(run, name, config)
         if not run.is_wrapped:
             run.finish("FINISHED")
         return 0
@@ -152,6 +154,14 @@ def _log_configuration(run: Run, config: object, recipe: str) -> None:
         run.set_tags({Tag.RECIPE: recipe})
 
 
+def _say_what_came_out(run: Run, name: str, config: Any) -> None:
+    """Write the description of a run that is done, and print where it is seen and what usually follows."""
+    step = next_step(name, config, run.run_id)
+    with contextlib.suppress(StoreAwayError):  # Its figures are logged, or wait to be.
+        if page := run.describe(step):
+            print(f"{f'next: {step}; ' if step else ''}seen by `make ui` at {page}")
+
+
 def _not_stored(config: Any) -> dict[str, str]:
     """Values of the options that are shown to the user and never stored, where they are not the default."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
@@ -178,4 +188,5 @@ def _close(name: str, run: Run | None, status: str, why: str) -> None:
             run = _start(name)
         if run is not None:
             run.set_tags({Tag.ERROR: why})
+            run.describe()
             run.finish(status)

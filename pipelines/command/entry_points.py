@@ -19,6 +19,7 @@ class EntryPoint:
         recipe: Its default recipe; None if it takes none.
         is_stage: Whether it can be a stage of an arm of a campaign.
         is_public: Whether it is in MLproject and README.
+        next_step: The command that usually follows, with {run_id} and the keys of its configuration in braces.
     """
 
     name: str
@@ -28,6 +29,7 @@ class EntryPoint:
     recipe: str | None = None
     is_stage: bool = False
     is_public: bool = True
+    next_step: str = ""
 
     def load_schema(self) -> Any:
         """Import and return its configuration, a dataclass."""
@@ -44,6 +46,7 @@ _LIST = (
         "CT in, of any format (`docs/cohorts.md`), to a cohort of HU volumes and tables; refuses what it cannot read",
         "pipelines.ingest.config:PrepareConfig",
         "pipelines.prepare:run_prepare",
+        next_step="mlflow run . -e pretrain -P cohort={cohort}",
     ),
     EntryPoint(
         "download",
@@ -64,6 +67,7 @@ _LIST = (
         "pipelines.training.run:train",
         recipe="demo",
         is_stage=True,
+        next_step="mlflow run . -e probe_malignancy -P backbone=runs:/{run_id}/backbone -P cohort={cohort}",
     ),
     EntryPoint(
         "probe_malignancy",
@@ -71,6 +75,7 @@ _LIST = (
         "pipelines.probing.config:ProbeConfig",
         "pipelines.probing.malignancy:run_probe",
         is_stage=True,
+        next_step="mlflow run . -e report",
     ),
     EntryPoint(
         "probe_retrieval",
@@ -160,3 +165,8 @@ _LIST = (
     ),
 )
 ENTRY_POINTS: dict[str, EntryPoint] = {one.name: one for one in _LIST}
+
+
+def next_step(name: str, config: Any, run_id: str) -> str:
+    """Return the command that usually follows a run of an entry point; "" if none does."""
+    return ENTRY_POINTS[name].next_step.format(run_id=run_id, cohort=getattr(config, "cohort", ""))

@@ -203,6 +203,8 @@ def tag_probe(
         name = loaded.source if loaded is not None else "the backbone"
         print(f"leak ({leak}): {name} may have seen patients that are tested here")
     run.set_tags(tags)
+    counts = {"volumes": len(cohort.series), "nodules": len(cohort.nodules)}
+    run.log_dataset(cohort.root.name, cohort.sha256, {"kind": cohort.kind} | counts, "evaluation")
     if isinstance(loaded, LoadedBackbone) and mm_per_px is not None:
         tag_scale(run, loaded, mm_per_px)
 

@@ -232,6 +232,10 @@ class Tag(StrEnum):
     COHORT_KIND = "dinox.cohort_kind", "what the cohort is made of: real CT, phantom or synthetic slices"
     ERROR = "dinox.error", "why the run failed, as one sentence, or the kind of error that a bug raised"
     RUN_NAME = "mlflow.runName", "name of the run in MLflow's pages"
+    DESCRIPTION = (
+        "mlflow.note.content",
+        "description in MLflow's pages: how the run ended, its figures, what to do next",
+    )
     PARENT = "mlflow.parentRunId", "run under which MLflow's pages show this one"
 
     # Pretraining

@@ -131,6 +131,22 @@ def artifacts(run_id: str, folder: str = ".") -> list[str]:
 
 
 def compare_page(run_ids: list[str], experiment_id: str) -> str:
-    """Return the address of MLflow's compare page on the server that `make ui` starts."""
+    """Return the address of MLflow's compare page."""
     runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
-    return f"http://127.0.0.1:5000/#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"{_server()}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def run_page(run_id: str, experiment_id: str) -> str:
+    """Return the address of a run's page."""
+    return f"{_server()}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def runs_page(experiment_id: str) -> str:
+    """Return the address of the list of runs: without its last part MLflow opens on an empty list of traces."""
+    return f"{_server()}/#/experiments/{experiment_id}?workflowType=machine_learning"
+
+
+def _server() -> str:
+    """The server of the store in use; of a file, the one that `make ui` starts."""
+    store = shown_store()
+    return store.rstrip("/") if store.startswith("http") else "http://127.0.0.1:5000"

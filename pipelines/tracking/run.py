@@ -6,6 +6,7 @@ continued by the process that resumes it.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from PIL import Image
 
 from pipelines.runtime.paths import git
+from pipelines.tracking.description import description, is_made_up, spoken_name
 from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record
-from pipelines.tracking.reading import StoredRun, read_run
+from pipelines.tracking.reading import StoredRun, read_run, run_page
 from pipelines.tracking.store import StoreRefusedError, answering, client
 
 if TYPE_CHECKING:
@@ -130,6 +132,30 @@ class Run:
         refuse_unlisted(tags, TAGS)
         self._post("batch", {"tags": [[str(name), str(value)] for name, value in tags.items()]})
 
+    def log_dataset(self, name: str, sha256: str, facts: Mapping[str, Any], context: str) -> None:
+        """Log what the run reads, for the column Dataset of MLflow's pages.
+
+        Args:
+            name: Of the cohort; no path, which may name a person.
+            sha256: Its hash, of which MLflow's digest holds the first 36 digits.
+            facts: Its kind and counts.
+            context: `training`, `evaluation`, ...
+        """
+        self._post("dataset", {"name": name, "digest": sha256[:36], "facts": dict(facts), "context": context})
+
+    @answering()
+    def name_it(self, entry_point: str, recipe: str, config: Any) -> None:
+        """Name the run, unless a person has: its name is one of MLflow's own making, or the entry point's."""
+        given = self.store.get_run(self.run_id).info.run_name or ""
+        if is_made_up(given) or given == entry_point:
+            self.set_tags({Tag.RUN_NAME: spoken_name(entry_point, recipe, config, self.run_id)})
+
+    def describe(self, next_step: str = "") -> str:
+        """Write the description that MLflow's pages show of the run, from what the store holds; return its page."""
+        stored = self.stored()
+        self.set_tags({Tag.DESCRIPTION: description(stored, "" if Tag.RESUMES in stored.tags else next_step)})
+        return run_page(self.run_id, stored.experiment_id) if self.run_id else ""
+
     def log_figure(self, figure: Figure, path: str) -> None:
         """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""
         self._log_written(path, figure.savefig)
@@ -210,6 +236,11 @@ def _deliver(store: MlflowClient, record: Record) -> None:
             with Image.open(payload) as image:
                 key, step, at = content["key"], content["step"], content["time"]
                 store.log_image(run_id, image, key=key, step=step, timestamp=at, synchronous=True)
+        case "dataset":
+            facts = json.dumps(content["facts"])
+            dataset = Dataset(content["name"], content["digest"], "cohort", facts, profile=facts)
+            context = InputTag("mlflow.data.context", content["context"])
+            store.log_inputs(run_id, [DatasetInput(dataset, [context])])
         case "status" if content["status"] == "RUNNING":
             store.update_run(run_id, status="RUNNING")
         case "status":
@@ -229,6 +260,9 @@ class SilentRun(Run):
         """Whether another process closes the run: always."""
         return True
 
+    def name_it(self, entry_point: str, recipe: str, config: Any) -> None:
+        """Name nothing."""
+
     def stored(self) -> StoredRun:
         """Nothing of the run is known here."""
         return StoredRun("", "", {}, {}, {})
@@ -244,4 +278,6 @@ def _new_run(store: MlflowClient, name: str) -> str:
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
         found = store.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else store.create_experiment(experiment)
-    return str(store.create_run(experiment_id, run_name=name).info.run_id)
+    return str(
+        store.create_run(experiment_id, run_name=os.environ.get("MLFLOW_RUN_NAME") or name).info.run_id
+    )

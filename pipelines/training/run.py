@@ -22,6 +22,7 @@ from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_s
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import open_cohorts
+from pipelines.command.entry_points import next_step
 from pipelines.ingest.default_cohort import make_missing
 from pipelines.runtime.distributed import (
     WorldError,
@@ -34,6 +35,7 @@ from pipelines.runtime.distributed import (
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.runtime.progress import progress
+from pipelines.tracking.description import last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
@@ -184,7 +186,13 @@ class TrainingRun:
             "data/train_slices": len(self.index),
             "data/same_voxels": len(same_voxels(self.cohort)),
         }
-        self.run.log_metrics(counts)
+        self.run.log_dataset(
+            last_parts(self.config.cohort),
+            self.cohort.sha256,
+            {"kind": self.cohort.kind} | counts,
+            "training",
+        )
+        self.held_back = [counts]
         self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
         if self.folder is not None:
             print(
@@ -202,7 +210,7 @@ class TrainingRun:
         if trainer.step >= config.steps:  # Killed after its last step, before its export.
             verdict = trainer.watcher.report(trainer.step)[1]
         if trainer.step == 0:
-            self.run.log_metrics(self.evaluation.random_baseline(trainer.networks.teacher.backbone))
+            self.held_back.append(self.evaluation.random_baseline(trainer.networks.teacher.backbone))
             self._evaluate()
         with progress(
             total=config.steps,
@@ -217,7 +225,9 @@ class TrainingRun:
                 bar.update()
                 if step == 1 or step % config.log_every == 0 or is_last:
                     metrics, verdict = trainer.report()
-                    self.run.log_metrics(metrics, step)
+                    # MLflow's compare page opens on the metric that was logged first.
+                    self.run.log_metrics({"teacher/gain": metrics["teacher/gain"]} | metrics, step)
+                    self._log_held_back()
                     self.run.set_tags({Tag.STATUS: verdict})
                     bar.set_postfix_str(_progress(metrics, verdict), refresh=False)
                 if step % eval_every == 0 or is_last:
@@ -244,7 +254,11 @@ class TrainingRun:
     def _evaluate(self) -> None:
         step, teacher = self.trainer.step, self.trainer.networks.teacher.backbone
         self.trainer.check_sums()
-        self.run.log_metrics(self.evaluation.measure(self.trainer.networks), step)
+        measured = self.evaluation.measure(self.trainer.networks)
+        if step:
+            self.run.log_metrics(measured, step)
+        else:
+            self.held_back.append(measured)
         if self.folder is None:
             return
         self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
@@ -254,6 +268,11 @@ class TrainingRun:
             self.run.log_image(figure, key, step)
         if self.config.keep_backbones:
             self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
+
+    def _log_held_back(self) -> None:
+        for metrics in self.held_back:
+            self.run.log_metrics(metrics)
+        self.held_back.clear()
 
     def _save(self) -> None:
         tensors, facts = self.trainer.state()
@@ -276,6 +295,8 @@ class TrainingRun:
         self._export({"backbone": networks.teacher.backbone, "backbone_student": networks.student.backbone})
         self.run.set_tags({Tag.BACKBONE: "yes"})
         self.run.log_file(self.folder.checkpoints, "checkpoint")
+        if self.run is not self.wrapper:
+            self.run.describe(next_step("pretrain", self.config, self.run.run_id))
         self._close("FINISHED")
         self._deliver_all()
         self.folder.mark_finished()
