@@ -30,7 +30,7 @@ from pipelines.command.config import RecipeError, load_recipe
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.json_files import DamagedFileError, read_json
 from pipelines.tracking.names import Tag
-from pipelines.tracking.reading import fetch_artifact, newest_backbone_run
+from pipelines.tracking.reading import fetch_artifact, fetch_model, newest_backbone_run
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import shown_store
 
@@ -67,7 +67,9 @@ class LoadedBackbone:
 
     @property
     def named_run(self) -> str:
-        """Id of the run in `runs:/<id>`; "" if it was opened from a folder or a timm name."""
+        """Id of the run in `runs:/<id>`, or that made a logged model; "" if it was opened from anything else."""
+        if self.source.startswith("models:/"):
+            return self.run_id
         is_run = self.source.startswith("runs:/")
         return self.source.removeprefix("runs:/").partition("/")[0] if is_run else ""
 
@@ -156,7 +158,8 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
 
     Args:
         name: `runs:/<id>/backbone`, `shipped:<name>`, a folder, `timm:<name>`, `hf:DIR`, `hf:OWNER/NAME`, or a file of
-            weights; `runs:/<id>` alone means its `backbone`, `shipped:<name>` its network `all`.
+            weights, or `models:/NAME@ALIAS` of MLflow's registry; `runs:/<id>` alone means its `backbone`,
+            `shipped:<name>` its network `all`.
         image_px: Input size to build it for instead of its own; position embeddings are interpolated.
 
     Raises:
@@ -169,6 +172,9 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
                 return _from_folder(name, fetch_artifact(run_id, path or ARTIFACT, Path(folder)), image_px)
             except (BackboneError, DamagedFileError) as error:
                 raise BackboneError(str(error).replace(folder, run_id)) from error
+    if name.startswith("models:/"):
+        with tempfile.TemporaryDirectory() as folder:
+            return _from_folder(name, fetch_model(name, Path(folder)), image_px)
     if name.startswith("timm:"):
         return _from_timm(name, image_px)
     if name.startswith(SCHEME):
@@ -181,7 +187,7 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
         return _from_foreign(name, read_foreign(name), image_px)
     raise BackboneError(
         f"backbone '{name}' is no folder; give runs:/<run id>/backbone, shipped:<name>, a folder, timm:<name>,"
-        " hf:<folder or OWNER/NAME>, or a file of weights"
+        " hf:<folder or OWNER/NAME>, models:/NAME@ALIAS, or a file of weights"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipelines.runtime.atomic import make_folder, write_atomically, writing
 from transforms.refusal import Refusal
 
-Kind = Literal["batch", "file", "image", "dataset", "status"]
+Kind = Literal["batch", "file", "image", "dataset", "model", "status"]
 
 RETRY_S = 30.0
 """Seconds between two attempts to reach the store; records in between go straight to disk."""
@@ -31,7 +31,7 @@ class Record:
     Attributes:
         run_id: MLflow run that it belongs to.
         kind: `batch` (metrics, params, tags), `file` (a file or folder as artifact), `image` (a PNG of a step),
-            `dataset` (what the run reads), or `status` (of the run).
+            `dataset` (what the run reads), `model` (a folder of weights), or `status` (of the run).
         content: Plain values, as the kind needs them.
         payload: The file or folder to send; "" without one.
     """

@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric, current_params
-from pipelines.tracking.store import STORE_ENV, NotInStoreError, answering, client, shown_store, status_code
+from pipelines.tracking.store import (
+    STORE_ENV,
+    NotInStoreError,
+    answering,
+    client,
+    shown_store,
+    status_code,
+    tracking_uri,
+)
 
 R = TypeVar("R", bound="StoredRun")
 
@@ -122,6 +131,23 @@ def fetch_artifact(run_id: str, path: str, into: Path) -> Path:
     if path not in artifacts(run_id, str(Path(path).parent)):
         raise NotInStoreError(f"run '{run_id}' holds no '{path}'; a finished pretrain run does")
     return Path(client().download_artifacts(run_id, path, str(into)))
+
+
+@answering()
+def fetch_model(name: str, into: Path) -> Path:
+    """Copy the files of a logged model into a folder and return it.
+
+    Args:
+        name: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `models:/ID` of a logged model.
+        into: The folder.
+
+    Raises:
+        StoreRefusedError: If the store has no such model.
+    """
+    store = tracking_uri()
+    return Path(
+        download_artifacts(artifact_uri=name, dst_path=str(into), tracking_uri=store, registry_uri=store)
+    )
 
 
 @answering()

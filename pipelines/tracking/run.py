@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
 from PIL import Image
 
 from pipelines.runtime.paths import git
@@ -191,6 +200,18 @@ class Run:
         """Copy a file, or a folder with its contents, into the run's artifacts."""
         self._post("file", {"folder": "" if folder == "." else folder}, file)
 
+    def log_model(self, name: str, folder: Path, metrics: Mapping[str, float], register_as: str = "") -> None:
+        """Log a folder of weights as a model of MLflow's page Models, with figures of this run.
+
+        Args:
+            name: Of the model.
+            folder: Safetensors and their description; nothing is pickled.
+            metrics: Figures that belong to the model.
+            register_as: Name in MLflow's registry that gets it as a new version; "": none.
+        """
+        content = {"name": name, "metrics": dict(metrics), "register_as": register_as}
+        self._post("model", content | {"time": int(time.time() * 1000)}, folder)
+
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self._post("status", {"status": status})
@@ -241,10 +262,29 @@ def _deliver(store: MlflowClient, record: Record) -> None:
             dataset = Dataset(content["name"], content["digest"], "cohort", facts, profile=facts)
             context = InputTag("mlflow.data.context", content["context"])
             store.log_inputs(run_id, [DatasetInput(dataset, [context])])
+        case "model":
+            _deliver_model(store, run_id, content, payload)
         case "status" if content["status"] == "RUNNING":
             store.update_run(run_id, status="RUNNING")
         case "status":
             store.set_terminated(run_id, status=content["status"])
+
+
+def _deliver_model(store: MlflowClient, run_id: str, content: dict[str, Any], folder: Path) -> None:
+    experiment_id, name = store.get_run(run_id).info.experiment_id, content["name"]
+    before = store.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
+    if any(model.status == LoggedModelStatus.READY for model in before):
+        return
+    model_id = store.create_logged_model(experiment_id, name, run_id, model_type="backbone").model_id
+    store.log_model_artifacts(model_id, str(folder))
+    store.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    for metric, value in content["metrics"].items():
+        store.log_metric(run_id, metric, value, content["time"], model_id=model_id)
+    if registered := content["register_as"]:
+        if not store.search_registered_models(f"name = '{registered}'"):
+            store.create_registered_model(registered)
+        store.create_model_version(registered, f"models:/{model_id}", run_id)
+    store.finalize_logged_model(model_id, LoggedModelStatus.READY)
 
 
 class SilentRun(Run):

@@ -105,6 +105,8 @@ class PretrainConfig:
     save_every: PositiveInt = 500
     keep_backbones: bool = False
     """Keep the backbone of every evaluation as an artifact, for a scaling curve later."""
+    register_as: str = ""
+    """Name in MLflow's model registry that gets the backbone as a new version: `backbone=models:/NAME@alias`."""
     runs_dir: str = "runs"
     resume: str = ""
     """`auto` continues the newest unfinished run of this recipe and cohort, a run id continues that one."""
@@ -113,6 +115,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations that do not work."""
+        if re.search("[/:]", self.register_as):
+            raise ValueError(
+                f"register_as={self.register_as} cannot be a name in MLflow's registry: it has / or :"
+            )
         if self.cohort_weights and not re.fullmatch(_WEIGHTS, self.cohort_weights):
             raise ValueError(
                 f"cohort_weights are numbers above 0 with commas between, got {self.cohort_weights}"

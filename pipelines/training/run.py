@@ -35,7 +35,7 @@ from pipelines.runtime.distributed import (
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.runtime.progress import progress
-from pipelines.tracking.description import last_parts
+from pipelines.tracking.description import HEADLINE, last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
@@ -327,6 +327,13 @@ class TrainingRun:
             for name, backbone in backbones.items():
                 save_backbone(Path(folder) / name, backbone, self.config.backbone, record | {"network": name})
                 self.run.log_file(Path(folder) / name, place or name)
+            if "backbone" in backbones and not place:
+                self._log_model(Path(folder) / "backbone")
+
+    def _log_model(self, folder: Path) -> None:
+        measured = self.run.stored().metrics
+        figures = {name: measured[name] for name in HEADLINE if name in measured}
+        self.run.log_model("backbone", folder, figures, self.config.register_as)
 
 
 def _first_backbone(

@@ -32,6 +32,7 @@ _FREE = {
     "eval_slices",
     "save_every",
     "keep_backbones",
+    "register_as",
     "compile",
 }
 """Keys that do not change what is learned; a resumed run may change them."""

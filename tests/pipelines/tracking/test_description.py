@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.utils.name_utils import _generate_random_name
 
+from models.backbone import build_backbone
+from models.config import BackboneConfig
+from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.command.cli import run_entry_point
 from pipelines.probing.config import ProbeConfig
 from pipelines.rehearsal import RehearsalConfig
@@ -13,6 +17,7 @@ from pipelines.tracking.description import HEADLINE, description, is_made_up, sp
 from pipelines.tracking.names import METRICS
 from pipelines.tracking.reading import StoredRun, compare_page, run_page, runs_page
 from pipelines.tracking.run import Run
+from pipelines.tracking.store import StoreRefusedError
 from pipelines.training.config import PretrainConfig
 
 RUN_ID = "3f1a" + 28 * "0"
@@ -106,3 +111,27 @@ def test_pages_are_those_of_the_store_in_use(monkeypatch: pytest.MonkeyPatch) ->
     assert runs_page("7") == "https://***@mlflow.example/#/experiments/7?workflowType=machine_learning"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/mlflow.db")
     assert compare_page(["r"], "7").startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22r%22%5D")
+
+
+def test_a_model_is_logged_once_with_its_figures_and_opens_by_its_alias(
+    own_store: Path, tmp_path: Path
+) -> None:
+    store = MlflowClient(f"sqlite:///{own_store / 'mlflow.db'}")
+    run = Run(store, store.create_run("0").info.run_id)
+    config = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
+    network = build_backbone(config)
+    save_backbone(tmp_path / "backbone", network, config, {"run_id": run.run_id, "holdout": 0.5})
+    for _ in range(2):  # as after a store that went away before it answered
+        run.log_model("backbone", tmp_path / "backbone", {"teacher/gain": 0.5}, register_as="lung")
+    (model,) = store.search_logged_models(["0"])
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("teacher/gain", 0.5)]
+    assert [output.model_id for output in store.get_run(run.run_id).outputs.model_outputs] == [model.model_id]
+    store.set_registered_model_alias("lung", "best", "1")
+    for name in ("models:/lung@best", "models:/lung/1", f"models:/{model.model_id}"):
+        loaded = open_backbone(name)
+        assert loaded.named_run == run.run_id
+        for key, tensor in network.vit.state_dict().items():
+            assert torch.equal(loaded.backbone.vit.state_dict()[key], tensor)
+    with pytest.raises(StoreRefusedError, match="refuses"):
+        open_backbone("models:/lung@worst")
+    assert len(store.search_model_versions("name = 'lung'")) == 1
