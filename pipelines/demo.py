@@ -41,7 +41,7 @@ def start(entry_point: str, name: str, *parameters: str, log: IO[str] | None = N
     return subprocess.Popen(
         command,
         cwd=PROJECT_ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true"},
         stdout=log,
         stderr=log,
         text=True,

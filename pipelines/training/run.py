@@ -39,6 +39,7 @@ from pipelines.tracking.description import HEADLINE, last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
+from pipelines.tracking.system_metrics import system_metrics, system_monitors
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
@@ -137,6 +138,7 @@ class TrainingRun:
         except BaseException:
             self._release()
             raise
+        self.monitors = system_monitors() if rank == 0 else []
         if self.folder is not None:
             self.outbox = self.run.buffer_in(self.folder.path / "outbox")
             self.wrapper.outbox = self.outbox
@@ -228,6 +230,8 @@ class TrainingRun:
                     # MLflow's compare page opens on the metric that was logged first.
                     self.run.log_metrics({"teacher/gain": metrics["teacher/gain"]} | metrics, step)
                     self._log_held_back()
+                    if self.monitors:
+                        self.run.log_metrics(system_metrics(self.monitors), step)
                     self.run.set_tags({Tag.STATUS: verdict})
                     bar.set_postfix_str(_progress(metrics, verdict), refresh=False)
                 if step % eval_every == 0 or is_last:
