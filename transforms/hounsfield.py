@@ -62,11 +62,6 @@ def hu_ranges(triplet_hu: Volume, hu_scale: float = 1.0) -> Volume:
     return window_hu(triplet_hu[..., [1, 1, 1], :, :], low, high)
 
 
-def named_window(triplet_hu: Volume, name: str) -> Volume:
-    """Gray of triplets (..., 3, H, W) in a window of `PROBE_WINDOWS_HU`, or in `ranges` (see `hu_ranges`)."""
-    return hu_ranges(triplet_hu) if name == "ranges" else window_hu(triplet_hu, *PROBE_WINDOWS_HU[name])
-
-
 class WindowHU(Transform):
     """HU to gray in [0, 1] through one fixed window; array form of `WindowHUd`."""
 
@@ -78,6 +73,11 @@ class WindowHU(Transform):
     def __call__(self, volume_hu: Volume) -> Volume:
         """Window an array or tensor of HU, any shape."""
         return window_hu(volume_hu, self.low_hu, self.high_hu)
+
+
+def named_window(triplet_hu: Volume, name: str) -> Volume:
+    """Gray of triplets (..., 3, H, W) in a window of `PROBE_WINDOWS_HU`, or in `ranges` (see `hu_ranges`)."""
+    return hu_ranges(triplet_hu) if name == "ranges" else WindowHU(*PROBE_WINDOWS_HU[name])(triplet_hu)
 
 
 class WindowHUd(MapTransform):
