@@ -5,24 +5,28 @@ MLflow measures them; they are written as all else is, so that a server that is 
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics import cpu_monitor, gpu_monitor
+
+# MLflow has no types for these.
+_IS_ON: Any = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+_CPUMonitor: Any = cpu_monitor.CPUMonitor
+_GPUMonitor: Any = gpu_monitor.GPUMonitor
 
 
-def system_monitors() -> list[BaseMetricsMonitor]:
+def system_monitors() -> list[Any]:
     """Return what measures this machine; nothing unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true."""
-    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+    if not _IS_ON.get():
         return []
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor()]
+    monitors: list[Any] = [_CPUMonitor()]
     with contextlib.suppress(ImportError, RuntimeError):  # Without nvidia-ml-py, or without a GPU.
-        monitors.append(GPUMonitor())
+        monitors.append(_GPUMonitor())
     return monitors
 
 
-def system_metrics(monitors: Sequence[BaseMetricsMonitor]) -> dict[str, float]:
+def system_metrics(monitors: Sequence[Any]) -> dict[str, float]:
     """Measure now; the load is that since the last call."""
     measured: dict[str, float] = {}
     for monitor in monitors:

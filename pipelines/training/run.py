@@ -194,7 +194,7 @@ class TrainingRun:
             {"kind": self.cohort.kind} | counts,
             "training",
         )
-        self.held_back = [counts]
+        self.held_back: list[dict[str, float]] = [{name: float(count) for name, count in counts.items()}]
         self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
         if self.folder is not None:
             print(
