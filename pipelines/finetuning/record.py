@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from pipelines.backbones.folder import LoadedBackbone, open_backbone
 from pipelines.command.config import load_recipe
 from pipelines.finetuning.config import FinetuneConfig
 from pipelines.finetuning.network import AdapterError, Tuned
-from pipelines.runtime.atomic import make_folder
+from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.json_files import read_json
 from pipelines.tracking.run import Run
@@ -125,11 +125,12 @@ def save_tuned(folder: Path, network: Tuned, loaded: LoadedBackbone) -> None:
     """Write what a network learned, less the backbone's frozen weights: with adapters below 1 MB for a ViT-S."""
     make_folder(folder)
     state = {name: one.detach().cpu().contiguous() for name, one in learned(network).items()}
-    save_file(state, folder / _WEIGHTS)
+    write_atomically(folder / _WEIGHTS, lambda file: file.write(save(state)))
     record = {name: getattr(network.config, name) for name in _KEPT}
     record |= {"mm_per_px": network.mm_per_px, "image_px": loaded.backbone.image_px}
     record |= {"backbone": loaded.source, "backbone_sha": loaded.sha256}
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(folder / _RECORD, lambda file: file.write(text.encode()))
 
 
 def open_tuned(folder: Path, loaded: LoadedBackbone | None = None) -> Tuned:
