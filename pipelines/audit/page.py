@@ -66,6 +66,7 @@ def page(
         Heading(2, "In one look"),
         _encoders(audited),
         _summary(audited),
+        *_not_the_same(audited),
         Picture("AUROC of every encoder beside the baselines", forest(audited)),
         Heading(2, "Beyond size and attenuation"),
         Sentence(
@@ -93,6 +94,21 @@ def page(
     ]
 
 
+def _not_the_same(audited: Sequence[Audited]) -> list[Block]:
+    """Say so where encoders are tested on different nodules."""
+    counts = {one.letter: int(one.row().get("n_nodules", 0)) for one in audited}
+    if len(set(counts.values())) == 1:
+        return []
+    said = ", ".join(f"{letter} on {count}" for letter, count in counts.items())
+    return [
+        Sentence(
+            f"Encoders are tested on different nodules, those that each may be tested on ({said}): compare them by the"
+            " differences below, on the nodules that two share. Baselines of the figure are on the most nodules.",
+            is_note=True,
+        )
+    ]
+
+
 def _encoders(audited: Sequence[Audited]) -> Table:
     lines = []
     for one in audited:
@@ -113,10 +129,9 @@ def _summary(audited: Sequence[Audited]) -> Table:
     for one in audited:
         joined = one.row("features_and_diameter")
         cells = [_area(one.row("features", stratum)) for stratum in STRATA]
-        lines.append([one.letter, *cells, _area(joined), _gap(joined)])
-    diameter = [_area(audited[0].row("diameter", stratum)) for stratum in STRATA]
-    lines.append(["diameter", *diameter, "", ""])
-    head = ["", *(f"AUROC, {name}" for name in STRATA.values()), "with diameter", "minus diameter alone"]
+        lines.append([one.letter, *cells, _area(one.row("diameter")), _area(joined), _gap(joined)])
+    head = ["", *(f"AUROC, {name}" for name in STRATA.values())]
+    head += ["diameter alone, same nodules", "with diameter", "minus diameter alone"]
     return Table(head, lines)
 
 
@@ -193,17 +208,19 @@ def _shots(audited: Sequence[Audited]) -> list[Block]:
 
 
 def forest(audited: Sequence[Audited]) -> Figure:
-    """Draw AUROC with interval, overall and inside 6-15 mm: every encoder, and the baselines."""
-    names = [
-        name for name in ("diameter", "pixels", "hu", "dictionary", "random_words") if audited[0].row(name)
-    ]
+    """Draw AUROC with interval, overall and inside 6-15 mm: every encoder, and the baselines.
+
+    Baselines are of the encoder that is tested on most nodules.
+    """
+    widest = max(audited, key=lambda one: one.row().get("n_nodules", 0))
+    names = [name for name in ("diameter", "pixels", "hu", "dictionary", "random_words") if widest.row(name)]
     lines = [
         (f"{one.letter}: {one.name.partition('+')[0][-_MOST_SHOWN:]}", one, "features") for one in audited
     ]
     lines += [
         (f"{one.letter}, random weights", one, "random_weights") for one in audited if one.probed.inputs.twins
     ]
-    lines += [(_ROWS[name], audited[0], name) for name in names]
+    lines += [(_ROWS[name], widest, name) for name in names]
     figure = Figure(figsize=(8, 1 + 0.35 * len(lines)), layout="constrained")
     axis = figure.subplots()
     for shift, stratum in ((-0.12, "all"), (0.12, "6-15 mm")):

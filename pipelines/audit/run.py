@@ -73,7 +73,7 @@ def run_audit(config: AuditConfig, run: Run) -> None:
     compared = pairs(config, audited)
     scanners = {one.letter: read_from(config, cohort, one) for one in audited}
     kernels = {one.letter: kernel_distance(config, cohort, one) for one in audited}
-    nodules = audited[0].probed.nodules
+    nodules = max((one.probed.nodules for one in audited), key=lambda own: len(own.labels))
     facts = (
         f"{len(nodules.labels)} nodules ({int(nodules.labels.sum())} malignant) of {len(set(nodules.patient_ids))}"
         f" patients, {cohort.kind}; rule {config.rule}; {config.repeats} x {config.folds} patient folds, seed"

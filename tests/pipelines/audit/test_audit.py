@@ -1,6 +1,7 @@
 """One page of several encoders: what it shows, that it opens offline, and what it does not tell of people."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,24 @@ def test_every_encoder_stands_beside_every_baseline(audited: tuple[Pages, Path])
         assert re.search(rf"^\| {row}.*\| 0\.\d|^\| {row}.*\| 1\.000", text, re.M), row
     assert "no random twin: not known" in text
     assert "size-matched" in text
+    assert "tested on different nodules" not in text
+
+
+def test_that_encoders_were_tested_on_different_nodules_is_said(
+    grained_cohort: Cohort, tmp_path: Path
+) -> None:
+    own = backbone(tmp_path / "half", holdout="half_a")
+    table = grained_cohort.nodules[["nodule_id"]].assign(size=np.arange(60.0) % 7)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    encoders = [f"{own}+features=roi+window=full", f"table:{tmp_path / 't.csv'}"]
+    run = Pages()
+    with fewer_repeats():
+        run_audit(replace(settings(grained_cohort, tmp_path, encoders), shots=""), run)
+    counts = re.findall(r"\(A on (\d+), B on 60\)", run.texts["audit.md"])
+    assert len(counts) == 1
+    assert 10 < int(counts[0]) < 50
+    pairs = run.tables["tables/pairs.csv"]
+    assert pairs[pairs["second"] == "B"]["n_nodules"].tolist() == [int(counts[0])]
 
 
 def test_differences_are_paired_and_what_is_equal_does_not_differ(audited: tuple[Pages, Path]) -> None:
