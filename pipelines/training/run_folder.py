@@ -166,8 +166,12 @@ def claim_folder(config: Any, run: Run, recipe: str, cohort_sha: str) -> tuple[R
         folder = RunFolder.find(runs_dir, resume, recipe, cohort_sha, flat, allowed, defaults)
     folder = folder or RunFolder.create(runs_dir, run.run_id, recipe, cohort_sha, flat)
     if folder.run_id != run.run_id:
-        run.set_tags({Tag.RESUMES: folder.run_id})
-        run = run.other(folder.run_id)
+        try:
+            run.set_tags({Tag.RESUMES: folder.run_id})
+            run = run.other(folder.run_id)
+        except BaseException:  # The store may not know it, or not answer.
+            folder.release()
+            raise
     if folder.is_resumed:
         print(f"continues run {folder.run_id}")
     return folder, run
