@@ -12,23 +12,34 @@ from typing import IO
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, compare_page, newest_run
+from probes.statistics.estimate import Estimate
 
 LEARNS = ("optim.teacher_temp=0.02",)
 """Teacher temperature below the student's (0.1): the information gain between two views grows."""
 MEETS_THE_WALL = ("optim.teacher_temp=0.1",)
 """Teacher temperature equal to the student's: the gain shrinks and the loss stays at ln K (entropy wall)."""
 
+AT_THE_NODULE = ("features=roi", "window=full", "size_mm=36", "image_px=168")
+"""How the probe reads: patches of 3 mm inside a nodule and around it, with all of its HU."""
+
 _ROWS = (
-    ("loss (ln K = 6.24)", "loss/dino", ""),
-    ("information gain G, nats", "teacher/gain", ""),
-    ("retrieval top-1", "retrieval/top1", "retrieval/top1_ci_{}"),
-    ("  random weights", "retrieval/random_top1", "retrieval/random_top1_ci_{}"),
-    ("malignancy AUROC", "probe/auroc", "probe/auroc_ci_{}"),
-    ("  diameter alone", "probe/diameter_auroc", "probe/diameter_auroc_ci_{}"),
-    ("  random weights", "probe/random_auroc", "probe/random_auroc_ci_{}"),
-    ("  features + diameter", "probe/with_diameter_auroc", "probe/with_diameter_auroc_ci_{}"),
-    ("  gain over diameter", "probe/gain_over_diameter", "probe/gain_over_diameter_ci_{}"),
+    ("loss (ln K = 6.24)", "loss/dino", "{:.3f}"),
+    ("information gain G, nats", "teacher/gain", "{:.3f}"),
+    ("retrieval top-1", "retrieval/top1", ""),
+    ("  random weights", "retrieval/random_top1", ""),
+    ("nodules held out", "probe/n_nodules", "{:.0f}"),
+    ("malignancy AUROC", "probe/auroc", ""),
+    ("  diameter alone", "probe/diameter_auroc", ""),
+    ("  random weights", "probe/random_auroc", ""),
+    ("beyond size and HU: z", "probe/nested_z", "{:.2f}"),
+    ("  p", "probe/nested_p", "{:.4f}"),
+    ("  partial R2", "probe/partial_r2", ""),
+    ("  random weights", "probe/random_partial_r2", ""),
+    ("  dictionary", "probe/dictionary_partial_r2", ""),
+    ("partial R2 above random", "probe/over_random_r2", ""),
+    ("  dictionary", "probe/dictionary_over_random_r2", ""),
 )
+"""Label, metric, and how to print it; "" prints it with its interval."""
 
 
 def start(entry_point: str, name: str, *parameters: str, log: IO[str] | None = None) -> subprocess.Popen[str]:
@@ -80,8 +91,8 @@ def table(columns: list[dict[str, float]], statuses: list[str]) -> str:
     heads = [choice[0].partition("=")[2] for choice in (LEARNS, MEETS_THE_WALL)]
     lines = [f"{'teacher temperature':24}" + "".join(f"{head:>28}" for head in heads)]
     lines.append(f"{'verdict':24}" + "".join(f"{status:>28}" for status in statuses))
-    for label, key, interval in _ROWS:
-        cells = [_cell(metrics, key, interval) for metrics in columns]
+    for label, key, form in _ROWS:
+        cells = [_cell(metrics, key, form) for metrics in columns]
         lines.append(f"{label:24}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 
@@ -90,13 +101,12 @@ def _name(choice: tuple[str, ...]) -> str:
     return f"teacher temperature {choice[0].partition('=')[2]}"
 
 
-def _cell(metrics: dict[str, float], key: str, interval: str) -> str:
+def _cell(metrics: dict[str, float], key: str, form: str) -> str:
     if key not in metrics:
         return "-"
-    if not interval:
-        return f"{metrics[key]:.3f}"
-    low, high = (metrics[interval.format(end)] for end in ("low", "high"))
-    return f"{metrics[key]:.3f} [{low:.3f}, {high:.3f}]"
+    if form:
+        return form.format(metrics[key])
+    return str(Estimate(metrics[key], metrics[f"{key}_ci_low"], metrics[f"{key}_ci_high"]))
 
 
 def main() -> int:
@@ -105,7 +115,7 @@ def main() -> int:
         side_by_side("prepare", [("phantom", ())])
         arms = [(_name(choice), choice) for choice in (LEARNS, MEETS_THE_WALL)]
         trained = side_by_side("pretrain", arms)
-        backbones = [(f"backbone=runs:/{run.run_id}/backbone",) for run in trained]
+        backbones = [(f"backbone=runs:/{run.run_id}/backbone", *AT_THE_NODULE) for run in trained]
         names = [f"probe of {name}" for name, _ in arms]
         probed = side_by_side("probe_malignancy", list(zip(names, backbones, strict=True)))
     except subprocess.CalledProcessError as error:
