@@ -82,7 +82,7 @@ def test_the_demo_does_not_begin_when_asked_what_it_does(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pipelines/demo.py", "--help"])
     with pytest.raises(SystemExit) as ending:
-        runpy.run_module("pipelines.demo", run_name="__main__")
+        runpy.run_path(str(PROJECT_ROOT / "pipelines/demo.py"), run_name="__main__")
     said = capsys.readouterr()
     assert (ending.value.code, said.err) == (0, "")
     assert "takes no options" in said.out
