@@ -83,6 +83,8 @@ def _fit_positions(backbone: Backbone, own: dict[str, Tensor], state: dict[str, 
     given = state.get("pos_embed")
     if given is None or "pos_embed" not in own or given.shape == own["pos_embed"].shape:
         return []
+    if given.ndim != 3 or given.shape[2] != own["pos_embed"].shape[2]:
+        return []  # of another architecture
     prefix = 0 if backbone.vit.no_embed_class else backbone.vit.num_prefix_tokens
     tokens, notes = given.shape[1], []
     if prefix and math.isqrt(tokens) ** 2 == tokens:  # those of class token and registers are part of these
@@ -91,7 +93,7 @@ def _fit_positions(backbone: Backbone, own: dict[str, Tensor], state: dict[str, 
         state["cls_token"] = state["cls_token"] + given[:, :1]
         given = given[:, 1:]
         notes.append("the class token's position added to the class token")
-    if given.shape != own["pos_embed"].shape and given.shape[2] == own["pos_embed"].shape[2]:
+    if given.shape != own["pos_embed"].shape:
         rows, columns = backbone.vit.patch_embed.grid_size
         notes.append(
             f"positions of {math.isqrt(given.shape[1] - prefix)}^2 patches resampled to {rows} x {columns}"

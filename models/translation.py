@@ -69,12 +69,12 @@ def translate(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tenso
         del joined["reg_token"]
     joined["patch_embed.proj.weight"] = _as_convolution(joined["patch_embed.proj.weight"], source)
     if "pos_embed" in joined:
-        positions = joined["pos_embed"] = joined["pos_embed"].reshape(1, -1, joined["cls_token"].shape[-1])
-        tokens = positions.shape[1]
-        if tokens > 1 and math.isqrt(tokens - 1) ** 2 == tokens - 1:
+        positions = joined["pos_embed"] = joined["pos_embed"].flatten(0, -2)[None]
+        tokens, is_fitting = positions.shape[1], positions.shape[2] == joined["cls_token"].shape[-1]
+        if is_fitting and tokens > 1 and math.isqrt(tokens - 1) ** 2 == tokens - 1:
             joined["cls_token"] = joined["cls_token"] + positions[:, :1]
             joined["pos_embed"] = positions[:, 1:]
-        elif math.isqrt(tokens) ** 2 != tokens:
+        elif is_fitting and math.isqrt(tokens) ** 2 != tokens:
             raise BackboneError(
                 f"{source} has {tokens} positions, which are no square of patches with a class token"
             )
@@ -117,11 +117,13 @@ def _as_convolution(weight: Tensor, source: str) -> Tensor:
             side = math.isqrt(weight.shape[1] // channels)
             if side * side * channels == weight.shape[1]:
                 return weight.reshape(-1, side, side, channels).permute(0, 3, 1, 2).contiguous()
-    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
-        dimensions = "volumes" if weight.ndim == 5 else "other patches than squares"
+    if weight.ndim == 5:
         raise BackboneError(
-            f"{source} holds a transformer on {dimensions}, and backbone= names networks on slices; encoder= takes"
-            " 3D ones"
+            f"{source} holds a transformer on volumes: name it as encoder=, since backbone= reads slices"
+        )
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise BackboneError(
+            f"{source} holds a patch embedding of shape {tuple(weight.shape)}; patches must be square"
         )
     return weight
 

@@ -62,6 +62,10 @@ def read_foreign(name: str) -> Foreign:
         BackboneError: If the file cannot be read, or does not tell the architecture.
     """
     path, stated = _parts(name)
+    if ":" in stated:
+        raise BackboneError(
+            f"'{stated}' is no architecture of timm's; give FILE:NAME, such as {path}:vit_small_patch16_224"
+        )
     state, notes = read_state(path)
     named, more = translate(state, path)
     heads, arguments = re.fullmatch(r"heads=(\d+)", stated), dict[str, Any]()

@@ -5,11 +5,20 @@ standard deviation of their processor. No code of a repository is run, and trans
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
@@ -25,6 +34,53 @@ _REMEDY = "fetch it again"
 _FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int | float) else value
+
+
+def _one_or_three(values: Sequence[float]) -> Sequence[float]:
+    if len(values) not in (1, 3):
+        raise ValueError("one value, or one for each of three channels")
+    return values
+
+
+_ONE_OR_THREE = AfterValidator(_one_or_three)
+_Size = (
+    PositiveInt
+    | Annotated[list[PositiveInt], Field(min_length=1)]
+    | Annotated[dict[str, PositiveInt], Field(min_length=1)]
+)
+
+
+class _Config(BaseModel):
+    """What is read of config.json."""
+
+    model_type: str
+    num_attention_heads: PositiveInt = 1
+    image_size: _Size = 224
+    hidden_act: str = "gelu"
+    use_gated_mlp: bool = False
+    layer_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 100.0
+    auto_map: Any = None
+
+
+class _Processor(BaseModel):
+    """What is read of preprocessor_config.json."""
+
+    size: _Size | None = None
+    crop_size: _Size | None = None
+    do_center_crop: bool | None = None
+    do_rescale: bool = True
+    rescale_factor: PositiveFloat = 1 / 255
+    do_normalize: bool = True
+    image_mean: Annotated[Sequence[float], _ONE_OR_THREE, BeforeValidator(_listed)] = (0.5,)
+    image_std: Annotated[Sequence[PositiveFloat], _ONE_OR_THREE, BeforeValidator(_listed)] = (0.5,)
+
+
+M = TypeVar("M", _Config, _Processor)
+
+
 def read_hugging_face(name: str, image_px: int | None) -> Foreign:
     """Read the network of `hf:DIR` or `hf:OWNER/NAME`.
 
@@ -36,31 +92,41 @@ def read_hugging_face(name: str, image_px: int | None) -> Foreign:
         BackboneError: If it cannot be found, is no ViT of these kinds, or needs code of its own.
     """
     folder = _folder(name)
-    config = read_json(folder / "config.json", ("model_type", "patch_size", "num_attention_heads"), _REMEDY)
-    kind = config["model_type"]
-    if kind not in KINDS or "auto_map" in config:
+    config = _settings(_Config, folder / "config.json")
+    kind = config.model_type
+    if kind not in KINDS or config.auto_map:
         why = "needs code of its own, which is not run" if kind in KINDS else f"is of kind '{kind}'"
         raise BackboneError(f"{name} {why}; networks of kind {', '.join(KINDS)} are read")
-    activation = config.get("hidden_act", "gelu")
-    if activation not in ("gelu", "silu") or (activation == "silu") != bool(config.get("use_gated_mlp")):
+    if config.hidden_act != ("silu" if config.use_gated_mlp else "gelu"):
         raise BackboneError(
-            f"{name} has the activation '{activation}', which timm's modules of this kind have not"
+            f"{name} has the activation '{config.hidden_act}', which timm's modules of this kind have not"
         )
     raw, _ = unwrapped(_tensors(folder, name), name)
     state, notes = translate(raw, name)
-    architecture, arguments = architecture_of(state, name, int(config["num_attention_heads"]))
+    architecture, arguments = architecture_of(state, name, config.num_attention_heads)
     if kind == "dinov3_vit":
-        arguments["rope_temperature"] = config.get("rope_theta", 100.0)
-    patch_px, own_px = arguments["patch_size"], _side(config.get("image_size", 224))
-    found_px, mean, std, origin = _processor(folder, own_px, kind)
+        arguments["rope_temperature"] = config.rope_theta
+    patch_px = arguments["patch_size"]
+    found_px, mean, std, origin = _processor(folder, _side(config.image_size), kind)
     size_px = image_px or found_px
-    if "pos_embed" in state:
+    if "pos_embed" in state and size_px % patch_px == 0:  # else it is refused when it is built
         has_antialias = kind == "dinov2_with_registers"
         state["pos_embed"] = _positions(state["pos_embed"], size_px // patch_px, has_antialias)
     notes.append(f"images of {size_px} px ({'as asked' if image_px else origin})")
     notes.append(f"gray values with mean {_shown(mean)} and SD {_shown(std)} ({origin})")
-    epsilon = float(config.get("layer_norm_eps", 1e-6))
-    return Foreign(state, architecture, arguments, size_px, mean, std, epsilon, notes)
+    return Foreign(state, architecture, arguments, size_px, mean, std, config.layer_norm_eps, notes)
+
+
+def _settings(kind: type[M], file: Path) -> M:
+    tree = read_json(file, (), _REMEDY)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:1])
+        raise BackboneError(
+            f"{file} states {key} as {first['input']!r}, which cannot be; {_REMEDY}"
+        ) from error
 
 
 def _folder(name: str) -> Path:
@@ -106,29 +172,24 @@ def _processor(folder: Path, own_px: int, kind: str) -> tuple[int, tuple[float, 
     if not file.is_file():
         usual = ((0.5,) * 3, (0.5,) * 3) if kind == "vit" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         return own_px, *usual, f"there is no {file.name}: as usual for {kind}"
-    said = read_json(file, (), _REMEDY)
-    is_cropped = said.get("do_center_crop", "crop_size" in said)
-    size_px = _side(said.get("crop_size" if is_cropped else "size") or own_px)
+    said = _settings(_Processor, file)
+    is_cropped = said.crop_size is not None if said.do_center_crop is None else said.do_center_crop
+    size = said.crop_size if is_cropped else said.size
     # Values of 0..255 times this factor are normalized; those of 0..1 are 255 times smaller.
-    factor = 255 * float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 255.0
-    is_normalized = said.get("do_normalize", True)
-    mean, std = (
-        said.get(key, 0.5) if is_normalized else other
-        for key, other in (("image_mean", 0.0), ("image_std", 1.0))
-    )
-    return size_px, _channels(mean, factor), _channels(std, factor), file.name
+    factor = 255 * said.rescale_factor if said.do_rescale else 255.0
+    mean, std = (said.image_mean, said.image_std) if said.do_normalize else ([0.0], [1.0])
+    return _side(size) if size else own_px, _channels(mean, factor), _channels(std, factor), file.name
 
 
-def _channels(values: Any, factor: float) -> tuple[float, ...]:
-    listed = list(values) if isinstance(values, list) else [values]
-    return tuple(float(value) / factor for value in (listed * 3 if len(listed) == 1 else listed))
+def _channels(values: Sequence[float], factor: float) -> tuple[float, ...]:
+    return tuple(value / factor for value in (values if len(values) == 3 else [*values] * 3))
 
 
-def _side(size: Any) -> int:
+def _side(size: _Size) -> int:
     """Return the side of an image, of a number, [height, width] or a mapping."""
-    if isinstance(size, Mapping):
-        size = next(iter(size.values()), 224)
-    return int(size[0] if isinstance(size, list) else size)
+    if isinstance(size, int):
+        return size
+    return next(iter(size.values())) if isinstance(size, dict) else size[0]
 
 
 def _positions(positions: Tensor, side: int, antialias: bool) -> Tensor:

@@ -116,6 +116,8 @@ def test_an_architecture_that_is_stated_by_timms_name(tmp_path: Path) -> None:
         open_backbone(f"{tmp_path}/w.safetensors:vit_small_patch16_224")
     with pytest.raises(BackboneError, match="timm has no model 'vit_of_tomorrow'"):
         open_backbone(f"{tmp_path}/w.safetensors:vit_of_tomorrow")
+    with pytest.raises(BackboneError, match="'hf-hub:a/b' is no architecture of timm's"):
+        open_backbone(f"{tmp_path}/w.safetensors:hf-hub:a/b")
 
 
 def test_what_is_of_another_size_is_fitted_and_said(
@@ -197,6 +199,8 @@ def test_a_large_file_of_today_is_mapped_and_not_read(tmp_path: Path) -> None:
         (lambda state: {name: one for name, one in state.items() if "blocks.1.norm1" not in name},
          r"of another architecture: 2 tensors differ, first 'blocks\.1\.norm1\.bias'"),
         (lambda state: state | {"blocks.0.attn.rel_pos": torch.zeros(3)}, r"first 'blocks\.0\.attn\.rel_pos'"),
+        (lambda state: state | {"pos_embed": torch.zeros(1, 5, 24)}, "of another architecture: 1 tensors differ"),
+        (lambda state: state | {"patch_embed.proj.weight": torch.zeros(48, 3, 16, 8)}, "patches must be square"),
         (lambda state: state | {"pos_embed": torch.zeros(1, 7, 48)}, "has 7 positions, which are no square"),
         (lambda state: state | {"patch_embed.proj.weight": torch.zeros(48, 1, 8, 8, 8)}, "a transformer on volumes"),
     ],

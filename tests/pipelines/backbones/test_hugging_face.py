@@ -198,6 +198,46 @@ def test_another_network_is_refused(tmp_path: Path, change: dict[str, Any], sent
         open_backbone(f"hf:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("file", "tree", "sentence"),
+    [
+        (
+            "config.json",
+            {"num_attention_heads": "three"},
+            r"config\.json states num_attention_heads as 'three'",
+        ),
+        ("config.json", {"num_attention_heads": 0}, r"config\.json states num_attention_heads as 0"),
+        ("config.json", {"layer_norm_eps": None}, r"config\.json states layer_norm_eps as None"),
+        ("config.json", {"image_size": "large"}, r"config\.json states image_size as 'large'"),
+        (
+            "preprocessor_config.json",
+            {"image_std": [0, 0, 0]},
+            r"preprocessor_config\.json states image_std as 0",
+        ),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}, "states image_mean as"),
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 50}},
+            "50 px are no multiple of the patch of 14 px",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(
+    tmp_path: Path, file: str, tree: dict[str, Any], sentence: str
+) -> None:
+    made("Dinov2", tmp_path)
+    before = json.loads((tmp_path / file).read_text()) if (tmp_path / file).is_file() else {}
+    (tmp_path / file).write_text(json.dumps(before | tree))
+    with pytest.raises(BackboneError, match=sentence):
+        open_backbone(f"hf:{tmp_path}")
+
+
+def test_images_smaller_than_a_patch_are_refused(tmp_path: Path) -> None:
+    made("Dinov2", tmp_path)
+    with pytest.raises(BackboneError, match=r"images of 7 px are no multiple .* to 14"):
+        open_backbone(f"hf:{tmp_path}", image_px=7)
+
+
 def test_what_is_no_folder_of_transformers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"holds no config\.json of transformers"):
         open_backbone(f"hf:{tmp_path}")
