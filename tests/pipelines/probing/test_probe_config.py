@@ -18,7 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ProbeConfig": FOLDS
     | {"repeats": 5, "diagnosis": "", "input": "crop", "image_px": 0, "window": "lung", "runs_dir": "runs"}
     | {"features": "class_token", "head": "logistic", "n_bootstrap": 2000, "draws": 9999}
-    | {"target": "", "test_cohort": "", "shots": ""},
+    | {"target": "", "test_cohort": "", "shots": "", "encoder": "", "match_mm": 3.0},
     "RetrievalConfig": EVERY | {"slices": 4096, "adjacent_slices": 2, "checkpoints": "last", "leak": "avoid"},
     "RepresentationConfig": NODULES
     | {"window": "lung", "other_window": "wide", "features": "class_token", "slices": 512},
