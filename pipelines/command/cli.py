@@ -188,5 +188,5 @@ def _close(name: str, run: Run | None, status: str, why: str) -> None:
             run = _start(name)
         if run is not None:
             run.set_tags({Tag.ERROR: why})
-            run.describe()
             run.finish(status)
+            run.describe()  # The last: it reads the store, which may be away while the rest waits on disk.

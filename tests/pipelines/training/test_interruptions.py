@@ -205,7 +205,7 @@ def cut_off(away: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("nobody listens")
 
-    for name in ("log_batch", "log_artifact", "log_artifacts", "set_terminated", "update_run"):
+    for name in ("log_batch", "log_inputs", "log_artifact", "log_artifacts", "set_terminated", "update_run"):
         away.setattr(MlflowClient, name, refuse)
 
 
