@@ -77,3 +77,10 @@ def load_first_weights(
     if notes:
         print(f"{source}: {'; '.join(notes)}")
     return seen
+
+
+def first_weights(config: BackboneConfig, seen: Mapping[str, Sequence[str]]) -> str:
+    """Say for the record whether it is known whom the first weights have seen; those of timm saw natural images."""
+    if config.weights in ("", "timm"):
+        return ""
+    return "known" if seen else "unknown"

@@ -126,8 +126,9 @@ def patients_to_test(
     """Return the patients to test on, those that the backbone did not see if this is known, and the leak tag."""
     everyone = {str(patient) for patient in patient_ids}
     unseen = unseen_patients(loaded, patient_ids)
+    before = "unknown" if loaded.record.get("first_weights") == "unknown" else ""
     if leak == "allow":
-        return everyone, "" if unseen == everyone else "allowed"
+        return everyone, before if unseen == everyone else "allowed"
     if unseen is None:
         return everyone, "unknown"
-    return (unseen, "") if unseen else (everyone, "no_holdout")
+    return (unseen, before) if unseen else (everyone, "no_holdout")

@@ -16,7 +16,7 @@ from models.stem import WhitenedStem
 from pipelines.backbones.folder import LoadedBackbone, open_backbone, save_backbone
 from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
 from pipelines.backbones.view_retrieval import render_rows, sample_slices
-from pipelines.backbones.warm_start import load_first_weights, resolved
+from pipelines.backbones.warm_start import first_weights, load_first_weights, resolved
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
 from pipelines.cohort.slices import SliceIndex
@@ -321,6 +321,7 @@ class TrainingRun:
             "holdout": self.config.holdout,
             "leak": self.patients.leak,
             "trained_on": joined(ids_of(self.cohort, self.patients.train), self.seen_before),
+            "first_weights": first_weights(self.config.backbone, self.seen_before),
             "seed": self.config.seed,
             "steps": self.trainer.step,
             "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,

@@ -7,6 +7,7 @@ import torch
 from models.backbone import build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import LoadedBackbone
+from pipelines.backbones.warm_start import first_weights
 from pipelines.probing.readers import patients_to_test, unseen_patients
 from probes.splits import is_held_out
 
@@ -56,3 +57,17 @@ def test_allowing_a_leak_tests_everybody_and_names_it_where_there_is_one() -> No
     half = loaded(holdout="half_a", leak="")
     assert patients_to_test(half, PATIENTS, "avoid") == (HALF, "")
     assert patients_to_test(half, PATIENTS, "allow") == (set(PATIENTS.tolist()), "allowed")
+
+
+def test_first_weights_that_may_have_seen_anybody_leave_the_tag_unknown() -> None:
+    half = loaded(holdout="half_a", leak="", first_weights="unknown")
+    assert patients_to_test(half, PATIENTS, "avoid") == (HALF, "unknown")
+    known = loaded(holdout="half_a", leak="", first_weights="known")
+    assert patients_to_test(known, PATIENTS, "avoid") == (HALF, "")
+    for weights, seen, said in (
+        ("", {}, ""),
+        ("timm", {}, ""),
+        ("hf:DIR", {}, "unknown"),
+        ("shipped:a", {"patient": ["p"]}, "known"),
+    ):
+        assert first_weights(BackboneConfig(weights=weights), seen) == said
