@@ -139,7 +139,7 @@ def _folder(name: str) -> Path:
         return Path(given)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", given) or given.startswith("."):
         raise BackboneError(
-            f"there is no folder {given}; {HF} takes a folder, or OWNER/NAME of huggingface.co"
+            f"there is no folder {given}; {HF} takes a folder, or OWNER/NAME of the Hugging Face Hub"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
@@ -150,7 +150,7 @@ def _folder(name: str) -> Path:
             folder = Path(snapshot_download(given, allow_patterns=["pytorch_model.bin"]))
     except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BackboneError(
-            f"{given} cannot be downloaded from huggingface.co ({type(error).__name__}): check the name, the network,"
+            f"{given} cannot be downloaded from the Hugging Face Hub ({type(error).__name__}): check the name, the network,"
             " and `hf auth login` where its license must be accepted"
         ) from error
     print(f"{name}: revision {folder.name}")

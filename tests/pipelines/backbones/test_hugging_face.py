@@ -270,7 +270,7 @@ def test_a_run_records_how_its_network_was_read(
 
 
 class Hub(BaseHTTPRequestHandler):
-    """huggingface.co on this machine, with one repository and what was asked of it."""
+    """The Hugging Face Hub on this machine, with one repository and what was asked of it."""
 
     folder: Path
     asked: ClassVar[list[str]] = []
@@ -338,6 +338,6 @@ def test_a_repository_is_downloaded_because_it_was_named_and_its_code_is_not(tmp
     server.server_close()
     assert open_backbone(f"hf:{tmp_path / 'repository'}").sha256 in done.stdout, done.stderr
     assert f"hf:lab/net: revision {Hub.revision}" in done.stdout
-    assert "lab/other cannot be downloaded from huggingface.co (RepositoryNotFoundError)" in done.stdout
+    assert "lab/other cannot be downloaded from the Hugging Face Hub (RepositoryNotFoundError)" in done.stdout
     fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors"}
