@@ -150,8 +150,8 @@ def _folder(name: str) -> Path:
             folder = Path(snapshot_download(given, allow_patterns=["pytorch_model.bin"]))
     except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BackboneError(
-            f"{given} cannot be downloaded from the Hugging Face Hub ({type(error).__name__}): check the name, the network,"
-            " and `hf auth login` where its license must be accepted"
+            f"{given} cannot be downloaded from the Hugging Face Hub ({type(error).__name__}): check the name,"
+            " the network, and `hf auth login` where its license must be accepted"
         ) from error
     print(f"{name}: revision {folder.name}")
     return folder
