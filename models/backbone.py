@@ -284,10 +284,10 @@ def _build_network(config: BackboneConfig) -> nn.Module:
     is_elsewhere = name.startswith(("local-dir:", "hf-hub:"))
     if not is_elsewhere and not timm.is_model(name.split(".")[0]):
         raise BackboneError(f"timm has no model '{name}'; timm.list_models('*vit*') lists those it has")
-    sized = input_arguments(name.split(".")[0], config.image_px)
-    if config.timm_args:
-        return _from_arguments(name, {**config.timm_arguments, **sized})
     try:
+        sized = input_arguments(name, config.image_px)
+        if config.timm_args:
+            return _from_arguments(name, {**config.timm_arguments, **sized})
         refuse_leads(name)
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
     except TypeError as error:  # Networks that take no image size.

@@ -25,9 +25,27 @@ class BackboneError(Refusal):
 
 
 def input_arguments(name: str, image_px: int) -> dict[str, Any]:
-    """Return what tells a timm model the size of its input; a ConvNeXt takes any size and no such argument."""
-    is_conv = timm.is_model(name) and is_model_in_modules(name, ["convnext"])
+    """Return what tells a timm model the size of its input; a ConvNeXt takes any size and no such argument.
+
+    Raises:
+        OSError, ValueError, LookupError: If a `local-dir:` or `hf-hub:` cannot be read, as timm has it.
+    """
+    architecture = _architecture(name)
+    is_conv = timm.is_model(architecture) and is_model_in_modules(architecture, ["convnext"])
     return {} if is_conv else {"img_size": image_px, "dynamic_img_size": True}
+
+
+def _architecture(name: str) -> str:
+    if name.startswith("local-dir:"):
+        return str(_config(name)["architecture"])
+    if name.startswith("hf-hub:"):
+        return str(read_hub_config(name.removeprefix("hf-hub:"))[1])
+    return name.split(".")[0]
+
+
+def _config(name: str) -> dict[str, Any]:
+    path = Path(name.removeprefix("local-dir:")) / "config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def refuse_other_arguments(name: str, arguments: Mapping[str, Any]) -> None:
@@ -52,7 +70,7 @@ def refuse_leads(name: str) -> None:
         OSError, ValueError, LookupError: If it cannot be read, as timm has it.
     """
     if name.startswith("local-dir:"):
-        tree = json.loads((Path(name.removeprefix("local-dir:")) / "config.json").read_text(encoding="utf-8"))
+        tree = _config(name)
         arguments, stated = tree.get("model_args") or {}, tree.get("pretrained_cfg", tree)
     elif name.startswith("hf-hub:"):
         stated, _, arguments = read_hub_config(name.removeprefix("hf-hub:"))

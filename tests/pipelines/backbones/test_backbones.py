@@ -192,6 +192,8 @@ def test_a_convnext_is_opened_beside_its_random_twin_and_not_exported(tmp_path: 
     save_backbone(tmp_path, backbone, config, {})
     loaded, images = open_backbone(str(tmp_path)), torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded.backbone(images).patch_tokens, backbone(images).patch_tokens)
+    as_timms = open_backbone(f"timm:local-dir:{tmp_path}", image_px=64).backbone
+    assert torch.equal(as_timms(images).patch_tokens, backbone(images).patch_tokens)
     assert not torch.allclose(
         random_twin(loaded, 0)(images).class_token, backbone(images).class_token, atol=0.1
     )
