@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.backbone import Backbone, BackboneError
 from models.stem import CENTER
+from models.tensors import differing
 
 
 def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> list[str]:
@@ -30,12 +31,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> l
     if not own.keys() <= fitted.keys():
         fitted = _renamed_for(own, fitted)
     notes = _fit_stem(own, fitted) + _fit_positions(backbone, own, fitted)
-    wrong = sorted(
-        name
-        for name in own.keys() | fitted.keys()
-        if name not in own or name not in fitted or own[name].shape != fitted[name].shape
-    )
-    if wrong:
+    if wrong := differing(own, fitted):
         raise BackboneError(
             f"the weights in {source} are of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}'"
         )

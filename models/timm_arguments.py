@@ -74,9 +74,8 @@ def refuse_leads(name: str) -> None:
         arguments, stated = tree.get("model_args") or {}, tree.get("pretrained_cfg", tree)
     elif name.startswith("hf-hub:"):
         stated, _, arguments = read_hub_config(name.removeprefix("hf-hub:"))
-        stated = {
-            key: value for key, value in stated.items() if key not in ("hf_hub_id", "source")
-        }  # its own
+        own = ("hf_hub_id", "source")  # which timm adds: where it was just read
+        stated = {key: value for key, value in stated.items() if key not in own}
     else:
         return
     refuse_other_arguments(name, arguments or {})

@@ -10,6 +10,7 @@ import torch
 from monai.networks.nets.resnet import resnet18
 from torch import Tensor, nn
 
+from models.tensors import differing
 from probes.heads.fitting import Augment, FitSettings, NetworkProbe, as_tensor
 from transforms.refusal import Refusal
 
@@ -72,12 +73,8 @@ class SupervisedProbe(NetworkProbe[npt.ArrayLike | Tensor]):
         if self.weights is not None:
             own = resnet.state_dict()
             given = {name: tensor for name, tensor in self.weights.items() if not name.startswith("fc.")}
-            wrong = sorted(
-                name
-                for name in (own.keys() - {"fc.weight", "fc.bias"}) | given.keys()
-                if name not in own or name not in given or own[name].shape != given[name].shape
-            )
-            if wrong:
+            body = {name: tensor for name, tensor in own.items() if name not in ("fc.weight", "fc.bias")}
+            if wrong := differing(body, given):
                 raise WeightsError(
                     f"the weights are not of {self.architecture}: {len(wrong)} tensors differ, first '{wrong[0]}'"
                 )

@@ -107,7 +107,7 @@ def read_state(name: str) -> tuple[dict[str, Tensor], list[str]]:
     """
     path = Path(_parts(name)[0])
     if not path.is_file():
-        raise BackboneError(f"there is no file {path} of weights")
+        raise BackboneError(f"there is no file of weights {path}; give the path of one that exists")
     return unwrapped(read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path), str(path))
 
 

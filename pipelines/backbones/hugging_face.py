@@ -124,6 +124,11 @@ def _settings(kind: type[M], file: Path) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:1])
+        if first["type"] == "missing":
+            raise BackboneError(
+                f"{file} states no {key}, so transformers did not write it; a folder of timm's opens as"
+                " timm:local-dir:FOLDER, one of this project by its path"
+            ) from error
         raise BackboneError(
             f"{file} states {key} as {first['input']!r}, which cannot be; {_REMEDY}"
         ) from error

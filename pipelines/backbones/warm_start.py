@@ -24,9 +24,8 @@ def resolved(config: BackboneConfig) -> BackboneConfig:
     """
     if config.arch != "weights":
         return config
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # It is opened again, and said, when its weights are loaded.
+    # Silent: it is opened again, and what was chosen said, when its weights are loaded.
+    with contextlib.redirect_stdout(io.StringIO()):
         loaded = _opened(config)
     kept = {name: getattr(config, name) for name in ("weights", "image_px", "grad_checkpointing")}
     if loaded.config.arch != "timm":

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.tensors import differing
 from pipelines.runtime.atomic import make_folder, settle, writing
 from pipelines.runtime.json_files import DamagedFileError, read_json
 from transforms.refusal import Refusal
@@ -112,13 +113,7 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], what: str) -> 
     Raises:
         CheckpointError: If the checkpoint is of another architecture.
     """
-    own = module.state_dict()
-    wrong = sorted(
-        name
-        for name in own.keys() | tensors.keys()
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    )
-    if wrong:
+    if wrong := differing(module.state_dict(), tensors):
         raise CheckpointError(
             f"the checkpoint's {what} is of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}';"
             " resume with the recipe that wrote it"

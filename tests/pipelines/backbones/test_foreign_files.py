@@ -225,5 +225,5 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> N
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BackboneError, match=rf"{name} (are|is) .*damaged"):
         open_backbone(str(tmp_path / name))
-    with pytest.raises(BackboneError, match="there is no file"):
+    with pytest.raises(BackboneError, match="there is no file of weights"):
         open_backbone(str(tmp_path / f"no_{name}"))

@@ -341,3 +341,13 @@ def test_a_repository_is_downloaded_because_it_was_named_and_its_code_is_not(tmp
     assert "lab/other cannot be downloaded from the Hugging Face Hub (RepositoryNotFoundError)" in done.stdout
     fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors"}
+
+
+def test_a_folder_of_timms_is_told_from_one_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "convnext_atto", "model_args": {}}')
+    with pytest.raises(BackboneError) as refusal:
+        open_backbone(f"hf:{tmp_path}")
+    assert str(refusal.value) == (
+        f"{tmp_path}/config.json states no model_type, so transformers did not write it; a folder of timm's opens as"
+        " timm:local-dir:FOLDER, one of this project by its path"
+    )
