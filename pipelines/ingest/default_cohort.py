@@ -1,6 +1,7 @@
 """The built-in synthetic cohorts: made when a command needs one that does not exist yet."""
 
 from pathlib import Path
+from typing import Literal
 
 from pipelines.cohort.union import cohort_roots
 
@@ -11,7 +12,12 @@ WALLS: dict[str, dict[str, float]] = {
     "cohorts/wall_still": {"lungs": 0.0, "heart": 0.0, "spine": 0.0},
 }
 """The slices of the wall study; where bodies grow more too; where organs do not grow."""
-EMBEDDED = (PHANTOM, *WALLS)
+QUESTIONS: dict[str, Literal["only_z", "only_mm"]] = {
+    "cohorts/only_z": "only_z",
+    "cohorts/only_mm": "only_mm",
+}
+"""What only the order along z tells, and what only millimeters tell."""
+EMBEDDED = (PHANTOM, *WALLS, *QUESTIONS)
 
 
 def make_missing(cohorts: str) -> None:
@@ -21,7 +27,7 @@ def make_missing(cohorts: str) -> None:
 
 
 def ensure_cohort(root: Path) -> None:
-    """Make the phantom or a wall cohort if `root` is its default folder and does not exist; no other cohort."""
+    """Make the phantom, a wall cohort or a volumetric question if `root` is its default folder and does not exist; no other cohort."""
     if (root / "series.parquet").is_file() or str(root) not in EMBEDDED:
         return
     # Imported here because it is heavy and most commands find their cohort.
@@ -31,6 +37,11 @@ def ensure_cohort(root: Path) -> None:
 
         print(f"{root} does not exist yet: making the phantom cohort")
         prepare_cohort(PrepareConfig(cohort=PHANTOM))
+    elif str(root) in QUESTIONS:
+        from pipelines.phantom.volumetric import make_volume_cohort
+
+        print(f"{root} does not exist yet: drawing its volumes")
+        make_volume_cohort(root, QUESTIONS[str(root)])
     else:
         from pipelines.phantom.wall_cohort import Growth, make_wall_cohort
 
