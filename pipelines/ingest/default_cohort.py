@@ -27,7 +27,7 @@ def make_missing(cohorts: str) -> None:
 
 
 def ensure_cohort(root: Path) -> None:
-    """Make the phantom, a wall cohort or a volumetric question if `root` is its default folder and does not exist; no other cohort."""
+    """Make one of the cohorts above if `root` is its folder and does not exist; no other cohort."""
     if (root / "series.parquet").is_file() or str(root) not in EMBEDDED:
         return
     # Imported here because it is heavy and most commands find their cohort.
