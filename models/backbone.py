@@ -1,5 +1,7 @@
 """Vision transformers, and ConvNeXt for probes, through timm: class token and patch tokens of a batch of views."""
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import timm
@@ -24,6 +26,7 @@ from models.timm_arguments import (
     refuse_leads,
     refuse_other_arguments,
 )
+from models.volume import CubeEmbed, extend, place_layers
 
 # The article's backbones are timm's DINOv2 shapes with four registers and without LayerScale.
 _ARTICLE = {"vit_small": "vit_small_patch14_reg4_dinov2", "vit_large": "vit_large_patch14_reg4_dinov2"}
@@ -39,7 +42,7 @@ class Tokens(NamedTuple):
     """Output of a backbone for a batch, after the final norm."""
 
     class_token: Tensor  # (B, D)
-    patch_tokens: Tensor  # (B, N, D), rows of patches first
+    patch_tokens: Tensor  # (B, N, D), layers of patches first, then rows
     register_tokens: Tensor  # (B, R, D): scratch space of the network, not places in the image
 
 
@@ -47,8 +50,12 @@ class Backbone(nn.Module):
     """A timm vision transformer that returns its class token and its patch tokens, never its registers.
 
     Attributes:
-        mean, std: Normalization of gray values in [0, 1], per channel. timm's for the name, ImageNet's without one;
-            code that trains or opens weights with other values sets them.
+        patch_px, image_px: In the plane.
+        patch_depth_px, image_depth_px: Along z, of a network that reads cubes (B, 1, D, S, S); 0 of one that reads
+            triplets (B, 3, S, S).
+        takes_spacing: Whether it must be told the mm per voxel of what it reads.
+        mean, std: Normalization of gray values in [0, 1], per channel. timm's for the name, ImageNet's without one,
+            their means for cubes; code that trains or opens weights with other values sets them.
     """
 
     def __init__(self, vit: ViT) -> None:
@@ -63,19 +70,46 @@ class Backbone(nn.Module):
         stated: dict[str, Any] = getattr(vit, "pretrained_cfg", None) or {}
         self.mean: tuple[float, ...] = tuple(stated.get("mean", IMAGENET_DEFAULT_MEAN))
         self.std: tuple[float, ...] = tuple(stated.get("std", IMAGENET_DEFAULT_STD))
+        self.image_depth_px = self.patch_depth_px = 0
+        cubes = getattr(vit, "patch_embed", None)
+        if isinstance(cubes, CubeEmbed):
+            self.image_depth_px, self.patch_depth_px = cubes.depth_px, cubes.patch_depth_px
+            self.mean, self.std = (fmean(self.mean),), (fmean(self.std),)
+        self.takes_spacing = hasattr(vit, "spacing_embed")
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
-        """Encode images (B, 3, S, S); where `mask` (B, N) is true, the patch is replaced by `mask_token` (D,)."""
+    def grid_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return the layers, rows and columns of patches of images of this shape, (..., S, S) or (..., D, S, S)."""
+        layers = shape[-3] // self.patch_depth_px if self.image_depth_px else 1
+        return layers, shape[-2] // self.patch_px, shape[-1] // self.patch_px
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        spacing_mm: Tensor | None = None,
+    ) -> Tokens:
+        """Encode triplets or cubes.
+
+        Args:
+            images: (B, 3, S, S), or (B, 1, D, S, S) of a 3D network.
+            mask: (B, N); where it is true, the patch is replaced by `mask_token`.
+            mask_token: (D,).
+            spacing_mm: Of the images along z, y and x, (B, 3); for networks that take it.
+
+        Raises:
+            ValueError: If a network that takes the spacing is not told.
+        """
         patches = self.vit.patch_embed(images if mask is None else self._shown(images, mask))
         if mask is not None and mask_token is not None:
             hidden = mask.view(*patches.shape[:-1], 1)
             patches = torch.where(hidden, mask_token.to(patches.dtype), patches)
-        return self._encode(*self._placed(patches))
+        return self._encode(*self._placed(patches, spacing_mm), self._layers(images))
 
-    def encode_visible(self, images: Tensor, keep: Tensor) -> Tokens:
+    def encode_visible(self, images: Tensor, keep: Tensor, spacing_mm: Tensor | None = None) -> Tokens:
         """Encode only the patches at `keep` (B, M), as a masked autoencoder does; patch tokens are (B, M, D)."""
         hidden = keep.new_ones(len(images), self.vit.patch_embed.num_patches).scatter(1, keep, 0) > 0
-        tokens, rope = self._placed(self.vit.patch_embed(self._shown(images, hidden)))
+        tokens, rope = self._placed(self.vit.patch_embed(self._shown(images, hidden)), spacing_mm)
         prefix = self.vit.num_prefix_tokens
         index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         shown = tokens[:, prefix:].gather(1, index)
@@ -83,12 +117,22 @@ class Backbone(nn.Module):
             rope = apply_keep_indices_nlc(tokens, rope, keep)
             # One rotation for all heads, or one per block and head.
             rope = rope.transpose(0, 1) if self._is_rope_mixed else rope.unsqueeze(1)
-        return self._encode(torch.cat([tokens[:, :prefix], shown], dim=1), rope)
+        return self._encode(torch.cat([tokens[:, :prefix], shown], dim=1), rope, self._layers(images))
 
-    def _placed(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return all tokens with their learned positions, and the rotations of ViTs that have them."""
-        placed = self.vit._pos_embed(patches)
-        return placed if isinstance(placed, tuple) else (placed, None)
+    def _placed(self, patches: Tensor, spacing_mm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return all tokens with their learned positions and spacing, and the rotations of ViTs that have them."""
+        placed = place_layers(self.vit, patches) if self.image_depth_px else self.vit._pos_embed(patches)
+        tokens, rope = placed if isinstance(placed, tuple) else (placed, None)
+        if self.takes_spacing:
+            if spacing_mm is None:
+                raise ValueError(
+                    "this network takes the spacing of its images, spacing_mm (B, 3); none was given"
+                )
+            tokens = tokens + self.vit.spacing_embed(spacing_mm.to(tokens.device)).to(tokens.dtype)
+        return tokens, rope
+
+    def _layers(self, images: Tensor) -> int:
+        return self.grid_of(images.shape)[0]
 
     @property
     def _is_rope_mixed(self) -> bool:
@@ -117,19 +161,22 @@ class Backbone(nn.Module):
             if isinstance(module, _ATTENTIONS):
                 module.fused_attn = False  # type: ignore[misc]  # Final for TorchScript alone.
 
-    def _encode(self, tokens: Tensor, rope: Tensor | None) -> Tokens:
+    def _encode(self, tokens: Tensor, rope: Tensor | None, layers: int) -> Tokens:
         vit = self.vit
+        prefix, given = vit.num_prefix_tokens, {}
+        if self.image_depth_px:
+            bias = vit.patch_embed.attention_bias(layers, prefix, tokens.shape[1] - prefix)
+            given = {} if bias is None else {"attn_mask": bias}
         tokens = vit.norm_pre(tokens)
         for number, block in enumerate(vit.blocks):
             turned: dict[str, Any] = (
-                {} if rope is None else {"rope": rope[number] if self._is_rope_mixed else rope}
+                given if rope is None else given | {"rope": rope[number] if self._is_rope_mixed else rope}
             )
             if vit.grad_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False, **turned)
             else:
                 tokens = block(tokens, **turned)
         tokens = vit.norm(tokens)
-        prefix = vit.num_prefix_tokens
         return Tokens(tokens[:, 0], tokens[:, prefix:], tokens[:, 1:prefix])
 
 
@@ -144,7 +191,13 @@ class ConvBackbone(Backbone):
         nn.Module.__init__(self)
         self._wrap(network, network.num_features, int(str(network.feature_info[-1]["reduction"])), image_px)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        spacing_mm: Tensor | None = None,
+    ) -> Tokens:
         """Encode images (B, 3, S, S)."""
         places = self.vit.forward_features(images)
         patches = self.vit.head.norm(places).flatten(2).transpose(1, 2)
@@ -166,12 +219,13 @@ def copy_whitening(source: Backbone, target: Backbone) -> None:
 
 
 @torch.no_grad()
-def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
+def class_attention(backbone: Backbone, images: Tensor, spacing_mm: Tensor | None = None) -> Tensor | None:
     """Return how much the class token attends to each patch in the last block, which the fused kernel does not.
 
     Args:
         backbone: In evaluation.
-        images: (B, 3, S, S), normalized.
+        images: Triplets or cubes, normalized.
+        spacing_mm: As `Backbone.forward` takes it.
 
     Returns:
         (B, heads, N), softmax weights; the remainder to 1 goes to the class token itself and to the registers.
@@ -188,7 +242,7 @@ def class_attention(backbone: Backbone, images: Tensor) -> Tensor | None:
     hook, fused = attention.attn_drop.register_forward_pre_hook(remember), attention.fused_attn
     attention.fused_attn = False  # type: ignore[misc]  # Final for TorchScript alone.
     try:
-        backbone(images)
+        backbone(images, spacing_mm=spacing_mm)
     finally:
         hook.remove()
         attention.fused_attn = fused  # type: ignore[misc]
@@ -205,7 +259,7 @@ def build_backbone(config: BackboneConfig, *, for_training: bool = True) -> Back
     Raises:
         BackboneError: If timm does not know the name, or the model is no ViT with a class token, nor a ConvNeXt.
     """
-    backbone = _wrapped(_build_network(config), config.image_px, config.timm_name)
+    backbone = _wrapped(_build_network(config), config, config.timm_name)
     if isinstance(backbone, ConvBackbone):
         if for_training:
             raise BackboneError(
@@ -238,11 +292,17 @@ def set_drop_path(vit: nn.Module, rate: float) -> None:
             setattr(block, branch, DropPath(rate * number / max(len(blocks) - 1, 1)))
 
 
-def _wrapped(network: nn.Module, image_px: int, name: str) -> Backbone:
+def _wrapped(network: nn.Module, config: BackboneConfig, name: str) -> Backbone:
     backbone: Backbone
+    image_px = config.image_px
     if isinstance(network, ConvNeXt):
+        if config.image_depth_px or config.spacing != "off":
+            raise BackboneError(
+                f"'{name}' is a ConvNeXt, which reads neither cubes nor spacing here; name a ViT"
+            )
         backbone = ConvBackbone(network, image_px)
     elif isinstance(network, VisionTransformer | Eva) and network.cls_token is not None:
+        extend(network, config)
         backbone = Backbone(network)
     else:
         raise BackboneError(_NEITHER.format(name))
@@ -252,6 +312,11 @@ def _wrapped(network: nn.Module, image_px: int, name: str) -> Backbone:
             f"images of {image_px} px are no multiple of the patch of {backbone.patch_px} px"
             f"{f' of {name}' if name else ''}; set image_px, and views.size_px in a recipe, to"
             f" {below or backbone.patch_px}"
+        )
+    if backbone.image_depth_px and backbone.image_depth_px % backbone.patch_depth_px:
+        raise BackboneError(
+            f"cubes of {backbone.image_depth_px} voxels along z are no multiple of the patch of"
+            f" {backbone.patch_depth_px}; set image_depth_px, and views.depth_px in a recipe, to one"
         )
     return backbone
 
@@ -277,7 +342,11 @@ def _build_network(config: BackboneConfig) -> nn.Module:
         # `create_model` drops arguments that are None, and LayerScale would stay.
         build = timm.model_entrypoint(_ARTICLE[config.arch])
         article: VisionTransformer = build(
-            img_size=config.image_px, init_values=None, num_classes=0, dynamic_img_size=True
+            img_size=config.image_px,
+            patch_size=config.effective_patch_px,
+            init_values=None,
+            num_classes=0,
+            dynamic_img_size=True,
         )
         return article
     name = _ARTICLE.get(config.arch, config.timm_name)
@@ -300,19 +369,19 @@ def _build_network(config: BackboneConfig) -> nn.Module:
         ) from error
 
 
-def build_timm_architecture(name: str, arguments: dict[str, Any], image_px: int) -> Backbone:
+def build_timm_architecture(name: str, arguments: dict[str, Any], config: BackboneConfig) -> Backbone:
     """Build an architecture as a timm folder's `config.json` states it, with random weights.
 
     Args:
         name: `architecture` of the file.
         arguments: `model_args` of the file; a None in them counts, which `timm.create_model` would drop.
-        image_px: Input size, in place of the file's.
+        config: With the input size, in place of the file's, and what this project adds to timm's.
 
     Raises:
         BackboneError: If this timm does not know the name, or cannot build it so.
     """
-    network = _from_arguments(name, {**arguments, **input_arguments(name, image_px)})
-    return _wrapped(network, image_px, name)
+    network = _from_arguments(name, {**arguments, **input_arguments(name, config.image_px)})
+    return _wrapped(network, config, name)
 
 
 def _from_arguments(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -337,8 +406,9 @@ def init_xavier(vit: ViT) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    if vit.pos_embed is not None:
-        nn.init.normal_(vit.pos_embed, std=0.1)
+    for positions in (vit.pos_embed, getattr(vit.patch_embed, "z_pos_embed", None)):
+        if positions is not None:
+            nn.init.normal_(positions, std=0.1)
 
 
 def set_norm_eps(backbone: Backbone, eps: float | None) -> None:

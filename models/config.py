@@ -33,6 +33,19 @@ class BackboneConfig:
     patch_px: PositiveInt = 14
     registers: NonNegativeInt = 4
     image_px: PositiveInt = 224
+    image_depth_px: NonNegativeInt = 0
+    """Voxels of a cube along z, for a 3D network; `vit_small` and `vit_large` read `patch_px` then. 0: triplets, 2D."""
+    patch_depth_px: NonNegativeInt = 0
+    """Voxels of a 3D patch along z; 0: as many as in the plane."""
+    inflate: Literal["centered", "averaged"] = "centered"
+    """How the three channels of a 2D network in `weights` become the depth of a 3D patch: at its three middle voxels,
+    or their sum spread evenly."""
+    inflated: bool = False
+    """Class token and registers weigh as many times as a cube has layers of patches, as against the patches of one
+    slice; `weights` of a 2D network set it, and it stays with the network."""
+    spacing: Literal["off", "tokens"] = "off"
+    """`tokens` adds to every token what the network learns of the mm per voxel along z, y and x (of triplets: slice
+    distance and mm per pixel)."""
     stem: Literal["patch", "whitened"] = "patch"
     """`patch` maps each patch linearly, as ViTs do; `whitened` (arch `custom`) compares 6 x 6 px of the center slice,
     every 2 px, with 128 words in a space that is whitened on the training slices: the words learn, and the random twin
@@ -51,6 +64,7 @@ class BackboneConfig:
             raise ValueError(
                 f"image_px {self.image_px} is not a multiple of the patch of {self.effective_patch_px} px"
             )
+        self._check_depth()
         if self.arch == "custom" and self.embed_dim % self.heads:
             raise ValueError(f"embed_dim {self.embed_dim} cannot be shared by {self.heads} heads")
         if self.stem == "whitened" and (self.arch != "custom" or self.patch_px % 2):
@@ -68,6 +82,25 @@ class BackboneConfig:
                 "arch 'weights' takes the architecture of weights: name them, such as hf:DIR or FILE.pth"
             )
 
+    def _check_depth(self) -> None:
+        depth_px = self.patch_depth_px or self.effective_patch_px
+        if self.patch_depth_px and not self.image_depth_px:
+            raise ValueError("patch_depth_px is of cubes: set image_depth_px, their voxels along z, too")
+        if self.inflated and not self.image_depth_px:
+            raise ValueError("inflated is set by 2D weights of a 3D network; this one has image_depth_px 0")
+        if self.arch in ("vit_small", "vit_large", "custom") and self.image_depth_px % depth_px:
+            raise ValueError(
+                f"image_depth_px {self.image_depth_px} is not a multiple of the patch of {depth_px} voxels along z"
+            )
+        if self.image_depth_px and self.stem != "patch":
+            raise ValueError(
+                f"stem '{self.stem}' reads the center slice of triplets, not cubes; set stem to 'patch'"
+            )
+        if self.image_depth_px and self.weights == "timm":
+            raise ValueError(
+                "weights 'timm' are those of a 2D network: name it, as arch 'weights' and weights 'timm:NAME'"
+            )
+
     @property
     def timm_arguments(self) -> dict[str, Any]:
         """`timm_args` as they are given to timm."""
@@ -80,11 +113,11 @@ class BackboneConfig:
 
     @property
     def effective_patch_px(self) -> int:
-        """The patch size: of the article's backbones 14 px, of timm's as in the name; 1 where that says nothing."""
+        """The patch size in the plane: of the article's backbones 14 px, of timm's as in the name, else 1."""
         if self.arch == "timm":
             stated = re.search(r"patch(\d+)", self.timm_name)
             return int(stated[1]) if stated else 1
-        return self.patch_px if self.arch == "custom" else 14
+        return self.patch_px if self.arch == "custom" or self.image_depth_px else 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

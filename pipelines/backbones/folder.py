@@ -37,6 +37,8 @@ from pipelines.tracking.store import shown_store
 ARTIFACT = "backbone"
 WHITENED = "dinox_whitened_stem"
 """In place of timm's name of an architecture that timm does not have, so that it refuses to open it."""
+CUBES, SPACED = "dinox_3d.", "dinox_spaced."
+"""Before timm's name of an architecture that reads cubes or the spacing too, which timm would leave out."""
 _REMEDY = "export or fetch that backbone again"
 _WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
 
@@ -115,6 +117,7 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
     match config.arch:
         case "vit_small" | "vit_large":
             name = f"{config.arch}_patch14_reg4_dinov2"
+            arguments |= {"patch_size": config.patch_px} if config.image_depth_px else {}
         case "custom":
             name = "vit_tiny_patch16_224" if config.stem == "patch" else WHITENED
             arguments = {
@@ -128,13 +131,14 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
         case _:
             name = cast("dict[str, str]", vit.pretrained_cfg)["architecture"]
             arguments = config.timm_arguments or _arguments_of_folder(config.timm_name)
+    depth = [backbone.image_depth_px] if backbone.image_depth_px else []
     return {
-        "architecture": name,
+        "architecture": f"{_mark(config)}{name}",
         "num_classes": 0,
         "num_features": vit.num_features,
         "model_args": arguments | input_arguments(name, size),
         "pretrained_cfg": {
-            "input_size": [3, size, size],
+            "input_size": [len(backbone.mean), *depth, size, size],
             "num_classes": 0,
             "mean": list(backbone.mean),
             "std": list(backbone.std),
@@ -143,6 +147,11 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
             "classifier": "head",
         },
     }
+
+
+def _mark(config: BackboneConfig) -> str:
+    """Return what keeps timm from opening an architecture without what was added to it; "" for timm's own."""
+    return CUBES if config.image_depth_px else SPACED if config.spacing != "off" else ""
 
 
 def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
@@ -244,7 +253,7 @@ def _build(timm_config: dict[str, Any], config: BackboneConfig) -> Backbone:
         backbone = build_backbone(config)
     else:
         name, arguments = timm_config["architecture"], timm_config["model_args"]
-        backbone = build_timm_architecture(name, arguments, config.image_px)
+        backbone = build_timm_architecture(name.removeprefix(_mark(config)), arguments, config)
     trained = timm_config["pretrained_cfg"]
     backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
     set_norm_eps(backbone, config.norm_eps)

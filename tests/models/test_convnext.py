@@ -13,7 +13,9 @@ NAME = "convnext_atto"
 @torch.no_grad()
 def test_its_tokens_are_the_normalized_places_of_its_last_map_and_their_mean() -> None:
     torch.manual_seed(0)
-    backbone = build_timm_architecture(NAME, {}, 96).eval()
+    backbone = build_timm_architecture(
+        NAME, {}, BackboneConfig(arch="timm", timm_name=NAME, image_px=96)
+    ).eval()
     images = torch.randn(2, 3, 96, 96)
     tokens = backbone(images)
     places = backbone.vit.forward_features(images)

@@ -20,7 +20,8 @@ ARCHITECTURES = {
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     torch.manual_seed(0)
     patch_px = 14 if "patch14" in request.param else 16
-    built = build_timm_architecture(request.param, ARCHITECTURES[request.param], 3 * patch_px).eval()
+    config = BackboneConfig(arch="timm", timm_name=request.param, image_px=3 * patch_px)
+    built = build_timm_architecture(request.param, ARCHITECTURES[request.param], config).eval()
     with torch.no_grad():
         for parameter in built.parameters():  # so that no tensor is at its initial zeros or ones
             parameter.add_(0.1 * torch.randn_like(parameter))

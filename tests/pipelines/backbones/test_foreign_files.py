@@ -22,7 +22,9 @@ SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 
 def random(architecture: str, arguments: dict[str, Any], px: int) -> Backbone:
     torch.manual_seed(0)
-    backbone = build_timm_architecture(architecture, arguments, px).eval()
+    backbone = build_timm_architecture(
+        architecture, arguments, BackboneConfig(arch="timm", timm_name=architecture, image_px=px)
+    ).eval()
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -146,7 +148,7 @@ def test_what_is_of_another_size_is_fitted_and_said(
 def test_class_positions_go_where_the_network_has_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     folded = random("vit_tiny_patch16_224", SMALL | {"no_embed_class": True}, 32)
-    whole = build_timm_architecture("vit_tiny_patch16_224", SMALL, 32).eval()
+    whole = random("vit_tiny_patch16_224", SMALL, 32).eval()
     assert load_weights(whole, dict(folded.vit.state_dict()), "a test") == []
     assert_same(whole, folded, 32)
 

@@ -1,0 +1,90 @@
+"""A network that reads cubes, or spacing, on disk: opened by us, by a short loader on timm, and refused by timm."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from models.backbone import Backbone, build_backbone
+from models.config import BackboneConfig
+from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
+
+CUBES = BackboneConfig(
+    arch="custom",
+    depth=2,
+    embed_dim=24,
+    heads=2,
+    patch_px=4,
+    registers=2,
+    image_px=12,
+    image_depth_px=8,
+    patch_depth_px=2,
+)
+OF_TIMM = {"arch": "timm", "image_px": 32, "image_depth_px": 16, "patch_depth_px": 8}
+ARCHS = {
+    "custom": CUBES,
+    "inflated, told the spacing": dataclasses.replace(CUBES, inflated=True, spacing="tokens"),
+    "triplets, told the spacing": dataclasses.replace(
+        CUBES, image_depth_px=0, patch_depth_px=0, spacing="tokens"
+    ),
+    "vit_small": BackboneConfig(arch="vit_small", patch_px=8, image_px=16, image_depth_px=16),
+    "timm": BackboneConfig(timm_name="vit_tiny_patch16_224", **OF_TIMM),
+    "DINOv3": BackboneConfig(timm_name="vit_small_patch16_dinov3", inflated=True, **OF_TIMM),
+}
+
+
+def images_of(backbone: Backbone, more: int = 0) -> torch.Tensor:
+    side = backbone.image_px + more * backbone.patch_px
+    depth = [backbone.image_depth_px + more * backbone.patch_depth_px] if backbone.image_depth_px else []
+    return torch.randn(2, len(backbone.mean), *depth, side, side)
+
+
+def saved(config: BackboneConfig, folder: Path) -> Backbone:
+    torch.manual_seed(0)
+    backbone = build_backbone(config).eval().requires_grad_(False)
+    for parameter in backbone.parameters():  # so that no tensor is at its initial zeros or ones
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    save_backbone(folder, backbone, config, {"run_id": "r"})
+    return backbone
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("saved")
+    return saved(ARCHS[request.param], folder), folder
+
+
+def test_we_open_what_we_saved(one, tmp_path: Path) -> None:
+    backbone, folder = one
+    loaded = open_backbone(str(folder))
+    assert (loaded.backbone.mean, loaded.backbone.std) == (backbone.mean, backbone.std)
+    for more in (0, 1):
+        images, spacing_mm = images_of(backbone, more), torch.tensor([[1.0, 0.7, 0.7], [2.5, 0.5, 0.5]])
+        own, again = (each(images, spacing_mm=spacing_mm) for each in (backbone, loaded.backbone))
+        assert torch.equal(own.class_token, again.class_token)
+        assert torch.equal(own.patch_tokens, again.patch_tokens)
+    save_backbone(tmp_path, loaded.backbone, loaded.config, loaded.record)
+    assert json.loads((tmp_path / "config.json").read_text()) == loaded.timm_config
+
+
+def test_the_random_twin_has_the_same_architecture_and_other_weights(one) -> None:
+    _, folder = one
+    loaded = open_backbone(str(folder))
+    twin = random_twin(loaded, seed=1)
+    assert (twin.image_depth_px, twin.takes_spacing) == (
+        loaded.backbone.image_depth_px,
+        loaded.backbone.takes_spacing,
+    )
+    own, other = loaded.backbone.vit.state_dict(), twin.vit.state_dict()
+    assert {name: one.shape for name, one in own.items()} == {name: one.shape for name, one in other.items()}
+    assert not torch.equal(own["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
+    if twin.image_depth_px:
+        assert twin.vit.patch_embed.is_inflated == loaded.backbone.vit.patch_embed.is_inflated
+
+
+def test_timm_refuses_what_it_would_read_wrong(one) -> None:
+    with pytest.raises(RuntimeError, match="dinox_"):
+        timm.create_model(f"local-dir:{one[1]}", pretrained=True)
