@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention, AttentionRope
-from timm.layers.drop import DropPath
 from timm.layers.pos_embed_sincos import apply_keep_indices_nlc
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva, EvaAttention
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from models.adjustments import init_xavier, set_drop_path, set_norm_eps
 from models.config import BackboneConfig
 from models.stem import WhitenedStem
 from models.timm_arguments import (
@@ -276,22 +276,6 @@ def build_backbone(config: BackboneConfig, *, for_training: bool = True) -> Back
     return backbone
 
 
-def set_drop_path(vit: nn.Module, rate: float) -> None:
-    """Skip both branches of a block for a sample, in training alone, with a probability that rises from 0 to `rate`.
-
-    Raises:
-        BackboneError: If its blocks have no such branches.
-    """
-    blocks = list(getattr(vit, "blocks", ()))
-    if not blocks or not all(hasattr(block, "drop_path1") for block in blocks):
-        raise BackboneError(
-            "backbone.drop_path needs blocks of attention and MLP, which this network has not"
-        )
-    for number, block in enumerate(blocks):
-        for branch in ("drop_path1", "drop_path2"):
-            setattr(block, branch, DropPath(rate * number / max(len(blocks) - 1, 1)))
-
-
 def _wrapped(network: nn.Module, config: BackboneConfig, name: str) -> Backbone:
     backbone: Backbone
     image_px = config.image_px
@@ -397,22 +381,3 @@ def _from_arguments(name: str, arguments: dict[str, Any]) -> nn.Module:
             f"timm cannot build '{name}' from what its config.json states: {error}"
         ) from error
     return network
-
-
-def init_xavier(vit: ViT) -> None:
-    """Draw linear layers Xavier-uniform and positions from N(0, 0.1)."""
-    for module in vit.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for positions in (vit.pos_embed, getattr(vit.patch_embed, "z_pos_embed", None)):
-        if positions is not None:
-            nn.init.normal_(positions, std=0.1)
-
-
-def set_norm_eps(backbone: Backbone, eps: float | None) -> None:
-    """Set the epsilon of all LayerNorms, in which publications of one architecture differ; None leaves timm's."""
-    for module in backbone.modules():
-        if eps is not None and isinstance(module, nn.LayerNorm):
-            module.eps = eps

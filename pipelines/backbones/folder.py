@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
+from models.adjustments import init_xavier, set_norm_eps
 from models.backbone import (
     Backbone,
     BackboneError,
     build_backbone,
     build_timm_architecture,
     copy_whitening,
-    init_xavier,
-    set_norm_eps,
 )
 from models.config import BackboneConfig
 from models.loading import load_weights

@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 
-from models.backbone import BackboneError, build_backbone, set_drop_path
+from models.adjustments import set_drop_path
+from models.backbone import BackboneError, build_backbone
 from models.config import BackboneConfig, HeadConfig
 from models.loading import load_weights
 from models.student_teacher import Network, ProjectionHead, StudentTeacher, central_mean
