@@ -101,6 +101,16 @@ def nodule_region(slices_hu: npt.NDArray[Any], mm_per_px: float) -> NoduleRegion
     return NoduleRegion(mask, ring, mask.sum((1, 2)) * mm_per_px**2, np.maximum(diameter, mm_per_px))
 
 
+def disk_region(n: int, n_px: int, mm_per_px: float, diameter_mm: float) -> NoduleRegion:
+    """Return the same disk for n places without a nodule, with its ring: masks (n, n_px, n_px)."""
+    distance_mm = np.hypot(*_from_center(n_px)) * mm_per_px
+    mask = distance_mm <= diameter_mm / 2
+    ring = ~mask & (distance_mm <= diameter_mm / 2 + RING_MM)
+    area_mm2 = np.full(n, mask.sum() * mm_per_px**2)
+    mask, ring = (np.repeat(one[None], n, axis=0) for one in (mask, ring))
+    return NoduleRegion(mask, ring, area_mm2, np.full(n, diameter_mm))
+
+
 def attenuation_inside(slices_hu: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> Attenuation:
     """Summarize the HU inside each mask (N, P, P)."""
     lines = []

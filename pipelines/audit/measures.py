@@ -14,14 +14,16 @@ from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.config import load_recipe
-from pipelines.encoders.cube_encoder import CubeEncoder
+from pipelines.encoders.cube_encoder import CubeEncoder, encode_places, is_cut
+from pipelines.encoders.source import Source
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.external import FEW_SHOT_DRAWS
-from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, Crops, kernel_table, pair_crops
+from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, Place, kernel_table, pair_crops
 from pipelines.probing.malignancy import Probed
-from pipelines.probing.reading import FrozenFeatures
+from pipelines.probing.reading import IMAGE_PX
 from pipelines.runtime.distributed import choose_device
 from probes.identifiability import identifiability
+from probes.nodule_rays import disk_region
 from probes.scoring import as_pairs, permutation
 from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.estimate import Estimate, holm
@@ -29,6 +31,7 @@ from probes.statistics.metrics import auroc, auroc_difference
 from transforms.nodule_crop import CropSpec
 
 RANDOM = "random_weights"
+DISK_MM = 10.0
 BASELINES = ("diameter", "pixels", "hu", "dictionary", "random_words", "image_diameter")
 """Rows that do not depend on the encoder."""
 
@@ -185,30 +188,46 @@ def few_shots(config: AuditConfig, probed: Probed) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["n_nodules", "draw", "auroc"])
 
 
-def kernel_distance(config: AuditConfig, cohort: Cohort, one: Audited) -> str:
-    """Return how far another kernel moves the features, over the distance of two patients, or why it is not known."""
-    frozen = one.probed.frozen[0]
-    if not isinstance(frozen, FrozenFeatures) or one.config.features == "roi":
-        return "not measured: asked of 2D backbones whose features need no nodule"
-    backbone: LoadedBackbone = frozen.loaded
-    tested = set(scores_of(one)["patient"])
-    spec = CropSpec(size_mm=one.config.size_mm, out_px=backbone.backbone.image_px)
-    crops = pair_crops(cohort, tested, spec, config.seed)
+def kernel_distance(cohort: Cohort, own: ProbeConfig, loaded: Source, patients: set[str]) -> str:
+    """Return how far another kernel moves the features, over the distance of two patients, or why it is not known.
+
+    Places are of lung, without a nodule: `roi` reads a disk of 10 mm there.
+
+    Args:
+        cohort: Of the pairs.
+        own: How the encoder is read.
+        loaded: The encoder.
+        patients: Who may be looked at.
+    """
+    if isinstance(loaded, LoadedBackbone):
+        spec = CropSpec(size_mm=own.size_mm, out_px=loaded.backbone.image_px)
+    elif isinstance(loaded, CubeEncoder):
+        spec = CropSpec(size_mm=own.size_mm, out_px=IMAGE_PX)
+    else:
+        return "not measured: a table holds no vectors of other images"
+
+    def is_readable(place: Place) -> bool:
+        return not isinstance(loaded, CubeEncoder) or is_cut(*place, loaded.spec)
+
+    def network(crops: LungCrops) -> NDArray[np.float32]:
+        if isinstance(loaded, CubeEncoder):
+            return encode_places(cohort, loaded, crops.places)
+        features, px_mm = own.features, spec.mm_per_px
+        region = disk_region(len(crops.hu), spec.out_px, px_mm, DISK_MM) if features == "roi" else None
+        device, scale = choose_device(own.device), loaded.hu_scale
+        return encode(loaded.backbone, crops.hu, px_mm, own.window, features, device, scale, region=region)  # type: ignore[arg-type]
+
+    crops = pair_crops(cohort, patients, spec, own.seed, is_readable)
     if crops is None:
         return "not testable: no tested patient has one acquisition with two kernels"
-
-    def network(hu: Crops) -> Crops:
-        device, own = choose_device(config.device), one.config
-        features = own.features
-        return encode(backbone.backbone, hu, spec.mm_per_px, own.window, features, device, backbone.hu_scale)  # type: ignore[arg-type]
-
     try:
         moved = kernel_table(crops, {"": network})[""]["moved_by_kernel"]
     except UnmeasurableError as reason:
         return f"not testable: {reason}"
     few = f" ({ENOUGH_PATIENTS} are needed)" if crops.n_patients < ENOUGH_PATIENTS else ""
     value = str(moved) if isinstance(moved, Estimate) else f"{moved:.3f}"
-    return f"{value} of the squared distance of two patients; {crops.n_patients} patients{few}"
+    read = f", read in a disk of {DISK_MM:g} mm" if own.features == "roi" else ""
+    return f"{value} of the squared distance of two patients{read}; {crops.n_patients} patients{few}"
 
 
 def probe_config(config: AuditConfig, named: str) -> ProbeConfig:

@@ -14,6 +14,7 @@ from pipelines.audit.measures import (
     pairs,
     probe_config,
     read_from,
+    scores_of,
     short,
 )
 from pipelines.audit.page import forest, page
@@ -72,7 +73,12 @@ def run_audit(config: AuditConfig, run: Run) -> None:
         audited.append(Audited(letter, short(named[len(audited)]), own, probed, tags.tags, shots, note))
     compared = pairs(config, audited)
     scanners = {one.letter: read_from(config, cohort, one) for one in audited}
-    kernels = {one.letter: kernel_distance(config, cohort, one) for one in audited}
+    kernels = {
+        one.letter: kernel_distance(
+            cohort, one.config, one.probed.frozen[0].loaded, set(scores_of(one)["patient"])
+        )
+        for one in audited
+    }
     nodules = max((one.probed.nodules for one in audited), key=lambda own: len(own.labels))
     facts = (
         f"{len(nodules.labels)} nodules ({int(nodules.labels.sum())} malignant) of {len(set(nodules.patient_ids))}"

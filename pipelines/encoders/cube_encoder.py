@@ -1,6 +1,6 @@
 """An encoder of HU cubes, and what it makes of the nodules of a cohort."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,7 +91,7 @@ def turned(cubes: torch.Tensor, axcodes: str) -> torch.Tensor:
 
 def cuts_of(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> NDArray[np.bool_]:
     """Return whether a cube can be cut around each nodule, (n,); volumes are not read."""
-    return np.array([_is_cut(*where, encoder.spec) for where in _places(cohort, nodules)])
+    return np.array([is_cut(*where, encoder.spec) for where in _places(cohort, nodules)])
 
 
 def is_flat(cohort: Cohort, nodules: NoduleSet) -> NDArray[np.bool_]:
@@ -108,12 +108,19 @@ def what_it_reads(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> N
 
 
 def encode_cubes(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> Floats:
-    """Encode the cube of every nodule.
+    """Encode the cube of every nodule, each with a cube (see `cuts_of`): (n, D); raises as `encode_places`."""
+    return encode_places(cohort, encoder, list(_places(cohort, nodules)))
+
+
+def encode_places(
+    cohort: Cohort, encoder: CubeEncoder, places: Sequence[tuple[Mapping[Any, Any], list[float]]]
+) -> Floats:
+    """Encode the cubes around some points.
 
     Args:
-        cohort: Of the nodules.
+        cohort: What they are cut from.
         encoder: Its cubes.
-        nodules: Each with a cube, see `cuts_of`.
+        places: Row of series.parquet and center in LPS mm of each cube, which can be cut (`is_cut`).
 
     Returns:
         (n, D).
@@ -121,10 +128,9 @@ def encode_cubes(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> Fl
     Raises:
         EncoderError: If the encoder gives no finite vectors, or vectors of two lengths.
     """
-    places = list(_places(cohort, nodules))
     rows: list[Floats] = []
     starts = range(0, len(places), BATCH)
-    for start in tqdm(starts, desc="cubes", unit=f"{BATCH} nodules", disable=None, leave=False):
+    for start in tqdm(starts, desc="cubes", unit=f"{BATCH} cubes", disable=None, leave=False):
         own = places[start : start + BATCH]
         cubes = np.stack([_cut(cohort, row, center, encoder.spec) for row, center in own])
         affines = np.stack([encoder.spec.affine_ras(center) for _, center in own])
@@ -161,7 +167,8 @@ def _places(cohort: Cohort, nodules: NoduleSet) -> Iterator[tuple[Mapping[Any, A
         yield series[str(nodule["volume_id"])], center_of(nodule)
 
 
-def _is_cut(row: Mapping[Any, Any], center: list[float], spec: CubeSpec) -> bool:
+def is_cut(row: Mapping[Any, Any], center: list[float], spec: CubeSpec) -> bool:
+    """Return whether a cube can be cut around a point of a volume, without reading the volume."""
     try:
         check_cube(VolumeGeometry.from_row(row), center, spec, row["kind"] == "patch")
     except NoCropError:

@@ -11,10 +11,11 @@ from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
 from pipelines.finetuning.config import FinetuneConfig
 from pipelines.finetuning.network import Crops, FineTuned, Tuned
-from pipelines.finetuning.record import FoldRecord, epoch_figure, epoch_table, save_tuned
+from pipelines.finetuning.record import save_tuned
 from pipelines.finetuning.rows import FINETUNED, TunedFold, ask_tuned, tuned_rows
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
+from pipelines.probing.fold_record import FoldRecord, claimed, epoch_figure, epoch_table
 from pipelines.probing.folds import Fold
 from pipelines.probing.malignancy import evaluate, one_each, probe_factory, shuffled
 from pipelines.probing.question import ask
@@ -31,10 +32,9 @@ from pipelines.probing.setup import (
 )
 from pipelines.probing.target import Aim, aim_of
 from pipelines.runtime.distributed import choose_device
-from pipelines.runtime.interrupts import Interrupted, StopWatch
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.interrupts import StopWatch
 from pipelines.tracking.run import Run
-from pipelines.training.run_folder import RunFolder, claim_folder
+from pipelines.training.run_folder import RunFolder
 from probes.evaluation import headline
 from probes.heads.fitting import FitSettings, early_stopping_fold
 from probes.statistics.metrics import auroc_difference
@@ -48,28 +48,12 @@ def run_finetune(config: FinetuneConfig, run: Run) -> None:
         Interrupted: With exit code 130 or 143; the last whole epoch of the fold is saved.
         Refusal: If the configuration, cohort or run to resume does not allow it.
     """
-    if RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished":
-        print(f"run {run.run_id} is already finished")
-        return
     cohort = open_cohort(config)
     backbones = open_backbones(config.backbone, config.image_px or None)
     named = f"finetune {','.join(loaded.sha256 for loaded in backbones)}"
-    folder, own_run = claim_folder(config, run, named, cohort.sha256)
-    stop, status = StopWatch(), "FAILED"
-    try:
-        if folder.is_resumed:
-            own_run.reopen()
-        FineTuning(config, own_run, cohort, folder, stop).go(backbones)
-        folder.mark_finished()
-        status = "FINISHED"
-    except Interrupted:
-        status = "KILLED"
-        raise
-    finally:
-        if own_run is not run:
-            own_run.finish(status)
-        stop.close()
-        folder.release()
+    with claimed(config, run, named, cohort.sha256) as own:
+        if own is not None:
+            FineTuning(config, own.run, cohort, own.folder, own.stop).go(backbones)
 
 
 class FineTuning:
@@ -126,9 +110,8 @@ class FineTuning:
         crops, found = Crops.of(reader), []
         for train, test in folds:
             number = len(self.records)
-            record = FoldRecord(
-                self.folder.checkpoints / f"fold_{number:03d}", number, settings, self.run, self.stop
-            )
+            place = self.folder.checkpoints / f"fold_{number:03d}"
+            record = FoldRecord(place, number, "", settings, self.run, self.stop)
             self.records.append(record)
             probe = FineTuned(
                 loaded=reader.loaded,

@@ -219,3 +219,6 @@ class SupervisedConfig(FoldedProbe):
     patience: NonNegativeInt = 5
     """Training stops after this many epochs without a lower loss on the validation patients."""
     n_bootstrap: PositiveInt = 2000
+    runs_dir: str = "runs"
+    resume: str = ""
+    """`auto` continues the newest unfinished run of these options and cohort, a run id continues that one."""

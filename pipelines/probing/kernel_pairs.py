@@ -8,7 +8,7 @@ does not.
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,15 @@ OTHER_IMAGE_HU = 40.0
 
 Row = Mapping[Hashable, Any]
 Crops = NDArray[np.float32]
+Place = tuple[Row, list[float]]
+"""The row of a volume in series.parquet, and a point in it, LPS mm."""
+
+
+class LungCrops(NamedTuple):
+    """What an encoder is shown: crops, or the places that cubes are cut around."""
+
+    hu: Crops  # (n, 3, P, P)
+    places: list[Place]
 
 
 @dataclass(frozen=True)
@@ -43,21 +52,21 @@ class PairCrops:
     """Crops of lung at the same places in two reconstructions of one acquisition.
 
     Attributes:
-        first: (n, 3, P, P) HU.
+        first: n crops.
         second: Of the other kernel, same places.
         beside: Of the first kernel, one slice closer to the head.
         patient_ids: (n,).
-        others: One reconstruction of further patients, (m, 3, P, P).
+        others: m crops of one reconstruction of further patients.
         other_ids: Their patients, (m,).
         kernels: Names of the two kernels, such as "B and L", each once.
         n_other_images: Pairs left out because their images are not of one acquisition.
     """
 
-    first: Crops
-    second: Crops
-    beside: Crops
+    first: LungCrops
+    second: LungCrops
+    beside: LungCrops
     patient_ids: NDArray[np.str_]
-    others: Crops
+    others: LungCrops
     other_ids: NDArray[np.str_]
     kernels: tuple[str, ...]
     n_other_images: int
@@ -99,57 +108,70 @@ def shared_slices(one: Row, other: Row) -> NDArray[np.int64]:
     return np.flatnonzero(is_there & (index > -0.5).all(1) & (index < np.array(its.shape) - 0.5).all(1))
 
 
-def pair_crops(cohort: Cohort, patients: set[str], spec: CropSpec, seed: int = 0) -> PairCrops | None:
+def pair_crops(
+    cohort: Cohort,
+    patients: set[str],
+    spec: CropSpec,
+    seed: int = 0,
+    is_readable: Callable[[Place], bool] = lambda place: True,
+) -> PairCrops | None:
     """Crop the pairs of some patients, and one volume of each of the others; None where there is no pair.
 
     Up to 16 slices a volume, spread evenly, at a random place in the lung that is the same in both reconstructions.
+
+    Args:
+        cohort: What they are cropped from.
+        patients: Whose pairs are asked for.
+        spec: Of the crops.
+        seed: Of the places.
+        is_readable: Whether an encoder can be shown a place; places that it cannot are passed over.
     """
     series = cohort.series[cohort.series["patient_id"].isin(sorted(patients))]
     generator = np.random.default_rng(seed)
-    parts: list[list[Crops]] = [[], [], []]
+
+    def crops_of(*wanted: tuple[Row, int], slices: NDArray[np.int64]) -> list[LungCrops]:
+        found = list(_at_lung(cohort, wanted, slices, spec, generator, is_readable))
+        return [_joined(part) for part in zip(*found, strict=True)]
+
+    parts: list[list[LungCrops]] = [[], [], []]
     owners: list[str] = []
     kernels: set[str] = set()
     n_other_images = 0
     for one, other in pairs_of(series):
-        three = [
-            np.stack(crops) for crops in zip(*_of_pair(cohort, one, other, spec, generator), strict=True)
-        ]
-        if three and _median_difference_hu(three[0], three[1], spec) > OTHER_IMAGE_HU:
+        three = crops_of((one, 0), (other, 0), (one, 1), slices=shared_slices(one, other))
+        if three and _median_difference_hu(three[0].hu, three[1].hu, spec) > OTHER_IMAGE_HU:
             n_other_images += 1
         elif three:
             for part, crops in zip(parts, three, strict=True):
                 part.append(crops)
-            owners += [str(one["patient_id"])] * len(three[0])
+            owners += [str(one["patient_id"])] * len(three[0].hu)
             kernels.add(f"{one['kernel']} and {other['kernel']}")
     if not owners:
         return None
     further = series[(series["kind"] == "series") & ~series["patient_id"].isin(owners)]
-    others: list[Crops] = []
+    others: list[LungCrops] = []
     other_ids: list[str] = []
     for row in further.drop_duplicates("patient_id").head(OTHER_PATIENTS).to_dict("records"):
-        own = [
-            crop for (crop,) in _at_lung(cohort, [(row, 0)], np.arange(int(row["shape"][0])), spec, generator)
-        ]
-        others += own
-        other_ids += [str(row["patient_id"])] * len(own)
-    first, second, beside = (np.concatenate(part) for part in parts)
+        for own in crops_of((row, 0), slices=np.arange(int(row["shape"][0]))):
+            others.append(own)
+            other_ids += [str(row["patient_id"])] * len(own.hu)
+    first, second, beside = (_joined(part) for part in parts)
     return PairCrops(
         first,
         second,
         beside,
         np.array(owners, dtype=np.str_),
-        np.stack(others) if others else first[:0],
+        _joined(others) if others else LungCrops(first.hu[:0], []),
         np.array(other_ids, dtype=np.str_),
         tuple(sorted(kernels)),
         n_other_images,
     )
 
 
-def _of_pair(
-    cohort: Cohort, one: Row, other: Row, spec: CropSpec, generator: np.random.Generator
-) -> Iterator[tuple[Crops, ...]]:
-    """Yield crops of the first kernel, the second, and the first one slice higher."""
-    yield from _at_lung(cohort, [(one, 0), (other, 0), (one, 1)], shared_slices(one, other), spec, generator)
+def _joined(parts: Sequence[LungCrops]) -> LungCrops:
+    return LungCrops(
+        np.concatenate([one.hu for one in parts]), [place for one in parts for place in one.places]
+    )
 
 
 def _at_lung(
@@ -158,8 +180,9 @@ def _at_lung(
     slices: NDArray[np.int64],
     spec: CropSpec,
     generator: np.random.Generator,
-) -> Iterator[tuple[Crops, ...]]:
-    """Yield crops of volumes, each some slices higher, around a place in the lung of the first volume.
+    is_readable: Callable[[Place], bool],
+) -> Iterator[tuple[LungCrops, ...]]:
+    """Yield single crops of volumes, each some slices higher, around a place in the lung of the first volume.
 
     Slices without lung, and places where a crop is missing or repeats a slice, are passed over.
     """
@@ -170,15 +193,13 @@ def _at_lung(
     for z in np.array(with_lung, dtype=np.int64)[chosen].tolist():
         cells = np.argwhere(grid[z] == LUNG)
         y, x = (cells[generator.integers(len(cells))] + 0.5) * np.array(geometry.shape[1:]) / GRID - 0.5
+        places = [(volume, geometry.to_lps([z + higher, y, x]).tolist()) for volume, higher in wanted]
         try:
-            crops = [
-                crop_at(cohort, volume, geometry.to_lps([z + higher, y, x]), spec)
-                for volume, higher in wanted
-            ]
+            crops = [crop_at(cohort, *place, spec) for place in places]
         except NoCropError:
             continue
-        if not any(crop.is_replicated for crop in crops):
-            yield tuple(crop.hu for crop in crops)
+        if not any(crop.is_replicated for crop in crops) and all(map(is_readable, places)):
+            yield tuple(LungCrops(crop.hu[None], [place]) for crop, place in zip(crops, places, strict=True))
 
 
 def _median_difference_hu(first: Crops, second: Crops, spec: CropSpec) -> float:
@@ -194,7 +215,7 @@ def _median_difference_hu(first: Crops, second: Crops, spec: CropSpec) -> float:
 
 
 def kernel_table(
-    crops: PairCrops, encoders: Mapping[str, Callable[[Crops], NDArray[np.float32]]]
+    crops: PairCrops, encoders: Mapping[str, Callable[[LungCrops], NDArray[np.float32]]]
 ) -> dict[str, dict[str, float | Estimate]]:
     """Measure, by network, how far another kernel and the next slice move features, over the distance of two patients.
 
@@ -206,7 +227,7 @@ def kernel_table(
     measured: dict[str, dict[str, float | Estimate]] = {}
     for name, encode in encoders.items():
         first = encode(crops.first)
-        everyone = np.concatenate([first, encode(crops.others)]) if len(crops.others) else first
+        everyone = np.concatenate([first, encode(crops.others)]) if crops.others.places else first
         unit = patient_distance(everyone, np.concatenate([crops.patient_ids, crops.other_ids]))
         measured[name] = {}
         for measure, changed in (("moved_by_kernel", crops.second), ("moved_by_next_slice", crops.beside)):
@@ -225,7 +246,7 @@ def kernel_text(crops: PairCrops | None, measured: Mapping[str, Mapping[str, flo
         return f"kernel pairs: not testable: none of the tested patients has one; {needed}"
     heads = ("network", "other kernel", "next slice", "other patient")
     lines = [
-        f"kernel pairs: {len(crops.first)} slices of {crops.n_patients} patient(s) reconstructed twice"
+        f"kernel pairs: {len(crops.first.places)} slices of {crops.n_patients} patient(s) reconstructed twice"
         f" ({', '.join(crops.kernels)}); squared distances over that of two patients",
         "{:10} {:24} {:24} {}".format(*heads),
     ]

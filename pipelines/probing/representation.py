@@ -17,7 +17,7 @@ from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.figures import map_figure, spectrum_figure
 from pipelines.probing.folds import slices_of
-from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, kernel_table, kernel_text, pair_crops
+from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, kernel_table, kernel_text, pair_crops
 from pipelines.probing.readers import reader_of
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.runtime.distributed import choose_device
@@ -100,9 +100,9 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     for name, as_is in features.items():
         run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
 
-    def encoder(network: Backbone) -> Callable[[Features], Features]:
+    def encoder(network: Backbone) -> Callable[[LungCrops], Features]:
         return lambda crops: encode(
-            network, crops, spec.mm_per_px, config.window, config.features, device, loaded.hu_scale
+            network, crops.hu, spec.mm_per_px, config.window, config.features, device, loaded.hu_scale
         )
 
     encoders = {name: encoder(network) for name, network in networks.items()}
@@ -115,7 +115,7 @@ def moved_by_kernel(
     cohort: Cohort,
     patients: set[str],
     spec: CropSpec,
-    encoders: dict[str, Callable[[Features], Features]],
+    encoders: dict[str, Callable[[LungCrops], Features]],
 ) -> None:
     """Print, and from 5 patients on log, how far another kernel moves the features of the same slices."""
     crops = pair_crops(cohort, patients, spec, config.seed)

@@ -13,6 +13,7 @@ from pipelines.cohort.folder import Cohort, NoNodulesError
 from pipelines.encoders.source import Source
 from pipelines.nodule.labeled import NoduleSet, nodule_set
 from pipelines.probing.config import SupervisedConfig
+from pipelines.probing.fold_record import Claimed, FoldRecord, claimed, epoch_figure, epoch_table
 from pipelines.probing.folds import Fold
 from pipelines.probing.readers import ProbeError, Reader, open_backbones, readers_of
 from pipelines.probing.setup import (
@@ -37,17 +38,31 @@ from transforms.nodule_crop import CropSpec
 from transforms.views.config import IMAGENET_MEAN, IMAGENET_STD
 from transforms.window_policy import ARTICLE_LUNG_HU
 
+Weights = Mapping[str, torch.Tensor]
+
 
 def run_supervised(config: SupervisedConfig, run: Run) -> None:
-    """Cross-fit the networks and print them beside diameter and pixels on the same nodules and folds."""
-    cohort = open_cohort(config)
+    """Cross-fit the networks, or resume, and print them beside diameter and pixels on the same nodules and folds.
+
+    Raises:
+        Interrupted: With exit code 130 or 143; the last whole epoch of the fold is saved.
+        Refusal: If the configuration, cohort or run to resume does not allow it.
+    """
+    cohort, weights = open_cohort(config), _weights(config.weights)
+    with claimed(config, run, "supervised", cohort.sha256) as own:
+        if own is not None:
+            _train(config, own, cohort, weights)
+
+
+def _train(config: SupervisedConfig, own: Claimed, cohort: Cohort, weights: Weights | None) -> None:
+    run = own.run
     flat, cubes = inputs_of(config, cohort)
     report_unknown_diameters(flat)
     readers: list[Reader[Source] | None] = [None]
     if config.backbone:
         backbones = open_backbones(config.backbone)
         readers = [*readers_of(config.backbone, backbones, cohort, flat.patient_ids, config.leak)]
-    folds = [fold for own in settled_folds(config, run, cohort, readers, flat) for fold in own]
+    folds = [fold for part in settled_folds(config, run, cohort, readers, flat) for fold in part]
     images = {} if config.networks == "3d" else {"supervised_2d": _gray_2d(flat)}
     if cubes is not None:
         images["supervised_3d"] = _gray_3d(cubes)
@@ -57,7 +72,11 @@ def run_supervised(config: SupervisedConfig, run: Run) -> None:
         print(
             f"training {name} on {tuple(shown.shape)}, {len(folds)} folds, at most {_epochs(config)} epochs"
         )
-        rows[name] = _scores(_factory(config, name), shown, flat, folds)
+        records: list[FoldRecord] = []
+        rows[name] = _scores(_factory(config, name, weights, own, records), shown, flat, folds)
+        epochs = epoch_table(records)
+        run.log_table(epochs, f"tables/{name}_epochs.csv")
+        run.log_figure(epoch_figure(epochs), f"figures/{name}_epochs.png")
     table = evaluate_nodules(
         flat.labels, rows, flat.diameter_mm, flat.patient_ids, None, config.n_bootstrap, config.seed
     )
@@ -91,29 +110,42 @@ def inputs_of(config: SupervisedConfig, cohort: Cohort) -> tuple[NoduleSet, Nodu
     return with_cube, among(cubes, with_cube)
 
 
-def _factory(config: SupervisedConfig, name: str) -> Callable[[], SupervisedProbe]:
-    device, epochs = choose_device(config.device), _epochs(config)
+def _factory(
+    config: SupervisedConfig, name: str, weights: Weights | None, own: Claimed, records: list[FoldRecord]
+) -> Callable[[], SupervisedProbe]:
+    """Return what makes the probe of the next fold, followed by a record that is added to `records`."""
     settings = FitSettings(
-        lr=config.lr, batch_size=config.batch_size, max_epochs=epochs, patience=config.patience
+        lr=config.lr, batch_size=config.batch_size, max_epochs=_epochs(config), patience=config.patience
     )
-    if name == "supervised_3d":
-        return lambda: SupervisedProbe("resnet18_3d", settings=settings, seed=config.seed, device=device)
-    weights = _weights(config.weights)
-    return lambda: SupervisedProbe("resnet18", weights, settings=settings, seed=config.seed, device=device)
+    is_3d = name == "supervised_3d"
+
+    def next_fold() -> SupervisedProbe:
+        place = own.folder.checkpoints / name / f"fold_{len(records):03d}"
+        records.append(FoldRecord(place, len(records), f"{name}_", settings, own.run, own.stop))
+        return SupervisedProbe(
+            "resnet18_3d" if is_3d else "resnet18",
+            None if is_3d else weights,
+            settings=settings,
+            seed=config.seed,
+            device=choose_device(config.device),
+            follower=records[-1],
+        )
+
+    return next_fold
 
 
 def _epochs(config: SupervisedConfig) -> int:
     return config.max_epochs or (6 if choose_device(config.device).type == "cpu" else 40)
 
 
-def _weights(path: str) -> Mapping[str, torch.Tensor] | None:
+def _weights(path: str) -> Weights | None:
     if not path:
         return None
     if not Path(path).is_file():
         raise ProbeError(
             f"weights names {path}, which does not exist; give a .safetensors file of timm's resnet18"
         )
-    state: Mapping[str, torch.Tensor] = load_file(path)
+    state: Weights = load_file(path)
     return state
 
 

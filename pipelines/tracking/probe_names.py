@@ -178,12 +178,20 @@ PROBES = (
         "rank correlation of these logits and the rating, beyond size and attenuation",
     ),
     Metric(
-        "finetune/loss",
+        "finetune/{,supervised_2d_,supervised_3d_}loss",
         NATS,
         "balanced cross-entropy of an epoch's training batches; step: epochs of all folds",
     ),
-    Metric("finetune/validation_loss", NATS, "the same of the patients set aside for early stopping"),
-    Metric("finetune/validation_auroc", AUROC, "of the patients set aside for early stopping"),
+    Metric(
+        "finetune/{,supervised_2d_,supervised_3d_}validation_loss",
+        NATS,
+        "the same of the patients set aside for early stopping",
+    ),
+    Metric(
+        "finetune/{,supervised_2d_,supervised_3d_}validation_auroc",
+        AUROC,
+        "of the patients set aside for early stopping",
+    ),
     Metric("finetune/trained_parameters", COUNT, "parameters that learn"),
     Metric("finetune/trained_share", SHARE, "of the parameters of backbone and head"),
     Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),

@@ -157,7 +157,7 @@ def test_differences_are_paired_and_what_is_equal_does_not_differ(audited: tuple
 def test_what_the_cohort_does_not_record_is_said(audited: tuple[Pages, Path]) -> None:
     text = audited[0].texts["audit.md"]
     assert "| A | manufacturer | not measured: the cohort does not record it |" in text
-    assert "| A | not measured: asked of 2D backbones whose features need no nodule |" in text
+    assert "| A | not testable: no tested patient has one acquisition with two kernels |" in text
 
 
 def test_few_shots_leave_the_patients_of_the_fit_out_and_grow(audited: tuple[Pages, Path]) -> None:

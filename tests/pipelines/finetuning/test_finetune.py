@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from pipelines.cohort.folder import Cohort
 from pipelines.finetuning.config import FinetuneConfig
-from pipelines.finetuning.record import FoldRecord
 from pipelines.finetuning.run import run_finetune
+from pipelines.probing.fold_record import FoldRecord
 from pipelines.probing.readers import ProbeError
 from pipelines.runtime.interrupts import Interrupted
 from probes.heads.fitting import EpochFigures, Training
@@ -35,7 +35,6 @@ OPTIONS: dict[str, Any] = {
 
 def finetuned(cohort: Cohort, folder: Path, **changes: Any) -> Recorder:
     run = Recorder(draws=False)
-    run.run_id = "a_run"
     own = {"backbone": str(folder / "b"), "runs_dir": str(folder / "runs"), "max_epochs": 3, "batch_size": 8}
     config = FinetuneConfig(cohort=str(cohort.root), **(OPTIONS | own | changes))
     with fewer_repeats():

@@ -151,7 +151,7 @@ def test_without_diameters_the_rows_of_diameter_are_left_out_and_that_is_said(
 
 
 @pytest.mark.slow
-def test_supervised_networks_do_without_diameters_too(unsized: Cohort, capsys: Any) -> None:
+def test_supervised_networks_do_without_diameters_too(unsized: Cohort, capsys: Any, tmp_path: Path) -> None:
     run = Recorder()
     config = SupervisedConfig(
         cohort=str(unsized.root),
@@ -161,6 +161,7 @@ def test_supervised_networks_do_without_diameters_too(unsized: Cohort, capsys: A
         max_epochs=1,
         n_bootstrap=50,
         device="cpu",
+        runs_dir=str(tmp_path),
     )
     run_supervised(config, run)
     rows = set(run.tables["tables/supervised.csv"]["row"])

@@ -1,6 +1,7 @@
 """One acquisition with two convolution kernels: planted in a phantom, and real."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +12,29 @@ from scipy.ndimage import uniform_filter
 
 from models.backbone import build_backbone
 from models.config import BackboneConfig
-from pipelines.backbones.folder import save_backbone
+from pipelines.audit.measures import kernel_distance
+from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.cohort.folder import Cohort
+from pipelines.encoders.cube_encoder import CubeEncoder
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
 from pipelines.phantom.dicom import SeriesHeader, write_series
-from pipelines.probing.config import RepresentationConfig
-from pipelines.probing.kernel_pairs import kernel_table, kernel_text, pair_crops, pairs_of, shared_slices
+from pipelines.probing.config import ProbeConfig, RepresentationConfig
+from pipelines.probing.kernel_pairs import (
+    LungCrops,
+    kernel_table,
+    kernel_text,
+    pair_crops,
+    pairs_of,
+    shared_slices,
+)
 from pipelines.probing.representation import run_representation
 from probes.representation import patient_distance
 from probes.statistics.checks import UnmeasurableError
 from tests.recorder import Recorder
 from transforms.dicom.series import read_series
 from transforms.nodule_crop import CropSpec
+from transforms.nodule_cube import CubeSpec
 
 TINY = BackboneConfig(arch="custom", depth=1, embed_dim=24, heads=2, patch_px=7, registers=0, image_px=28)
 SPEC = CropSpec(size_mm=40.0, out_px=40)
@@ -58,14 +69,14 @@ def cohort(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return prepare_cohort(PrepareConfig(source=str(source), cohort=str(root), workers=1)).cohort
 
 
-def mean_hu(crops: np.ndarray) -> np.ndarray:
+def mean_hu(crops: LungCrops) -> np.ndarray:
     """An encoder that sees the mean alone."""
-    return crops[:, 1].mean(axis=(1, 2))[:, None]
+    return crops.hu[:, 1].mean(axis=(1, 2))[:, None]
 
 
-def noise_hu(crops: np.ndarray) -> np.ndarray:
+def noise_hu(crops: LungCrops) -> np.ndarray:
     """An encoder that sees how much neighboring pixels differ, away from edges, alone."""
-    middle = crops[:, 1]
+    middle = crops.hu[:, 1]
     return np.median(np.abs(middle - uniform_filter(middle, (0, 5, 5))), axis=(1, 2))[:, None]
 
 
@@ -79,7 +90,7 @@ def test_a_kernel_moves_an_encoder_of_noise_and_not_one_of_the_mean(cohort: Coho
     crops = pair_crops(cohort, set(cohort.series["patient_id"]), SPEC)
     assert crops is not None
     assert crops.n_patients == 6
-    assert not len(crops.others)
+    assert not crops.others.places
     assert crops.n_other_images == 0
     found = kernel_table(crops, {"mean": mean_hu, "noise": noise_hu})
     assert found["mean"]["moved_by_kernel"].value < 0.01
@@ -100,7 +111,11 @@ def test_few_patients_have_distances_and_nothing_is_concluded(cohort: Cohort) ->
     assert "[" not in text
     assert kernel_text(None, {}).startswith("kernel pairs: not testable: none of the tested patients")
     one = replace(
-        crops, first=crops.first[:3], patient_ids=crops.patient_ids[:3], others=crops.first[:0], other_ids=[]
+        crops,
+        first=LungCrops(crops.first.hu[:3], crops.first.places[:3]),
+        patient_ids=crops.patient_ids[:3],
+        others=LungCrops(crops.first.hu[:0], []),
+        other_ids=[],
     )
     with pytest.raises(UnmeasurableError, match="come from one patient"):
         kernel_table(one, {"mean": mean_hu})
@@ -159,6 +174,29 @@ def test_the_probe_prints_and_logs_kernel_pairs_beside_random_weights(
             assert run.metrics[f"{name}_ci_low"] <= run.metrics[name] <= run.metrics[f"{name}_ci_high"]
     printed = capsys.readouterr().out
     assert "of 6 patient(s) reconstructed twice (B and ULTRA, STANDARD and ULTRA)" in printed
+
+
+def cubes_of(network: Callable[[np.ndarray], np.ndarray]) -> CubeEncoder:
+    spec = CubeSpec(shape=(8, 24, 24), spacing_mm=(2.0, 1.0, 1.0))
+    return CubeEncoder("python:own", spec, lambda cubes, _: network(cubes)[:, None], "")
+
+
+def test_an_audit_knows_how_far_a_kernel_moves_encoders_of_cubes_and_roi_readings(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    """The planted pixels cancel in a mean over a cube; in their differences along a row they are 200 HU."""
+    own, patients = ProbeConfig(seed=0), set(cohort.series["patient_id"])
+    mean = kernel_distance(cohort, own, cubes_of(lambda cubes: cubes.mean((1, 2, 3))), patients)
+    noise = cubes_of(lambda cubes: np.median(np.abs(np.diff(cubes, axis=3)), (1, 2, 3)))
+    assert float(mean.split()[0]) < 0.05
+    assert float(kernel_distance(cohort, own, noise, patients).split()[0]) > 0.5
+    assert "6 patients" in mean
+    torch.manual_seed(0)
+    save_backbone(tmp_path / "seen", build_backbone(TINY), TINY, {"holdout": 0.0, "leak": "no_holdout"})
+    roi = ProbeConfig(features="roi", window="full", size_mm=40.0, device="cpu")
+    said = kernel_distance(cohort, roi, open_backbone(str(tmp_path / "seen")), patients)
+    assert float(said.split()[0]) > 0
+    assert "read in a disk of 10 mm; 6 patients" in said
 
 
 @pytest.mark.lidc

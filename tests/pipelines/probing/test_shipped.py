@@ -182,12 +182,19 @@ def test_one_network_alone_tests_whom_it_never_saw_and_says_so_otherwise(cohort:
     ],
 )
 def test_the_other_probes_pool_the_networks_too(
-    cohort: Cohort, run: Any, config: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    cohort: Cohort,
+    run: Any,
+    config: Any,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipelines.probing.aggregation._NAMES", ("center", "mean"))
     monkeypatch.setattr("probes.aggregation.FitSettings", lambda: FitSettings(max_epochs=1))
     recorder = Recorder(draws=False)
     common = {"rule": "given", "size_mm": 14.0, "folds": 2, "device": "cpu"}
+    if config is SupervisedConfig:
+        common["runs_dir"] = str(tmp_path)
     run(config(cohort=str(cohort.root), backbone="shipped:tiny", **common, **settings), recorder)
     assert recorder.tags["dinox.probed"] == "shipped:tiny/all,shipped:tiny/half_a,shipped:tiny/half_b"
     assert sorted(recorder.tables["tables/splits.parquet"]["patient_id"]) == sorted([*IN_A, *IN_B, *OTHERS])
