@@ -82,6 +82,7 @@ def views_of(config: PretrainConfig, seed: int) -> Iterator[Views]:
             triplets_hu=slices[rows],
             size_hw=torch.tensor([slices.shape[2:]] * size),
             pixel_mm=torch.ones(size, 2),
+            slice_mm=torch.ones(size),
             body=torch.ones(size, 32, 32, dtype=torch.uint8),
             sample_keys=rows,
             center_yx_px=torch.full((size, 2), float("nan")),

@@ -162,7 +162,7 @@ def start(root: Path) -> dict[str, float]:
     cpu, wall = process_time(), perf_counter()
     cohort = Cohort.open(root)
     patients = divide_patients(cohort, config)
-    index = SliceIndex(cohort, patients.train, config.slices == "inner")
+    index = SliceIndex(cohort, patients.train, config.slices == "inner", config.views)
     plan = BatchPlan(len(index), config.batch_size, config.accumulation, config.seed)
     RetrievalEvaluation(cohort, patients.held_out, config, torch.device("cpu"))
     _tags = cohort.kind, cohort.sha256

@@ -166,8 +166,13 @@ class VolumeGeometry:
 
     def unbroken_run(self, z: int) -> tuple[int, int]:
         """First and last slice of those around slice z among which none is missing."""
-        low = max([gap + 1 for gap in self.gaps if gap < z], default=0)
-        return low, min([gap for gap in self.gaps if gap >= z], default=self.shape[0] - 1)
+        return unbroken_run(self.shape[0], self.gaps, z)
+
+
+def unbroken_run(n_slices: int, gaps: Collection[int], z: int) -> tuple[int, int]:
+    """First and last slice of those around slice z among which none is missing."""
+    low = max([gap + 1 for gap in gaps if gap < z], default=0)
+    return low, min([gap for gap in gaps if gap >= z], default=n_slices - 1)
 
 
 def lps_to_ras(points_mm: ArrayLike) -> Points:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.backbone import Backbone
+from pipelines.cohort.drawn import draw_batch
 from pipelines.cohort.slices import SliceIndex
 from probes.retrieval import RetrievalResult, retrieval
-from transforms.views.batch import draw_views, render_views
 from transforms.views.config import ViewConfig
 
 NetworkName = str
@@ -65,14 +65,14 @@ def sample_slices(index: SliceIndex, views: ViewConfig, at_most: int) -> SliceSa
     """Choose at most `at_most` slices, evenly over the volumes of an index; none if it is empty."""
     count = min(at_most, len(index))
     rows = np.linspace(0, len(index) - 1, count) if count else np.zeros(0)
-    return SliceSample(index, rows.astype(np.int64), dataclasses.replace(views, n_local=0))
+    views = dataclasses.replace(views, n_local=0, local_depth_px=0, local_depth_mm=None, neighbor_slices=0)
+    return SliceSample(index, rows.astype(np.int64), views)
 
 
 def render_rows(sample: SliceSample, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Render the two views of some slices, (2, B, 3, S, S): the same views at every call."""
-    batch = sample.index.read(rows)
-    draws = draw_views(batch, sample.views, _VIEW_SEED, 0)
-    return render_views(batch.to(device), draws, sample.views).global_views
+    """Render the two views of some slices, (2, B, 3, S, S) or (2, B, 1, D, S, S): the same views at every call."""
+    drawn = draw_batch(sample.index, rows, sample.views, _VIEW_SEED, 0)
+    return drawn.render(device, sample.views).global_views
 
 
 @torch.no_grad()

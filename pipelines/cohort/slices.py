@@ -1,4 +1,4 @@
-"""Every slice of some patients of a cohort, and the triplet around each, read straight from the page cache."""
+"""Every slice of some patients of a cohort, and the triplet or cubes around each, read straight from the page cache."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -6,9 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.cohort.cubes import fitting_volumes, smallest_cube_mm
 from pipelines.cohort.folder import Cohort
-from transforms.geometry import VolumeGeometry, triplet_indices
+from transforms.geometry import VolumeGeometry, triplet_indices, unbroken_run
 from transforms.views.batch import TripletBatch
+from transforms.views.config import ViewConfig
+from transforms.views.cube_render import CubeBatch
+from transforms.views.cubes import CubeDraws, CubeFrames
 
 PADDING_HU = -1024
 
@@ -21,33 +25,48 @@ class SliceIndex:
         z: Its index in that volume, (n,) int32.
         patient_ids: Patient of each volume, (volumes,).
         volume_ids: Id of each volume, (volumes,).
+        said: Sentences for the user: volumes that were left out, and that are coarser than the cubes.
     """
 
-    def __init__(self, cohort: Cohort, patients: Collection[str], inner: bool = False) -> None:
+    def __init__(
+        self,
+        cohort: Cohort,
+        patients: Collection[str],
+        inner: bool = False,
+        views: ViewConfig | None = None,
+    ) -> None:
         """Index the volumes of `patients`; pixels are read later.
 
-        With `inner` slices are left out whose neighbor is missing or lies across a gap: no channel is a copy.
+        With `inner` slices are left out whose neighbor is missing or lies across a gap, so that no channel is a copy;
+        where `views` are cubes, those around which the smallest cube would repeat a slice.
+
+        Raises:
+            CohortError: If `views` are cubes and a volume is a patch around a nodule, or none holds a cube.
         """
         series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
+        self.said: list[str] = []
+        if views is not None and views.is_3d:
+            series, self.said = fitting_volumes(series, views)
         self.cohort = cohort
         self.volume_ids = [str(value) for value in series["volume_id"]]
         self.patient_ids = [str(value) for value in series["patient_id"]]
         shapes = np.array([tuple(shape) for shape in series["shape"]], dtype=np.int64).reshape(-1, 3)
         self.size_hw = shapes[:, 1:]
         self.n_slices = shapes[:, 0]
-        self.pixel_mm = np.array([tuple(s)[1:] for s in series["spacing_mm"]], dtype=np.float64).reshape(
-            -1, 2
-        )
+        spacing_mm = np.array([tuple(s) for s in series["spacing_mm"]], dtype=np.float64).reshape(-1, 3)
+        self.slice_mm, self.pixel_mm = spacing_mm[:, 0], spacing_mm[:, 1:]
         self.gaps = [tuple(int(gap) for gap in gaps) for gaps in series["gaps"]]
         self.volume = np.repeat(np.arange(len(shapes), dtype=np.int32), self.n_slices)
         self.z = np.concatenate(
             [np.arange(n, dtype=np.int32) for n in self.n_slices] or [np.zeros(0, np.int32)]
         )
         if inner:
-            is_whole = np.concatenate(
-                [_has_both_neighbors(n, gaps) for n, gaps in zip(self.n_slices, self.gaps, strict=True)]
-                or [np.zeros(0, bool)]
-            )
+            reach = np.ones(len(shapes), dtype=np.int64)
+            if views is not None and views.is_3d:
+                depth_mm, _ = smallest_cube_mm(views)
+                reach = np.ceil(depth_mm / self.slice_mm / 2).astype(np.int64)
+            volumes = zip(self.n_slices, self.gaps, reach.tolist(), strict=True)
+            is_whole = np.concatenate([_is_inner(*volume) for volume in volumes] or [np.zeros(0, bool)])
             self.volume, self.z = self.volume[is_whole], self.z[is_whole]
         self.points = _nodule_points(cohort, self.volume_ids)
         self._first_key = _global_keys(cohort, self.volume_ids)
@@ -88,9 +107,54 @@ class SliceIndex:
             triplets_hu=torch.from_numpy(triplets),
             size_hw=torch.from_numpy(self.size_hw[volumes]),
             pixel_mm=torch.from_numpy(self.pixel_mm[volumes]),
+            slice_mm=torch.from_numpy(self.slice_mm[volumes]),
             body=torch.from_numpy(body),
-            sample_keys=torch.from_numpy(self._first_key[volumes] + slices),
+            sample_keys=torch.from_numpy(self.keys(chosen)),
             center_yx_px=torch.from_numpy(np.array(points, dtype=np.float64)),
+        )
+
+    def keys(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers that identify some slices in the random draws, the same for any choice of patients."""
+        keys: NDArray[np.int64] = self._first_key[self.volume[rows]] + self.z[rows]
+        return keys
+
+    def frames(self, rows: NDArray[np.int64]) -> CubeFrames:
+        """Return what drawing cubes needs of some slices; no voxels are read."""
+        volumes, slices = self.volume[rows], self.z[rows]
+        places = list(zip(volumes.tolist(), slices.tolist(), strict=True))
+        runs = [unbroken_run(self._depths[volume], self.gaps[volume], z) for volume, z in places]
+        body = [self.cohort.body(self.volume_ids[volume])[z] for volume, z in places]
+        points = [self.points.get(place, (np.nan, np.nan)) for place in places]
+        return CubeFrames(
+            z=slices.astype(np.int64),
+            run_z=np.array(runs, dtype=np.int64),
+            size_hw=self.size_hw[volumes],
+            spacing_mm=np.concatenate([self.slice_mm[volumes, None], self.pixel_mm[volumes]], axis=1),
+            body=np.stack(body),
+            point_yx_px=np.array(points, dtype=np.float64),
+        )
+
+    def read_cubes(self, rows: NDArray[np.int64], draws: CubeDraws) -> CubeBatch:
+        """Read the raw box of every drawn cube of some slices, one behind the other."""
+        volume_ids = [self.volume_ids[volume] for volume in self.volume[rows].tolist()]
+        sizes = np.diff(draws.read_zyx, axis=-1)[..., 0].prod(axis=-1)
+        voxels = np.empty(int(sizes.sum()), dtype=np.int16)
+        middle = draws.middle_z().tolist()
+        body = np.empty((*sizes.shape, 32, 32), dtype=np.uint8)
+        begin = 0
+        for view, boxes in enumerate(draws.read_zyx.tolist()):
+            for b, ((z0, z1), (y0, y1), (x0, x1)) in enumerate(boxes):
+                shape = (z1 - z0, y1 - y0, x1 - x0)
+                end = begin + int(sizes[view, b])
+                volume_hu = self.cohort.volume(volume_ids[b])
+                voxels[begin:end].reshape(shape)[...] = volume_hu[z0:z1, y0:y1, x0:x1]
+                body[view, b] = self.cohort.body(volume_ids[b])[middle[view][b]]
+                begin = end
+        return CubeBatch(
+            voxels_hu=torch.from_numpy(voxels),
+            body=torch.from_numpy(body),
+            size_hw=torch.from_numpy(self.size_hw[self.volume[rows]]),
+            sample_keys=torch.from_numpy(self.keys(rows)),
         )
 
     def neighbors(self, rows: NDArray[np.int64], reach: int, uniforms: Sequence[float]) -> NDArray[np.int64]:
@@ -117,12 +181,12 @@ class SliceIndex:
         )
 
 
-def _has_both_neighbors(n_slices: int, gaps: tuple[int, ...]) -> NDArray[np.bool_]:
-    is_whole = np.ones(n_slices, dtype=bool)
-    after = np.array([-1, *gaps, n_slices - 1], dtype=np.int64)
-    is_whole[after[after >= 0]] = False
-    is_whole[after[after + 1 < n_slices] + 1] = False
-    return is_whole
+def _is_inner(n_slices: int, gaps: tuple[int, ...], reach: int) -> NDArray[np.bool_]:
+    """Slices around which as many as `reach` lie on either side without a gap, (n_slices,)."""
+    is_inner = np.ones(n_slices, dtype=bool)
+    for cut in (0, *(gap + 1 for gap in gaps), n_slices):
+        is_inner[max(cut - reach, 0) : cut + reach] = False
+    return is_inner
 
 
 def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ class RetrievalEvaluation:
         self, cohort: Cohort, patients: list[str], config: PretrainConfig, device: torch.device
     ) -> None:
         """Choose at most `eval_slices` slices, evenly over those of `patients`."""
-        index = SliceIndex(cohort, patients, config.slices == "inner")
+        index = SliceIndex(cohort, patients, config.slices == "inner", config.views)
         self.sample = sample_slices(index, config.views, config.eval_slices)
         self.config, self.device = config, device
         self.teacher_tokens = np.zeros((2, 0, 0), np.float32)

@@ -21,8 +21,9 @@ from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan
 from transforms.hounsfield import RandWindowHUd, WindowHU
 from transforms.triplet import SliceTripletd
-from transforms.views.batch import draw_views, sample_state
+from transforms.views.batch import draw_views
 from transforms.views.config import ViewConfig
+from transforms.views.keyed import sample_state
 from transforms.views.resample import gaussian_blur, jitter_brightness_contrast
 from transforms.views.view_crop import RandViewCropd
 from transforms.window_policy import CLINICAL_LUNG_HU

@@ -1,4 +1,4 @@
-"""From a cohort on disk to batches of triplets: which slices belong to which step, read from the page cache.
+"""From a cohort on disk to batches of triplets or cubes: which slices belong to which step, read from the page cache.
 
 The order is a function of (seed, position) alone: it does not depend on the number of workers, processes or
 interruptions.
@@ -6,26 +6,19 @@ interruptions.
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.cohort.drawn import DrawnBatch, draw_batch
 from pipelines.cohort.slices import SliceIndex
 from pipelines.training.mixture import Mixture
 from transforms.refusal import Refusal
-from transforms.views.batch import (
-    TripletBatch,
-    ViewDraws,
-    Views,
-    draw_views,
-    render_views,
-    sample_state,
-)
+from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
@@ -91,33 +84,20 @@ def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
 
 
-class DrawnBatch(NamedTuple):
-    """Triplets and the random parameters of their views; the training device renders them."""
-
-    triplets: TripletBatch
-    draws: ViewDraws
-
-
 class MicroBatches(Dataset[DrawnBatch | Views]):
     """One item is one whole micro-batch, so that it does not depend on the worker that makes it."""
 
     def __init__(
         self, index: SliceIndex, plan: BatchPlan, views: ViewConfig, seed: int, render: bool
     ) -> None:
-        """With `render` an item is views (CPU training), else raw int16 triplets with the view parameters."""
+        """With `render` an item is views (CPU training), else raw int16 voxels with the view parameters."""
         self.index, self.plan, self.views, self.seed, self.render = index, plan, views, seed, render
 
     def __getitem__(self, micro: int) -> DrawnBatch | Views:
         """Make micro-batch number `micro` of the run."""
-        rows, step = self.plan.rows(micro), micro // self.plan.accumulation
-        triplets = self.index.read(rows)
-        if self.views.neighbor_slices:
-            keys = triplets.sample_keys.tolist()
-            drawn = [sample_state(self.seed, step, key, "neighbor").random_sample() for key in keys]
-            others = self.index.neighbors(rows, self.views.neighbor_slices, drawn)
-            triplets = replace(triplets, second_hu=self.index.read(others).triplets_hu)
-        draws = draw_views(triplets, self.views, self.seed, step)
-        return render_views(triplets, draws, self.views) if self.render else DrawnBatch(triplets, draws)
+        step = micro // self.plan.accumulation
+        drawn = draw_batch(self.index, self.plan.rows(micro), self.views, self.seed, step)
+        return drawn.render(torch.device("cpu"), self.views) if self.render else drawn
 
 
 def stream_batches(

@@ -17,6 +17,7 @@ from pipelines.backbones.folder import LoadedBackbone, open_backbone, save_backb
 from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
 from pipelines.backbones.view_retrieval import render_rows, sample_slices
 from pipelines.backbones.warm_start import first_weights, load_first_weights, resolved
+from pipelines.cohort.drawn import DrawnBatch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
 from pipelines.cohort.slices import SliceIndex
@@ -44,7 +45,7 @@ from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures, view_sheet
-from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
 from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import Trainer
@@ -119,7 +120,7 @@ class TrainingRun:
         config = dataclasses.replace(config, backbone=resolved(config.backbone))
         self.config, self.cohort, self.device = config, cohort, device
         self.patients = divide_patients(cohort, config)
-        self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner")
+        self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner", config.views)
         rank, processes = world()
         weights = [float(weight) for weight in config.cohort_weights.split(",") if weight]
         mixture = Mixture.of(self.index, cohort, weights, config.batch_size)
@@ -201,7 +202,7 @@ class TrainingRun:
                 f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
                 f" {counts['data/held_out_patients']} held out; device {self.device}"
             )
-            for sentence in same_voxels_said(self.cohort):
+            for sentence in [*same_voxels_said(self.cohort), *self.index.said]:
                 print(sentence)
 
     def _loop(self, stop: StopWatch) -> Verdict:

@@ -11,6 +11,7 @@ from models.backbone import Backbone
 from models.losses.gather import mean_over_ranks, world
 from models.losses.objective import Batch, Objective, Terms
 from models.student_teacher import Network, ProjectionHead, StudentTeacher
+from pipelines.cohort.drawn import DrawnBatch
 from pipelines.runtime.distributed import choose_precision, widest_over_ranks
 from pipelines.training.checkpoint import (
     Checkpoint,
@@ -20,11 +21,10 @@ from pipelines.training.checkpoint import (
     restore_optimizer,
 )
 from pipelines.training.config import PretrainConfig
-from pipelines.training.loader import DrawnBatch
 from pipelines.training.schedule import Moment, build_optimizer, moment, set_groups
 from pipelines.training.watch import Verdict, Watcher
 from transforms.refusal import Refusal
-from transforms.views.batch import Views, render_views
+from transforms.views.batch import Views
 
 _DROP_PATH = 1
 
@@ -113,8 +113,7 @@ class Trainer:
         self.waited_s += time.perf_counter() - start
         if isinstance(batch, Views):
             return batch
-        triplets = batch.triplets.to(self.device, non_blocking=True)
-        return render_views(triplets, batch.draws, self.config.views)
+        return batch.render(self.device, self.config.views)
 
     def _settle_gradients(self) -> Tensor:
         parameters = [

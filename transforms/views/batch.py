@@ -13,14 +13,12 @@ on a GPU) do the same sum, and agree to 1e-5 on [0, 1].
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transforms.refusal import TransformError
-from transforms.views.config import Interpolation, ViewConfig
+from transforms.views.config import N_GLOBAL, Interpolation, ViewConfig
 from transforms.views.crops import (
     UNIFORMS_PER_CROP,
     SliceFrames,
@@ -28,6 +26,7 @@ from transforms.views.crops import (
     crop_flips,
     place_crops,
 )
+from transforms.views.keyed import keyed_uniforms, keyed_windows
 from transforms.views.resample import (
     gaussian_blur,
     jitter_brightness_contrast,
@@ -35,13 +34,10 @@ from transforms.views.resample import (
     resize_crop,
     upload,
 )
-from transforms.window_policy import CHANNEL_RANGES_HU, UNIFORMS_PER_WINDOW, windows_from_uniforms
+from transforms.window_policy import CHANNEL_RANGES_HU
 
-N_GLOBAL = 2
 OUTSIDE_BODY_SHARE = 0.1
 """A view counts as outside the body when less than this share of its area lies in body or lung cells."""
-Stream = Literal["crop", "window", "intensity", "neighbor"]
-STREAMS: dict[Stream, int] = {"crop": 0, "window": 1, "intensity": 2, "neighbor": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +49,7 @@ class TripletBatch:
             the bottom and right.
         size_hw: Height and width of each slice before padding, (B, 2) int.
         pixel_mm: Pixel spacing (y, x), (B, 2) float.
+        slice_mm: Distance between slice centers, (B,) float.
         body: Grid over each slice, (B, 32, 32) uint8: 0 outside, 1 body, 2 lung.
         sample_keys: Identifies each sample in the random draws, (B,) int64, not negative.
         center_yx_px: A point to center on, as pixel indices, (B, 2) float; NaN where there is none.
@@ -62,6 +59,7 @@ class TripletBatch:
     triplets_hu: torch.Tensor
     size_hw: torch.Tensor
     pixel_mm: torch.Tensor
+    slice_mm: torch.Tensor
     body: torch.Tensor
     sample_keys: torch.Tensor
     center_yx_px: torch.Tensor
@@ -108,8 +106,10 @@ class Views:
     """Rendered views, global first where V counts all.
 
     Attributes:
-        global_views: (2, B, 3, S, S) float32, normalized, on the device of the triplets.
-        local_views: (n_local, B, 3, s, s) float32, or None.
+        global_views: (2, B, 3, S, S) float32, or (2, B, 1, D, S, S) of cubes, normalized, on the device of the voxels.
+        local_views: (n_local, B, 3, s, s) float32, or (n_local, B, 1, d, s, s), or None.
+        spacing_mm: Sides (z, y, x) of the voxels of each view, (V, B, 3) float32, on the CPU; z of a triplet is the
+            distance of its slices.
         mm_per_pixel: Scale of each view (geometric mean of y and x), (V, B) float32, on the CPU.
         outside_body: Less than `OUTSIDE_BODY_SHARE` of the view shows body, (V, B) bool, on the CPU.
         window_hu: Lower and upper edges in true HU, (V, B, 2) float32, on the CPU.
@@ -117,35 +117,10 @@ class Views:
 
     global_views: torch.Tensor
     local_views: torch.Tensor | None
+    spacing_mm: torch.Tensor
     mm_per_pixel: torch.Tensor
     outside_body: torch.Tensor
     window_hu: torch.Tensor
-
-
-def sample_state(seed: int, step: int, sample_key: int, stream: Stream) -> np.random.RandomState:
-    """Make the generator of one sample at one step; the streams of one sample are independent.
-
-    Args:
-        seed: Seed of the run.
-        step: Optimizer update.
-        sample_key: Identifies the sample; not negative.
-        stream: What is drawn from it.
-
-    Returns:
-        A generator as MONAI's `set_random_state(state=...)` takes it.
-
-    Raises:
-        TransformError: If a number is negative.
-
-    Source: Philox, Salmon et al. 2011, doi:10.1145/2063384.2063405.
-    """
-    if min(seed, step, sample_key) < 0:
-        raise TransformError(
-            f"seed, step and sample key must not be negative, got {seed}, {step} and {sample_key}"
-        )
-    # A counter-based generator is defined by its key: nothing is hashed, so samples cannot collide, at little cost.
-    place = np.array([0, STREAMS[stream], sample_key, step], dtype=np.uint64)
-    return np.random.RandomState(np.random.Philox(counter=place, key=np.array([seed, 0], dtype=np.uint64)))
 
 
 def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: int) -> ViewDraws:
@@ -162,20 +137,13 @@ def draw_views(batch_meta: TripletBatch, config: ViewConfig, seed: int, step: in
     """
     n_views = N_GLOBAL + config.n_local
     keys = batch_meta.sample_keys.tolist()
-
-    def uniforms(stream: Stream, n: int) -> NDArray[np.float64]:
-        drawn = [sample_state(seed, step, key, stream).random_sample((n_views, n)) for key in keys]
-        return np.stack(drawn, axis=1)
-
-    crop = uniforms("crop", UNIFORMS_PER_CROP)
+    crop = keyed_uniforms(keys, seed, step, "crop", (n_views, UNIFORMS_PER_CROP))
     frames = _frames(batch_meta)
-    windows = windows_from_uniforms(config.window, uniforms("window", UNIFORMS_PER_WINDOW))
-    if config.window.per == "sample":
-        windows = np.repeat(windows[:1], n_views, axis=0)
+    windows = keyed_windows(config.window, keys, seed, step, n_views)
     brightness = contrast = np.ones((n_views, len(keys)))
     blur_px = np.zeros((n_views, len(keys)))
     if any(config.color_jitter) or any(config.gaussian_blur):
-        intensity = uniforms("intensity", 3)
+        intensity = keyed_uniforms(keys, seed, step, "intensity", (n_views, 3))
         brightness, contrast = (
             1 + strength * (2 * intensity[..., i] - 1) for i, strength in enumerate(config.color_jitter)
         )
@@ -215,7 +183,10 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     size_px = np.repeat([config.size_px, config.local_size_px], [N_GLOBAL, config.n_local])
     boxes = draws.boxes_yxhw
     frames = _frames(batch)
-    side_mm = np.sqrt((boxes[..., 2:] * frames.pixel_mm).prod(axis=-1))
+    sides_mm = boxes[..., 2:] * frames.pixel_mm
+    side_mm = np.sqrt(sides_mm.prod(axis=-1))
+    slice_mm = np.broadcast_to(batch.slice_mm.numpy()[:, None], (*side_mm.shape, 1))
+    spacing_mm = np.concatenate([slice_mm, sides_mm / size_px[:, None, None]], axis=-1)
     outside_body = body_share(boxes, frames.body, frames.size_hw) < OUTSIDE_BODY_SHARE
     tone = _Tone(draws, config, batch.triplets_hu.device)
     is_cpu = batch.triplets_hu.device.type == "cpu"
@@ -227,6 +198,7 @@ def render_views(batch: TripletBatch, draws: ViewDraws, config: ViewConfig) -> V
     return Views(
         global_views=render(slice(0, N_GLOBAL), config.size_px),
         local_views=render(slice(N_GLOBAL, None), config.local_size_px) if config.n_local else None,
+        spacing_mm=torch.from_numpy(spacing_mm.astype(np.float32)),
         mm_per_pixel=torch.from_numpy((side_mm / size_px[:, None]).astype(np.float32)),
         outside_body=torch.from_numpy(outside_body),
         window_hu=torch.from_numpy(draws.window_hu.astype(np.float32)),

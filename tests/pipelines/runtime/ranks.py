@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 
 from models.backbone import build_backbone
 from models.losses.gather import world
+from pipelines.cohort.drawn import DrawnBatch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe
 from pipelines.runtime.distributed import done_by_rank_zero, from_rank_zero, process_group, rank
 from pipelines.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
-from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -61,6 +61,7 @@ def views_from(config: PretrainConfig, step: int) -> Iterator[Views]:
         yield Views(
             global_views=torch.randn(2, batch, 3, 28, 28, generator=draw),
             local_views=local,
+            spacing_mm=torch.ones(2, batch, 3),
             mm_per_pixel=torch.ones(2, batch),
             outside_body=torch.zeros(2, batch, dtype=torch.bool),
             window_hu=torch.zeros(2, batch, 2),

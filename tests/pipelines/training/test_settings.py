@@ -77,7 +77,7 @@ def noise() -> Iterator[Views]:
     while True:
         views = torch.randn(2, 4, 3, 28, 28, generator=draw)
         outside = torch.zeros(2, 4, dtype=torch.bool)
-        yield Views(views, None, torch.ones(2, 4), outside, torch.zeros(2, 4, 2))
+        yield Views(views, None, torch.ones(2, 4, 3), torch.ones(2, 4), outside, torch.zeros(2, 4, 2))
 
 
 def test_no_setting_is_left_out_here() -> None:
@@ -119,7 +119,9 @@ def test_a_vit_with_rotary_positions_learns_by_every_objective(objective: dict[s
     views = torch.randn(2, 4, 3, 32, 32)
     outside = torch.zeros(2, 4, dtype=torch.bool)
     for _ in range(2):
-        trainer.update(iter([Views(views, None, torch.ones(2, 4), outside, torch.zeros(2, 4, 2))]))
+        trainer.update(
+            iter([Views(views, None, torch.ones(2, 4, 3), torch.ones(2, 4), outside, torch.zeros(2, 4, 2))])
+        )
     for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "reg_token", "blocks.1.gamma_2"):
         after = trainer.networks.state_dict()[f"student.backbone.vit.{name}"]
         assert after.isfinite().all()

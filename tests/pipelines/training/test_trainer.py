@@ -173,8 +173,8 @@ def test_views_are_drawn_where_slices_are_read_and_a_device_renders_the_same(sma
 def test_a_batch_keeps_its_draws_when_its_pixels_are_pinned(small_cohort: Cohort, host_copies) -> None:
     batch = next(batches_for(config_of(), small_cohort, render=False))
     pinned = pin_memory(batch)
-    assert host_copies.pinned == [batch.triplets.triplets_hu.shape]
-    assert torch.equal(pinned.triplets.triplets_hu, batch.triplets.triplets_hu)
+    assert host_copies.pinned == [batch.voxels.triplets_hu.shape]
+    assert torch.equal(pinned.voxels.triplets_hu, batch.voxels.triplets_hu)
     assert pinned.draws is batch.draws
 
 

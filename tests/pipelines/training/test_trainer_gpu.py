@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from models.backbone import build_backbone
+from pipelines.cohort.drawn import DrawnBatch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe
 from pipelines.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
-from pipelines.training.loader import BatchPlan, DrawnBatch, MicroBatches, stream_batches
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.trainer import Trainer
 from transforms.views.batch import Views
 

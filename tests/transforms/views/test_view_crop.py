@@ -7,8 +7,9 @@ from monai.transforms import Compose, CopyItemsd, NormalizeIntensityd
 from transforms.hounsfield import RandWindowHUd
 from transforms.refusal import TransformError
 from transforms.triplet import SliceTripletd
-from transforms.views.batch import TripletBatch, draw_views, render_views, sample_state
+from transforms.views.batch import TripletBatch, draw_views, render_views
 from transforms.views.config import ViewConfig
+from transforms.views.keyed import sample_state
 from transforms.views.view_crop import RandViewCropd
 from transforms.window_policy import WindowConfig
 
@@ -67,6 +68,7 @@ def test_compose_and_the_batched_path_show_the_same_views(volume, config):
         triplets_hu=volume.as_tensor()[:, z - 1 : z + 2],
         size_hw=torch.tensor([[100, 120]]),
         pixel_mm=torch.tensor([SPACING_MM[1:]], dtype=torch.float64),
+        slice_mm=torch.tensor([SPACING_MM[0]]),
         body=torch.from_numpy(body)[None],
         sample_keys=torch.tensor([key]),
         center_yx_px=torch.tensor([point]),

@@ -14,9 +14,9 @@ from transforms.views.batch import (
     _Tone,
     draw_views,
     render_views,
-    sample_state,
 )
 from transforms.views.config import ViewConfig
+from transforms.views.keyed import sample_state
 from transforms.window_policy import WindowConfig
 
 GRAY_WINDOW = WindowConfig(policy="fixed", low_hu=-1000.0, high_hu=1000.0)
@@ -36,6 +36,7 @@ def make_batch(size_hw=((128, 128), (128, 96), (60, 128), (31, 33)), seed=0, pix
         triplets_hu=hu,
         size_hw=torch.tensor(size_hw),
         pixel_mm=torch.tensor([pixel_mm] * n),
+        slice_mm=torch.full((n,), 2.5),
         body=body,
         sample_keys=torch.arange(100, 100 + n),
         center_yx_px=torch.full((n, 2), float("nan")),

@@ -1,0 +1,88 @@
+"""Cubes of a cohort through the loader: what a training run is given."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.cohort.drawn import DrawnBatch
+from pipelines.cohort.folder import Cohort
+from pipelines.cohort.slices import SliceIndex
+from pipelines.cohort.tables import CohortError
+from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
+from transforms.views.batch import Views
+from transforms.views.config import ViewConfig
+
+CUBES = ViewConfig(
+    size_px=16,
+    depth_px=8,
+    extent="mm",
+    fov_mm=(12.0, 24.0),
+    n_local=1,
+    local_size_px=8,
+    local_depth_px=4,
+    local_fov_mm=(6.0, 12.0),
+)
+
+
+def index_of(cohort: Cohort, views: ViewConfig = CUBES, inner: bool = False) -> SliceIndex:
+    return SliceIndex(cohort, set(cohort.series["patient_id"]), inner, views)
+
+
+def batches_of(cohort: Cohort, workers: int, render: bool = True) -> list[DrawnBatch | Views]:
+    index = index_of(cohort)
+    dataset = MicroBatches(index, BatchPlan(len(index), 4, 1, seed=5), CUBES, 5, render)
+    return list(stream_batches(dataset, 0, 3, workers, pin=False))
+
+
+def test_cubes_are_the_same_for_any_number_of_workers_and_where_a_device_renders(
+    small_cohort: Cohort,
+) -> None:
+    one, two, raw = (
+        batches_of(small_cohort, 0),
+        batches_of(small_cohort, 2),
+        batches_of(small_cohort, 2, render=False),
+    )
+    for alone, shared, drawn in zip(one, two, raw, strict=True):
+        assert isinstance(alone, Views)
+        assert isinstance(drawn, DrawnBatch)
+        assert alone.global_views.shape == (2, 4, 1, 8, 16, 16)
+        assert alone.local_views is not None
+        assert alone.local_views.shape == (1, 4, 1, 4, 8, 8)
+        assert alone.spacing_mm.shape == (3, 4, 3)
+        late = drawn.render(torch.device("cpu"), CUBES)
+        for name in Views.__slots__:
+            assert torch.equal(getattr(alone, name), getattr(shared, name)), name
+            assert torch.equal(getattr(alone, name), getattr(late, name)), name
+
+
+def test_a_cube_holds_the_voxels_of_its_volume(small_cohort: Cohort) -> None:
+    """Read by the index, and found again in the volume on disk."""
+    index = index_of(small_cohort)
+    batch = MicroBatches(index, BatchPlan(len(index), 4, 1, seed=5), CUBES, 5, render=False)[0]
+    assert isinstance(batch, DrawnBatch)
+    begin = 0
+    rows = BatchPlan(len(index), 4, 1, seed=5).rows(0)
+    for view in batch.draws.read_zyx:  # type: ignore[union-attr]
+        for row, box in zip(rows, view, strict=True):
+            volume = small_cohort.volume(index.volume_ids[index.volume[row]])
+            wanted = volume[tuple(slice(*ends) for ends in box)]
+            read = batch.voxels.voxels_hu[begin : begin + wanted.size]  # type: ignore[union-attr]
+            assert np.array_equal(read.numpy().reshape(wanted.shape), wanted)
+            begin += wanted.size
+
+
+def test_volumes_that_hold_no_cube_are_left_out_and_counted(small_cohort: Cohort) -> None:
+    depth_mm = [
+        shape[0] * spacing[0]
+        for shape, spacing in small_cohort.series[["shape", "spacing_mm"]].itertuples(index=False)
+    ]
+    between = float(np.mean([min(depth_mm), max(depth_mm)]))
+    n_small = sum(depth < between for depth in depth_mm)
+    assert 0 < n_small < len(depth_mm), "a cohort of volumes of one length tests nothing"
+    index = index_of(small_cohort, replace(CUBES, depth_mm=(between, between)))
+    assert len(index.volume_ids) == len(depth_mm) - n_small
+    assert f"{n_small} of {len(depth_mm)} volumes are smaller than the smallest cube" in index.said[0]
+    with pytest.raises(CohortError, match=r"none of \d+ volumes holds the smallest cube of 900 x 12 x 12 mm"):
+        index_of(small_cohort, replace(CUBES, depth_mm=(900.0, 950.0)))
