@@ -6,6 +6,7 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.backbone import Backbone, BackboneError
 from models.stem import CENTER
@@ -30,7 +31,7 @@ def load_weights(backbone: Backbone, state: dict[str, Tensor], source: str) -> l
     fitted = {name: tensor for name, tensor in state.items() if name in own or not name.startswith("head.")}
     if not own.keys() <= fitted.keys():
         fitted = _renamed_for(own, fitted)
-    notes = _fit_stem(own, fitted) + _fit_positions(backbone, own, fitted)
+    notes = _fit_stem(own, fitted) + _fit_positions(backbone, own, fitted) + _fit_layers(own, fitted)
     if wrong := differing(own, fitted):
         raise BackboneError(
             f"the weights in {source} are of another architecture: {len(wrong)} tensors differ, first '{wrong[0]}'"
@@ -73,6 +74,15 @@ def _fit_stem(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
         notes.append(f"patches of {old} px resampled to {new} px as FlexiViT does")
     state[name] = given
     return notes
+
+
+def _fit_layers(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    name = "patch_embed.z_pos_embed"
+    given, wanted = state.get(name), own.get(name)
+    if given is None or wanted is None or given.shape[1] == wanted.shape[1]:
+        return []
+    state[name] = F.interpolate(given.mT, size=wanted.shape[1], mode="linear").mT
+    return [f"positions of {given.shape[1]} layers along z resampled to {wanted.shape[1]}"]
 
 
 def _fit_positions(backbone: Backbone, own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:

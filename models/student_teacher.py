@@ -1,7 +1,6 @@
 """The projection head, the student, its teacher, and the only method that updates the teacher."""
 
 import copy
-import math
 from typing import NamedTuple
 
 import torch
@@ -61,12 +60,23 @@ class Network(nn.Module):
         self.head = head
         self.pool = pool
 
-    def forward(self, views: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Output:
-        """Encode views (V, B, 3, S, S) in one pass; `mask` (V, B, N) hides patches from it."""
+    def forward(
+        self,
+        views: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        spacing_mm: Tensor | None = None,
+    ) -> Output:
+        """Encode views (V, B, ...) of triplets or cubes in one pass.
+
+        `mask` (V, B, N) hides patches from it; `spacing_mm` (V, B, 3) is for backbones that take it.
+        """
         count, batch = views.shape[:2]
-        flat = mask.flatten(0, 1) if mask is not None else None
-        tokens = self.backbone(views.flatten(0, 1), flat, mask_token)
-        pooled = tokens.class_token if self.pool == "class_token" else central_mean(tokens.patch_tokens)
+        flat, told = (None if one is None else one.flatten(0, 1) for one in (mask, spacing_mm))
+        tokens = self.backbone(views.flatten(0, 1), flat, mask_token, told)
+        pooled = tokens.class_token
+        if self.pool == "roi":
+            pooled = central_mean(tokens.patch_tokens, self.backbone.grid_of(views.shape))
         return Output(
             pooled.unflatten(0, (count, batch)),
             tokens.patch_tokens.unflatten(0, (count, batch)),
@@ -75,12 +85,15 @@ class Network(nn.Module):
         )
 
 
-def central_mean(patch_tokens: Tensor) -> Tensor:
-    """Average patches (B, N, D) of square images by a Gaussian around the middle, SD an eighth of the side: (B, D)."""
-    side = math.isqrt(patch_tokens.shape[1])
-    from_middle = (torch.arange(side, device=patch_tokens.device) - (side - 1) / 2) / (side / 8)
-    weights = torch.softmax(-0.5 * from_middle.square(), dim=0)
-    weights = (weights[:, None] * weights).flatten()
+def central_mean(patch_tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Average patches (B, N, D) by a Gaussian around the middle of their grid, SD an eighth of each side: (B, D)."""
+
+    def along(side: int) -> Tensor:
+        from_middle = (torch.arange(side, device=patch_tokens.device) - (side - 1) / 2) / (side / 8)
+        return torch.softmax(-0.5 * from_middle.square(), dim=0)
+
+    layers, rows, columns = (along(side) for side in grid)
+    weights = (layers[:, None, None] * (rows[:, None] * columns)).flatten()
     return torch.einsum("n,bnd->bd", weights.to(patch_tokens.dtype), patch_tokens)
 
 

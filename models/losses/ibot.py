@@ -52,8 +52,11 @@ def draw_mask(
     fraction: tuple[float, float],
     rng: np.random.Generator,
     kind: MaskShape = "random",
+    grid: tuple[int, int, int] | None = None,
 ) -> NDArray[np.bool_]:
     """Draw which patches stay hidden: (V, B, N), a uniform share of `fraction` in every other image.
+
+    Blocks lie in a grid of layers, rows and columns; a square one if none is given.
 
     Source: DINOv2, arXiv:2304.07193: half of the images are masked, by 10% to 50%.
     """
@@ -62,7 +65,8 @@ def draw_mask(
     for image in range(0, views * batch, 2):
         count = max(1, round(float(rng.uniform(*fraction)) * patches))
         if kind == "blocks":
-            _hide_blocks(mask[image], count, rng)
+            side = math.isqrt(patches)
+            _hide_blocks(mask[image].reshape(grid or (1, side, side)), count, rng)
         left = count - int(mask[image].sum())
         shown = (
             rng.permutation(patches) if kind == "random" else rng.permutation(np.flatnonzero(~mask[image]))
@@ -78,23 +82,31 @@ def upload(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def _hide_blocks(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> None:
-    """Hide up to `count` patches of a square grid, (N,), in rectangles; single patches complete the number.
+    """Hide up to `count` patches of a grid (layers, rows, columns) in boxes; single patches complete the number.
 
     Source: blockwise masking, BEiT, arXiv:2106.08254, algorithm 1, which iBOT takes over: at least 4 patches (here also
-    at most what is left), aspect ratios log-uniform between 0.3 and 1 / 0.3.
+    at most what is left), aspect ratios log-uniform between 0.3 and 1 / 0.3; in 3D that of the depth too.
     """
-    grid = mask.reshape((math.isqrt(len(mask)),) * 2)
+    layers, rows, columns = mask.shape
     for _ in range(_BLOCK_TRIES):
         left = count - int(mask.sum())
         if left < _BLOCK_PATCHES:
             break
-        area, ratio = rng.uniform(_BLOCK_PATCHES, left), math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
-        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < height <= len(grid) and 0 < width <= len(grid):
-            top, column = rng.integers(len(grid) - height + 1), rng.integers(len(grid) - width + 1)
-            block = grid[top : top + height, column : column + width]
+        size, ratio, depth = rng.uniform(_BLOCK_PATCHES, left), _ratio(rng), 1
+        if layers > 1:
+            of_depth = _ratio(rng)
+            depth = max(round((size * of_depth**2) ** (1 / 3)), 1)
+        height, width = round(math.sqrt(size / depth * ratio)), round(math.sqrt(size / depth / ratio))
+        if depth <= layers and 0 < height <= rows and 0 < width <= columns:
+            lowest = rng.integers(layers - depth + 1) if layers > 1 else 0
+            top, column = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+            block = mask[lowest : lowest + depth, top : top + height, column : column + width]
             if (~block).sum() <= left:
                 block[:] = True
+
+
+def _ratio(rng: np.random.Generator) -> float:
+    return math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
 
 
 def hidden_patches(mask: NDArray[np.bool_], device: torch.device) -> HiddenPatches:

@@ -148,6 +148,11 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
     }
 
 
+def timm_name_of(loaded: LoadedBackbone) -> str:
+    """Return timm's name of the architecture, without the mark of what was added to it."""
+    return str(loaded.timm_config["architecture"]).removeprefix(_mark(loaded.config))
+
+
 def _mark(config: BackboneConfig) -> str:
     """Return what keeps timm from opening an architecture without what was added to it; "" for timm's own."""
     return CUBES if config.image_depth_px else SPACED if config.spacing != "off" else ""

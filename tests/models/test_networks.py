@@ -98,7 +98,7 @@ def test_the_head_gets_the_middle_of_the_image_when_asked() -> None:
 
     ones = torch.zeros(1, 64, 64)
     ones[0] = torch.eye(64)
-    weights = central_mean(ones)[0].view(8, 8)  # SD: one patch
+    weights = central_mean(ones, (1, 8, 8))[0].view(8, 8)  # SD: one patch
     assert weights.sum().item() == pytest.approx(1.0, abs=1e-6)
     assert (weights[3, 3] / weights[3, 5]).item() == pytest.approx(math.exp((1.5**2 - 0.5**2) / 2), rel=1e-5)
     assert torch.allclose(weights, weights.flip(0))

@@ -232,7 +232,9 @@ def test_a_masked_autoencoder_is_shown_the_stated_share_of_patches(
     backbone, seen = networks.student.backbone, []
     encode = backbone.encode_visible
     monkeypatch.setattr(
-        backbone, "encode_visible", lambda images, keep: seen.append(keep.shape) or encode(images, keep)
+        backbone,
+        "encode_visible",
+        lambda images, keep, *told: seen.append(keep.shape) or encode(images, keep),
     )
     objective(networks, batch())
     assert seen == [(8, shown)]  # of the 2 x 2 patches of 8 images

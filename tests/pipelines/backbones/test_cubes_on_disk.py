@@ -8,9 +8,10 @@ import pytest
 import timm
 import torch
 
-from models.backbone import Backbone, build_backbone
+from models.backbone import Backbone, BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
+from pipelines.backbones.warm_start import load_first_weights, resolved
 
 CUBES = BackboneConfig(
     arch="custom",
@@ -88,3 +89,45 @@ def test_the_random_twin_has_the_same_architecture_and_other_weights(one) -> Non
 def test_timm_refuses_what_it_would_read_wrong(one) -> None:
     with pytest.raises(RuntimeError, match="dinox_"):
         timm.create_model(f"local-dir:{one[1]}", pretrained=True)
+
+
+def flat_weights(folder: Path, **changes: object) -> Backbone:
+    flat = dataclasses.replace(CUBES, image_depth_px=0, patch_depth_px=0, **changes)  # type: ignore[arg-type]
+    return saved(flat, folder)
+
+
+@pytest.mark.parametrize("arch", ["weights", "custom"])
+def test_a_3d_recipe_begins_with_the_tokens_of_2d_weights(arch: str, tmp_path: Path) -> None:
+    flat = flat_weights(tmp_path / "flat")
+    first = {"weights": str(tmp_path / "flat"), "inflate": "averaged"}
+    recipe = dataclasses.replace(CUBES, **first)  # type: ignore[arg-type]
+    if arch == "weights":
+        recipe = BackboneConfig(arch="weights", image_px=12, image_depth_px=8, patch_depth_px=2, **first)
+    config = resolved(recipe)
+    assert config == dataclasses.replace(CUBES, inflated=True, **first)  # type: ignore[arg-type]
+    backbone = build_backbone(config).eval().requires_grad_(False)
+    backbone.mean, backbone.std = (0.5,), (0.2,)
+    load_first_weights(backbone, config)
+    gray = torch.rand(2, 12, 12)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (flat.mean, flat.std))
+    wanted = flat((gray[:, None] - mean) / std)
+    found = backbone(((gray - 0.5) / 0.2)[:, None, None].repeat(1, 1, 8, 1, 1))
+    torch.testing.assert_close(found.class_token, wanted.class_token, atol=1e-5, rtol=0)
+    save_backbone(tmp_path / "cube", backbone, config, {})
+    again = resolved(dataclasses.replace(recipe, weights=str(tmp_path / "cube"), spacing="tokens"))
+    assert again.inflated  # weights of a 3D network stay what they are
+    warm = build_backbone(again).eval().requires_grad_(False)
+    load_first_weights(warm, again)
+    cubes = torch.randn(2, 1, 8, 12, 12)
+    told = warm(cubes, spacing_mm=torch.tensor([[1.0, 0.5, 0.5], [3.0, 0.5, 0.5]]))
+    assert torch.equal(told.patch_tokens, backbone(cubes).patch_tokens)
+
+
+def test_2d_recipes_refuse_3d_weights_and_3d_ones_a_stem_that_reads_a_slice(tmp_path: Path) -> None:
+    saved(CUBES, tmp_path / "cube")
+    with pytest.raises(BackboneError, match="reads cubes of 8 voxels along z; set image_depth_px"):
+        resolved(BackboneConfig(arch="weights", weights=str(tmp_path / "cube"), image_px=12))
+    flat_weights(tmp_path / "stem", stem="whitened")
+    cube = dataclasses.replace(CUBES, weights=str(tmp_path / "stem"))
+    with pytest.raises(BackboneError, match="no linear patches"):
+        load_first_weights(build_backbone(cube), cube)
