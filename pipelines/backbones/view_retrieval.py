@@ -19,6 +19,7 @@ from models.backbone import Backbone
 from pipelines.cohort.drawn import draw_batch
 from pipelines.cohort.slices import SliceIndex
 from probes.retrieval import RetrievalResult, retrieval
+from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
 
 NetworkName = str
@@ -69,10 +70,14 @@ def sample_slices(index: SliceIndex, views: ViewConfig, at_most: int) -> SliceSa
     return SliceSample(index, rows.astype(np.int64), views)
 
 
+def render_sample(sample: SliceSample, rows: NDArray[np.int64], device: torch.device) -> Views:
+    """Render the two views of some slices: the same views at every call."""
+    return draw_batch(sample.index, rows, sample.views, _VIEW_SEED, 0).render(device, sample.views)
+
+
 def render_rows(sample: SliceSample, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Render the two views of some slices, (2, B, 3, S, S) or (2, B, 1, D, S, S): the same views at every call."""
-    drawn = draw_batch(sample.index, rows, sample.views, _VIEW_SEED, 0)
-    return drawn.render(device, sample.views).global_views
+    """Return the two views of some slices alone, (2, B, 3, S, S) or (2, B, 1, D, S, S)."""
+    return render_sample(sample, rows, device).global_views
 
 
 @torch.no_grad()
@@ -91,9 +96,10 @@ def encode_views(
     networks = {name: backbone.to(device).eval() for name, backbone in backbones.items()}
     starts = range(0, len(sample.rows), batch_size)
     for start in tqdm(starts, desc="views", unit="batch", disable=None, leave=False):
-        views = render_rows(sample, sample.rows[start : start + batch_size], device)
+        rendered = render_sample(sample, sample.rows[start : start + batch_size], device)
+        views, spacing_mm = rendered.global_views, rendered.spacing_mm.flatten(0, 1)
         for name, network in networks.items():
-            tokens = network(views.flatten(0, 1))
+            tokens = network(views.flatten(0, 1), spacing_mm=spacing_mm)
             both = {"class_token": tokens.class_token, "mean_patch": tokens.patch_tokens.mean(dim=1)}
             for token, lists in parts[name].items():
                 lists.append(both[token].unflatten(0, views.shape[:2]).float().cpu())

@@ -131,6 +131,11 @@ class PretrainConfig:
             raise ValueError(
                 f"views.size_px {self.views.size_px} and backbone.image_px {self.backbone.image_px} must be the same"
             )
+        if self.views.depth_px != self.backbone.image_depth_px:
+            raise ValueError(
+                f"views.depth_px {self.views.depth_px} and backbone.image_depth_px {self.backbone.image_depth_px} must"
+                " be the same; 0 and 0 are triplets"
+            )
         self._fit_views()
         if self.objective.pool == "roi" and (self.views.center != "point" or self.views.n_local):
             raise ValueError(

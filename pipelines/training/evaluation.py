@@ -11,7 +11,7 @@ from pipelines.backbones.view_retrieval import (
     Found,
     SliceSample,
     encode_views,
-    render_rows,
+    render_sample,
     retrieval_metrics,
     retrieve,
     sample_slices,
@@ -41,8 +41,12 @@ class RetrievalEvaluation:
         self.config, self.device = config, device
         self.teacher_tokens = np.zeros((2, 0, 0), np.float32)
 
-    def examples(self, training: SliceIndex, count: int = 4) -> torch.Tensor:
-        """Render the first view of a few slices, (B, 3, S, S); of `training` when no patient is held out."""
+    def examples(self, training: SliceIndex, count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+        """Render the first view of a few slices; of `training` when no patient is held out.
+
+        Returns:
+            Triplets (B, 3, S, S) or cubes (B, 1, D, S, S), and their spacing (B, 3).
+        """
         sample = self.sample
         if not len(sample.rows):
             sample = SliceSample(training, np.arange(len(training), dtype=np.int64), sample.views)
@@ -50,7 +54,8 @@ class RetrievalEvaluation:
         shown = min(count, n_slices)
         # The middles of equal parts, because the first slice of a series shows little.
         chosen = sample.rows[((np.arange(shown) + 0.5) / shown * n_slices).astype(np.int64)]
-        return render_rows(sample, chosen, self.device)[0]
+        views = render_sample(sample, chosen, self.device)
+        return views.global_views[0], views.spacing_mm[0]
 
     def measure(self, networks: StudentTeacher) -> dict[str, float]:
         """Return `retrieval/*` of teacher and student; empty when no patient is held out."""

@@ -131,6 +131,7 @@ def token_figures(
     views: ViewConfig,
     class_tokens: NDArray[np.float32],
     patient_ids: NDArray[np.str_],
+    spacing_mm: torch.Tensor | None = None,
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the tokens of a backbone for some views.
 
@@ -140,14 +141,15 @@ def token_figures(
         views: How they were normalized.
         class_tokens: Both views of many slices, (2, n, D); with n = 0 the map is left out.
         patient_ids: Patient of each of these slices, (n,).
+        spacing_mm: Of the views, (B, 3), for backbones that take it.
 
     Yields:
         Key and figure: class-token attention, PCA and Gram matrix of patch tokens, map of class tokens.
     """
     was_training = backbone.training
     backbone.eval()
-    patch_tokens = backbone(images).patch_tokens.float().cpu()
-    attention = class_attention(backbone, images)
+    patch_tokens = backbone(images, spacing_mm=spacing_mm).patch_tokens.float().cpu()
+    attention = class_attention(backbone, images, spacing_mm)
     backbone.train(was_training)
     mean, std = np.array(views.mean)[:, None, None], np.array(views.std)[:, None, None]
     gray = (images.float().cpu().numpy() * std + mean).clip(0, 1)[:, 1].astype(np.float32)

@@ -3,20 +3,16 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from models.backbone import Backbone, BackboneError, build_backbone
+from models.backbone import Backbone
 from models.losses.gather import world
-from models.stem import WhitenedStem
-from pipelines.backbones.folder import LoadedBackbone, open_backbone, save_backbone
-from pipelines.backbones.shipped import NETWORKS, is_box, sight_of
-from pipelines.backbones.view_retrieval import render_rows, sample_slices
-from pipelines.backbones.warm_start import first_weights, load_first_weights, resolved
+from pipelines.backbones.folder import save_backbone
+from pipelines.backbones.warm_start import first_weights, resolved
 from pipelines.cohort.drawn import DrawnBatch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
@@ -45,6 +41,7 @@ from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures, view_sheet
+from pipelines.training.first_backbone import first_backbone
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
 from pipelines.training.run_folder import RunFolder, claim_folder
@@ -127,7 +124,7 @@ class TrainingRun:
         self.plan = BatchPlan(
             len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes, mixture
         )
-        backbone, self.seen_before = _first_backbone(config, cohort, self.index, self.patients.held_out)
+        backbone, self.seen_before = first_backbone(config, cohort, self.index, self.patients.held_out)
         self.trainer = Trainer(config, device, backbone)
         self.evaluation = RetrievalEvaluation(cohort, self.patients.held_out, config, device)
         self.wrapper = self.run = run
@@ -267,9 +264,9 @@ class TrainingRun:
         if self.folder is None:
             return
         self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
-        images = self.evaluation.examples(self.index)
+        images, spacing_mm = self.evaluation.examples(self.index)
         seen = self.evaluation.teacher_tokens, self.evaluation.sample.patient_ids
-        for key, figure in token_figures(teacher, images, self.config.views, *seen):
+        for key, figure in token_figures(teacher, images, self.config.views, *seen, spacing_mm):
             self.run.log_image(figure, key, step)
         if self.config.keep_backbones:
             self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
@@ -326,6 +323,7 @@ class TrainingRun:
             "seed": self.config.seed,
             "steps": self.trainer.step,
             "mm_per_pixel": self.trainer.scale_mm if self.trainer.step else None,
+            "mm_per_slice": self.trainer.slice_mm if self.trainer.step else None,
             "window_policy": self.config.views.window.policy,
             "hu_scale": self.config.views.window.hu_scale,
         }
@@ -340,53 +338,6 @@ class TrainingRun:
         measured = self.run.stored().metrics
         figures = {name: measured[name] for name in HEADLINE if name in measured}
         self.run.log_model("backbone", folder, figures, self.config.register_as)
-
-
-def _first_backbone(
-    config: PretrainConfig, cohort: Cohort, index: SliceIndex, held_out: Sequence[str]
-) -> tuple[Backbone, Mapping[str, Sequence[str]]]:
-    """Build the backbone with its first weights; return the ids that these were trained on, {} if no one is known."""
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(config.backbone)
-    seen: Mapping[str, Sequence[str]] = {}
-    if isinstance(backbone.stem, WhitenedStem):
-        backbone.stem.fit(_first_views(config, index))
-    local_px, patch_px = config.views.local_size_px, backbone.patch_px
-    # Checked here: the patch of a timm model is known only when it is built.
-    if config.views.n_local and local_px % patch_px:
-        raise BackboneError(f"views.local_size_px {local_px} is not a multiple of the patch of {patch_px} px")
-    source = config.backbone.weights
-    if source not in ("", "timm"):
-        box = _box_network(source, cohort, held_out) if is_box(source) else None
-        seen = load_first_weights(backbone, config.backbone, box)
-        if (backbone.mean, backbone.std) != (config.views.mean, config.views.std):
-            print(
-                f"{source} was given gray values with mean {backbone.mean} and SD {backbone.std}; views.mean and"
-                f" views.std of this recipe are {config.views.mean} and {config.views.std}"
-            )
-    # Probes normalize images as in training.
-    backbone.mean, backbone.std = config.views.mean, config.views.std
-    return backbone, seen
-
-
-def _box_network(source: str, cohort: Cohort, held_out: Sequence[str]) -> LoadedBackbone:
-    """Open the first network of `shipped:NAME` that saw none of the patients who are held out here."""
-    networks = [open_backbone(f"{source}/{name}") for name in NETWORKS]
-    sight = sight_of(cohort, held_out, [one.record["trained_on"] for one in networks])
-    for number, one in enumerate(networks):
-        if len(sight.unseen(number)) == len(held_out):
-            return one
-    raise BackboneError(
-        f"every network of {source} was trained on patients that this run holds out; give holdout=half_a,"
-        " half_b or 0"
-    )
-
-
-def _first_views(config: PretrainConfig, index: SliceIndex, at_most: int = 256) -> torch.Tensor:
-    """Render views of evenly chosen training slices, (N, 3, S, S), on the CPU: the same in every process."""
-    sample, cpu = sample_slices(index, config.views, at_most), torch.device("cpu")
-    parts = np.array_split(sample.rows, max(len(sample.rows) // 32, 1))
-    return torch.cat([render_rows(sample, rows, cpu).flatten(0, 1) for rows in parts])
 
 
 def _progress(metrics: dict[str, float], verdict: Verdict) -> str:

@@ -60,7 +60,7 @@ class Trainer:
             self.networks.teacher.compile()
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
-        self.scale_mm = [np.inf, 0.0]
+        self.scale_mm, self.slice_mm = [np.inf, 0.0], [np.inf, 0.0]
         self.waited_s = 0.0
         self.clock = time.perf_counter()
 
@@ -99,6 +99,9 @@ class Trainer:
         dtype = self.networks.student.head.last.weight.dtype
         local = views.local_views.to(self.device, dtype) if views.local_views is not None else None
         batch = Batch(views.global_views.to(self.device, dtype), local, now.teacher_temp, rng)
+        if self.networks.student.backbone.takes_spacing:
+            spacing_mm, n_global = views.spacing_mm.to(self.device, dtype), len(views.global_views)
+            batch = batch._replace(spacing_mm=spacing_mm[:n_global], local_spacing_mm=spacing_mm[n_global:])
         enabled = self.autocast_dtype is not None
         if self.config.backbone.drop_path:  # torch's own draws, keyed as the masks are, from another stream.
             key = [self.config.seed, self.step, part, world()[0], _DROP_PATH]
@@ -134,8 +137,9 @@ class Trainer:
         named = {"total": terms.total, **terms.named}
         self._note_sums({f"loss/{name}": term.detach() * share for name, term in named.items()})
         self._note_sums({"views/outside_body": views.outside_body.float().mean() * share})
-        seen = views.mm_per_pixel[: len(views.global_views)]
-        self.scale_mm = [min(self.scale_mm[0], float(seen.min())), max(self.scale_mm[1], float(seen.max()))]
+        n_global = len(views.global_views)
+        self.scale_mm = _widened(self.scale_mm, views.mm_per_pixel[:n_global])
+        self.slice_mm = _widened(self.slice_mm, views.spacing_mm[:n_global, :, 0])
         self.watcher.observe(terms.seen)
 
     def _note_sums(self, values: dict[str, Tensor]) -> None:
@@ -162,7 +166,7 @@ class Trainer:
         }
         if "center" in dict(self.objective.named_buffers()):
             metrics["teacher/center_norm"] = float(self.objective.get_buffer("center").norm())
-        self.scale_mm = widest_over_ranks(self.scale_mm)
+        self.scale_mm, self.slice_mm = widest_over_ranks(self.scale_mm), widest_over_ranks(self.slice_mm)
         self.sums, self.summed, self.waited_s, self.clock = {}, 0, 0.0, time.perf_counter()
         return metrics, verdict
 
@@ -199,8 +203,8 @@ class Trainer:
             "rng": {"torch": torch.get_rng_state()},
         }
         tensors = {f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()}
-        scale_mm = widest_over_ranks(self.scale_mm)
-        return tensors, {"watch": watch_facts, "summed": self.summed, "scale_mm": scale_mm}
+        spans = {"scale_mm": widest_over_ranks(self.scale_mm), "slice_mm": widest_over_ranks(self.slice_mm)}
+        return tensors, {"watch": watch_facts, "summed": self.summed} | spans
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to the step of a checkpoint.
@@ -216,5 +220,10 @@ class Trainer:
         self.watcher.restore(on_device, facts["watch"])
         self.sums = below("sums", tensors)
         self.summed, self.scale_mm = facts["summed"], list(facts["scale_mm"])
+        self.slice_mm = list(facts.get("slice_mm", self.slice_mm))  # Checkpoints from before 3D lack it.
         torch.set_rng_state(tensors["rng/torch"])
         self.step = checkpoint.step
+
+
+def _widened(span: list[float], values: Tensor) -> list[float]:
+    return [min(span[0], float(values.min())), max(span[1], float(values.max()))]

@@ -81,7 +81,7 @@ def test_the_random_row_of_a_run_has_its_own_names_and_nobody_held_out_has_none(
     assert set(baseline) == {f"retrieval/random_top1{end}" for end in ("", "_ci_low", "_ci_high")}
     nobody = RetrievalEvaluation(small_cohort, [], config, CPU)
     assert nobody.random_baseline(trained) == nobody.measure(networks()) == {}
-    assert nobody.examples(SliceIndex(small_cohort, everyone)).shape == (4, 3, 28, 28)
+    assert nobody.examples(SliceIndex(small_cohort, everyone))[0].shape == (4, 3, 28, 28)
 
 
 def test_slices_are_spread_from_the_first_to_the_last(small_cohort: Cohort) -> None:

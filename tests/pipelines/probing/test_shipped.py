@@ -25,7 +25,7 @@ from pipelines.probing.dense import run_dense
 from pipelines.probing.readers import ProbeError, open_backbones, reader_of, readers_of
 from pipelines.probing.supervised import run_supervised
 from pipelines.training.config import PretrainConfig
-from pipelines.training.run import _first_backbone
+from pipelines.training.first_backbone import first_backbone
 from probes.heads.fitting import FitSettings
 from probes.splits import is_held_out
 from tests.pipelines.probing.test_probe_malignancy import TINY, backbone, cohort_of, noise
@@ -258,7 +258,7 @@ def test_a_training_starts_from_a_network_that_never_saw_whom_it_holds_out(cohor
         )
         config = PretrainConfig(backbone=start, views=ViewConfig(size_px=14), holdout=holdout)
         index = SliceIndex(cohort, [patient for patient in PUBLIC if patient not in held_out])
-        return _first_backbone(config, cohort, index, held_out)
+        return first_backbone(config, cohort, index, held_out)
 
     for holdout, held_out, network in (
         ("half_a", [*IN_A, OTHERS[0]], "half_a"),

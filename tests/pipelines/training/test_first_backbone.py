@@ -8,7 +8,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe
 from pipelines.training.config import PretrainConfig
-from pipelines.training.run import _first_backbone
+from pipelines.training.first_backbone import first_backbone
 
 CONFIG = load_recipe(
     PretrainConfig,
@@ -29,7 +29,7 @@ CONFIG = load_recipe(
 
 
 def first(cohort: Cohort, patients: list[str]) -> Backbone:
-    return _first_backbone(CONFIG, cohort, SliceIndex(cohort, patients), [])[0]
+    return first_backbone(CONFIG, cohort, SliceIndex(cohort, patients), [])[0]
 
 
 def test_whitening_follows_from_the_training_patients_alone(small_cohort: Cohort) -> None:

@@ -17,7 +17,7 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
-from pipelines.training.run import _first_backbone
+from pipelines.training.first_backbone import first_backbone
 
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_retrieval_at_step_0_is_that_of_the_source(tmp_path: Path, small_cohort:
         tree = {"backbone": {"arch": "weights", "weights": weights, "image_px": 64}, "views": {"size_px": 64}}
         config = load_recipe(PretrainConfig, tree | {"eval_slices": 64})
         config = dataclasses.replace(config, backbone=resolved(config.backbone))
-        backbone, seen = _first_backbone(config, small_cohort, SliceIndex(small_cohort, patients), [])
+        backbone, seen = first_backbone(config, small_cohort, SliceIndex(small_cohort, patients), [])
         assert seen == {}
         head = ProjectionHead(backbone.embed_dim, HeadConfig(prototypes=16))
         evaluation = RetrievalEvaluation(small_cohort, patients, config, CPU)
