@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from transforms.triplet import SliceTriplet as SliceTriplet, SliceTripletd as SliceTripletd
     from transforms.views.config import ViewConfig as ViewConfig
+    from transforms.views.cube_crop import RandCube as RandCube, RandCubed as RandCubed
     from transforms.views.view_crop import RandViewCropd as RandViewCropd
     from transforms.window_policy import WindowConfig as WindowConfig
 
@@ -37,6 +38,8 @@ _MODULES = {
     "NoCropError": "refusal",
     "NoduleCrop": "nodule",
     "NoduleCropd": "nodule",
+    "RandCube": "views.cube_crop",
+    "RandCubed": "views.cube_crop",
     "RandViewCropd": "views.view_crop",
     "RandWindowHU": "hounsfield",
     "RandWindowHUd": "hounsfield",

@@ -48,7 +48,7 @@ def draw_batch(
     """
     if config.is_3d:
         drawn = draw_cubes(index.frames(rows), index.keys(rows).tolist(), config, seed, step)
-        return DrawnBatch(index.read_cubes(rows, drawn), drawn)
+        return DrawnBatch(index.read_cubes(rows, drawn.places), drawn)
     triplets = index.read(rows)
     if config.neighbor_slices:
         keys = triplets.sample_keys.tolist()

@@ -12,7 +12,7 @@ from transforms.geometry import VolumeGeometry, triplet_indices, unbroken_run
 from transforms.views.batch import TripletBatch
 from transforms.views.config import ViewConfig
 from transforms.views.cube_render import CubeBatch
-from transforms.views.cubes import CubeDraws, CubeFrames
+from transforms.views.cubes import CubeFrames, CubePlaces
 
 PADDING_HU = -1024
 
@@ -134,15 +134,15 @@ class SliceIndex:
             point_yx_px=np.array(points, dtype=np.float64),
         )
 
-    def read_cubes(self, rows: NDArray[np.int64], draws: CubeDraws) -> CubeBatch:
-        """Read the raw box of every drawn cube of some slices, one behind the other."""
+    def read_cubes(self, rows: NDArray[np.int64], places: CubePlaces) -> CubeBatch:
+        """Read the raw box of every cube of some slices, one behind the other."""
         volume_ids = [self.volume_ids[volume] for volume in self.volume[rows].tolist()]
-        sizes = np.diff(draws.read_zyx, axis=-1)[..., 0].prod(axis=-1)
+        sizes = np.diff(places.read_zyx, axis=-1)[..., 0].prod(axis=-1)
         voxels = np.empty(int(sizes.sum()), dtype=np.int16)
-        middle = draws.middle_z().tolist()
+        middle = places.middle_z().tolist()
         body = np.empty((*sizes.shape, 32, 32), dtype=np.uint8)
         begin = 0
-        for view, boxes in enumerate(draws.read_zyx.tolist()):
+        for view, boxes in enumerate(places.read_zyx.tolist()):
             for b, ((z0, z1), (y0, y1), (x0, x1)) in enumerate(boxes):
                 shape = (z1 - z0, y1 - y0, x1 - x0)
                 end = begin + int(sizes[view, b])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from transforms.views.batch import OUTSIDE_BODY_SHARE, Views
 from transforms.views.config import N_GLOBAL, ViewConfig
-from transforms.views.cubes import CubeDraws
+from transforms.views.cubes import CubeDraws, CubePlaces
 from transforms.views.resample import upload
 
 Floats32 = NDArray[np.float32]
@@ -76,11 +76,11 @@ def line_weights(
     return (inside[::-1] if is_flipped else inside).astype(np.float32)
 
 
-def cube_weights(draws: CubeDraws, view: int, sample: int, shape: tuple[int, int, int]) -> list[Floats32]:
+def cube_weights(places: CubePlaces, view: int, sample: int, shape: tuple[int, int, int]) -> list[Floats32]:
     """The matrices (z, y, x) of one cube, mirrored in x where it is."""
     at = (view, sample)
-    starts, lengths, read = draws.start_zyx[at], draws.length_zyx[at], draws.read_zyx[at]
-    mirrored = (False, False, bool(draws.is_flipped[at]))
+    starts, lengths, read = places.start_zyx[at], places.length_zyx[at], places.read_zyx[at]
+    mirrored = (False, False, bool(places.is_flipped[at]))
     axes = zip(starts.tolist(), lengths.tolist(), shape, *read.T.tolist(), mirrored, strict=True)
     return [line_weights(*axis) for axis in axes]
 
@@ -104,22 +104,22 @@ def render_cubes(batch: CubeBatch, draws: CubeDraws, config: ViewConfig) -> View
         The views.
     """
     (mean,), (std,) = config.channel_mean, config.channel_std
-    shapes = config.view_shapes()[: len(draws.start_zyx)]
+    places, shapes = draws.places, config.view_shapes()
     resize = _resize_each if batch.voxels_hu.device.type == "cpu" else resize_together
-    boxes = list(_boxes(batch.voxels_hu, draws))
+    boxes = list(_boxes(batch.voxels_hu, places))
     rendered = []
     for view, shape in enumerate(shapes):
-        cubes = resize(boxes[view], [cube_weights(draws, view, b, shape) for b in range(len(boxes[view]))])
+        cubes = resize(boxes[view], [cube_weights(places, view, b, shape) for b in range(len(boxes[view]))])
         low, high = draws.window_hu[view].T.astype(np.float32)
         constant = partial(_constant, device=cubes.device)
         gray = cubes.sub_(constant(low)).mul_(constant(1 / (high - low))).clamp_(0.0, 1.0)
         rendered.append(gray.sub_(mean).mul_(1 / std)[:, None])
-    mm_per_pixel = np.sqrt(draws.spacing_mm[..., 1] * draws.spacing_mm[..., 2])
-    inside = draws.body_share(batch.body.numpy(), batch.size_hw.numpy().astype(np.int64))
+    mm_per_pixel = np.sqrt(places.spacing_mm[..., 1] * places.spacing_mm[..., 2])
+    inside = places.body_share(batch.body.numpy(), batch.size_hw.numpy().astype(np.int64))
     return Views(
         global_views=torch.stack(rendered[:N_GLOBAL]),
         local_views=torch.stack(rendered[N_GLOBAL:]) if rendered[N_GLOBAL:] else None,
-        spacing_mm=torch.from_numpy(draws.spacing_mm.astype(np.float32)),
+        spacing_mm=torch.from_numpy(places.spacing_mm.astype(np.float32)),
         mm_per_pixel=torch.from_numpy(mm_per_pixel.astype(np.float32)),
         outside_body=torch.from_numpy(inside < OUTSIDE_BODY_SHARE),
         window_hu=torch.from_numpy(draws.window_hu.astype(np.float32)),
@@ -130,9 +130,9 @@ def _constant(values: Floats32, device: torch.device) -> torch.Tensor:
     return upload(values, device)[:, None, None, None]
 
 
-def _boxes(voxels_hu: torch.Tensor, draws: CubeDraws) -> Iterator[list[torch.Tensor]]:
+def _boxes(voxels_hu: torch.Tensor, places: CubePlaces) -> Iterator[list[torch.Tensor]]:
     """The boxes (z, y, x) of each view's samples, as parts of the flat voxels."""
-    shapes = np.diff(draws.read_zyx, axis=-1)[..., 0]
+    shapes = np.diff(places.read_zyx, axis=-1)[..., 0]
     ends = shapes.prod(axis=-1).cumsum().reshape(shapes.shape[:2])
     begin = 0
     for own_shapes, own_ends in zip(shapes.tolist(), ends.tolist(), strict=True):

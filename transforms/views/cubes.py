@@ -51,8 +51,8 @@ class CubeFrames:
 
 
 @dataclass(frozen=True, slots=True)
-class CubeDraws:
-    """Every random choice of V cubes (global first) of B samples, and what they read.
+class CubePlaces:
+    """Where V cubes (global first) of B samples lie, and what they read.
 
     Attributes:
         start_zyx: Where each cube begins, in voxel edges (the volume runs from 0 to Z, 0 to Y, 0 to X), (V, B, 3).
@@ -60,7 +60,6 @@ class CubeDraws:
         read_zyx: First voxel, and one past the last, of the box that it reads, (V, B, 3, 2).
         spacing_mm: Sides of its own voxels, (V, B, 3).
         is_flipped: Mirrored left to right, (V, B).
-        window_hu: Lower and upper edges in true HU, (V, B, 2).
     """
 
     start_zyx: Floats
@@ -68,7 +67,6 @@ class CubeDraws:
     read_zyx: Ints
     spacing_mm: Floats
     is_flipped: NDArray[np.bool_]
-    window_hu: Floats
 
     def middle_z(self) -> Ints:
         """Slice at the middle of each cube, or the one repeated there, (V, B)."""
@@ -80,6 +78,19 @@ class CubeDraws:
         boxes = np.concatenate([self.start_zyx[..., 1:], self.length_zyx[..., 1:]], axis=-1)
         shares = [body_share(box[None], cells, size_hw)[0] for box, cells in zip(boxes, body, strict=True)]
         return np.stack(shares)
+
+
+@dataclass(frozen=True, slots=True)
+class CubeDraws:
+    """Every random choice of V cubes of B samples.
+
+    Attributes:
+        places: Where they lie.
+        window_hu: Lower and upper edges in true HU, (V, B, 2).
+    """
+
+    places: CubePlaces
+    window_hu: Floats
 
 
 def draw_cubes(
@@ -100,12 +111,10 @@ def draw_cubes(
     n_views = N_GLOBAL + config.n_local
     crop = keyed_uniforms(sample_keys, seed, step, "crop", (n_views, UNIFORMS_PER_CROP))
     window_hu = keyed_windows(config.window, sample_keys, seed, step, n_views)
-    return place_cubes(config, crop, N_GLOBAL, frames, window_hu)
+    return CubeDraws(place_cubes(config, crop, N_GLOBAL, frames), window_hu)
 
 
-def place_cubes(
-    config: ViewConfig, uniforms: Floats, n_global: int, frames: CubeFrames, window_hu: Floats
-) -> CubeDraws:
+def place_cubes(config: ViewConfig, uniforms: Floats, n_global: int, frames: CubeFrames) -> CubePlaces:
     """Place the cubes of all views: global views first, local views behind them.
 
     Args:
@@ -113,10 +122,9 @@ def place_cubes(
         uniforms: (V, B, UNIFORMS_PER_CROP) in [0, 1).
         n_global: How many of the V views are global.
         frames: The B slices.
-        window_hu: Window of each view, (V, B, 2).
 
     Returns:
-        The draws.
+        The places.
     """
     slices = SliceFrames(frames.size_hw, frames.spacing_mm[:, 1:], frames.body, frames.point_yx_px)
     # Crops of the bilinear kernel lie anywhere.
@@ -135,13 +143,12 @@ def place_cubes(
     length_zyx = np.concatenate([depth[..., None], boxes[..., 2:]], axis=-1)
     low = np.pad(frames.run_z[:, :1], [(0, 0), (0, 2)])
     high = np.concatenate([frames.run_z[:, 1:] + 1, frames.size_hw], axis=-1)
-    return CubeDraws(
+    return CubePlaces(
         start_zyx=start_zyx,
         length_zyx=length_zyx,
         read_zyx=_read(start_zyx, length_zyx, shapes[: len(boxes), None], low, high),
         spacing_mm=np.concatenate([depth_mm[..., None], sides_mm], axis=-1) / shapes[: len(boxes), None],
         is_flipped=crop_flips(config, uniforms),
-        window_hu=window_hu,
     )
 
 

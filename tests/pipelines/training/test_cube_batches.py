@@ -64,7 +64,7 @@ def test_a_cube_holds_the_voxels_of_its_volume(small_cohort: Cohort) -> None:
     assert isinstance(batch, DrawnBatch)
     begin = 0
     rows = BatchPlan(len(index), 4, 1, seed=5).rows(0)
-    for view in batch.draws.read_zyx:  # type: ignore[union-attr]
+    for view in batch.draws.places.read_zyx:  # type: ignore[union-attr]
         for row, box in zip(rows, view, strict=True):
             volume = small_cohort.volume(index.volume_ids[index.volume[row]])
             wanted = volume[tuple(slice(*ends) for ends in box)]

@@ -32,11 +32,11 @@ def frames_at(shape, spacing_mm, slices, points=None, gaps=()):
 
 def read(volume_hu, frames, draws):
     """The raw boxes of drawn cubes, one by one."""
-    boxes = [volume_hu[tuple(slice(*ends) for ends in box)] for view in draws.read_zyx for box in view]
+    boxes = [volume_hu[tuple(slice(*ends) for ends in box)] for view in draws.places.read_zyx for box in view]
     n = len(frames.z)
     return CubeBatch(
         voxels_hu=torch.from_numpy(np.concatenate([box.ravel() for box in boxes])),
-        body=torch.full((len(draws.read_zyx), n, 32, 32), 2, dtype=torch.uint8),
+        body=torch.full((len(draws.places.read_zyx), n, 32, 32), 2, dtype=torch.uint8),
         size_hw=torch.from_numpy(frames.size_hw),
         sample_keys=torch.arange(n),
     )
@@ -111,9 +111,13 @@ def test_cubes_are_those_of_a_naive_loop(config, spacing_mm):
             run = (0, 8) if z <= 8 else (9, 13)
             expected = volume.astype(float)
             for axis, ends in enumerate((run, (0, 69), (0, 63))):
-                line = draws.start_zyx[view, b, axis], draws.length_zyx[view, b, axis], shape[axis]
+                line = (
+                    draws.places.start_zyx[view, b, axis],
+                    draws.places.length_zyx[view, b, axis],
+                    shape[axis],
+                )
                 expected = naive_line(expected, axis, *line, *ends)
-            if draws.is_flipped[view, b]:
+            if draws.places.is_flipped[view, b]:
                 expected = expected[..., ::-1]
             np.testing.assert_allclose(all_views[view][b, 0].numpy(), gray(expected), atol=1e-5)
 
@@ -126,7 +130,8 @@ def test_the_form_for_a_gpu_shows_the_same(config):
     views = render_cubes(read(volume, frames, draws), draws, config).global_views
     for view, shape in enumerate(config.view_shapes()[:2]):
         boxes = [
-            torch.from_numpy(volume[tuple(slice(*ends) for ends in box)]) for box in draws.read_zyx[view]
+            torch.from_numpy(volume[tuple(slice(*ends) for ends in box)])
+            for box in draws.places.read_zyx[view]
         ]
-        together = resize_together(boxes, [cube_weights(draws, view, b, shape) for b in range(3)])
+        together = resize_together(boxes, [cube_weights(draws.places, view, b, shape) for b in range(3)])
         np.testing.assert_allclose(gray(together.numpy()), views[view, :, 0].numpy(), atol=1e-5)
