@@ -1,5 +1,7 @@
 """Cubes against a naive loop, and against objects whose place is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,145 @@ def test_the_form_for_a_gpu_shows_the_same(config):
         ]
         together = resize_together(boxes, [cube_weights(draws.places, view, b, shape) for b in range(3)])
         np.testing.assert_allclose(gray(together.numpy()), views[view, :, 0].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("center", ["body", "uniform", "lung", "point"])
+def test_a_cube_lies_within_the_thickness_of_its_slice_and_inside_it(center):
+    config = ViewConfig(
+        size_px=10, depth_px=10, fov_mm=(8.0, 40.0), center=center, center_jitter_mm=2.0, **PLAIN
+    )
+    slices = [0, 3, 9] * 40
+    points = [(30.0, 20.0)] * len(slices)
+    places = draw_cubes(
+        frames_at((10, 60, 50), (3.0, 0.9, 0.8), slices, points), list(range(120)), config, 1, 0
+    ).places
+    middle = places.start_zyx + places.length_zyx / 2
+    inside_slice = middle[..., 0] - slices
+    assert ((inside_slice >= 0) & (inside_slice < 1)).all()
+    assert inside_slice.min() < 0.05
+    assert inside_slice.max() > 0.95
+    assert (places.middle_z() == slices).all()
+    assert (places.start_zyx[..., 1:] > -1e-9).all()
+    assert (places.start_zyx[..., 1:] + places.length_zyx[..., 1:] < np.array([60, 50]) + 1e-9).all()
+    is_shared = center in ("lung", "point")
+    assert np.allclose(inside_slice[0], inside_slice[1]) == is_shared
+    if center == "point":
+        # Where the cube is not pushed back into the slice, its middle is the point, moved by at most the jitter.
+        free = places.length_zyx[..., 2] * 0.8 < 30
+        off_mm = np.abs(middle[..., 1:] - 0.5 - points[0]) * (0.9, 0.8)
+        assert off_mm[free].max() <= 2.0
+        assert off_mm[free].max() > 1.8
+
+
+def test_extents_in_mm_fill_their_ranges_per_axis_and_views_share_a_scale_where_asked():
+    keys, slices = list(range(200)), [5] * 200
+    frames = frames_at((40, 200, 200), (2.0, 0.7, 0.8), slices)
+    isotropic = ViewConfig(size_px=10, depth_px=5, fov_mm=(8.0, 40.0), **PLAIN)
+    spacing_mm = draw_cubes(frames, keys, isotropic, 1, 0).places.spacing_mm
+    np.testing.assert_allclose(spacing_mm, spacing_mm[..., :1].repeat(3, axis=-1))
+    fov_mm = spacing_mm[..., 1] * 10
+    assert 8 <= fov_mm.min() < 8.5
+    assert 38 < fov_mm.max() <= 40
+    assert abs(np.median(np.log(fov_mm)) - np.log(8 * 40) / 2) < 0.15  # log-uniform
+
+    free = replace(isotropic, depth_mm=(4.0, 12.0))
+    spacing_mm = draw_cubes(frames, keys, free, 1, 0).places.spacing_mm
+    depth_mm = spacing_mm[..., 0] * 5
+    assert 4 <= depth_mm.min() < 4.2
+    assert 11.5 < depth_mm.max() <= 12
+    assert abs(np.corrcoef(depth_mm.ravel(), spacing_mm[..., 1].ravel())[0, 1]) < 0.2
+    assert not np.allclose(depth_mm[0], depth_mm[1])
+
+    shared = replace(free, shared_scale=True, n_local=2, local_size_px=4, local_depth_px=3)
+    spacing_mm = draw_cubes(frames, keys, shared, 1, 0).places.spacing_mm
+    np.testing.assert_allclose(spacing_mm, spacing_mm[:1].repeat(4, axis=0))
+
+
+@pytest.mark.parametrize("center", ["body", "lung"])
+def test_local_cubes_lie_along_the_first_global_one(center):
+    config = replace(CUBES["local"], center=center)
+    slices = [10] * 100
+    places = draw_cubes(
+        frames_at((20, 100, 90), (2.0, 0.7, 0.8), slices), list(range(100)), config, 1, 0
+    ).places
+    begin = places.start_zyx[2:] - places.start_zyx[0]
+    end = begin + places.length_zyx[2:] - places.length_zyx[0]
+    axes = slice(0, 3) if center == "lung" else slice(0, 1)
+    assert (begin[..., axes] > -1e-9).all()
+    assert (end[..., axes] < 1e-9).all()
+    assert begin[..., 0].min() < 0.3  # anywhere along it, in voxels
+    assert end[..., 0].max() > -0.3
+    assert (begin[..., 2].min() < -1) == (center == "body")
+
+
+def test_a_sample_has_the_same_cubes_in_any_batch_and_others_at_another_step():
+    frames = frames_at((20, 100, 90), (2.0, 0.7, 0.8), [3, 10, 18])
+    alone = frames_at((20, 100, 90), (2.0, 0.7, 0.8), [10])
+    config = CUBES["local"]
+    together, one = draw_cubes(frames, [7, 8, 9], config, 1, 5), draw_cubes(alone, [8], config, 1, 5)
+    for name in ("start_zyx", "length_zyx", "read_zyx", "spacing_mm", "is_flipped"):
+        assert np.array_equal(getattr(together.places, name)[:, 1:2], getattr(one.places, name))
+    assert np.array_equal(together.window_hu[:, 1:2], one.window_hu)
+    for seed, step, key in ((2, 5, 8), (1, 6, 8), (1, 5, 9)):
+        other = draw_cubes(alone, [key], config, seed, step)
+        assert not np.array_equal(other.places.start_zyx, one.places.start_zyx)
+
+
+def test_a_mirrored_cube_is_the_other_one_from_right_to_left():
+    volume = np.random.default_rng(0).integers(-1000, 1000, (14, 70, 64)).astype(np.int16)
+    config, frames = CUBES["flat"], frames_at((14, 70, 64), (1.0, 1.0, 1.0), [6])
+    draws = draw_cubes(frames, [3], config, 1, 0)
+    turned = replace(draws, places=replace(draws.places, is_flipped=~draws.places.is_flipped))
+    batch = read(volume, frames, draws)
+    assert torch.equal(
+        render_cubes(batch, turned, config).global_views,
+        render_cubes(batch, draws, config).global_views.flip(-1),
+    )
+    half = draw_cubes(
+        frames_at((14, 70, 64), (1.0, 1.0, 1.0), [6] * 200), list(range(200)), CUBES["isotropic"], 1, 0
+    )
+    assert 0.4 < half.places.is_flipped.mean() < 0.6
+
+
+def test_windows_and_normalization_are_those_of_triplets_and_outside_the_body_is_noticed():
+    config = ViewConfig(
+        size_px=6, depth_px=4, extent="mm", fov_mm=(9.0, 9.0), mean=(0.1, 0.2, 0.6), std=(0.2, 0.3, 0.4)
+    )
+    volume = np.full((9, 40, 40), -850, np.int16)
+    frames = frames_at(volume.shape, (2.0, 1.0, 1.0), [3, 4])
+    draws = draw_cubes(frames, [0, 1], config, 0, 0)
+    batch = read(volume, frames, draws)
+    views = render_cubes(batch, draws, config)
+    for view in range(2):
+        for b in range(2):
+            low, high = draws.window_hu[view, b]
+            expected = ((-850 - low) / (high - low) - 0.3) / 0.3
+            np.testing.assert_allclose(views.global_views[view, b].numpy(), expected, atol=1e-5)
+    assert not views.outside_body.any()
+    nowhere = render_cubes(replace(batch, body=torch.zeros_like(batch.body)), draws, config)
+    assert nowhere.outside_body.all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"extent": "fraction"}, r"have extent=mm alone, got fraction"),
+        ({"neighbor_slices": 1}, "have neighbor_slices=0 alone, got 1"),
+        ({"color_jitter": (0.2, 0.2)}, "have color_jitter"),
+        ({"gaussian_blur": (0.0, 1.0)}, "have gaussian_blur"),
+        ({"window": WindowConfig(policy="ranges")}, "fills three channels; cubes have one"),
+        ({"n_local": 2}, "local cubes need n_local and local_depth_px, got 2 and 0"),
+        ({"local_depth_px": 2}, "local cubes need n_local and local_depth_px, got 0 and 2"),
+        ({"depth_mm": (3.0, 2.0)}, "depth_mm must be a range"),
+        ({"depth_px": -1}, "depth_px must be 0 .* or more voxels, got -1"),
+        ({"depth_px": 0, "depth_mm": (2.0, 3.0)}, "depth_mm is of cubes: set depth_px"),
+        (
+            {"shared_scale": True, "n_local": 1, "local_size_px": 4, "local_depth_px": 9},
+            "would show more than those; make local_depth_px smaller",
+        ),
+    ],
+)
+def test_settings_that_cubes_do_not_have_are_refused(given, message):
+    cubes = {"size_px": 8, "depth_px": 8, "extent": "mm"}
+    with pytest.raises(ValueError, match=message):
+        ViewConfig(**cubes | given)
