@@ -1,7 +1,7 @@
 """Which way of pooling a nodule's slices keeps the information of the third dimension? One table, in the same folds."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,8 @@ from probes.statistics.metrics import auroc_difference, auroc_with_interval
 
 LEARNED = ("attention_z", "planes")
 """Aggregators with parameters of their own; the others are pooled once and read by `LinearProbe`."""
+VOLUMETRIC, VOLUMETRIC_RANDOM = "volumetric", "volumetric_random"
+"""Rows of one vector a nodule from a 3D network that sees its cube at once, and from that network's random twin."""
 ATTENTION_CENTER = "attention_center"
 """Row of the network of `attention_z` trained on the center slice alone: what it gains without any neighbor."""
 
@@ -110,11 +112,13 @@ class AggregationPart:
         slices: Slices along z, the same range in mm for each nodule.
         folds: Training and test rows.
         planes: Axial, coronal and sagittal tokens (N, 3, D) of the same nodules: adds the row `planes`.
+        vectors: Of the same nodules, by row, (N, D) each: `volumetric` and `volumetric_random`.
     """
 
     slices: SliceTokens
     folds: Pairs
     planes: SliceTokens | None = None
+    vectors: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def compare_aggregators(
@@ -143,8 +147,9 @@ def compare_aggregators(
     Returns:
         One row per aggregator: AUROC with interval over patients; its difference against `center` with interval, p of
         the paired bootstrap and of clustered DeLong, and p after Holm's correction over the rows. `attention_center`
-        is a reference as `center` is, outside that correction; in the row of `attention_z` the columns
-        `minus_own_center` and `own_center_p` are the paired difference against it.
+        and `volumetric_random` are references as `center` is, outside that correction: `minus_own_center` and
+        `minus_random`, with `own_center_p` and `random_p`, are the paired differences of `attention_z` and
+        `volumetric` against them.
 
     Raises:
         UnmeasurableError: As `probes.heads.linear.cross_fit`.
@@ -173,6 +178,14 @@ def compare_aggregators(
         scores[name] = pooled(found)
         if alone:
             scores[ATTENTION_CENTER] = pooled(alone)
+    for row in parts[0].vectors:
+        found = [
+            cross_fit(
+                partial(LinearProbe, seed=seed), part.vectors[row], truth, patient_ids, part.folds, prior
+            )
+            for part in parts
+        ]
+        scores[row] = pooled(found)
     return _table(scores, truth, np.asarray(patient_ids))
 
 
@@ -186,7 +199,7 @@ def _table(all_scores: Mapping[str, Floats], truth: Ints, patients: npt.NDArray[
     tested = np.isfinite(all_scores["center"])
     y, who = truth[tested], patients[tested]
     scores = {name: score[tested] for name, score in all_scores.items()}
-    references = ("center", ATTENTION_CENTER)
+    references = ("center", ATTENTION_CENTER, VOLUMETRIC_RANDOM)
     lines: list[dict[str, str | float]] = []
     for name, score in scores.items():
         line: dict[str, str | float] = {"aggregator": name, "n_nodules": len(y)}
@@ -198,6 +211,9 @@ def _table(all_scores: Mapping[str, Floats], truth: Ints, patients: npt.NDArray[
         if name == "attention_z":
             own = auroc_difference(y, score, scores[ATTENTION_CENTER], who)
             line |= own.named("minus_own_center") | {"own_center_p": own.p}
+        if name == VOLUMETRIC and VOLUMETRIC_RANDOM in scores:
+            learned = auroc_difference(y, score, scores[VOLUMETRIC_RANDOM], who)
+            line |= learned.named("minus_random") | {"random_p": learned.p}
         lines.append(line)
     table = pd.DataFrame(lines)
     compared = ~table["aggregator"].isin(references)

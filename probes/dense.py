@@ -1,4 +1,7 @@
-"""Can the nodule be located from patch tokens? A linear probe from tokens to its mask, scored by Dice."""
+"""Can the nodule be located from patch tokens? A linear probe from tokens to its mask, scored by Dice.
+
+Masks are (N, H, W) of slices or (N, D, H, W) of cubes; what is said of pixels holds for voxels.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +14,7 @@ import pandas as pd
 import torch
 from scipy.special import logit
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, interpolate
 
 from probes.heads.fitting import as_tensor
 from probes.heads.linear import mean_and_scale
@@ -22,38 +25,41 @@ from probes.statistics.bootstrap import mean_difference, mean_with_interval
 from probes.statistics.checks import Floats, Ints, TooFewError, UnmeasurableError
 
 _CUT_NODULES = 200  # enough to choose one threshold
+_AT_ONCE = 64
 
 
 @dataclass
 class DenseProbe:
     """Logistic regression from one patch token to the share of its patch that the mask covers.
 
-    Log odds are upsampled to the mask's resolution (bilinear); the threshold maximizes the mean Dice of training
-    nodules. Fitted attributes: `coef_` (D,), `intercept_`, `mean_`, `scale_` (D,), `threshold_` in log odds.
+    Log odds are upsampled to the mask's resolution (linear along each axis); the threshold maximizes the mean Dice of
+    training nodules. Fitted attributes: `coef_` (D,), `intercept_`, `mean_`, `scale_` (D,), `threshold_` in log odds.
 
     Attributes:
         c: Inverse penalty, scikit-learn's scale.
         max_patches: Patches to train on: all that the mask touches, and as many others as fit, drawn at random.
         seed: Of that draw.
+        grid: Patches along each axis of a mask; None: a square.
     """
 
     c: float = 1e-3
     max_patches: int = 20_000
     seed: int = 0
+    grid: tuple[int, ...] | None = None
 
     def fit(self, tokens: npt.ArrayLike | Tensor, masks: npt.ArrayLike | Tensor) -> Self:
         """Learn from patch tokens and masks.
 
         Args:
-            tokens: (N, P, D), rows of patches first, P a square number.
-            masks: (N, H, W), 0 or 1, on the same field of view.
+            tokens: (N, P, D), rows of patches first, layers before rows.
+            masks: (N, H, W) or (N, D, H, W), 0 or 1, on the same field of view.
 
         Raises:
             UnmeasurableError: If tokens are not finite, or the masks hold no nodule.
             ValueError: If shapes do not match.
         """
-        x, y, grid = _checked(tokens, masks)
-        share = adaptive_avg_pool2d(y[:, None], grid).flatten(1)
+        x, y = _checked(tokens, masks, self.grid)
+        share = torch.cat([self._shares(part, x) for part in torch.split(y, _AT_ONCE)])
         touched, clear = share.flatten().nonzero()[:, 0], (share.flatten() == 0).nonzero()[:, 0]
         if not len(touched):
             raise TooFewError(f"none of the {len(y)} masks holds a nodule; there is nothing to learn")
@@ -69,30 +75,36 @@ class DenseProbe:
         weights = fit_logistic((samples - self.mean_) / self.scale_, target, penalty, start, tolerance=1e-6)
         self.coef_, self.intercept_ = weights[:-1], float(weights[-1])
         shown = np.arange(0, len(x), max(1, len(x) // _CUT_NODULES))
-        self.threshold_ = _best_threshold(
-            self.decision_function(x[shown], y.shape[1:]), y[shown].numpy() > 0.5
-        )
+        self.threshold_ = _best_threshold(self.decision_function(x[shown], y.shape[1:]), y[shown].numpy())
         return self
+
+    def _shares(self, masks: Tensor, tokens: Tensor) -> Tensor:
+        """Return the share of each patch that a mask covers, (n, P)."""
+        grid = _grid(tokens, self.grid)
+        pool: Any = adaptive_avg_pool3d if len(grid) == 3 else adaptive_avg_pool2d
+        shares: Tensor = pool(masks.float()[:, None], grid).flatten(1)
+        return shares
 
     def decision_function(
         self, tokens: npt.ArrayLike | Tensor, size: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """Log odds of nodule at each pixel, (N, H, W) for size (H, W)."""
+        """Log odds of nodule at each pixel, (N, H, W) for size (H, W), or (N, D, H, W) for (D, H, W)."""
         x = as_tensor(tokens).float()
         weights = torch.from_numpy(self.coef_ / self.scale_).float()
         offset = self.intercept_ - float((self.mean_ / self.scale_) @ self.coef_)
-        side = _side(x)
-        coarse = (x @ weights + offset).reshape(-1, 1, side, side)
-        fine = interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
+        grid = _grid(x, self.grid)
+        coarse = (x @ weights + offset).reshape(-1, 1, *grid)
+        mode = "trilinear" if len(grid) == 3 else "bilinear"
+        fine = interpolate(coarse, size=tuple(size), mode=mode, align_corners=False)
         return np.asarray(fine[:, 0].numpy())
 
     def predict(self, tokens: npt.ArrayLike | Tensor, size: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Mask of the nodule, (N, H, W) for size (H, W)."""
+        """Mask of the nodule, of the shape of `decision_function`."""
         return np.asarray(self.decision_function(tokens, size) > self.threshold_)
 
 
 def dice(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
-    """Overlap 2 |A and B| / (|A| + |B|) of each pair of masks (N, H, W), (N,); two empty masks agree and give 1."""
+    """Overlap 2 |A and B| / (|A| + |B|) of each pair of masks (N, ...), (N,); two empty masks agree and give 1."""
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape:
         raise ValueError(f"masks to compare must have one shape, got {a.shape} and {b.shape}")
@@ -105,7 +117,7 @@ def inter_reader_dice(reader_masks: Sequence[npt.ArrayLike]) -> Floats:
     """Mean Dice over all pairs of readers of each nodule, (N,); NaN where fewer than two readers drew it.
 
     Args:
-        reader_masks: One array (readers, H, W) per nodule.
+        reader_masks: One array (readers, ...) per nodule.
     """
     values = np.full(len(reader_masks), np.nan)
     for nodule, masks in enumerate(reader_masks):
@@ -129,7 +141,7 @@ def cross_fit_dice(
         UnmeasurableError: As `DenseProbe.fit`.
         ValueError: As `DenseProbe.fit`, or if a fold tests a patient that it trains on.
     """
-    x, y, _ = _checked(tokens, masks)
+    x, y = _checked(tokens, masks, probe.grid)
     patients: npt.NDArray[Any] = np.asarray(patient_ids)
     total, times = np.zeros(len(x)), np.zeros(len(x))
     for fold in folds:
@@ -140,7 +152,7 @@ def cross_fit_dice(
                 f"a fold tests {shared.size} patients that it also trains on, such as {shared[0]}"
             )
         fitted = replace(probe).fit(x[train], y[train])
-        total[test] += dice(fitted.predict(x[test], y.shape[1:]), y[test].numpy() > 0.5)
+        total[test] += dice(fitted.predict(x[test], y.shape[1:]), y[test].numpy())
         times[test] += 1
     return np.asarray(np.divide(total, times, out=np.full(len(x), np.nan), where=times > 0))
 
@@ -157,9 +169,9 @@ def dense_table(
     Args:
         rows: By name, tokens (N, P, D) of each backbone with its folds: `features`, `random_weights`, and `pixels` (the
             gray values of each patch).
-        masks: (N, H, W), 0 or 1.
+        masks: (N, H, W) or (N, D, H, W), 0 or 1.
         patient_ids: Patient of each nodule, (N,).
-        reader_masks: One array (readers, H, W) per nodule: adds the row `inter_reader`, on nodules that two readers
+        reader_masks: One array (readers, ...) per nodule: adds the row `inter_reader`, on nodules that two readers
             or more drew.
         probe: Settings; None: the defaults of `DenseProbe`.
 
@@ -205,21 +217,24 @@ def _best_threshold(log_odds: npt.NDArray[np.float32], masks: npt.NDArray[np.boo
 
 
 def _checked(
-    tokens: npt.ArrayLike | Tensor, masks: npt.ArrayLike | Tensor
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    x, y = as_tensor(tokens).float(), as_tensor(masks).float()
-    if x.ndim != 3 or y.ndim != 3 or len(x) != len(y):
+    tokens: npt.ArrayLike | Tensor, masks: npt.ArrayLike | Tensor, grid: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """Return tokens in float32 and masks as bool."""
+    x, y = as_tensor(tokens).float(), as_tensor(masks) > 0.5
+    if x.ndim != 3 or y.ndim != 1 + len(grid or (0, 0)) or len(x) != len(y):
         raise ValueError(
-            f"tokens (N, P, D) and masks (N, H, W) are needed, got {tuple(x.shape)} and {tuple(y.shape)}"
+            "tokens (N, P, D) and masks (N, H, W), or (N, D, H, W) with a grid of three, are needed, got"
+            f" {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if not bool(torch.isfinite(x).all()):
         raise UnmeasurableError("patch tokens hold NaN or infinity")
-    side = _side(x)
-    return x, y, (side, side)
+    _grid(x, grid)
+    return x, y
 
 
-def _side(tokens: Tensor) -> int:
-    side = math.isqrt(tokens.shape[1])
-    if side * side != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} patches do not form a square grid")
-    return side
+def _grid(tokens: Tensor, grid: tuple[int, ...] | None) -> tuple[int, ...]:
+    n = tokens.shape[1]
+    found = grid or (math.isqrt(n),) * 2
+    if math.prod(found) != n:
+        raise ValueError(f"{n} patches do not form a {'square grid' if grid is None else f'grid of {grid}'}")
+    return found

@@ -1,7 +1,8 @@
 """What an audit measures beside the rows of the malignancy probe."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -10,20 +11,24 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.audit import AuditConfig
+from pipelines.backbones.config import FeatureName
+from pipelines.backbones.cube_features import encode_nodule_cubes
+from pipelines.backbones.cube_tokens import CUBES_AT_ONCE
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.config import load_recipe
-from pipelines.encoders.cube_encoder import CubeEncoder, encode_places, is_cut
+from pipelines.encoders.cube_encoder import CubeEncoder, encode_cubes
 from pipelines.encoders.source import Source
+from pipelines.encoders.table import FeatureTable
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.external import FEW_SHOT_DRAWS
 from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, Place, kernel_table, pair_crops
 from pipelines.probing.malignancy import Probed
-from pipelines.probing.reading import IMAGE_PX
+from pipelines.probing.reading import IMAGE_PX, cubes_read
 from pipelines.runtime.distributed import choose_device
 from probes.identifiability import identifiability
-from probes.nodule_rays import disk_region
+from probes.nodule_rays import ball_region, disk_region
 from probes.scoring import as_pairs, permutation
 from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.estimate import Estimate, holm
@@ -61,14 +66,19 @@ class Audited:
     @property
     def reads(self) -> str:
         """What it reads of a nodule."""
-        own, first = self.config, self.probed.frozen[0].loaded
-        if isinstance(first, CubeEncoder):
-            spec = first.spec
+        own, frozen = self.config, self.probed.frozen[0]
+        of_tokens = f", {own.features}, {own.window}" if isinstance(frozen.loaded, LoadedBackbone) else ""
+        if frozen.cubes is not None and frozen.cubes.own_voxels:
+            return (
+                f"{' x '.join(map(str, frozen.cubes.spec.shape))} voxels of the volume (z, y, x){of_tokens}"
+            )
+        if frozen.cubes is not None:
+            spec = frozen.cubes.spec
             sides = " x ".join(f"{side * n:g}" for side, n in zip(spec.spacing_mm, spec.shape, strict=True))
-            return f"{sides} mm (z, y, x) at {' x '.join(f'{side:g}' for side in spec.spacing_mm)} mm"
-        if isinstance(first, LoadedBackbone):
-            return f"{own.size_mm:g} mm, {own.features}, {own.window}"
-        return "a table"
+            return (
+                f"{sides} mm (z, y, x) at {' x '.join(f'{side:g}' for side in spec.spacing_mm)} mm{of_tokens}"
+            )
+        return f"{own.size_mm:g} mm{of_tokens}" if of_tokens else "a table"
 
     def row(self, name: str = "features", stratum: str = "all") -> dict[str, float]:
         """Return a line of the probe's table; {} where there is none."""
@@ -191,7 +201,7 @@ def few_shots(config: AuditConfig, probed: Probed) -> pd.DataFrame:
 def kernel_distance(cohort: Cohort, own: ProbeConfig, loaded: Source, patients: set[str]) -> str:
     """Return how far another kernel moves the features, over the distance of two patients, or why it is not known.
 
-    Places are of lung, without a nodule: `roi` reads a disk of 10 mm there.
+    Places are of lung, without a nodule: `roi` reads a disk, in cubes a ball, of 10 mm there.
 
     Args:
         cohort: Of the pairs.
@@ -199,23 +209,32 @@ def kernel_distance(cohort: Cohort, own: ProbeConfig, loaded: Source, patients: 
         loaded: The encoder.
         patients: Who may be looked at.
     """
-    if isinstance(loaded, LoadedBackbone):
-        spec = CropSpec(size_mm=own.size_mm, out_px=loaded.backbone.image_px)
-    elif isinstance(loaded, CubeEncoder):
-        spec = CropSpec(size_mm=own.size_mm, out_px=IMAGE_PX)
-    else:
+    if isinstance(loaded, FeatureTable):
         return "not measured: a table holds no vectors of other images"
+    cubes = cubes_read(own, cohort, loaded)
+    out_px = loaded.backbone.image_px if isinstance(loaded, LoadedBackbone) else IMAGE_PX
+    spec = CropSpec(size_mm=own.size_mm, out_px=out_px)
 
     def is_readable(place: Place) -> bool:
-        return not isinstance(loaded, CubeEncoder) or is_cut(*place, loaded.spec)
+        return cubes is None or bool(replace(cubes, places=[place]).can_be_cut()[0])
 
     def network(crops: LungCrops) -> NDArray[np.float32]:
-        if isinstance(loaded, CubeEncoder):
-            return encode_places(cohort, loaded, crops.places)
-        features, px_mm = own.features, spec.mm_per_px
-        region = disk_region(len(crops.hu), spec.out_px, px_mm, DISK_MM) if features == "roi" else None
-        device, scale = choose_device(own.device), loaded.hu_scale
-        return encode(loaded.backbone, crops.hu, px_mm, own.window, features, device, scale, region=region)  # type: ignore[arg-type]
+        own_cubes = None if cubes is None else replace(cubes, places=crops.places)
+        if isinstance(loaded, CubeEncoder) and own_cubes is not None:
+            return encode_cubes(loaded, own_cubes)
+        assert isinstance(loaded, LoadedBackbone)
+        backbone, device, scale = loaded.backbone, choose_device(own.device), loaded.hu_scale
+        features: FeatureName = own.features  # type: ignore[assignment]  # a table has no backbone
+        if own_cubes is not None:
+            ball = partial(ball_region, diameter_mm=DISK_MM)
+            batches = own_cubes.batches(CUBES_AT_ONCE)
+            return encode_nodule_cubes(backbone, batches, own.window, features, device, scale, ball)
+        px_mm = spec.mm_per_px
+        region = disk_region(len(crops.hu), out_px, px_mm, DISK_MM) if features == "roi" else None
+        told = [float(row["spacing_mm"][0]) for row, _ in crops.places] if backbone.takes_spacing else None
+        return encode(
+            backbone, crops.hu, px_mm, own.window, features, device, scale, region=region, slice_mm=told
+        )
 
     crops = pair_crops(cohort, patients, spec, own.seed, is_readable)
     if crops is None:
@@ -226,7 +245,8 @@ def kernel_distance(cohort: Cohort, own: ProbeConfig, loaded: Source, patients: 
         return f"not testable: {reason}"
     few = f" ({ENOUGH_PATIENTS} are needed)" if crops.n_patients < ENOUGH_PATIENTS else ""
     value = str(moved) if isinstance(moved, Estimate) else f"{moved:.3f}"
-    read = f", read in a disk of {DISK_MM:g} mm" if own.features == "roi" else ""
+    shape = "disk" if cubes is None else "ball"
+    read = f", read in a {shape} of {DISK_MM:g} mm" if own.features == "roi" else ""
     return f"{value} of the squared distance of two patients{read}; {crops.n_patients} patients{few}"
 
 

@@ -18,7 +18,6 @@ from pipelines.audit.measures import (
     short,
 )
 from pipelines.audit.page import forest, page
-from pipelines.encoders.cube_encoder import CubeEncoder, is_flat
 from pipelines.probing.figures import few_shot_figure
 from pipelines.probing.malignancy import probe
 from pipelines.probing.readers import ProbeError
@@ -66,8 +65,8 @@ def run_audit(config: AuditConfig, run: Run) -> None:
         print(f"\n{letter}: {names}")
         tags = _Tags()
         probed = probe(own, tags, cohort, sources)
-        first = sources[0]
-        n_flat = int(is_flat(cohort, probed.nodules).sum()) if isinstance(first, CubeEncoder) else 0
+        cubes = probed.frozen[0].cubes
+        n_flat = 0 if cubes is None else int(cubes.is_flat().sum())
         note = f"no z: center slice repeated for {n_flat} of {len(probed.nodules.labels)}" if n_flat else ""
         shots = few_shots(config, probed)
         audited.append(Audited(letter, short(named[len(audited)]), own, probed, tags.tags, shots, note))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from models.backbone import Backbone, Tokens
+from models.backbone import Backbone, BackboneError, Tokens
 from pipelines.backbones.config import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import make_folder, write_atomically
 from probes.nodule_rays import NoduleRegion
@@ -32,8 +32,9 @@ def encode(
     hu_scale: float = 1.0,
     batch_size: int = 64,
     region: NoduleRegion | None = None,
+    slice_mm: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """Encode crops with a frozen backbone.
+    """Encode crops with a frozen 2D backbone; `pipelines.backbones.cube_features` reads cubes.
 
     Args:
         backbone: In evaluation mode.
@@ -46,6 +47,7 @@ def encode(
         batch_size: Images per forward pass; it limits the memory used.
         region: Mask and ring of the nodules on crops (n, 3, P, P); for `roi`, which joins mean and maximum inside the
             mask and the mean in the ring.
+        slice_mm: Distance of the slices of each of the n crops, or of all; for networks that take the spacing.
 
     Returns:
         (n, D), (n, S, D), or (n, N, D) for `patches`; D adds up over windows and kinds of token.
@@ -53,14 +55,16 @@ def encode(
     names = list(STACKED) if window == "stacked" else [window]
     backbone = backbone.to(device)
     flat = crops_hu.reshape(-1, *crops_hu.shape[-3:])
+    spacing_mm = None if slice_mm is None else _spacing_of(crops_hu, slice_mm, mm_per_px)
     rows = []
     for start in range(0, len(flat), batch_size):
         hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
+        own = slice(start, start + batch_size)
+        told = None if spacing_mm is None else spacing_mm[own].to(device)
         parts = []
         for name in names:
-            tokens = backbone(network_input(hu, backbone, name, hu_scale))
+            tokens = backbone(network_input(hu, backbone, name, hu_scale), spacing_mm=told)
             if region is not None:
-                own = slice(start, start + batch_size)
                 shares = (patch_shares(where[own], backbone.patch_px) for where in (region.mask, region.ring))
                 parts.append(inside_and_around(tokens.patch_tokens, *(share.to(device) for share in shares)))
             else:
@@ -71,11 +75,34 @@ def encode(
 
 
 def network_input(hu: torch.Tensor, backbone: Backbone, window: str, hu_scale: float = 1.0) -> torch.Tensor:
-    """Apply to HU (B, 3, S, S) a window of `named_window`, normalized as in the backbone's pretraining."""
+    """Apply a window of `named_window` to HU, normalized as in the backbone's pretraining.
+
+    Args:
+        hu: (B, 3, S, S), or of a 3D network (B, D, S, S).
+        backbone: Whose input it is.
+        window: As named.
+        hu_scale: Factor by which its pretraining multiplied HU.
+
+    Returns:
+        (B, 3, S, S), or (B, 1, D, S, S).
+
+    Raises:
+        BackboneError: If a 3D network, which has one channel, is asked for the three of `ranges`.
+    """
+    if backbone.image_depth_px and window == "ranges":
+        raise BackboneError("window=ranges is three channels, one a window; a 3D network has one channel")
     mean, std = (
-        torch.tensor(values, device=hu.device).view(3, 1, 1) for values in (backbone.mean, backbone.std)
+        torch.tensor(values, device=hu.device).view(-1, 1, 1) for values in (backbone.mean, backbone.std)
     )
-    return (named_window(hu * hu_scale, window) - mean) / std
+    gray: torch.Tensor = (named_window(hu * hu_scale, window) - mean) / std
+    return gray[:, None] if backbone.image_depth_px else gray
+
+
+def _spacing_of(crops_hu: NDArray[np.float32], slice_mm: ArrayLike, mm_per_px: float) -> torch.Tensor:
+    """Return the spacing of every triplet of crops along z, y and x, (n or n S, 3)."""
+    each = np.full((*crops_hu.shape[:-3], 3), mm_per_px, dtype=np.float32)
+    each[..., 0] = np.asarray(slice_mm, dtype=np.float32).reshape(-1, *[1] * (crops_hu.ndim - 4))
+    return torch.from_numpy(each.reshape(-1, 3))
 
 
 def patch_shares(where: NDArray[np.bool_] | torch.Tensor, patch_px: int) -> torch.Tensor:
@@ -95,15 +122,16 @@ def inside_and_around(patch_tokens: torch.Tensor, mask: torch.Tensor, ring: torc
     Returns:
         (B, 3 D). A token counts for the maximum if its share is at least half of the largest.
     """
-    inside = _weighted_mean(patch_tokens, mask)
+    inside = weighted_mean(patch_tokens, mask)
     is_inner = mask >= mask.amax(1, keepdim=True) / 2
     largest = patch_tokens.masked_fill(~is_inner[..., None], -torch.inf).amax(1)
     has_ring = ring.sum(1, keepdim=True) > 0
-    around = torch.where(has_ring, _weighted_mean(patch_tokens, ring), inside)
+    around = torch.where(has_ring, weighted_mean(patch_tokens, ring), inside)
     return torch.cat([inside, largest, around], dim=-1)
 
 
-def _weighted_mean(tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_mean(tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the mean of tokens (B, N, D) by weights (B, N), (B, D)."""
     share = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
     return torch.einsum("bn,bnd->bd", share.to(tokens.dtype), tokens)
 

@@ -1,19 +1,16 @@
-"""An encoder of HU cubes, and what it makes of the nodules of a cohort."""
+"""An encoder of HU cubes, and what it makes of those of a cohort."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from pipelines.cohort.folder import Cohort
-from pipelines.nodule.labeled import NoduleSet, center_of
-from transforms.geometry import VolumeGeometry
-from transforms.nodule_cube import CubeSpec, check_cube, cut_cube
-from transforms.refusal import NoCropError, Refusal
+from pipelines.nodule.cubes import Cubes
+from transforms.nodule_cube import CubeSpec
+from transforms.refusal import Refusal
 
 BATCH = 8
 
@@ -89,38 +86,8 @@ def turned(cubes: torch.Tensor, axcodes: str) -> torch.Tensor:
     return cubes.permute(0, *order).flip(flipped) if flipped else cubes.permute(0, *order)
 
 
-def cuts_of(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> NDArray[np.bool_]:
-    """Return whether a cube can be cut around each nodule, (n,); volumes are not read."""
-    return np.array([is_cut(*where, encoder.spec) for where in _places(cohort, nodules)])
-
-
-def is_flat(cohort: Cohort, nodules: NoduleSet) -> NDArray[np.bool_]:
-    """Return which nodules lie in a patch without a third dimension of its own, (n,)."""
-    return np.array([row["kind"] == "patch" for row, _ in _places(cohort, nodules)])
-
-
-def what_it_reads(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> NDArray[np.uint8]:
-    """Return what its features depend on beside its weights, as bytes: voxels by hash, geometry, centers, cubes."""
-    names = ("sha256", "kind", "affine_ras", "slice_offsets_mm")
-    parts = [[str(np.asarray(row[name]).tolist()) for name in names] for row, _ in _places(cohort, nodules)]
-    centers = [center for _, center in _places(cohort, nodules)]
-    return np.frombuffer(repr((encoder.spec, parts, centers)).encode(), dtype=np.uint8)
-
-
-def encode_cubes(cohort: Cohort, encoder: CubeEncoder, nodules: NoduleSet) -> Floats:
-    """Encode the cube of every nodule, each with a cube (see `cuts_of`): (n, D); raises as `encode_places`."""
-    return encode_places(cohort, encoder, list(_places(cohort, nodules)))
-
-
-def encode_places(
-    cohort: Cohort, encoder: CubeEncoder, places: Sequence[tuple[Mapping[Any, Any], list[float]]]
-) -> Floats:
-    """Encode the cubes around some points.
-
-    Args:
-        cohort: What they are cut from.
-        encoder: Its cubes.
-        places: Row of series.parquet and center in LPS mm of each cube, which can be cut (`is_cut`).
+def encode_cubes(encoder: CubeEncoder, cubes: Cubes) -> Floats:
+    """Encode cubes, each of which can be cut.
 
     Returns:
         (n, D).
@@ -129,14 +96,9 @@ def encode_places(
         EncoderError: If the encoder gives no finite vectors, or vectors of two lengths.
     """
     rows: list[Floats] = []
-    starts = range(0, len(places), BATCH)
-    for start in tqdm(starts, desc="cubes", unit=f"{BATCH} cubes", disable=None, leave=False):
-        own = places[start : start + BATCH]
-        cubes = np.stack([_cut(cohort, row, center, encoder.spec) for row, center in own])
-        affines = np.stack([encoder.spec.affine_ras(center) for _, center in own])
-        rows.append(
-            checked(encoder.network(cubes, affines), len(own), rows[0].shape[1] if rows else None, encoder)
-        )
+    for batch in cubes.batches(BATCH):
+        found = encoder.network(batch.hu, batch.affines_ras)
+        rows.append(checked(found, len(batch.hu), rows[0].shape[1] if rows else None, encoder))
     return np.concatenate(rows)
 
 
@@ -158,24 +120,3 @@ def checked(found: NDArray[Any], n: int, length: int | None, encoder: CubeEncode
             f" with HU of {encoder.spec.shape} voxels, air outside the scan included"
         )
     return found.astype(np.float32)
-
-
-def _places(cohort: Cohort, nodules: NoduleSet) -> Iterator[tuple[Mapping[Any, Any], list[float]]]:
-    """Yield the row of series.parquet and the center of each nodule."""
-    series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
-    for nodule in nodules.table.to_dict("records"):
-        yield series[str(nodule["volume_id"])], center_of(nodule)
-
-
-def is_cut(row: Mapping[Any, Any], center: list[float], spec: CubeSpec) -> bool:
-    """Return whether a cube can be cut around a point of a volume, without reading the volume."""
-    try:
-        check_cube(VolumeGeometry.from_row(row), center, spec, row["kind"] == "patch")
-    except NoCropError:
-        return False
-    return True
-
-
-def _cut(cohort: Cohort, row: Mapping[Any, Any], center: list[float], spec: CubeSpec) -> Floats:
-    volume = cohort.volume(str(row["volume_id"]))
-    return cut_cube(volume, VolumeGeometry.from_row(row), center, spec, row["kind"] == "patch")

@@ -50,6 +50,10 @@ def run_finetune(config: FinetuneConfig, run: Run) -> None:
     """
     cohort = open_cohort(config)
     backbones = open_backbones(config.backbone, config.image_px or None)
+    if backbones[0].backbone.image_depth_px or backbones[0].backbone.takes_spacing:
+        raise ProbeError(
+            f"{backbones[0].source} reads cubes or the spacing of its images; finetune trains 2D backbones that do not"
+        )
     named = f"finetune {','.join(loaded.sha256 for loaded in backbones)}"
     with claimed(config, run, named, cohort.sha256) as own:
         if own is not None:

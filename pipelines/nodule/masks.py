@@ -1,7 +1,8 @@
-"""Crops around nodules together with the masks of nodule and readers on the same pixels."""
+"""Crops and cubes around nodules together with the masks of nodule and readers on the same pixels."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort, NoNodulesError
 from pipelines.cohort.meta_volume import crop_at
+from pipelines.nodule.labeled import center_of
 from pipelines.nodule.lidc_masks import NoduleMask, consensus_mask, read_mask
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec, crop_nodule
+from transforms.nodule_cube import CubeSpec, cut_cube
 from transforms.refusal import NoCropError
 
 Row = Mapping[Hashable, Any]
-MaskSource = Literal["contours", "discs"]
+MaskSource = Literal["contours", "discs", "balls"]
+Spec = CropSpec | CubeSpec
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,12 @@ class MaskedCrops:
     Attributes:
         kept: Rows of the given table that have a crop and a mask, (n,).
         dropped: nodule_id, reason and kind of the other rows.
-        crops_hu: (n, 3, P, P) float32.
-        masks: Nodule on the middle slice, (n, P, P) bool.
-        reader_masks: One array (readers, P, P) bool per nodule; empty where no reader's own mark is known.
-        source: `contours`: readers' outlines, the nodule is what half of them hold. `discs`: the cohort has no
-            outlines; a disc of the readers' diameter replaces each.
+        crops_hu: (n, 3, P, P) float32, or cubes (n, D, P, P).
+        masks: Nodule on the middle slice, (n, P, P) bool, or in the cube, (n, D, P, P).
+        reader_masks: One array (readers, P, P) or (readers, D, P, P) bool per nodule; empty where no reader's own mark
+            is known.
+        source: `contours`: readers' outlines, the nodule is what half of them hold. `discs`, and of cubes `balls`: the
+            cohort has no outlines; a disc or ball of the readers' diameter replaces each.
     """
 
     kept: NDArray[np.int64]
@@ -41,18 +46,16 @@ class MaskedCrops:
     source: MaskSource
 
 
-def masked_crops(
-    cohort: Cohort, table: pd.DataFrame, spec: CropSpec, jitter_mm: float, seed: int
-) -> MaskedCrops:
+def masked_crops(cohort: Cohort, table: pd.DataFrame, spec: Spec, jitter_mm: float, seed: int) -> MaskedCrops:
     """Crop nodules off center with their masks.
 
-    The center of each crop is moved by up to `jitter_mm` in x and y: where all nodules lie in the middle, a network
-        that encodes only positions would find them all.
+    The center of each crop is moved by up to `jitter_mm` in x and y, of each cube in z too: where all nodules lie in the
+    middle, a network that encodes only positions would find them all.
 
     Args:
         cohort: Where volumes, marks and masks are.
         table: Labeled nodules.
-        spec: A triplet crop.
+        spec: A triplet crop, or a cube.
         jitter_mm: Largest shift along x and along y.
         seed: Of the shifts, one per nodule.
 
@@ -61,15 +64,19 @@ def masked_crops(
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     has_masks = [read_mask(cohort.root, str(nodule_id)) is not None for nodule_id in table["nodule_id"]]
-    source: MaskSource = "contours" if any(has_masks) else "discs"
+    is_3d = isinstance(spec, CubeSpec)
+    source: MaskSource = "contours" if any(has_masks) else "balls" if is_3d else "discs"
     kept, crops, masks, readers = [], [], [], []
     dropped: list[tuple[Any, str, str]] = []
     for number, nodule in enumerate(table.to_dict("records")):
         row = series[str(nodule["volume_id"])]
-        shift = np.random.default_rng([seed, number]).uniform(-jitter_mm, jitter_mm, 2)
-        center = np.array([float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]) + np.append(shift, 0.0)
+        shift = np.zeros(3)
+        shift[: 3 if is_3d else 2] = np.random.default_rng([seed, number]).uniform(
+            -jitter_mm, jitter_mm, 3 if is_3d else 2
+        )
+        center = np.array(center_of(nodule)) + shift
         try:
-            crop = crop_at(cohort, row, center, spec).hu
+            crop = _cut(cohort, row, center, spec)
         except NoCropError as error:  # moved out of a small volume
             dropped.append((nodule["nodule_id"], str(error), f"no crop beside its center ({error.kind})"))
             continue
@@ -86,27 +93,47 @@ def masked_crops(
                 -1, *own.shape
             )
         if not own.any():
-            dropped.append((nodule["nodule_id"], off := "mask does not reach the middle slice", off))
+            off = f"mask does not reach the {'cube' if is_3d else 'middle slice'}"
+            dropped.append((nodule["nodule_id"], off, off))
             continue
         kept.append(number)
         crops.append(crop)
         masks.append(own)
         readers.append(by_reader)
     if not kept:
-        raise NoNodulesError(
-            f"none of the {len(table)} nodules of cohort {cohort.root} has a mask on its middle slice"
-        )
+        where = "in its cube" if is_3d else "on its middle slice"
+        raise NoNodulesError(f"none of the {len(table)} nodules of cohort {cohort.root} has a mask {where}")
     left_out = pd.DataFrame(dropped, columns=["nodule_id", "reason", "kind"])
     return MaskedCrops(np.array(kept), left_out, np.stack(crops), np.stack(masks), readers, source)
 
 
-def disc(mark: Row, center_lps_mm: NDArray[np.float64], spec: CropSpec) -> NDArray[np.bool_]:
-    """A disc of the mark's diameter at the mark's place, on the pixels of a crop around a point, (P, P)."""
-    along = (np.arange(spec.out_px) - (spec.out_px - 1) / 2) * spec.mm_per_px
-    # Rows run to the patient's back (y), columns to the patient's left (x).
-    y = along[:, None] + center_lps_mm[1] - float(mark["y_lps_mm"])
-    x = along[None, :] + center_lps_mm[0] - float(mark["x_lps_mm"])
-    return np.asarray(np.hypot(x, y) <= float(mark["diameter_mm"]) / 2)
+def disc(mark: Row, center_lps_mm: NDArray[np.float64], spec: Spec) -> NDArray[np.bool_]:
+    """A disc of the mark's diameter at the mark's place, on the pixels of a crop around a point, (P, P).
+
+    In a cube, whose axes run to the head, the back and the patient's left, a ball, (D, P, P).
+    """
+    if isinstance(spec, CubeSpec):
+        sides = list(zip("zyx", spec.shape, spec.spacing_mm, strict=True))
+    else:
+        sides = [(axis, spec.out_px, spec.mm_per_px) for axis in "yx"]
+    away = [
+        (np.arange(n) - (n - 1) / 2) * mm + center_lps_mm["xyz".index(axis)] - float(mark[f"{axis}_lps_mm"])
+        for axis, n, mm in sides
+    ]
+    distance_mm = reduce(np.hypot, np.meshgrid(*away, indexing="ij"))
+    return np.asarray(distance_mm <= float(mark["diameter_mm"]) / 2)
+
+
+def _cut(cohort: Cohort, row: Row, center: NDArray[np.float64], spec: Spec) -> NDArray[np.float32]:
+    if not isinstance(spec, CubeSpec):
+        return crop_at(cohort, row, center, spec).hu
+    if row["kind"] == "patch":
+        raise NoCropError(
+            "patch as long as its nodule",
+            "its volume is a patch as long as the nodule, so that its ends show where the mask ends; cubes with masks"
+            " need whole series",
+        )
+    return cut_cube(cohort.volume(str(row["volume_id"])), VolumeGeometry.from_row(row), center, spec, False)
 
 
 def marks_of(annotations: pd.DataFrame, nodule: Row) -> list[dict[Hashable, Any]]:
@@ -134,9 +161,9 @@ def _outlines(
     marks: list[dict[Hashable, Any]],
     row: Row,
     center: NDArray[np.float64],
-    spec: CropSpec,
+    spec: Spec,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Nodule and readers, (P, P) and (readers, P, P); a reader without this slice drew nothing there."""
+    """Nodule and readers, such as (P, P) and (readers, P, P); a reader without this slice drew nothing there."""
     own = _crop_mask(nodule_mask, row, center, spec)
     by_reader = []
     for mark in marks:
@@ -145,7 +172,7 @@ def _outlines(
     return own, np.stack(by_reader) if by_reader else np.empty((0, *own.shape), dtype=bool)
 
 
-def _crop_mask(mask: NoduleMask, row: Row, center: NDArray[np.float64], spec: CropSpec) -> NDArray[np.bool_]:
+def _crop_mask(mask: NoduleMask, row: Row, center: NDArray[np.float64], spec: Spec) -> NDArray[np.bool_]:
     # Only the pages that the mask touches are ever made; the rest of the volume is zeros that are never written.
     geometry = VolumeGeometry.from_row(row)
     whole = np.zeros(geometry.shape, dtype=np.int16)
@@ -153,4 +180,6 @@ def _crop_mask(mask: NoduleMask, row: Row, center: NDArray[np.float64], spec: Cr
     z, y, x = (slice(int(low), int(high)) for low, high in zip(mask.start_zyx, stop, strict=True))
     inside = whole[z, y, x]
     inside[:] = mask.mask[: inside.shape[0], : inside.shape[1], : inside.shape[2]]
+    if isinstance(spec, CubeSpec):
+        return np.asarray(cut_cube(whole, geometry, center, spec, False) > 0.5)
     return np.asarray(crop_nodule(whole, geometry, center, spec).hu[1] > 0.5)

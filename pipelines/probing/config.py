@@ -73,6 +73,9 @@ class ProbeConfig(FoldedProbe):
     """`whole_slice`, as in the article: the whole slice through the nodule, resized to the input."""
     image_px: NonNegativeInt = 0
     """Input size; 0 takes the backbone's own."""
+    voxels: Literal["resampled", "own"] = "resampled"
+    """Of the cubes of a 3D backbone: size_mm in the plane and voxels as long along z as those of its pretraining, or the
+    volume's own, which are not resampled (size_mm is not read then)."""
     window: WindowName = "lung"
     features: FeatureName | TableName = "class_token"
     """Tokens of the backbone; or in its place table:FILE.parquet or .csv, vectors from elsewhere, by id or place."""
@@ -177,7 +180,7 @@ class DenseConfig(FoldedProbe):
 
     window: OneWindow = "lung"
     jitter_mm: float = 12.0
-    """Largest distance of the nodule from the middle of the crop, along x and along y."""
+    """Largest distance of the nodule from the middle of the crop, along x and along y; in cubes along z too."""
 
     def __post_init__(self) -> None:
         """Refuse a jitter that moves the nodule out of the crop."""
@@ -192,6 +195,9 @@ class DenseConfig(FoldedProbe):
 class AggregationConfig(FoldedProbe):
     """Ways of pooling the slices around each nodule, over the frozen features of one backbone."""
 
+    volumetric: str = ""
+    """A 3D backbone, named as `backbone` is, whose vector of the whole cube is one more row; of several in `backbone`
+    as many, in their order. Patients are tested that both did not see."""
     window: WindowName = "lung"
     features: NoduleFeature = "class_token"
     z_range_mm: PositiveFloat = 12.0

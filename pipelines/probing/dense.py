@@ -1,13 +1,18 @@
 """Do patch tokens show where the nodule is?"""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipelines.backbones.cube_features import encode_nodule_cubes
+from pipelines.backbones.cube_tokens import CUBES_AT_ONCE, cube_spec
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
+from pipelines.nodule.cubes import CubeBatch
 from pipelines.nodule.masks import MaskedCrops, masked_crops
 from pipelines.probing.config import DenseConfig
 from pipelines.probing.readers import open_backbones, readers_of
@@ -19,14 +24,17 @@ from pipelines.tracking.run import Run
 from probes.dense import DenseProbe, dense_table
 from transforms.hounsfield import named_window
 from transforms.nodule_crop import CropSpec
+from transforms.nodule_cube import CubeSpec
 from transforms.window_policy import ARTICLE_LUNG_HU
 
 
 def run_dense(config: DenseConfig, run: Run) -> None:
     """Cross-fit the dense probe on learned tokens, on those of random weights and on pixels, in the same folds."""
     cohort, backbones = open_cohort(config), open_backbones(config.backbone)
-    spec = CropSpec(size_mm=config.size_mm, out_px=backbones[0].backbone.image_px)
-    everyone = labeled_nodules(config, cohort, spec)
+    first = backbones[0]
+    flat = CropSpec(size_mm=config.size_mm, out_px=first.backbone.image_px)
+    spec = cube_spec(first, config.size_mm) if first.backbone.image_depth_px else flat
+    everyone = labeled_nodules(config, cohort, flat)
     crops = masked_crops(cohort, everyone.table, spec, config.jitter_mm, config.seed)
     nodules = of_rows(everyone, crops.kept, crops.dropped)
     print(
@@ -35,14 +43,15 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     )
     readers = readers_of(config.backbone, backbones, cohort, nodules.patient_ids, config.leak)
     folds = settled_folds(config, run, cohort, readers, nodules)
-    tokens = [tokens_of(config, reader.loaded, crops, spec) for reader in readers]
+    slice_mm = nodules.table["spacing_z_mm"].to_numpy(np.float64)
+    tokens = [tokens_of(config, reader.loaded, crops, spec, slice_mm) for reader in readers]
     run.set_tags({Tag.MASKS: crops.source})
     table = dense_table(
         {name: [(one[name], pairs) for one, pairs in zip(tokens, folds, strict=True)] for name in tokens[0]},
         crops.masks,
         nodules.patient_ids,
         crops.reader_masks,
-        DenseProbe(seed=config.seed),
+        DenseProbe(seed=config.seed, grid=grid_of(first, spec)),
     )
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     run.log_metrics(metrics_of(table))
@@ -50,24 +59,62 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     run.log_figure(example_figure(crops), "figures/masks.png")
 
 
+def grid_of(loaded: LoadedBackbone, spec: CropSpec | CubeSpec) -> tuple[int, ...] | None:
+    """Return the patches of a cube along z, y and x; None for slices."""
+    return loaded.backbone.grid_of(spec.shape) if isinstance(spec, CubeSpec) else None
+
+
 def tokens_of(
-    config: DenseConfig, loaded: LoadedBackbone, crops: MaskedCrops, spec: CropSpec
+    config: DenseConfig,
+    loaded: LoadedBackbone,
+    crops: MaskedCrops,
+    spec: CropSpec | CubeSpec,
+    slice_mm: NDArray[np.float64],
 ) -> dict[str, NDArray[np.float32]]:
     """Return the input of each table row, (n, N, D): tokens, tokens of random weights, gray values of patches."""
     device = choose_device(config.device)
+    networks = {"features": loaded.backbone, "random_weights": random_twin(loaded, config.seed)}
+    patch, gray = loaded.backbone.patch_px, named_window(torch.from_numpy(crops.crops_hu), config.window)
+    if isinstance(spec, CubeSpec):
+        tokens = {
+            name: encode_nodule_cubes(
+                network, _batches(crops, spec), config.window, "patches", device, loaded.hu_scale
+            )
+            for name, network in networks.items()
+        }
+        sides = (loaded.backbone.patch_depth_px, patch, patch)
+        return tokens | {"pixels": _patches_of(gray, sides).numpy()}
+    told = slice_mm if loaded.backbone.takes_spacing else None
     tokens = {
         name: encode(
-            network, crops.crops_hu, spec.mm_per_px, config.window, "patches", device, loaded.hu_scale
+            network,
+            crops.crops_hu,
+            spec.mm_per_px,
+            config.window,
+            "patches",
+            device,
+            loaded.hu_scale,
+            slice_mm=told,
         )
-        for name, network in (
-            ("features", loaded.backbone),
-            ("random_weights", random_twin(loaded, config.seed)),
-        )
+        for name, network in networks.items()
     }
-    gray = named_window(torch.from_numpy(crops.crops_hu), config.window)
-    patch = loaded.backbone.patch_px
     pixels = torch.nn.functional.unfold(gray, kernel_size=patch, stride=patch).transpose(1, 2)
     return tokens | {"pixels": pixels.numpy()}
+
+
+def _batches(crops: MaskedCrops, spec: CubeSpec) -> Iterator[CubeBatch]:
+    """Yield the cubes as they were cut; their places do not matter here."""
+    for start in range(0, len(crops.crops_hu), CUBES_AT_ONCE):
+        hu = crops.crops_hu[start : start + CUBES_AT_ONCE]
+        spacing_mm = np.tile(spec.spacing_mm, (len(hu), 1))
+        yield CubeBatch(hu, np.tile(np.eye(4), (len(hu), 1, 1)), spacing_mm, spacing_mm)
+
+
+def _patches_of(cubes: torch.Tensor, sides: tuple[int, int, int]) -> torch.Tensor:
+    """Return the voxels of each patch of cubes (n, D, P, P), (n, N, voxels), patches in the order z, y, x."""
+    for axis, side in enumerate(sides, start=1):
+        cubes = cubes.unfold(axis, side, side)
+    return cubes.flatten(4).flatten(1, 3)
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, float]:
@@ -86,13 +133,15 @@ def metrics_of(table: pd.DataFrame) -> dict[str, float]:
 
 
 def example_figure(crops: MaskedCrops, count: int = 12) -> Figure:
-    """Show crops with the outline of their masks."""
+    """Show crops, or the middle slices of cubes, with the outline of their masks."""
     shown = np.linspace(0, len(crops.kept) - 1, min(count, len(crops.kept))).astype(np.int64)
     figure = Figure(figsize=(8, 6.2), layout="constrained")
     axes = image_axes(figure, 3, 4)
     low, high = ARTICLE_LUNG_HU
     for axis, number in zip(axes.flat, shown.tolist(), strict=False):
-        axis.imshow(crops.crops_hu[number, 1], cmap="gray", vmin=low, vmax=high)
-        axis.contour(crops.masks[number], levels=[0.5], colors="tab:orange", linewidths=1)
+        hu, mask = crops.crops_hu[number], crops.masks[number]
+        at = len(hu) // 2
+        axis.imshow(hu[at], cmap="gray", vmin=low, vmax=high)
+        axis.contour(mask if mask.ndim == 2 else mask[at], levels=[0.5], colors="tab:orange", linewidths=1)
     figure.suptitle(f"masks: {crops.source}", fontsize=9)
     return figure

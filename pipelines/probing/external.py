@@ -98,7 +98,7 @@ def join_cohorts(
     first = reader.nodules
     spec = CropSpec(size_mm=config.size_mm, out_px=first.crops_hu.shape[-1])
     everyone = labeled_nodules(config, other, spec, config.input == "whole_slice", diagnosis)
-    everyone = readable(other, [reader.loaded], everyone)
+    everyone = readable(config, other, [reader.loaded], everyone)
     states = states_of(other, cohort, reader.loaded, sorted(set(everyone.patient_ids.tolist())))
     state = np.array([states[patient] for patient in everyone.patient_ids])
     is_seen = np.isin(state, SEEN)

@@ -120,7 +120,7 @@ def probe(config: ProbeConfig, run: Run, cohort: Cohort, opened: Sequence[Source
     spec = CropSpec(size_mm=config.size_mm, out_px=input_px(opened))
     diagnosis = read_diagnoses(config.diagnosis)
     nodules = labeled_nodules(config, cohort, spec, config.input == "whole_slice", diagnosis)
-    nodules = readable(cohort, opened, nodules)
+    nodules = readable(config, cohort, opened, nodules)
     report_unknown_diameters(nodules)
     aim = aim_of(config, nodules)
     nodules = aim.nodules

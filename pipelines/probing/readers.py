@@ -49,6 +49,11 @@ def open_backbones(named: str, image_px: int | None = None) -> list[LoadedBackbo
     sizes = {loaded.backbone.image_px for loaded in backbones}
     if len(sizes) > 1:
         raise ProbeError(f"cross-fitted backbones must have the same input size, got {sorted(sizes)} px")
+    depths = {loaded.backbone.image_depth_px for loaded in backbones}
+    if len(depths) > 1:
+        raise ProbeError(
+            f"cross-fitted backbones must read alike; these read cubes of {sorted(depths)} voxels along z (0: slices)"
+        )
     return backbones
 
 

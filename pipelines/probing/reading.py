@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.backbone import Backbone
+from pipelines.backbones.config import FeatureName
+from pipelines.backbones.cube_tokens import CubeTokens, cube_spec
 from pipelines.backbones.features import FeatureCache, encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.cohort.folder import Cohort
-from pipelines.encoders.cube_encoder import (
-    CubeEncoder,
-    Network,
-    cuts_of,
-    encode_cubes,
-    is_flat,
-    what_it_reads,
-)
+from pipelines.encoders.cube_encoder import CubeEncoder, Network, encode_cubes
 from pipelines.encoders.opening import open_encoder
 from pipelines.encoders.source import Source
 from pipelines.encoders.table import FeatureTable, open_table
+from pipelines.nodule.cubes import Cubes
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig, table_of
 from pipelines.probing.readers import ProbeError, open_backbones
@@ -58,6 +54,10 @@ class NoduleVectors(Protocol):
     def loaded(self) -> Source:
         """What they come from."""
 
+    @property
+    def cubes(self) -> Cubes | None:
+        """What is read of the nodules, by what reads cubes."""
+
     def learned(self) -> Floats:
         """Return the vectors."""
 
@@ -84,30 +84,51 @@ def input_px(opened: Sequence[Source]) -> int:
     return first.backbone.image_px if isinstance(first, LoadedBackbone) else IMAGE_PX
 
 
-def readable(cohort: Cohort, opened: Sequence[Source], nodules: NoduleSet) -> NoduleSet:
+def readable(config: ProbeConfig, cohort: Cohort, opened: Sequence[Source], nodules: NoduleSet) -> NoduleSet:
     """Return the nodules that can be read; those whose cube cannot be cut are left out, counted by reason.
 
     Raises:
-        ProbeError: If none is left.
+        ProbeError: If none is left, or an option does not go with what reads them.
     """
-    encoder = opened[0]
-    if not isinstance(encoder, CubeEncoder):
+    source = opened[0].source
+    cubes = cubes_read(config, cohort, opened[0], nodules)
+    if cubes is None:
+        if config.voxels == "own":
+            raise ProbeError(f"voxels=own is of 3D backbones; {source} does not read cubes so")
         return nodules
-    is_cut = cuts_of(cohort, encoder, nodules)
+    if config.input == "whole_slice":
+        raise ProbeError(f"input=whole_slice shows slices; {source} reads cubes, input=crop")
+    is_cut = cubes.can_be_cut()
     if not is_cut.any():
-        raise ProbeError(
-            f"slices are missing around every nodule, so that encoder={encoder.source} has no cube"
-        )
+        raise ProbeError(f"slices are missing around every nodule, so that {source} has no cube")
+    n_flat = int(cubes.is_flat()[is_cut].sum())
+    if config.voxels == "own":  # Scales are those of the volumes, not of size_mm.
+        nodules = replace(nodules, mm_per_px=np.sqrt(cubes.spacing_mm()[:, 1:].prod(1)))
     if not is_cut.all():
         reason = "no cube (slices are missing inside it)"
         nodules = of_rows(nodules, np.flatnonzero(is_cut), left_out(nodules, ~is_cut, reason))
-    n_flat = int(is_flat(cohort, nodules).sum())
     if n_flat:
         print(
-            f"no z: {n_flat} of {len(nodules.labels)} nodules lie in patches as long as they are; {encoder.source}"
+            f"no z: {n_flat} of {len(nodules.labels)} nodules lie in patches as long as they are; {source}"
             " gets their center slice repeated along z"
         )
     return nodules
+
+
+def cubes_read(
+    config: ProbeConfig, cohort: Cohort, loaded: Source, nodules: NoduleSet | None = None
+) -> Cubes | None:
+    """Return the cubes that an encoder of cubes or a 3D backbone reads, around no place without nodules; else None."""
+    own_voxels = config.voxels == "own"
+    if isinstance(loaded, CubeEncoder) and not own_voxels:
+        spec = loaded.spec
+    elif isinstance(loaded, LoadedBackbone) and loaded.backbone.image_depth_px:
+        spec = cube_spec(loaded, config.size_mm)
+    else:
+        return None
+    if nodules is None:
+        return Cubes(cohort, [], spec, own_voxels)
+    return Cubes.around(cohort, nodules.table, spec, own_voxels)
 
 
 def vectors_of(
@@ -134,11 +155,19 @@ def vectors_of(
     if isinstance(loaded, FeatureTable):
         return TableFeatures(loaded, nodules, [cohort, *others])
     assert isinstance(loaded, LoadedBackbone)
-    return FrozenFeatures(config, loaded, nodules)
+    cubes = cubes_read(config, cohort, loaded, nodules)
+    if cubes is None:
+        return FrozenFeatures(config, loaded, nodules)
+    twins = TWINS if config.head == "logistic" else 1
+    features: FeatureName = config.features  # type: ignore[assignment]  # a table has no backbone
+    cache = feature_cache(config)
+    return CubeTokens(loaded, cubes, nodules, config.window, features, config.device, cache, twins)
 
 
 class FrozenFeatures:
-    """Features of one backbone on the nodules of a probe, from the cache if they were computed before."""
+    """Features of one 2D backbone on the nodules of a probe, from the cache if they were computed before."""
+
+    cubes = None
 
     def __init__(self, config: ProbeConfig, loaded: LoadedBackbone, nodules: NoduleSet) -> None:
         """Find the nodules in their crops if features are computed inside them (`roi`)."""
@@ -146,6 +175,7 @@ class FrozenFeatures:
         self.twins = TWINS if config.head == "logistic" else 1
         self.mm_per_px = float(np.median(nodules.mm_per_px))
         self.cache = feature_cache(config)
+        self.slice_mm = slice_distances(loaded, nodules)
         self.region: NoduleRegion | None = None
         if config.features == "roi":
             self.region = nodule_region(nodules.crops_hu[:, 1], self.mm_per_px)
@@ -170,8 +200,14 @@ class FrozenFeatures:
 
     def _read(self, backbone: Backbone, name: str) -> Floats:
         config, scale = self.config, self.loaded.hu_scale
-        settings = {"mm_per_px": self.mm_per_px, "window": config.window, "features": config.features}
+        settings: dict[str, Any] = {
+            "mm_per_px": self.mm_per_px,
+            "window": config.window,
+            "features": config.features,
+        }
         gray = [scale, backbone.mean, backbone.std]
+        if self.slice_mm is not None:
+            settings["slice_mm"] = self.slice_mm.tolist()
         key = self.cache.key(name, self.nodules.crops_hu, gray=gray, **settings)
         found = self.cache.read(key)
         if found is None:
@@ -184,9 +220,15 @@ class FrozenFeatures:
                 choose_device(config.device),
                 scale,
                 region=self.region,
+                slice_mm=self.slice_mm,
             )
             self.cache.write(key, found)
         return found
+
+
+def slice_distances(loaded: LoadedBackbone, nodules: NoduleSet) -> NDArray[np.float64] | None:
+    """Return the distance of the slices of each nodule, (n,), which a network that takes the spacing is told."""
+    return nodules.table["spacing_z_mm"].to_numpy(np.float64) if loaded.backbone.takes_spacing else None
 
 
 class CubeFeatures:
@@ -194,7 +236,8 @@ class CubeFeatures:
 
     def __init__(self, config: ProbeConfig, loaded: CubeEncoder, cohort: Cohort, nodules: NoduleSet) -> None:
         """Encode nothing yet."""
-        self.loaded, self.cohort, self.nodules = loaded, cohort, nodules
+        self.loaded, self.nodules = loaded, nodules
+        self.cubes = Cubes.around(cohort, nodules.table, loaded.spec)
         most = TWINS if config.head == "logistic" else 1
         self.twins = 0 if loaded.random is None else min(loaded.twins, most)
         self.cache = feature_cache(config)
@@ -202,7 +245,7 @@ class CubeFeatures:
     def learned(self) -> Floats:
         """Return the features of the encoder."""
         if not self.loaded.sha256:  # Nothing says whether a function is still what it was.
-            return encode_cubes(self.cohort, self.loaded, self.nodules)
+            return encode_cubes(self.loaded, self.cubes)
         return self._read(self.loaded.network, self.loaded.sha256)
 
     def twin(self, seed: int) -> Floats:
@@ -213,10 +256,10 @@ class CubeFeatures:
         return self._read(self.loaded.random(seed), name)
 
     def _read(self, network: Network, name: str) -> Floats:
-        key = self.cache.key(name, what_it_reads(self.cohort, self.loaded, self.nodules))
+        key = self.cache.key(name, self.cubes.identity())
         found = self.cache.read(key)
         if found is None:
-            found = encode_cubes(self.cohort, replace(self.loaded, network=network), self.nodules)
+            found = encode_cubes(replace(self.loaded, network=network), self.cubes)
             self.cache.write(key, found)
         return found
 
@@ -224,6 +267,7 @@ class CubeFeatures:
 class TableFeatures:
     """Vectors of a table."""
 
+    cubes = None
     twins = 0
 
     def __init__(self, loaded: FeatureTable, nodules: NoduleSet, cohorts: Sequence[Cohort]) -> None:

@@ -263,6 +263,7 @@ class Tag(StrEnum):
 
     # Probes, export and embeddings
     PROBED = "dinox.probed", "backbones that were probed, as they were named, with commas between"
+    PROBED_VOLUMES = "dinox.probed_volumes", "3D backbones that were probed beside those, with commas between"
     PROBED_RUN = "dinox.probed_run", "runs that made these backbones, with commas between"
     PROBED_RECIPE = "dinox.probed_recipe", "recipe of the pretraining that was probed"
     BACKBONE_SHA = "dinox.backbone_sha", "SHA-256 of the backbone's weights"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.cohort.folder import Cohort
-from pipelines.encoders.cube_encoder import EncoderError, encode_cubes
+from pipelines.encoders.cube_encoder import CubeEncoder, EncoderError, encode_cubes
 from pipelines.encoders.opening import open_encoder
+from pipelines.nodule.cubes import Cubes
 from pipelines.nodule.labeled import NoduleSet, nodule_set
 from tests.conftest import MakeOnce
 from tests.pipelines.probing.test_probe_malignancy import cohort_of, probed
@@ -69,19 +70,24 @@ def nodules(cohort: Cohort) -> NoduleSet:
     return nodule_set(cohort, "given", CropSpec(size_mm=14.0, out_px=14))
 
 
+def cubes_for(encoder: CubeEncoder, cohort: Cohort, nodules: NoduleSet) -> Cubes:
+    return Cubes.around(cohort, nodules.table, encoder.spec)
+
+
 def test_a_function_gets_the_cube_its_affine_and_the_center(
     module: str, cohort: Cohort, nodules: NoduleSet
 ) -> None:
     encoder = open_encoder(f"{module}:seen")
     assert (encoder.spec.shape, encoder.spec.spacing_mm) == ((5, 9, 11), (2.0, 1.0, 1.0))
-    found = encode_cubes(cohort, encoder, nodules)
+    found = encode_cubes(encoder, cubes_for(encoder, cohort, nodules))
     number = nodules.table["patient_id"].str.removeprefix("p").astype(int).to_numpy()
     np.testing.assert_allclose(found[:, 0], 20 + 2 * 20 + 10 * 2 + 5 * number - 500, atol=0.01)
     np.testing.assert_allclose(found[:, 1:], np.tile([-20.0, -20.0, 4.0], (len(found), 1)), atol=1e-4)  # RAS
 
 
 def test_the_mean_of_tokens_is_taken(module: str, cohort: Cohort, nodules: NoduleSet) -> None:
-    assert encode_cubes(cohort, open_encoder(f"{module}:tokens"), nodules).shape == (20, 10)
+    encoder = open_encoder(f"{module}:tokens")
+    assert encode_cubes(encoder, cubes_for(encoder, cohort, nodules)).shape == (20, 10)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +102,9 @@ def test_the_mean_of_tokens_is_taken(module: str, cohort: Cohort, nodules: Nodul
 def test_what_is_no_vector_is_refused(
     name: str, sentence: str, module: str, cohort: Cohort, nodules: NoduleSet
 ) -> None:
+    encoder = open_encoder(f"{module}:{name}")
     with pytest.raises(EncoderError, match=sentence):
-        encode_cubes(cohort, open_encoder(f"{module}:{name}"), nodules)
+        encode_cubes(encoder, cubes_for(encoder, cohort, nodules))
 
 
 def test_another_shape_at_a_later_batch_is_refused(cohort: Cohort, nodules: NoduleSet, module: str) -> None:
@@ -110,7 +117,7 @@ def test_another_shape_at_a_later_batch_is_refused(cohort: Cohort, nodules: Nodu
     from dataclasses import replace
 
     with pytest.raises(EncoderError, match=r"shape \(8, 4\) for 8 cubes, and gave vectors of 3 before"):
-        encode_cubes(cohort, replace(encoder, network=network), nodules)
+        encode_cubes(replace(encoder, network=network), cubes_for(encoder, cohort, nodules))
 
 
 def test_a_function_cannot_change_what_others_see(module: str, cohort: Cohort, nodules: NoduleSet) -> None:
