@@ -161,6 +161,7 @@ def compare_aggregators(
     rows: list[AggregatorName] = ["center", *(name for name in names if name not in ("center", "planes"))]
     if all(part.planes is not None for part in parts):
         rows.append("planes")
+    truth_of_all = (truth, patient_ids, prior)
     scores: dict[str, Floats] = {}
     for name in rows:
         make: Callable[[], Probe[Any]] = partial(LinearProbe, seed=seed)
@@ -168,25 +169,34 @@ def compare_aggregators(
             make = partial(
                 AggregatorProbe, name, settings=settings or FitSettings(), seed=seed, device=device
             )
-        found, alone = [], []
-        for part in parts:
-            of = part.planes if name == "planes" and part.planes is not None else part.slices
-            shown = of if name in LEARNED else _pooled(name, of)
-            found.append(cross_fit(make, shown, truth, patient_ids, part.folds, prior))
-            if name == "attention_z":
-                alone.append(cross_fit(make, of.center(), truth, patient_ids, part.folds, prior))
-        scores[name] = pooled(found)
-        if alone:
-            scores[ATTENTION_CENTER] = pooled(alone)
-    for row in parts[0].vectors:
-        found = [
-            cross_fit(
-                partial(LinearProbe, seed=seed), part.vectors[row], truth, patient_ids, part.folds, prior
-            )
-            for part in parts
+        shown = [
+            part.planes if name == "planes" and part.planes is not None else part.slices for part in parts
         ]
-        scores[row] = pooled(found)
+        inputs = shown if name in LEARNED else [_pooled(name, one) for one in shown]
+        scores[name] = _cross_fit(make, inputs, parts, *truth_of_all)
+        if name == "attention_z":
+            centers = [one.center() for one in shown]
+            scores[ATTENTION_CENTER] = _cross_fit(make, centers, parts, *truth_of_all)
+    for row in parts[0].vectors:
+        make = partial(LinearProbe, seed=seed)
+        scores[row] = _cross_fit(make, [part.vectors[row] for part in parts], parts, *truth_of_all)
     return _table(scores, truth, np.asarray(patient_ids))
+
+
+def _cross_fit(
+    make: Callable[[], Probe[Any]],
+    inputs: Sequence[Any],
+    parts: Sequence[AggregationPart],
+    truth: Ints,
+    patient_ids: npt.ArrayLike,
+    prior: float,
+) -> Floats:
+    return pooled(
+        [
+            cross_fit(make, shown, truth, patient_ids, part.folds, prior)
+            for shown, part in zip(inputs, parts, strict=True)
+        ]
+    )
 
 
 def _pooled(name: AggregatorName, slices: SliceTokens) -> Floats:

@@ -93,7 +93,7 @@ _LIST = (
     ),
     EntryPoint(
         "probe_aggregation",
-        "slices of a nodule to one vector: center, mean, max, attention over z, planes, in one table",
+        "slices of a nodule to one vector: center, mean, max, attention over z, planes, 3D tokens",
         "pipelines.probing.config:AggregationConfig",
         "pipelines.probing.aggregation:run_aggregation",
         is_stage=True,

@@ -49,8 +49,8 @@ class MaskedCrops:
 def masked_crops(cohort: Cohort, table: pd.DataFrame, spec: Spec, jitter_mm: float, seed: int) -> MaskedCrops:
     """Crop nodules off center with their masks.
 
-    The center of each crop is moved by up to `jitter_mm` in x and y, of each cube in z too: where all nodules lie in the
-    middle, a network that encodes only positions would find them all.
+    The center of each crop is moved by up to `jitter_mm` in x and y, of each cube in z too: where all nodules lie in
+    the middle, a network that encodes only positions would find them all.
 
     Args:
         cohort: Where volumes, marks and masks are.

@@ -74,8 +74,8 @@ class ProbeConfig(FoldedProbe):
     image_px: NonNegativeInt = 0
     """Input size; 0 takes the backbone's own."""
     voxels: Literal["resampled", "own"] = "resampled"
-    """Of the cubes of a 3D backbone: size_mm in the plane and voxels as long along z as those of its pretraining, or the
-    volume's own, which are not resampled (size_mm is not read then)."""
+    """Of the cubes of a 3D backbone: `resampled` shows size_mm in the plane, voxels as long along z as those of its
+    pretraining; `own` cuts the volume's voxels as they are and reads no size_mm."""
     window: WindowName = "lung"
     features: FeatureName | TableName = "class_token"
     """Tokens of the backbone; or in its place table:FILE.parquet or .csv, vectors from elsewhere, by id or place."""

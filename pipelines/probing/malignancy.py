@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.backbones.cube_tokens import CubeTokens
 from pipelines.cohort.folder import Cohort
 from pipelines.encoders.source import Source
 from pipelines.nodule.diagnoses import read_diagnoses
@@ -43,6 +44,7 @@ from probes.evaluation import PREFIXES, evaluate_nodules, headline, matched_by_s
 from probes.heads.attentive import AttentiveProbe
 from probes.heads.mlp import MlpProbe
 from probes.scoring import Factory, Permuted, Target, score_permuted
+from probes.statistics.metrics import auroc_with_interval
 from transforms.nodule_crop import CropSpec
 
 PERMUTATIONS = 20
@@ -92,6 +94,7 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
         run.log_table(probed.answer.table(), "tables/question.csv")
         metrics |= what_is_known(config, run, cohort, nodules, inputs, found, probed.target)
     metrics |= column_metrics(config, probed.aim, inputs, found)
+    metrics |= told_others_spacing(config, probed)
     other = open_test_cohort(config, nodules)
     if other is not None:
         # Of `shipped:NAME`, whose other networks are for patients of the first cohort: `all`.
@@ -164,6 +167,28 @@ def say_what_rows_mean(run: Run, frozen: Sequence[NoduleVectors], nodules: Nodul
             print(f"leak (features hold the label): column {column} of {one.loaded.source} tells it alone")
     if not inputs.twins:
         print("no random weights: nothing here can be randomized, so nothing is said about what was learned")
+
+
+def told_others_spacing(config: ProbeConfig, probed: Probed) -> dict[str, float]:
+    """Score the features of networks that take the spacing when each nodule is told another's: a control.
+
+    Returns:
+        `probe/others_spacing_auroc` with its interval; empty where no network takes it.
+    """
+    told = [one.misinformed(config.seed) if isinstance(one, CubeTokens) else None for one in probed.frozen]
+    parts = [
+        (vectors, folds)
+        for vectors, (_, folds) in zip(told, probed.inputs.features, strict=True)
+        if vectors is not None
+    ]
+    if len(parts) < len(told):
+        return {}
+    scores = probed.target.score(parts, probe_factory(config.head, config.seed, config.device))
+    tested = np.isfinite(scores)
+    labels, patients = probed.target.labels[tested], probed.target.patient_ids[tested]
+    area = auroc_with_interval(labels, scores[tested], patients, config.n_bootstrap, config.seed)
+    print(f"told the spacing of other nodules: AUROC {area}")
+    return area.named("probe/others_spacing_auroc")
 
 
 def what_is_known(

@@ -18,7 +18,7 @@ from pipelines.probing.config import RepresentationConfig
 from pipelines.probing.figures import map_figure, spectrum_figure
 from pipelines.probing.folds import slices_of
 from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, kernel_table, kernel_text, pair_crops
-from pipelines.probing.readers import reader_of
+from pipelines.probing.readers import ProbeError, reader_of
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
@@ -60,6 +60,11 @@ _MEANING = {
 def run_representation(config: RepresentationConfig, run: Run) -> None:
     """Measure the backbone and random weights of its architecture on the same nodules and slices."""
     cohort, loaded = open_both(config)
+    if loaded.backbone.image_depth_px:
+        raise ProbeError(
+            f"{loaded.source} reads cubes; probe_representation compares slices with their neighbors, which are inside"
+            " one cube: use probe_malignancy or probe_aggregation"
+        )
     reader = reader_of(loaded, cohort, cohort.series["patient_id"].to_numpy(dtype=np.str_), "avoid")
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     nodules = of_patients(labeled_nodules(config, cohort, spec), reader.tested)

@@ -74,6 +74,11 @@ PROBES = (
         "this, minus the diameter in the image alone",
     ),
     Metric(
+        "probe/others_spacing_auroc" + CI,
+        AUROC,
+        "of a network that takes the spacing, when each nodule is told another's: a control",
+    ),
+    Metric(
         "probe/shuffled_auroc{,_lowest,_highest}" + STRATUM,
         AUROC,
         "of features fitted to permuted labels: mean of the permutations, lowest and highest",
