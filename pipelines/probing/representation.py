@@ -19,6 +19,7 @@ from pipelines.probing.figures import map_figure, spectrum_figure
 from pipelines.probing.folds import slices_of
 from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, kernel_table, kernel_text, pair_crops
 from pipelines.probing.readers import ProbeError, reader_of
+from pipelines.probing.reading import slice_distances
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
@@ -77,6 +78,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
 
     networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
     device, mm_per_px = choose_device(config.device), float(np.median(nodules.mm_per_px))
+    told = slice_distances(loaded, nodules)
     next_slice, can_move = crops_one_slice_further(cohort, nodules, spec)
     sample, _ = slices_of(loaded, cohort, reader.tested, config.slices)
     view_tokens = encode_views(sample, networks, device)
@@ -84,7 +86,16 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     features: dict[str, Features] = {}
     for name, network in networks.items():
         own = {
-            part: encode(network, crops, mm_per_px, window, config.features, device, loaded.hu_scale)
+            part: encode(
+                network,
+                crops,
+                mm_per_px,
+                window,
+                config.features,
+                device,
+                loaded.hu_scale,
+                slice_mm=told,
+            )
             for part, crops, window in (
                 ("as_is", nodules.crops_hu, config.window),
                 ("window", nodules.crops_hu, config.other_window),
@@ -106,9 +117,20 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
         run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
 
     def encoder(network: Backbone) -> Callable[[LungCrops], Features]:
-        return lambda crops: encode(
-            network, crops.hu, spec.mm_per_px, config.window, config.features, device, loaded.hu_scale
-        )
+        def encoded(crops: LungCrops) -> Features:
+            slices_mm = [float(row["spacing_mm"][0]) for row, _ in crops.places]
+            return encode(
+                network,
+                crops.hu,
+                spec.mm_per_px,
+                config.window,
+                config.features,
+                device,
+                loaded.hu_scale,
+                slice_mm=None if told is None else slices_mm,
+            )
+
+        return encoded
 
     encoders = {name: encoder(network) for name, network in networks.items()}
     moved_by_kernel(config, run, cohort, reader.tested, spec, encoders)
