@@ -231,9 +231,9 @@ def kernel_distance(cohort: Cohort, own: ProbeConfig, loaded: Source, patients: 
             return encode_nodule_cubes(backbone, batches, own.window, features, device, scale, ball)
         px_mm = spec.mm_per_px
         region = disk_region(len(crops.hu), out_px, px_mm, DISK_MM) if features == "roi" else None
-        told = [float(row["spacing_mm"][0]) for row, _ in crops.places] if backbone.takes_spacing else None
+        slice_mm = [float(row["spacing_mm"][0]) for row, _ in crops.places]
         return encode(
-            backbone, crops.hu, px_mm, own.window, features, device, scale, region=region, slice_mm=told
+            backbone, crops.hu, px_mm, own.window, features, device, scale, region=region, slice_mm=slice_mm
         )
 
     crops = pair_crops(cohort, patients, spec, own.seed, is_readable)

@@ -47,7 +47,7 @@ def encode(
         batch_size: Images per forward pass; it limits the memory used.
         region: Mask and ring of the nodules on crops (n, 3, P, P); for `roi`, which joins mean and maximum inside the
             mask and the mean in the ring.
-        slice_mm: Distance of the slices of each of the n crops, or of all; for networks that take the spacing.
+        slice_mm: Distance of the slices of each of the n crops, or of all; networks that take the spacing need it.
 
     Returns:
         (n, D), (n, S, D), or (n, N, D) for `patches`; D adds up over windows and kinds of token.
@@ -55,15 +55,17 @@ def encode(
     names = list(STACKED) if window == "stacked" else [window]
     backbone = backbone.to(device)
     flat = crops_hu.reshape(-1, *crops_hu.shape[-3:])
-    spacing_mm = None if slice_mm is None else _spacing_of(crops_hu, slice_mm, mm_per_px)
+    spacing_mm = None
+    if backbone.takes_spacing and slice_mm is not None:
+        spacing_mm = _spacing_of(crops_hu, slice_mm, mm_per_px)
     rows = []
     for start in range(0, len(flat), batch_size):
         hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
         own = slice(start, start + batch_size)
-        told = None if spacing_mm is None else spacing_mm[own].to(device)
+        told = {} if spacing_mm is None else {"spacing_mm": spacing_mm[own].to(device)}
         parts = []
         for name in names:
-            tokens = backbone(network_input(hu, backbone, name, hu_scale), spacing_mm=told)
+            tokens = backbone(network_input(hu, backbone, name, hu_scale), **told)
             if region is not None:
                 shares = (patch_shares(where[own], backbone.patch_px) for where in (region.mask, region.ring))
                 parts.append(inside_and_around(tokens.patch_tokens, *(share.to(device) for share in shares)))

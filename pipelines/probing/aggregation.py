@@ -227,7 +227,6 @@ def _encode(
     slice_mm: float,
 ) -> NDArray[np.float32]:
     mm_per_px = config.size_mm / loaded.backbone.image_px
-    told = slice_mm if loaded.backbone.takes_spacing else None
     return encode(
         loaded.backbone,
         crops_hu,
@@ -236,5 +235,5 @@ def _encode(
         config.features,
         device,
         loaded.hu_scale,
-        slice_mm=told,
+        slice_mm=slice_mm,
     )

@@ -84,7 +84,6 @@ def tokens_of(
         }
         sides = (loaded.backbone.patch_depth_px, patch, patch)
         return tokens | {"pixels": _patches_of(gray, sides).numpy()}
-    told = slice_mm if loaded.backbone.takes_spacing else None
     tokens = {
         name: encode(
             network,
@@ -94,7 +93,7 @@ def tokens_of(
             "patches",
             device,
             loaded.hu_scale,
-            slice_mm=told,
+            slice_mm=slice_mm,
         )
         for name, network in networks.items()
     }

@@ -175,7 +175,6 @@ class FrozenFeatures:
         self.twins = TWINS if config.head == "logistic" else 1
         self.mm_per_px = float(np.median(nodules.mm_per_px))
         self.cache = feature_cache(config)
-        self.slice_mm = slice_distances(loaded, nodules)
         self.region: NoduleRegion | None = None
         if config.features == "roi":
             self.region = nodule_region(nodules.crops_hu[:, 1], self.mm_per_px)
@@ -206,8 +205,9 @@ class FrozenFeatures:
             "features": config.features,
         }
         gray = [scale, backbone.mean, backbone.std]
-        if self.slice_mm is not None:
-            settings["slice_mm"] = self.slice_mm.tolist()
+        slice_mm = self.nodules.table["spacing_z_mm"].tolist()
+        if backbone.takes_spacing:
+            settings["slice_mm"] = slice_mm
         key = self.cache.key(name, self.nodules.crops_hu, gray=gray, **settings)
         found = self.cache.read(key)
         if found is None:
@@ -220,15 +220,10 @@ class FrozenFeatures:
                 choose_device(config.device),
                 scale,
                 region=self.region,
-                slice_mm=self.slice_mm,
+                slice_mm=slice_mm,
             )
             self.cache.write(key, found)
         return found
-
-
-def slice_distances(loaded: LoadedBackbone, nodules: NoduleSet) -> NDArray[np.float64] | None:
-    """Return the distance of the slices of each nodule, (n,), which a network that takes the spacing is told."""
-    return nodules.table["spacing_z_mm"].to_numpy(np.float64) if loaded.backbone.takes_spacing else None
 
 
 class CubeFeatures:

@@ -1,14 +1,15 @@
 """Geometry of the features, beside that of random weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from models.backbone import Backbone
+from pipelines.backbones.config import WindowName
 from pipelines.backbones.features import encode
-from pipelines.backbones.folder import random_twin
+from pipelines.backbones.folder import LoadedBackbone, random_twin
 from pipelines.backbones.view_retrieval import encode_views
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
@@ -19,7 +20,6 @@ from pipelines.probing.figures import map_figure, spectrum_figure
 from pipelines.probing.folds import slices_of
 from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, kernel_table, kernel_text, pair_crops
 from pipelines.probing.readers import ProbeError, reader_of
-from pipelines.probing.reading import slice_distances
 from pipelines.probing.setup import labeled_nodules, left_out, of_rows, open_both, tag_probe
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.run import Run
@@ -77,8 +77,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     run.log_table(nodules.dropped, "tables/dropped.parquet")
 
     networks = {"backbone": loaded.backbone, "random": random_twin(loaded, config.seed)}
-    device, mm_per_px = choose_device(config.device), float(np.median(nodules.mm_per_px))
-    told = slice_distances(loaded, nodules)
+    device, slice_mm = choose_device(config.device), nodules.table["spacing_z_mm"].tolist()
     next_slice, can_move = crops_one_slice_further(cohort, nodules, spec)
     sample, _ = slices_of(loaded, cohort, reader.tested, config.slices)
     view_tokens = encode_views(sample, networks, device)
@@ -86,16 +85,7 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     features: dict[str, Features] = {}
     for name, network in networks.items():
         own = {
-            part: encode(
-                network,
-                crops,
-                mm_per_px,
-                window,
-                config.features,
-                device,
-                loaded.hu_scale,
-                slice_mm=told,
-            )
+            part: _read(config, loaded, network, crops, slice_mm, window)
             for part, crops, window in (
                 ("as_is", nodules.crops_hu, config.window),
                 ("window", nodules.crops_hu, config.other_window),
@@ -117,23 +107,25 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
         run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
 
     def encoder(network: Backbone) -> Callable[[LungCrops], Features]:
-        def encoded(crops: LungCrops) -> Features:
-            slices_mm = [float(row["spacing_mm"][0]) for row, _ in crops.places]
-            return encode(
-                network,
-                crops.hu,
-                spec.mm_per_px,
-                config.window,
-                config.features,
-                device,
-                loaded.hu_scale,
-                slice_mm=None if told is None else slices_mm,
-            )
-
-        return encoded
+        return lambda crops: _read(
+            config, loaded, network, crops.hu, [float(row["spacing_mm"][0]) for row, _ in crops.places]
+        )
 
     encoders = {name: encoder(network) for name, network in networks.items()}
     moved_by_kernel(config, run, cohort, reader.tested, spec, encoders)
+
+
+def _read(
+    config: RepresentationConfig,
+    loaded: LoadedBackbone,
+    network: Backbone,
+    crops_hu: Features,
+    slice_mm: Sequence[float],
+    window: WindowName | None = None,
+) -> Features:
+    mm_per_px, device = config.size_mm / loaded.backbone.image_px, choose_device(config.device)
+    window, scale = window or config.window, loaded.hu_scale
+    return encode(network, crops_hu, mm_per_px, window, config.features, device, scale, slice_mm=slice_mm)
 
 
 def moved_by_kernel(

@@ -7,6 +7,7 @@ import torch
 from models.backbone import Backbone, BackboneError, Tokens, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.cube_features import cube_patch_shares, cube_vectors, encode_nodule_cubes
+from pipelines.backbones.features import encode, network_input
 from pipelines.nodule.cubes import CubeBatch
 from probes.nodule_rays import cube_region
 
@@ -128,3 +129,21 @@ def test_a_network_that_takes_the_spacing_is_told_it_and_others_are_not() -> Non
 def test_three_windows_in_three_channels_are_refused() -> None:
     with pytest.raises(BackboneError, match="a 3D network has one channel"):
         encode_nodule_cubes(network(), [batch()], "ranges", "class_token", CPU)
+
+
+def test_a_2d_network_that_takes_the_spacing_is_told_slice_distance_and_pixel() -> None:
+    config = BackboneConfig(
+        arch="custom", depth=1, embed_dim=24, heads=2, patch_px=4, registers=0, image_px=16, spacing="tokens"
+    )
+    torch.manual_seed(0)
+    backbone = build_backbone(config).eval().requires_grad_(False)
+    crops = np.random.default_rng(0).normal(-700, 100, (2, 3, 16, 16)).astype(np.float32)
+    found = encode(backbone, crops, 0.5, "full", "class_token", CPU, slice_mm=[1.0, 2.5])
+    images = network_input(torch.from_numpy(crops), backbone, "full")
+    spacing = torch.tensor([[1.0, 0.5, 0.5], [2.5, 0.5, 0.5]])
+    np.testing.assert_allclose(found, backbone(images, spacing_mm=spacing).class_token, atol=1e-6)
+    # Slices of one nodule share its distance.
+    series = encode(backbone, crops[None], 0.5, "full", "class_token", CPU, slice_mm=[2.5])
+    np.testing.assert_allclose(series[0, 1], found[1], atol=1e-6)
+    with pytest.raises(ValueError, match="takes the spacing"):
+        encode(backbone, crops, 0.5, "full", "class_token", CPU)
