@@ -52,8 +52,8 @@ class Answer:
     """Result of the test for each row, and how far the backbone is above its random twins.
 
     Attributes:
-        rows: `features`, `random` where there are random twins and, where they could be learned, `dictionary` and
-            `random_words`.
+        rows: `features`, `random` where there are random twins and, where they could be learned, `dictionary`,
+            `random_words`, and `joined`, features and dictionary side by side.
         twins: Number of random twins.
         over_random_r2: Partial R2 of the features minus the mean of the twins; None without twins.
         over_diameter_z: Of the features over diameter alone, a weak base: descriptive, nothing is claimed from it. NaN
@@ -62,12 +62,15 @@ class Answer:
             average, since useless features predict worse than none.
         dictionary_over_random_r2: Partial R2 of the dictionary minus the mean of the twins: whether patches without a
             network tell more than random weights do, so that the cohort can tell them apart. None without a dictionary.
+        joined_over_dictionary_r2: Partial R2 of features and dictionary side by side minus that of the dictionary:
+            whether the features add to it. None without a dictionary.
     """
 
     rows: dict[str, RowAnswer]
     twins: int
     over_random_r2: Estimate | None
     dictionary_over_random_r2: Estimate | None = None
+    joined_over_dictionary_r2: Estimate | None = None
     over_diameter_z: float = float("nan")
     permuted_z: tuple[float, ...] = ()
 
@@ -87,6 +90,8 @@ class Answer:
             found |= self.over_random_r2.named("probe/over_random_r2")
         if self.dictionary_over_random_r2 is not None:
             found |= self.dictionary_over_random_r2.named("probe/dictionary_over_random_r2")
+        if self.joined_over_dictionary_r2 is not None:
+            found |= self.joined_over_dictionary_r2.named("probe/joined_over_dictionary_r2")
         if np.isfinite(self.over_diameter_z):
             found["probe/over_diameter_z"] = self.over_diameter_z
         if self.permuted_z:
@@ -124,6 +129,8 @@ class Answer:
             lines.append(f"partial R2 above {self.twins} random twins: {self.over_random_r2}: {claim}")
         if self.dictionary_over_random_r2 is not None:
             lines.append(f"dictionary above them: {self.dictionary_over_random_r2}")
+        if self.joined_over_dictionary_r2 is not None:
+            lines.append(f"features and dictionary, above it: {self.joined_over_dictionary_r2}")
         return "\n".join(lines)
 
 
@@ -216,19 +223,19 @@ class Question:
 
     def over_twins(
         self, results: Mapping[str, NestedResult], twins: Sequence[NestedResult]
-    ) -> tuple[Estimate | None, Estimate | None]:
-        """Return partial R2 minus the mean of the random twins, of the features and of the dictionary.
+    ) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
+        """Return partial R2 of features, and of the dictionary, minus that of the random twins, and of both minus it.
 
         None where there is no twin, and without a dictionary.
         """
 
-        def over(result: NestedResult) -> Estimate:
-            return r2_over_twins(result, twins, self.patients, self.n_bootstrap, self.seed)
+        def over(name: str, others: Sequence[NestedResult]) -> Estimate | None:
+            if name not in results or not others:
+                return None
+            return r2_over_twins(results[name], others, self.patients, self.n_bootstrap, self.seed)
 
-        dictionary = results.get("dictionary")
-        if not twins:
-            return None, None
-        return over(results["features"]), None if dictionary is None else over(dictionary)
+        dictionary = [results["dictionary"]] if "dictionary" in results else []
+        return over("features", twins), over("dictionary", twins), over("joined", dictionary)
 
     def answer(self, result: NestedResult) -> RowAnswer:
         """Return test and effect of a row."""
@@ -266,6 +273,9 @@ def ask(
     for name, parts in inputs.others.items():
         if name != "hu":  # the base holds it
             results[name] = question.test(parts, BASELINE_DRAWS)
+    if "dictionary" in results:
+        both = side_by_side(inputs.features, inputs.others["dictionary"])
+        results["joined"] = question.test(both, BASELINE_DRAWS)
     over_diameter_z = float("nan")
     if np.isfinite(nodules.diameter_mm).any():
         spline = natural_spline(np.log(question.size_mm))
@@ -278,6 +288,18 @@ def ask(
         over_diameter_z,
         question.permuted(inputs.features, config.repeats if config.split == "folds" else 1),
     )
+
+
+def side_by_side(one: Parts, other: Parts) -> Parts:
+    """Join the features of two rows; a nodule is tested on those parts of both that test it."""
+    joined = []
+    for first, folds in one:
+        for second, its in other:
+            tested = np.unique(np.concatenate([test for _, test in as_pairs(its)]))
+            own = [(train, np.intersect1d(test, tested)) for train, test in as_pairs(folds)]
+            features = np.hstack([np.asarray(first), np.asarray(second)])
+            joined.append((features, [fold for fold in own if len(fold[1])]))
+    return [part for part in joined if part[1]]
 
 
 def base_of(

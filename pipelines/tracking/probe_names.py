@@ -89,7 +89,7 @@ PROBES = (
         "tested nodules, malignant ones, patients",
     ),
     Metric(
-        "{probe,external}/{,random_,dictionary_,random_words_}nested_z",
+        "{probe,external}/{,random_,dictionary_,random_words_,joined_}nested_z",
         "standard deviations",
         "primary test, do features predict the rating beyond size and attenuation: distance above its reference",
     ),
@@ -115,9 +115,10 @@ PROBES = (
         "explained of what size and attenuation leave",
     ),
     Metric(
-        "{probe,external}/{random_,dictionary_,random_words_}partial_r2" + CI,
+        "{probe,external}/{random_,dictionary_,random_words_,joined_}partial_r2" + CI,
         "share of variance",
-        "the same of random weights, and of dictionaries of whitened patches: learned without labels, and random",
+        "the same of random weights, of dictionaries of whitened patches (learned without labels, and random), and of "
+        "features and dictionary joined",
     ),
     Metric(
         "{probe,external}/over_random_r2" + CI,
@@ -128,6 +129,11 @@ PROBES = (
         "{probe,external}/dictionary_over_random_r2" + CI,
         "share of variance",
         "partial R2 of the dictionary minus that of the random twins: above 0 where the cohort can tell them apart",
+    ),
+    Metric(
+        "probe/joined_over_dictionary_r2" + CI,
+        "share of variance",
+        "partial R2 of features and dictionary joined minus that of the dictionary: what the features add to it",
     ),
     Metric(
         "external/n_unknown_patients", COUNT, "patients of the test cohort that may have been seen before"

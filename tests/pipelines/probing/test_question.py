@@ -8,7 +8,7 @@ import torch
 
 from pipelines.backbones.features import inside_and_around, patch_shares
 from pipelines.cohort.folder import Cohort
-from pipelines.probing.question import Answer, Question, RowAnswer, rating_of
+from pipelines.probing.question import Answer, Question, RowAnswer, rating_of, side_by_side
 from pipelines.probing.reading import FrozenFeatures
 from probes.scoring import Parts
 from probes.statistics.estimate import Estimate
@@ -43,9 +43,30 @@ def test_grain_that_size_and_hu_do_not_show_is_known_to_the_dictionary(grained: 
     assert grained.metrics["probe/dictionary_partial_r2"] > 0.3
 
 
+def test_features_beside_the_dictionary_know_what_it_knows_and_random_ones_add_little(
+    grained: Recorder,
+) -> None:
+    assert grained.metrics["probe/joined_nested_z"] > 3
+    added = [grained.metrics[f"probe/joined_over_dictionary_r2{end}"] for end in ("_ci_low", "", "_ci_high")]
+    known = [grained.metrics[f"probe/{row}_partial_r2"] for row in ("joined", "dictionary")]
+    assert added[1] == pytest.approx(known[0] - known[1])
+    assert added[0] <= added[1] <= added[2]
+    assert added[1] < 0.1
+
+
+def test_two_rows_side_by_side_are_tested_where_both_are() -> None:
+    one = [(np.array([[1.0], [2], [3], [4]]), [([0, 1], [2, 3]), ([2, 3], [0, 1])])]
+    halves = [(np.full((4, 1), 5.0), [([0, 1], [2])]), (np.full((4, 1), 7.0), [([2, 3], [0, 1])])]
+    (first, its), (second, others) = side_by_side(one, halves)
+    np.testing.assert_array_equal(first, [[1, 5], [2, 5], [3, 5], [4, 5]])
+    np.testing.assert_array_equal(second[:, 1], 7.0)
+    assert [(list(train), list(test)) for train, test in its] == [([0, 1], [2])]
+    assert [(list(train), list(test)) for train, test in others] == [([2, 3], [0, 1])]
+
+
 def test_every_row_of_the_question_is_stored(grained: Recorder) -> None:
     table = grained.tables["tables/question.csv"].set_index("row")
-    assert set(table.index) == {"features", "random", "dictionary", "random_words"}
+    assert set(table.index) == {"features", "random", "dictionary", "random_words", "joined"}
     assert table.loc["features", "nested_z"] == grained.metrics["probe/nested_z"]
     assert 1 / 200 <= grained.metrics["probe/nested_p"] <= 1
     low, value, high = (
