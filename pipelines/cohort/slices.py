@@ -8,13 +8,16 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.cubes import fitting_volumes, smallest_cube_mm
 from pipelines.cohort.folder import Cohort
-from transforms.geometry import VolumeGeometry, triplet_indices, unbroken_run
+from pipelines.cohort.points import Places, Point, annotated_places, slice_points
+from pipelines.cohort.tables import CohortError
+from transforms.geometry import triplet_indices, unbroken_run
 from transforms.views.batch import TripletBatch
 from transforms.views.config import ViewConfig
 from transforms.views.cube_render import CubeBatch
 from transforms.views.cubes import CubeFrames, CubePlaces
 
 PADDING_HU = -1024
+_NOWHERE = Point(np.nan, np.nan, np.nan)
 
 
 class SliceIndex:
@@ -34,8 +37,9 @@ class SliceIndex:
         patients: Collection[str],
         inner: bool = False,
         views: ViewConfig | None = None,
+        places: Places | None = None,
     ) -> None:
-        """Index the volumes of `patients`; pixels are read later.
+        """Index the volumes of `patients`; pixels are read later. Points are those of `places`, or of nodules.
 
         With `inner` slices are left out whose neighbor is missing or lies across a gap, so that no channel is a copy;
         where `views` are cubes, those around which the smallest cube would repeat a slice.
@@ -68,10 +72,31 @@ class SliceIndex:
             volumes = zip(self.n_slices, self.gaps, reach.tolist(), strict=True)
             is_whole = np.concatenate([_is_inner(*volume) for volume in volumes] or [np.zeros(0, bool)])
             self.volume, self.z = self.volume[is_whole], self.z[is_whole]
-        self.points = _nodule_points(cohort, self.volume_ids)
+        places = annotated_places(cohort, self.volume_ids) if places is None else places
+        self.points = slice_points(places, self.volume_ids, self.n_slices.tolist(), self.slice_mm.tolist())
         self._first_key = _global_keys(cohort, self.volume_ids)
         self._sizes = [(int(height), int(width)) for height, width in self.size_hw]
         self._depths = [int(depth) for depth in self.n_slices]
+
+    @property
+    def diameter_mm(self) -> NDArray[np.float64]:
+        """Diameter of the nodule or blob that each slice shows, (n,); NaN where there is none."""
+        places = zip(self.volume.tolist(), self.z.tolist(), strict=True)
+        return np.array([self.points.get(place, _NOWHERE).diameter_mm for place in places])
+
+    def leave_out_pointless(self) -> None:
+        """Keep the slices that show a nodule or a blob.
+
+        Raises:
+            CohortError: If none does.
+        """
+        is_kept = np.isfinite(self.diameter_mm)
+        if not is_kept.any():
+            raise CohortError(
+                "no slice of the chosen patients shows a nodule or a blob, and slices=points trains on those alone;"
+                " set slices to all, or points to blobs"
+            )
+        self.volume, self.z = self.volume[is_kept], self.z[is_kept]
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -102,7 +127,7 @@ class SliceIndex:
                 for channel, index in enumerate((below, z, above)):
                     triplets[i, channel, :h, :w] = voxels[index]
             body[i] = self.cohort.body(volume_id)[z]
-        points = [self.points.get(place, (np.nan, np.nan)) for place in places]
+        points = [self.points.get(place, _NOWHERE)[:2] for place in places]
         return TripletBatch(
             triplets_hu=torch.from_numpy(triplets),
             size_hw=torch.from_numpy(self.size_hw[volumes]),
@@ -124,7 +149,7 @@ class SliceIndex:
         places = list(zip(volumes.tolist(), slices.tolist(), strict=True))
         runs = [unbroken_run(self._depths[volume], self.gaps[volume], z) for volume, z in places]
         body = [self.cohort.body(self.volume_ids[volume])[z] for volume, z in places]
-        points = [self.points.get(place, (np.nan, np.nan)) for place in places]
+        points = [self.points.get(place, _NOWHERE)[:2] for place in places]
         return CubeFrames(
             z=slices.astype(np.int64),
             run_z=np.array(runs, dtype=np.int64),
@@ -195,28 +220,3 @@ def _global_keys(cohort: Cohort, volume_ids: list[str]) -> NDArray[np.int64]:
     depth = np.array([int(shape[0]) for shape in everyone["shape"]], dtype=np.int64)
     first = dict(zip(everyone["volume_id"], np.concatenate([[0], depth.cumsum()[:-1]]), strict=True))
     return np.array([first[volume_id] for volume_id in volume_ids], dtype=np.int64)
-
-
-def _nodule_points(cohort: Cohort, volume_ids: list[str]) -> dict[tuple[int, int], tuple[float, float]]:
-    """Return the in-plane center of a nodule for every slice that it touches: {(volume, z): (y, x)}, in pixels.
-
-    Of two nodules on one slice the larger is taken. One of unknown diameter touches the slice of its center.
-    """
-    points: dict[tuple[int, int], tuple[float, float]] = {}
-    if cohort.nodules.empty:
-        return points
-    number = {volume_id: i for i, volume_id in enumerate(volume_ids)}
-    rows = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
-    nodules = cohort.nodules[cohort.nodules["volume_id"].isin(volume_ids)]
-    nodules = nodules.assign(diameter_mm=nodules["diameter_mm"].fillna(0.0))
-    for nodule in nodules.sort_values("diameter_mm").to_dict("records"):
-        volume_id = str(nodule["volume_id"])
-        row = rows[volume_id]
-        center = [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
-        z, y, x = VolumeGeometry.from_row(row).to_index(center).tolist()
-        reach = max(float(nodule["diameter_mm"]) / 2 / float(row["spacing_mm"][0]), 0.5)
-        for touched in range(
-            max(0, int(np.ceil(z - reach))), min(int(row["shape"][0]) - 1, int(z + reach)) + 1
-        ):
-            points[number[volume_id], touched] = (y, x)
-    return points

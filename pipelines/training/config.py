@@ -78,8 +78,14 @@ class PretrainConfig:
     """Forward passes per update; gradients and centers are averaged over them."""
     holdout: Literal["half_a", "half_b"] | float = 0.2
     """Patients held out: a fraction by the hash of their id, or one half for cross-fitting."""
-    slices: Literal["all", "inner"] = "all"
-    """`inner` leaves out slices without a neighbor, at an edge or a gap, where a channel is a copy of the slice."""
+    slices: Literal["all", "inner", "points"] = "all"
+    """`inner` leaves out slices without a neighbor, at an edge or a gap, where a channel is a copy of the slice; `points`
+    takes those that show what `views.center: point` centers on."""
+    points: Literal["nodules", "blobs", "both"] = "nodules"
+    """What `views.center: point` centers on: annotated nodules, or dense blobs that are found in lung without labels
+    (5 s a series, once); `both` takes the nodule where a slice shows one."""
+    batches: Literal["shuffled", "diameter"] = "shuffled"
+    """`diameter` puts slices of nodules of like diameter into a batch, so that size does not tell them apart."""
     max_patients: NonNegativeInt = 0
     """Train on this many patients, the first by the hash of their id; 0 takes all."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -148,6 +154,13 @@ class PretrainConfig:
                 f"mae_target 'hu' needs one window for all views, got policy '{self.views.window.policy}'; set "
                 "views.window.policy to 'full' or 'fixed'"
             )
+        if self.views.center != "point" and (self.slices == "points" or self.points != "nodules"):
+            raise ValueError(
+                f"slices '{self.slices}' and points '{self.points}' go with views.center 'point', got"
+                f" '{self.views.center}'"
+            )
+        if self.batches == "diameter" and self.cohort_weights:
+            raise ValueError("batches 'diameter' draws from all cohorts equally: leave cohort_weights out")
         if self.compile and self.objective.kind == "mae":
             raise ValueError(
                 "compile has no effect for objective kind 'mae', which encodes parts of views; turn it off"

@@ -6,7 +6,7 @@ interruptions.
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +21,7 @@ from transforms.refusal import Refusal
 from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
 
+STRATUM_BATCHES = 16
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,6 +41,7 @@ class BatchPlan:
         rank: Rank of this process.
         processes: Number of processes that share each batch.
         mixture: Shares of several cohorts; None takes every slice once in each epoch.
+        diameter_mm: Of what each slice shows, (n_slices,), NaN where nothing: a batch holds slices of like diameter.
     """
 
     n_slices: int
@@ -49,6 +51,7 @@ class BatchPlan:
     rank: int = 0
     processes: int = 1
     mixture: Mixture | None = None
+    diameter_mm: NDArray[np.float64] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse batches that cannot be filled or divided."""
@@ -61,6 +64,8 @@ class BatchPlan:
             raise BatchError(
                 f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes"
             )
+        if self.diameter_mm is not None and not np.isfinite(self.diameter_mm).any():
+            raise BatchError("batches=diameter needs nodules, and no training slice shows one")
 
     def rows(self, micro: int) -> NDArray[np.int64]:
         """Return this process's rows of micro-batch `micro`; each epoch takes every slice once, in a new order.
@@ -72,6 +77,10 @@ class BatchPlan:
         positions = np.arange(first, first + share)
         if self.mixture is not None:
             return np.array([self.mixture.row(int(p), self.seed) for p in positions], dtype=np.int64)
+        if self.diameter_mm is not None:
+            # What fills no batch of its own is left out of the epoch, so that batches and strata begin together.
+            epoch, first = divmod(first, self.n_slices // self.batch_size * self.batch_size)
+            return _matched_order(self, epoch)[first : first + share]
         epochs, offsets = np.divmod(positions, self.n_slices)
         return np.array(
             [_order(self.seed, int(e), self.n_slices)[o] for e, o in zip(epochs, offsets, strict=True)],
@@ -82,6 +91,21 @@ class BatchPlan:
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(n)
+
+
+@lru_cache(maxsize=2)
+def _matched_order(plan: BatchPlan, epoch: int) -> NDArray[np.int64]:
+    """Sort 16 batches at a time by diameter and shuffle them; which slices these are is drawn anew in each epoch."""
+    assert plan.diameter_mm is not None
+    order, batch = _order(plan.seed, epoch, plan.n_slices), plan.batch_size
+    generator = np.random.Generator(np.random.Philox(key=np.array([plan.seed, epoch], np.uint64), counter=1))
+    whole = plan.n_slices // batch * batch
+    parts = []
+    for start in range(0, whole, STRATUM_BATCHES * batch):
+        part = order[start : min(start + STRATUM_BATCHES * batch, whole)]
+        part = part[np.argsort(plan.diameter_mm[part], kind="stable")]
+        parts.append(generator.permutation(part.reshape(-1, batch)).ravel())
+    return np.concatenate(parts)
 
 
 class MicroBatches(Dataset[DrawnBatch | Views]):
