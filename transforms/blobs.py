@@ -76,7 +76,7 @@ def _weakest_fall(
 
     def at(*shift: int) -> NDArray[np.float64]:
         z, y, x = (places + 1 + np.array(shift)).T
-        return edge[z, y, x].astype(np.float64)
+        return np.asarray(edge[z, y, x], dtype=np.float64)
 
     hessian = np.empty((len(places), 3, 3))
     steps = np.eye(3, dtype=int)

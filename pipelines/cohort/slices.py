@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from pipelines.cohort.cubes import fitting_volumes, smallest_cube_mm
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.points import Places, Point, annotated_places, slice_points
-from pipelines.cohort.tables import CohortError
 from transforms.geometry import triplet_indices, unbroken_run
 from transforms.views.batch import TripletBatch
 from transforms.views.config import ViewConfig
@@ -85,17 +84,8 @@ class SliceIndex:
         return np.array([self.points.get(place, _NOWHERE).diameter_mm for place in places])
 
     def leave_out_pointless(self) -> None:
-        """Keep the slices that show a nodule or a blob.
-
-        Raises:
-            CohortError: If none does.
-        """
+        """Keep the slices that show a nodule or a blob."""
         is_kept = np.isfinite(self.diameter_mm)
-        if not is_kept.any():
-            raise CohortError(
-                "no slice of the chosen patients shows a nodule or a blob, and slices=points trains on those alone;"
-                " set slices to all, or points to blobs"
-            )
         self.volume, self.z = self.volume[is_kept], self.z[is_kept]
 
     def __len__(self) -> int:

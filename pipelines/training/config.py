@@ -79,8 +79,8 @@ class PretrainConfig:
     holdout: Literal["half_a", "half_b"] | float = 0.2
     """Patients held out: a fraction by the hash of their id, or one half for cross-fitting."""
     slices: Literal["all", "inner", "points"] = "all"
-    """`inner` leaves out slices without a neighbor, at an edge or a gap, where a channel is a copy of the slice; `points`
-    takes those that show what `views.center: point` centers on."""
+    """`inner` leaves out slices without a neighbor, at an edge or a gap, where a channel is a copy of the slice;
+    `points` takes those that show what `views.center: point` centers on."""
     points: Literal["nodules", "blobs", "both"] = "nodules"
     """What `views.center: point` centers on: annotated nodules, or dense blobs that are found in lung without labels
     (5 s a series, once); `both` takes the nodule where a slice shows one."""

@@ -19,6 +19,7 @@ from pipelines.backbones.view_retrieval import (
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.training.config import PretrainConfig
+from pipelines.training.indexing import indexed
 
 _LOGGED = ("top1", "top1_ci_low", "top1_ci_high", "top5", "ratio", "n", "student_top1")
 _LOGGED_ONCE = ("random_top1", "random_top1_ci_low", "random_top1_ci_high")
@@ -36,7 +37,7 @@ class RetrievalEvaluation:
         self, cohort: Cohort, patients: list[str], config: PretrainConfig, device: torch.device
     ) -> None:
         """Choose at most `eval_slices` slices, evenly over those of `patients`."""
-        index = SliceIndex(cohort, patients, config.slices == "inner", config.views)
+        index = indexed(config, cohort, patients)
         self.sample = sample_slices(index, config.views, config.eval_slices)
         self.config, self.device = config, device
         self.teacher_tokens = np.zeros((2, 0, 0), np.float32)

@@ -42,6 +42,7 @@ from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures, view_sheet
 from pipelines.training.first_backbone import first_backbone
+from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
 from pipelines.training.run_folder import RunFolder, claim_folder
@@ -117,12 +118,19 @@ class TrainingRun:
         config = dataclasses.replace(config, backbone=resolved(config.backbone))
         self.config, self.cohort, self.device = config, cohort, device
         self.patients = divide_patients(cohort, config)
-        self.index = SliceIndex(cohort, self.patients.train, config.slices == "inner", config.views)
+        self.index = indexed(config, cohort, self.patients.train, is_training=True)
         rank, processes = world()
         weights = [float(weight) for weight in config.cohort_weights.split(",") if weight]
         mixture = Mixture.of(self.index, cohort, weights, config.batch_size)
         self.plan = BatchPlan(
-            len(self.index), config.batch_size, config.accumulation, config.seed, rank, processes, mixture
+            len(self.index),
+            config.batch_size,
+            config.accumulation,
+            config.seed,
+            rank,
+            processes,
+            mixture,
+            self.index.diameter_mm if config.batches == "diameter" else None,
         )
         backbone, self.seen_before = first_backbone(config, cohort, self.index, self.patients.held_out)
         self.trainer = Trainer(config, device, backbone)

@@ -19,7 +19,7 @@ from pipelines.cohort.union import CohortUnion, cohort_roots, open_cohorts
 from pipelines.command.cli import run_entry_point
 from pipelines.phantom.wall_cohort import make_wall_cohort
 from pipelines.training.config import PretrainConfig
-from pipelines.training.loader import BatchPlan
+from pipelines.training.loader import BatchError, BatchPlan
 from pipelines.training.mixture import BLOCK, Mixture
 from pipelines.training.run import train
 from probes.splits import is_held_out
@@ -146,3 +146,28 @@ def test_a_training_takes_two_cohorts_and_holds_out_their_patients_by_one_hash(
     assert run.data.tags["dinox.cohort_sha"] == two.sha256
     patients = set(two.series["patient_id"])
     assert run.data.metrics["data/held_out_patients"] == sum(is_held_out(one, 0.2) for one in patients)
+
+
+def test_batches_of_like_diameter_hold_every_slice_once_and_are_drawn_anew() -> None:
+    diameter = np.random.default_rng(0).uniform(3, 30, 1000)
+    diameter[:7] = np.nan
+    plan = BatchPlan(1000, 16, 1, 3, diameter_mm=diameter)
+    epoch = np.array([plan.rows(micro) for micro in range(1000 // 16)])
+    assert len(set(epoch.ravel())) == epoch.size
+    shuffled = np.array([BatchPlan(1000, 16, 1, 3).rows(micro) for micro in range(1000 // 16)])
+
+    def spread(rows: np.ndarray) -> float:
+        return float(np.nanmean(np.nanstd(diameter[rows], axis=1)))
+
+    assert spread(epoch) < 0.15 * spread(shuffled)
+    means = np.nanmean(diameter[epoch], axis=1)
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.4  # sizes come in no order
+    later = np.array([plan.rows(micro) for micro in range(1000 // 16, 2 * (1000 // 16))])
+    assert len(set(later.ravel())) == later.size
+    assert not any(set(one) == set(other) for one in epoch for other in later)
+    halves = [BatchPlan(1000, 16, 1, 3, rank, 2, diameter_mm=diameter).rows(5) for rank in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), plan.rows(5))
+    copy = pickle.loads(pickle.dumps(plan))
+    np.testing.assert_array_equal(copy.rows(70), plan.rows(70))
+    with pytest.raises(BatchError, match="no training slice shows one"):
+        BatchPlan(1000, 16, 1, 3, diameter_mm=np.full(1000, np.nan))
