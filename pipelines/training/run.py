@@ -16,7 +16,6 @@ from pipelines.backbones.warm_start import first_weights, resolved
 from pipelines.cohort.drawn import DrawnBatch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
-from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import open_cohorts
 from pipelines.command.entry_points import next_step
