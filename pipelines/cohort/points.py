@@ -12,8 +12,8 @@ from tqdm import tqdm
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.parallel import available_cores, run_jobs
-from transforms.blobs import find_blobs
 from transforms.geometry import VolumeGeometry
+from transforms.views.blobs import find_blobs
 
 Places = Mapping[str, NDArray[np.float64]]
 """By volume: index (z, y, x) and diameter in mm of each place, (n, 4); of two on one slice the later one is taken."""

@@ -7,9 +7,9 @@ import pytest
 
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
-from transforms.blobs import find_blobs
 from transforms.body_grid import BODY, GRID, LUNG
 from transforms.geometry import VolumeGeometry
+from transforms.views.blobs import find_blobs
 
 SPACING = (2.0, 0.8, 0.8)
 SHAPE = (40, 128, 128)
