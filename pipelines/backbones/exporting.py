@@ -18,9 +18,17 @@ from models.backbone import Backbone, ConvBackbone
 from models.config import BackboneConfig
 from pipelines.backbones.config import ExportConfig
 from pipelines.backbones.dinov2_layout import write_hugging_face
-from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, save_backbone
+from pipelines.backbones.folder import (
+    LoadedBackbone,
+    chosen_backbone,
+    is_timms,
+    open_backbone,
+    save_backbone,
+    timm_name_of,
+)
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.backbones.shipped import HALVES, MOST_BYTES, NETWORKS, SUMS, write_sums
+from pipelines.backbones.short_loader import open_folder
 from pipelines.cohort.pseudonyms import lidc_scans
 from pipelines.runtime.atomic import write_atomically, writing
 from pipelines.tracking.names import Tag
@@ -70,7 +78,10 @@ def run_export(config: ExportConfig, run: Run) -> None:
         }
     )
     run.log_text(card, "README.md")
-    opened = f'timm.create_model("local-dir:{out}", pretrained=True) opens it{", so does ONNX" * with_onnx}'
+    opened = f'timm.create_model("local-dir:{out}", pretrained=True) opens it'
+    if not is_timms(networks[0]):
+        opened = "the short loader in its README.md opens it with timm"
+    opened += ", so does ONNX" * with_onnx
     if config.hf == "yes":
         opened += f', and transformers: AutoModel.from_pretrained("{out / "hf"}")'
     if len(networks) > 1:
@@ -102,6 +113,8 @@ def _is_onnx_wanted(asked: Literal["auto", "yes", "no"]) -> bool:
 def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
     """Write weights and timm's config, and open them with timm to check that the tokens are the same.
 
+    What timm has not, cubes and spacing, the short loader of the card adds to it.
+
     Raises:
         ExportError: If timm has no such architecture, or computes different tokens.
     """
@@ -114,13 +127,16 @@ def export_backbone(loaded: LoadedBackbone, out: Path) -> None:
             f"{loaded.source} is a ConvNeXt of timm's, read by probes and not trained here; take it from timm"
         )
     save_public(loaded, out)
-    vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    images = _probe_images(loaded.backbone, 2)
+    given, prefix = _probe_inputs(loaded.backbone, 2), loaded.backbone.vit.num_prefix_tokens
     with torch.no_grad():
-        theirs = vit.forward_features(images)
-        class_token, patch_tokens = _BothTokens(loaded.backbone.cpu())(images)
+        if is_timms(loaded):
+            vit: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+            theirs = vit.forward_features(*given)
+        else:
+            theirs = open_folder(out)(*given)
+        class_token, patch_tokens = _BothTokens(loaded.backbone.cpu())(*given)
     own = torch.cat([class_token[:, None], patch_tokens], dim=1)
-    found = torch.cat([theirs[:, :1], theirs[:, vit.num_prefix_tokens :]], dim=1)
+    found = torch.cat([theirs[:, :1], theirs[:, prefix:]], dim=1)
     _refuse_difference("timm", float((own - found).abs().max()), TIMM_TOLERANCE)
 
 
@@ -130,11 +146,13 @@ def save_public(loaded: LoadedBackbone, out: Path) -> None:
     The ids of the patients that were trained on are written only if all of them are those of LIDC-IDRI: pseudonyms
     mean nothing under another key.
     """
-    named = loaded.timm_config["architecture"]
+    named = timm_name_of(loaded)
     plain = BackboneConfig(arch="timm", timm_name=named, norm_eps=loaded.config.norm_eps)
     shape = plain if loaded.config.timm_name else loaded.config
     first = loaded.config.weights if loaded.config.weights == "timm" else ""
-    shape = dataclasses.replace(shape, weights=first, image_px=loaded.backbone.image_px)
+    names = ("image_depth_px", "patch_depth_px", "inflated", "spacing")
+    kept = {name: getattr(loaded.config, name) for name in names}
+    shape = dataclasses.replace(shape, weights=first, image_px=loaded.backbone.image_px, **kept)
     record = _with_public_ids(loaded).record
     save_backbone(out, loaded.backbone, shape, record, loaded.timm_config)
 
@@ -196,29 +214,32 @@ class _BothTokens(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.backbone(images)
+    def forward(self, images: Tensor, spacing_mm: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        tokens = self.backbone(images, spacing_mm=spacing_mm)
         return tokens.class_token, tokens.patch_tokens
 
 
 def export_onnx(backbone: Backbone, path: Path) -> None:
     """Write a backbone as ONNX with a free batch size, and run it to check that the tokens are the same.
 
+    Its inputs are `images`, triplets or cubes, and `spacing_mm` (batch, 3) of networks that take it.
+
     Raises:
         ExportError: If ONNX Runtime computes different tokens.
     """
     import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-    model = _BothTokens(backbone.cpu()).eval()
+    model, inputs = _BothTokens(backbone.cpu()).eval(), _input_names(backbone)
+    batch_axis = {0: torch.export.Dim("batch")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The exporter warns about its own internals.
         torch.onnx.export(
             model,
-            (_probe_images(backbone, 2),),
+            _probe_inputs(backbone, 2),
             path,
-            input_names=["images"],
+            input_names=inputs,
             output_names=["class_token", "patch_tokens"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=dict.fromkeys(inputs, batch_axis),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -226,10 +247,10 @@ def export_onnx(backbone: Backbone, path: Path) -> None:
         )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
-        images = _probe_images(backbone, batch)
+        given = _probe_inputs(backbone, batch)
         with torch.no_grad():
-            own = model(images)
-        theirs = session.run(None, {"images": images.numpy()})
+            own = model(*given)
+        theirs = session.run(None, {name: one.numpy() for name, one in zip(inputs, given, strict=True)})
         pairs = zip(own, theirs, strict=True)
         difference = max(float(np.abs(a.numpy() - b).max()) for a, b in pairs)
         _refuse_difference("ONNX Runtime", difference, ONNX_TOLERANCE)
@@ -245,16 +266,25 @@ def export_hugging_face(backbone: Backbone, folder: Path) -> None:
 
     write_hugging_face(backbone, folder)
     theirs = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    images = _probe_images(backbone, 2)
+    (images,) = _probe_inputs(backbone, 2)
     with torch.no_grad():
         found, tokens = theirs(images).last_hidden_state, backbone.cpu()(images)
     own = torch.cat([tokens.class_token[:, None], tokens.register_tokens, tokens.patch_tokens], dim=1)
     _refuse_difference("transformers", float((own - found).abs().max()), TIMM_TOLERANCE)
 
 
-def _probe_images(backbone: Backbone, batch: int) -> Tensor:
+def _input_names(backbone: Backbone) -> list[str]:
+    return ["images", "spacing_mm"] if backbone.takes_spacing else ["images"]
+
+
+def _probe_inputs(backbone: Backbone, batch: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, backbone.image_px, backbone.image_px, generator=generator)
+    depth = (backbone.image_depth_px,) if backbone.image_depth_px else ()
+    shape = (batch, len(backbone.mean), *depth, backbone.image_px, backbone.image_px)
+    images = torch.randn(shape, generator=generator)
+    if not backbone.takes_spacing:
+        return (images,)
+    return images, 0.4 + 2 * torch.rand(batch, 3, generator=generator)
 
 
 def _refuse_difference(reader: str, difference: float, tolerance: float) -> None:

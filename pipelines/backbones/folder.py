@@ -148,6 +148,11 @@ def _timm_config(backbone: Backbone, config: BackboneConfig) -> dict[str, Any]:
     }
 
 
+def is_timms(loaded: LoadedBackbone) -> bool:
+    """Whether timm opens the folder by itself: nothing was added to its architecture."""
+    return not _mark(loaded.config)
+
+
 def timm_name_of(loaded: LoadedBackbone) -> str:
     """Return timm's name of the architecture, without the mark of what was added to it."""
     return str(loaded.timm_config["architecture"]).removeprefix(_mark(loaded.config))
@@ -302,13 +307,22 @@ def random_twin(loaded: LoadedBackbone, seed: int) -> Backbone:
     return twin.requires_grad_(False).eval()
 
 
-def tag_scale(run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any]) -> None:
-    """Warn, and tag the run, if a pixel size lies outside the range of the pretraining."""
-    seen = loaded.record.get("mm_per_pixel")
-    low, high = float(mm_per_px.min()), float(mm_per_px.max())
-    if seen and (low < seen[0] or high > seen[1]):
-        run.set_tags({Tag.SCALE: "out of distribution"})
-        print(
-            f"scale: the network gets {low:.2f} .. {high:.2f} mm per pixel, outside the {seen[0]:.2f} .."
-            f" {seen[1]:.2f} of its pretraining"
-        )
+def tag_scale(
+    run: Run, loaded: LoadedBackbone, mm_per_px: NDArray[Any], mm_per_slice: NDArray[Any] | None = None
+) -> None:
+    """Warn, and tag the run, if a pixel size lies outside the range of the pretraining.
+
+    Of networks that read cubes or take the spacing, `mm_per_slice`, the distance along z, counts too.
+    """
+    kinds = [("pixel", mm_per_px)]
+    if mm_per_slice is not None and not is_timms(loaded):
+        kinds.append(("slice", mm_per_slice))
+    for kind, given in kinds:
+        seen = loaded.record.get(f"mm_per_{kind}")
+        low, high = float(given.min()), float(given.max())
+        if seen and (low < seen[0] or high > seen[1]):
+            run.set_tags({Tag.SCALE: "out of distribution"})
+            print(
+                f"scale: the network gets {low:.2f} .. {high:.2f} mm per {kind}, outside the {seen[0]:.2f} .."
+                f" {seen[1]:.2f} of its pretraining"
+            )

@@ -10,7 +10,9 @@ import torch
 
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.config import BackboneConfig
+from pipelines.backbones.exporting import export_backbone, export_onnx
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
+from pipelines.backbones.short_loader import open_folder
 from pipelines.backbones.warm_start import load_first_weights, resolved
 
 CUBES = BackboneConfig(
@@ -131,3 +133,36 @@ def test_2d_recipes_refuse_3d_weights_and_3d_ones_a_stem_that_reads_a_slice(tmp_
     cube = dataclasses.replace(CUBES, weights=str(tmp_path / "stem"))
     with pytest.raises(BackboneError, match="no linear patches"):
         load_first_weights(build_backbone(cube), cube)
+
+
+def test_the_short_loader_makes_the_same_tokens_at_any_size(one) -> None:
+    backbone, folder = one
+    tokens = open_folder(folder)
+    for more in (0, 1):
+        images, spacing_mm = images_of(backbone, more), torch.tensor([[1.0, 0.7, 0.7], [2.5, 0.5, 0.5]])
+        own = backbone(images, spacing_mm=spacing_mm)
+        wanted = torch.cat([own.class_token[:, None], own.register_tokens, own.patch_tokens], dim=1)
+        torch.testing.assert_close(tokens(images, spacing_mm), wanted, atol=1e-5, rtol=0)
+
+
+def test_an_export_is_checked_by_the_short_loader_and_opens_again(one, tmp_path: Path) -> None:
+    backbone, folder = one
+    export_backbone(open_backbone(str(folder)), tmp_path / "out")  # refuses a difference above 1e-5
+    images, spacing_mm = images_of(backbone), torch.ones(2, 3)
+    again = open_backbone(str(tmp_path / "out")).backbone(images, spacing_mm=spacing_mm)
+    assert torch.equal(again.class_token, backbone(images, spacing_mm=spacing_mm).class_token)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["custom", "inflated, told the spacing", "DINOv3"])
+def test_onnx_runtime_makes_the_same_tokens_of_cubes(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    backbone = saved(ARCHS[name], tmp_path / "b")
+    export_onnx(backbone, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    given = {"images": images_of(backbone), "spacing_mm": torch.tensor([[1.0, 0.7, 0.7], [2.5, 0.5, 0.5]])}
+    own = backbone(**given)
+    told = {one.name: given[one.name].numpy() for one in session.get_inputs()}
+    assert ("spacing_mm" in told) == backbone.takes_spacing
+    for found, wanted in zip(session.run(None, told), (own.class_token, own.patch_tokens), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-5, rtol=0)
