@@ -136,6 +136,6 @@ def place_layers(vit: Any, patches: Tensor) -> tuple[Tensor, Tensor | None]:
     placed = vit._pos_embed(torch.zeros_like(patches[:1, 0]))
     plane, rope = placed if isinstance(placed, tuple) else (placed, None)
     places = plane[:, None, prefix:] + vit.patch_embed.z_positions(layers)
-    first = plane[:, :prefix].expand(len(patches), -1, -1)
+    first = plane[:, :prefix].expand(patches.shape[0], -1, -1)  # `len` would fix the batch of an ONNX graph
     tokens = torch.cat([first, (patches.flatten(2, 3) + places).flatten(1, 2)], dim=1)
     return tokens, None if rope is None else torch.cat([rope] * layers, dim=-2)

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.backbones.folder import LoadedBackbone
+from pipelines.backbones.card_usage import usage_with_loader
+from pipelines.backbones.folder import LoadedBackbone, is_timms
 from pipelines.backbones.shipped import NETWORKS
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
@@ -116,12 +117,15 @@ def _front_matter(facts: CardFacts, library: str) -> str:
 def _summary(loaded: LoadedBackbone) -> str:
     backbone = loaded.backbone
     millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    patch, size = (f"{side} px" for side in (backbone.patch_px, f"{backbone.image_px} x {backbone.image_px}"))
+    if backbone.image_depth_px:
+        patch = f"{backbone.patch_depth_px} x {backbone.patch_px} x {backbone.patch_px} voxels (z, y, x)"
+        size = f"{backbone.image_depth_px} x {backbone.image_px} x {backbone.image_px} voxels"
     return (
-        f"# A vision transformer for lung CT\n\n"
+        f"# A {'3D ' if backbone.image_depth_px else ''}vision transformer for lung CT\n\n"
         f"`{loaded.timm_config['architecture']}` with the arguments in config.json: {millions:.1f} M parameters,"
-        f" {len(backbone.vit.blocks)} blocks, patch {backbone.patch_px} px, input {backbone.image_px} x"
-        f" {backbone.image_px} px, tokens of {backbone.embed_dim} numbers. Pretrained without labels; a frozen"
-        f" feature extractor, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
+        f" {len(backbone.vit.blocks)} blocks, patch {patch}, input {size}, tokens of"
+        f" {backbone.embed_dim} numbers. Pretrained without labels; a frozen feature extractor, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
     )
 
 
@@ -177,11 +181,14 @@ def _usage(loaded: LoadedBackbone, has_onnx: bool, has_hf: bool) -> str:
     scales = f"{seen[0]:.2f} to {seen[1]:.2f} mm per pixel" if seen else "an unknown scale"
     scaled = "" if scale == 1.0 else f"hu = hu * {scale}  # as in its pretraining\n"
     onnx = (
-        "\n\n`model.onnx` takes `images` (batch, 3, S, S), normalized as above, and returns `class_token` and"
+        f"\n\n`model.onnx` takes `images` ({_shape(loaded)}), normalized as above,"
+        f"{' and `spacing_mm` (batch, 3),' * loaded.backbone.takes_spacing} and returns `class_token` and"
         " `patch_tokens` for any batch size."
         if has_onnx
         else ""
     )
+    if not is_timms(loaded):
+        return usage_with_loader(loaded, _gray(_window(loaded)), onnx)
     transformers = (
         '\n\nWith transformers: `AutoModel.from_pretrained("FOLDER/hf")`; pixel_values are (gray - mean) / std, class'
         " token, registers and patch tokens are in this order in `last_hidden_state`."
@@ -205,6 +212,10 @@ class_token, patch_tokens = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 ```{onnx}{transformers}"""
 
 
+def _shape(loaded: LoadedBackbone) -> str:
+    return "batch, 1, D, S, S" if loaded.backbone.image_depth_px else "batch, 3, S, S"
+
+
 def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
     said = facts.training_data or "No description of the training data was given at export."
     is_lidc = "trained_on" in loaded.record
@@ -214,7 +225,10 @@ def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
         named = ("data/train_patients", "data/train_slices", "data/held_out_patients")
         if all(name in metrics for name in named):
             patients, slices, held_out = (int(metrics[name]) for name in named)
-            lines.append(f"{slices} axial slices of {patients} patients; {held_out} patients were held out.")
+            cubes = "cubes around " * bool(loaded.backbone.image_depth_px)
+            lines.append(
+                f"{cubes}{slices} axial slices of {patients} patients; {held_out} patients were held out."
+            )
     if "cohort_sha" in loaded.record:
         lines.append(f"SHA-256 of the cohort (volume ids and voxels): `{loaded.record['cohort_sha']}`.")
     if "holdout" in loaded.record:

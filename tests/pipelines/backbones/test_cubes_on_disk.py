@@ -12,8 +12,10 @@ from models.backbone import Backbone, BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.exporting import export_backbone, export_onnx
 from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
+from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.backbones.short_loader import open_folder
 from pipelines.backbones.warm_start import load_first_weights, resolved
+from transforms.hounsfield import named_window
 
 CUBES = BackboneConfig(
     arch="custom",
@@ -166,3 +168,31 @@ def test_onnx_runtime_makes_the_same_tokens_of_cubes(name: str, tmp_path: Path) 
     assert ("spacing_mm" in told) == backbone.takes_spacing
     for found, wanted in zip(session.run(None, told), (own.class_token, own.patch_tokens), strict=True):
         torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-5, rtol=0)
+
+
+def test_the_card_of_cubes_says_its_voxels_and_its_code_makes_our_tokens(tmp_path: Path) -> None:
+    config = dataclasses.replace(CUBES, inflated=True, spacing="tokens")
+    record = {"mm_per_pixel": [0.5, 0.75], "mm_per_slice": [1.0, 2.5], "window_policy": "full"}
+    saved(config, tmp_path)
+    loaded = open_backbone(str(tmp_path))
+    save_backbone(tmp_path, loaded.backbone, config, record)
+    loaded = open_backbone(str(tmp_path))
+    card = model_card([loaded], CardFacts(), has_onnx=True)
+    for fact in (
+        "# A 3D vision transformer",
+        "patch 2 x 4 x 4 voxels (z, y, x), input 8 x 12 x 12 voxels",
+        "1.00 to 2.50 mm along z and 0.50 to 0.75 mm in the plane",
+        "`spacing_mm` (batch, 3), mm per voxel along z, y and x",
+        "`model.onnx` takes `images` (batch, 1, D, S, S), normalized as above, and `spacing_mm` (batch, 3),",
+    ):
+        assert fact in card, fact
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "pipelines" not in code
+    hu, spacing_mm = torch.rand(2, 1, 8, 12, 12) * 2000 - 1000, torch.tensor([[1.0, 0.7, 0.7]] * 2)
+    said = {"hu": hu, "spacing_mm": spacing_mm}
+    exec(code.replace("FOLDER", str(tmp_path)), said)  # the card's own words
+    gray = named_window(hu, "full")
+    mean, std = loaded.backbone.mean[0], loaded.backbone.std[0]
+    own = loaded.backbone((gray - mean) / std, spacing_mm=spacing_mm)
+    torch.testing.assert_close(said["class_token"], own.class_token, atol=1e-5, rtol=0)
+    torch.testing.assert_close(said["patch_tokens"], own.patch_tokens, atol=1e-5, rtol=0)
