@@ -125,7 +125,8 @@ def _summary(loaded: LoadedBackbone) -> str:
         f"# A {'3D ' if backbone.image_depth_px else ''}vision transformer for lung CT\n\n"
         f"`{loaded.timm_config['architecture']}` with the arguments in config.json: {millions:.1f} M parameters,"
         f" {len(backbone.vit.blocks)} blocks, patch {patch}, input {size}, tokens of"
-        f" {backbone.embed_dim} numbers. Pretrained without labels; a frozen feature extractor, not a classifier. SHA-256 of the weights: `{loaded.sha256}`."
+        f" {backbone.embed_dim} numbers. Pretrained without labels; a frozen feature extractor, not a classifier."
+        f" SHA-256 of the weights: `{loaded.sha256}`."
     )
 
 
