@@ -165,12 +165,7 @@ class SliceIndex:
                 voxels[begin:end].reshape(shape)[...] = volume_hu[z0:z1, y0:y1, x0:x1]
                 body[view, b] = self.cohort.body(volume_ids[b])[middle[view][b]]
                 begin = end
-        return CubeBatch(
-            voxels_hu=torch.from_numpy(voxels),
-            body=torch.from_numpy(body),
-            size_hw=torch.from_numpy(self.size_hw[self.volume[rows]]),
-            sample_keys=torch.from_numpy(self.keys(rows)),
-        )
+        return CubeBatch(torch.from_numpy(voxels), places.body_share(body, self.size_hw[self.volume[rows]]))
 
     def neighbors(self, rows: NDArray[np.int64], reach: int, uniforms: Sequence[float]) -> NDArray[np.int64]:
         """Choose for each row, by a number in [0, 1), another slice of the same nodule, at most `reach` away.

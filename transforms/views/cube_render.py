@@ -8,7 +8,6 @@ one view are padded and rendered together. Both do the same sum, and agree to 1e
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,15 +27,12 @@ class CubeBatch:
 
     Attributes:
         voxels_hu: The boxes one behind the other, all samples of the first view first, flat int16 HU.
-        body: Grid over the middle slice of each cube, (V, B, 32, 32) uint8: 0 outside, 1 body, 2 lung.
-        size_hw: Height and width of each sample's slices, (B, 2) int.
-        sample_keys: Identifies each sample in the random draws, (B,) int64.
+        body_share: Share of each cube's middle slice that lies in body or lung, (V, B). No tensor: between processes
+            each of those costs a file.
     """
 
     voxels_hu: torch.Tensor
-    body: torch.Tensor
-    size_hw: torch.Tensor
-    sample_keys: torch.Tensor
+    body_share: NDArray[np.float64]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CubeBatch":
         """Move the voxels; the rest stays on the CPU."""
@@ -103,31 +99,46 @@ def render_cubes(batch: CubeBatch, draws: CubeDraws, config: ViewConfig) -> View
     Returns:
         The views.
     """
-    (mean,), (std,) = config.channel_mean, config.channel_std
     places, shapes = draws.places, config.view_shapes()
-    resize = _resize_each if batch.voxels_hu.device.type == "cpu" else resize_together
     boxes = list(_boxes(batch.voxels_hu, places))
-    rendered = []
-    for view, shape in enumerate(shapes):
-        cubes = resize(boxes[view], [cube_weights(places, view, b, shape) for b in range(len(boxes[view]))])
-        low, high = draws.window_hu[view].T.astype(np.float32)
-        constant = partial(_constant, device=cubes.device)
-        gray = cubes.sub_(constant(low)).mul_(constant(1 / (high - low))).clamp_(0.0, 1.0)
-        rendered.append(gray.sub_(mean).mul_(1 / std)[:, None])
+    gray = _Gray(draws, config, batch.voxels_hu.device)
+    render = _render_each if batch.voxels_hu.device.type == "cpu" else _render_together
+
+    def group(views: range) -> torch.Tensor:
+        shape = shapes[views.start]
+        cubes = batch.voxels_hu.new_empty(len(views), len(boxes[0]), 1, *shape, dtype=torch.float32)
+        for view, own in zip(views, cubes, strict=True):
+            weights = [cube_weights(places, view, b, shape) for b in range(len(own))]
+            render(boxes[view], weights, own[:, 0], gray, view)
+        return cubes
+
     mm_per_pixel = np.sqrt(places.spacing_mm[..., 1] * places.spacing_mm[..., 2])
-    inside = places.body_share(batch.body.numpy(), batch.size_hw.numpy().astype(np.int64))
     return Views(
-        global_views=torch.stack(rendered[:N_GLOBAL]),
-        local_views=torch.stack(rendered[N_GLOBAL:]) if rendered[N_GLOBAL:] else None,
+        global_views=group(range(N_GLOBAL)),
+        local_views=group(range(N_GLOBAL, len(shapes))) if config.n_local else None,
         spacing_mm=torch.from_numpy(places.spacing_mm.astype(np.float32)),
         mm_per_pixel=torch.from_numpy(mm_per_pixel.astype(np.float32)),
-        outside_body=torch.from_numpy(inside < OUTSIDE_BODY_SHARE),
+        outside_body=torch.from_numpy(batch.body_share < OUTSIDE_BODY_SHARE),
         window_hu=torch.from_numpy(draws.window_hu.astype(np.float32)),
     )
 
 
-def _constant(values: Floats32, device: torch.device) -> torch.Tensor:
-    return upload(values, device)[:, None, None, None]
+class _Gray:
+    """From resampled HU to normalized input: window, mean and standard deviation, as one product, one sum, two ends."""
+
+    def __init__(self, draws: CubeDraws, config: ViewConfig, device: torch.device) -> None:
+        (mean,), (std,) = config.channel_mean, config.channel_std
+        low, high = np.moveaxis(draws.window_hu, -1, 0)
+        scale = 1 / ((high - low) * std)
+        self.scale, self.shift = (
+            upload(values.astype(np.float32), device)[..., None, None, None]
+            for values in (scale, -low * scale - mean / std)
+        )
+        self.ends = -mean / std, (1 - mean) / std
+
+    def apply_(self, cubes_hu: torch.Tensor, view: int, samples: slice) -> None:
+        """Turn resampled HU of some samples of one view, (B, D, S, S), into input, in place."""
+        cubes_hu.mul_(self.scale[view, samples]).add_(self.shift[view, samples]).clamp_(*self.ends)
 
 
 def _boxes(voxels_hu: torch.Tensor, places: CubePlaces) -> Iterator[list[torch.Tensor]]:
@@ -143,12 +154,21 @@ def _boxes(voxels_hu: torch.Tensor, places: CubePlaces) -> Iterator[list[torch.T
         yield boxes
 
 
-def _resize_each(boxes: list[torch.Tensor], weights: list[list[Floats32]]) -> torch.Tensor:
-    shape = [len(axis) for axis in weights[0]]
-    cubes = torch.empty(len(boxes), *shape)
-    for box, own, cube in zip(boxes, weights, cubes.numpy(), strict=True):
-        resize_box(box.numpy(), own, cube)
-    return cubes
+def _render_each(
+    boxes: list[torch.Tensor], weights: list[list[Floats32]], out: torch.Tensor, gray: _Gray, view: int
+) -> None:
+    """Render cube by cube: all steps on one run while it is in the processor's cache."""
+    for b, (box, own) in enumerate(zip(boxes, weights, strict=True)):
+        resize_box(box.numpy(), own, out[b].numpy())
+        gray.apply_(out[b : b + 1], view, slice(b, b + 1))
+
+
+def _render_together(
+    boxes: list[torch.Tensor], weights: list[list[Floats32]], out: torch.Tensor, gray: _Gray, view: int
+) -> None:
+    """Render all samples of a view as batched matrix products."""
+    out.copy_(resize_together(boxes, weights))
+    gray.apply_(out, view, slice(None))
 
 
 def resize_together(boxes: list[torch.Tensor], weights: list[list[Floats32]]) -> torch.Tensor:

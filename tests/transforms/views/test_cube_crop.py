@@ -199,9 +199,7 @@ def test_compose_and_the_batched_path_show_the_same_cubes(config):
     boxes = [hu[tuple(slice(*ends) for ends in view[0])] for view in draws.places.read_zyx]
     batch = CubeBatch(
         voxels_hu=torch.from_numpy(np.concatenate([box.ravel() for box in boxes])),
-        body=torch.from_numpy(np.stack([body] * len(boxes))[:, None]),
-        size_hw=torch.tensor([[60, 70]]),
-        sample_keys=torch.tensor([key]),
+        body_share=np.ones((len(boxes), 1)),
     )
     fast = render_cubes(batch, draws, config)
 

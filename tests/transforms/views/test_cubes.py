@@ -38,9 +38,9 @@ def read(volume_hu, frames, draws):
     n = len(frames.z)
     return CubeBatch(
         voxels_hu=torch.from_numpy(np.concatenate([box.ravel() for box in boxes])),
-        body=torch.full((len(draws.places.read_zyx), n, 32, 32), 2, dtype=torch.uint8),
-        size_hw=torch.from_numpy(frames.size_hw),
-        sample_keys=torch.arange(n),
+        body_share=draws.places.body_share(
+            np.full((len(draws.places.read_zyx), n, 32, 32), 2, np.uint8), frames.size_hw
+        ),
     )
 
 
@@ -252,8 +252,16 @@ def test_windows_and_normalization_are_those_of_triplets_and_outside_the_body_is
             expected = ((-850 - low) / (high - low) - 0.3) / 0.3
             np.testing.assert_allclose(views.global_views[view, b].numpy(), expected, atol=1e-5)
     assert not views.outside_body.any()
-    nowhere = render_cubes(replace(batch, body=torch.zeros_like(batch.body)), draws, config)
-    assert nowhere.outside_body.all()
+    np.testing.assert_allclose(batch.body_share, 1)
+    half = np.zeros((2, 2, 32, 32), np.uint8)
+    half[..., :16] = 1
+    shares = draws.places.body_share(half, frames.size_hw)
+    begin = draws.places.start_zyx[..., 2]
+    np.testing.assert_allclose(shares, ((20 - begin) / 9).clip(0, 1), atol=1e-9)
+    outside = render_cubes(
+        replace(batch, body_share=np.array([[0.09, 0.11], [0, 1]])), draws, config
+    ).outside_body
+    assert outside.tolist() == [[True, False], [True, False]]
 
 
 @pytest.mark.parametrize(
