@@ -40,18 +40,23 @@ def as_rank(
 
 
 def config_of(kind: str, koleo_on: str) -> PretrainConfig:
-    is_mae, is_sinkhorn = kind == "mae", kind == "sinkhorn"
+    is_mae, is_sinkhorn, is_3d = kind == "mae", kind == "sinkhorn", kind == "cubes"
     objective = {
-        "kind": "dino" if is_sinkhorn else kind,
+        "kind": "dino" if is_sinkhorn or is_3d else kind,
         "center": "sinkhorn" if is_sinkhorn else "ema",
         "koleo_on": koleo_on,
         "koleo_weight": 0 if is_mae else 0.1,
         "gram_weight": 0 if is_mae else 1,
     }
     backbone = {"arch": "custom", "depth": 1, "embed_dim": 16, "heads": 2, "image_px": 28}
+    views = {"size_px": 28}
+    if is_3d:
+        backbone |= {"patch_px": 4, "image_px": 16, "image_depth_px": 8, "spacing": "tokens"}
+        views = {"size_px": 16, "depth_px": 8, "extent": "mm", "fov_mm": [80, 120], "depth_mm": [10, 15]}
+        views |= {"n_local": 1, "local_size_px": 8, "local_depth_px": 4, "local_fov_mm": [30, 50]}
     recipe = {
         "steps": STEPS, "batch_size": 8, "optim": {"warmup_steps": 2}, "objective": objective,
-        "backbone": backbone, "head": {"prototypes": 32}, "views": {"size_px": 28},
+        "backbone": backbone, "head": {"prototypes": 32}, "views": views,
     }  # fmt: skip
     return load_recipe(PretrainConfig, recipe)
 
@@ -66,7 +71,7 @@ def build(config: PretrainConfig) -> Trainer:
 
 def batches_from(first: int, config: PretrainConfig, root: Path) -> Iterator[DrawnBatch]:
     cohort = Cohort.open(root)
-    index = SliceIndex(cohort, cohort.series["patient_id"])
+    index = SliceIndex(cohort, cohort.series["patient_id"], views=config.views)
     data = MicroBatches(index, BatchPlan(len(index), 8, 1, 0, *world()), config.views, 0, True)
     return stream_batches(data, first, STEPS, 0, False)
 
@@ -104,6 +109,7 @@ def resume(root: Path, out: Path, kind: str) -> None:
         resumed.update(rest)
     expected, found = whole.report()[0], resumed.report()[0]
     assert resumed.scale_mm == whole.scale_mm == from_rank_zero(whole.scale_mm)
+    assert resumed.slice_mm == whole.slice_mm == from_rank_zero(whole.slice_mm)
     if rank() == 0:  # It alone logs: the class tokens that it kept are its own.
         wrong = {
             name: (value, found[name])

@@ -61,6 +61,7 @@ def trained(
         pytest.param("dino", "head_logits", marks=pytest.mark.slow),
         pytest.param("sinkhorn", "head_logits", marks=pytest.mark.slow),
         pytest.param("simclr", "class_token", marks=pytest.mark.slow),
+        ("cubes", "class_token"),
     ],
 )
 def test_two_processes_equal_one_in_float64(
@@ -73,7 +74,9 @@ def test_two_processes_equal_one_in_float64(
         assert torch.allclose(tensor, two[name], rtol=0, atol=tolerance), name
 
 
-@pytest.mark.parametrize("kind", ["dino", pytest.param("mae", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["dino", *(pytest.param(one, marks=pytest.mark.slow) for one in ("mae", "cubes"))]
+)
 def test_the_first_report_after_two_processes_resume_is_that_of_a_run_that_never_stopped(
     tmp_path: Path, small_cohort: Cohort, kind: str
 ) -> None:

@@ -30,8 +30,16 @@ OBJECTIVES = {
     "ibot": {"ibot_weight": 1.0},
     "simclr": {"kind": "simclr"},
     "mae": {"kind": "mae", "gram_weight": 0.0, "koleo_weight": 0.0},
+    "cubes, ibot in blocks": {"ibot_weight": 1.0, "ibot_mask_shape": "blocks"},
+}
+CUBES = {
+    "backbone.image_depth_px": "14",
+    "views.depth_px": "14",
+    "views.extent": "mm",
+    "backbone.spacing": "tokens",
 }
 CHANGES = {
+    "cubes, ibot in blocks": [*CUBES.items(), ("backbone.patch_px", "7")],
     "article": [("views.n_local", "1"), ("views.local_size_px", "14")],
     "KoLeo on class tokens, sinkhorn": [("batch_size", "640"), ("backbone.patch_px", "28")],
 }
@@ -58,8 +66,9 @@ def views_from(config: PretrainConfig, step: int) -> Iterator[Views]:
     for number in range(step, config.steps):
         draw = torch.Generator().manual_seed(number)
         local = torch.randn(1, batch, 3, local_px, local_px, generator=draw) if config.views.n_local else None
+        channels = (1, config.views.depth_px) if config.views.is_3d else (3,)
         yield Views(
-            global_views=torch.randn(2, batch, 3, 28, 28, generator=draw),
+            global_views=torch.randn(2, batch, *channels, 28, 28, generator=draw),
             local_views=local,
             spacing_mm=torch.ones(2, batch, 3),
             mm_per_pixel=torch.ones(2, batch),
