@@ -270,7 +270,7 @@ def _results(facts: CardFacts) -> str:
             leak = LEAKS.get(run.tags.get(Tag.LEAK, ""), run.tags.get(Tag.LEAK, ""))
             name = run.tags.get(Tag.ENTRY_POINT, "run")
             heading = f"### `{name}`, run `{run.run_id}`" + (f"\n\nLeak: {leak}." if leak else "")
-            settings = [f"{key}={value}" for key in _SETTINGS if (value := run.params.get(f"cfg.{key}"))]
+            settings = [f"{key}={value}" for key in _SETTINGS if (value := run.params.get(key))]
             heading += f"\n\nSettings: `{' '.join(settings)}`." if settings else ""
             parts.append(
                 f"{heading}\n\n| figure | value | 95% interval |\n|---|---|---|\n" + "\n".join(lines)

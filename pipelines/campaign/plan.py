@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pipelines.campaign.arms import Arm
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.spec import CampaignError, CampaignSpec
+from pipelines.command.recorded import whole_configuration
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, search_runs
@@ -78,23 +79,19 @@ def _cost(spec: CampaignSpec, hours: float | None) -> str:
 
 
 def training_speed(
-    spec: CampaignSpec, configuration: Mapping[str, Any], runs: Sequence[StoredRun]
+    spec: CampaignSpec, asked: Mapping[str, Any], runs: Sequence[StoredRun]
 ) -> tuple[float, str]:
     """Return an arm's training slices per second and the source of this value; 0 when it is unknown.
 
     Finished runs of this recipe and this network come first, then the value in the campaign's file. Runs of other
     networks are not used: a ViT-S and a ViT-L differ too much in speed.
     """
-    if "accumulation" not in configuration:
+    if "accumulation" not in asked:
         return 0.0, "from resources.stage_hours of the file"
     recipe = Path(spec.recipe).stem
-    alike = [
-        run.metrics[_SPEED]
-        for run in runs
-        if run.tags.get(Tag.RECIPE) == recipe
-        and run.metrics.get(_SPEED, 0.0) > 0
-        and all(run.params.get(f"cfg.{key}") == str(configuration[key]) for key in _SETS_SPEED)
-    ]
+    timed = [run for run in runs if run.tags.get(Tag.RECIPE) == recipe and run.metrics.get(_SPEED, 0.0) > 0]
+    wanted = {key: str(asked[key]) for key in _SETS_SPEED}
+    alike = [run.metrics[_SPEED] for run in timed if wanted.items() <= whole_configuration(run).items()]
     if alike:
         return statistics.median(alike), f"from the speed of {len(alike)} finished runs of recipe {recipe}"
     if spec.resources.slices_per_s:

@@ -31,7 +31,7 @@ def line(record: ArmRecord, step: int | None, now: float) -> tuple[str, ...]:
 
 def saved_hours(record: ArmRecord, step: int | None, now: float) -> float:
     """Return the hours that an arm saved by stopping early, at its own speed."""
-    planned = int(record.params.get("cfg.steps", "0"))
+    planned = int(record.params.get("steps", "0"))
     if record.status != "FINISHED" or not step or step >= planned:
         return 0.0
     return record.hours(now) * (planned - step) / step

@@ -28,6 +28,7 @@ from pipelines.runtime.launch import launch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
+from pipelines.tracking.parameters import compared
 from transforms.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ def resolve(schema: type[C], arguments: Sequence[str], recipe: str | None = None
     return load_recipe(schema, read_yaml(path), overrides), path.stem
 
 
+def _without_help(arguments: Sequence[str]) -> list[str]:
+    return [one for one in arguments if one not in _HELP]
+
+
 def _with_environment(schema: type[Any], pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Options whose values are not stored may come from the environment, since `mlflow run` records its own options."""
     defaults = {field.name: field.default for field in dataclasses.fields(schema)}
@@ -108,7 +113,7 @@ def run_entry_point(
                 f"{PROJECT_ROOT} holds the code without its recipes, as pip copied it; run it from a checkout, after"
                 " `make setup` or `pip install -e .` there"
             )
-        config, recipe_name = resolve(schema, [one for one in arguments if one not in _HELP], recipe)
+        config, recipe_name = resolve(schema, _without_help(arguments), recipe)
         if _HELP & set(arguments):
             print(describe(name, config, recipe_name))
             return 0
@@ -117,7 +122,7 @@ def run_entry_point(
             return launch(["-m", f"pipelines.{name}", *arguments], processes)
         watch_deadline()
         run = _start(name)
-        _log_configuration(run, config, recipe_name)
+        _log_configuration(run, name, config, recipe_name, arguments)
         run.name_it(name, recipe_name, config)
         body(config, run)
         _say_what_came_out(run, name, config)
@@ -146,9 +151,14 @@ def _start(name: str) -> Run:
     return Run.start(name)
 
 
-def _log_configuration(run: Run, config: object, recipe: str) -> None:
-    tree = nested(config) | {name: _NOT_STORED for name in _not_stored(config)}
-    run.log_params(flatten(tree))
+def _log_configuration(run: Run, name: str, config: Any, recipe: str, arguments: Sequence[str]) -> None:
+    """Log the whole configuration as a file, and as parameters that in which studies differ, or that was given."""
+    tree = nested(config) | {key: _NOT_STORED for key in _not_stored(config)}
+    given = {key for key, _ in _with_environment(type(config), parse_overrides(_without_help(arguments)))}
+    flat = flatten(tree) | ({"recipe": recipe} if recipe else {})
+    # `mlflow run` has logged the options of its own command line already, as they were written there.
+    logged = run.stored().params if run.is_wrapped else {}
+    run.log_params({key: one for key, one in compared(name, flat, given).items() if key not in logged})
     run.log_text(yaml.safe_dump(tree, sort_keys=False), "config.yaml")
     if recipe:
         run.set_tags({Tag.RECIPE: recipe})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.command.recorded import whole_configuration
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
 
@@ -77,7 +78,7 @@ def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, s
 
 
 def _configuration(run: StoredRun, prefix: str) -> dict[str, str]:
-    return {f"{prefix}.{k.removeprefix('cfg.')}": v for k, v in run.params.items() if k.startswith("cfg.")}
+    return {f"{prefix}.{key}": value for key, value in whole_configuration(run).items()}
 
 
 def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
@@ -87,7 +88,7 @@ def cohort_kinds(runs: Sequence[StoredRun]) -> dict[str, str]:
     for run in runs:
         sha = run.tags.get(Tag.COHORT_SHA, "")
         if sha and sha not in kinds:
-            kinds[sha] = _kind_of_folder(Path(run.params.get("cfg.cohort", "")), sha)
+            kinds[sha] = _kind_of_folder(Path(run.params.get("cohort", "")), sha)
     return kinds
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow.utils.name_utils as mlflow_names
 
-from pipelines.tracking.names import PARAMETER, Tag
+from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
 
 HEADLINE = {
@@ -88,7 +88,7 @@ def description(run: StoredRun, next_step: str = "") -> str:
     ended = run.tags.get(Tag.ERROR) or run.tags.get(Tag.STATUS) or "done"
     lines = [f"**{run.tags.get(Tag.ENTRY_POINT, '')}: {ended}**", *_table(run.metrics)]
     if sha := run.tags.get(Tag.COHORT_SHA):
-        name = last_parts(run.params.get(f"{PARAMETER}cohort", "")) or "cohort"
+        name = last_parts(run.params.get("cohort", "")) or "cohort"
         lines += [
             "",
             f"Cohort {name}: {run.tags.get(Tag.COHORT_KIND, 'kind unknown')}, SHA-256 `{sha[:12]}`.",

@@ -1,8 +1,8 @@
 """Every name under which a run logs: metrics and images by pattern, tags as constants, each with what it means.
 
 A name that is not listed cannot be logged: `Run` refuses it, and a test searches the code for it. `docs/names.md` is
-made from this list by `python -m pipelines.tracking.names_page`. Parameters are `cfg.<key>`, with the keys that
-`--help` of the entry point explains.
+made from this list by `python -m pipelines.tracking.names_page`. Parameters have the keys that `--help` of
+the entry point explains; `pipelines.tracking.parameters` says which.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections.abc import Container, Iterable
 from enum import StrEnum
 
 from pipelines.tracking.probe_names import AUROC, CI, COUNT, NATS, PROBES, SHARE, Metric
-
-PARAMETER = "cfg."
-"""Prefix of the name of every parameter, before the key of the configuration."""
 
 
 class UnlistedNameError(RuntimeError):

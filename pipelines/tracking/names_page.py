@@ -20,7 +20,8 @@ def names_page() -> str:
         "",
         "## Parameters",
         "",
-        "`cfg.<key>`: each key of the configuration; `--help` of the entry point explains it.",
+        "Those keys of the configuration in which studies differ, and those that were given; `--help` of the entry",
+        "point explains them. The whole configuration is the artifact `config.yaml`.",
         "",
         "## Metrics",
     ]

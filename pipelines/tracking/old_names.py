@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.tracking.names import PARAMETER
-
+PARAMETER = "cfg."
+"""Before each key of the configuration in the parameters of older runs, which hold all of it."""
 METRICS = {
     "aggregation/centre": "aggregation/center",
     "representation/centred_": "representation/centered_",
@@ -35,10 +35,9 @@ def current_value(key: str, value: Any) -> Any:
 
 
 def current_params(params: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters of a run with current keys and values."""
+    """Return the parameters of a run with current keys and values; of two spellings of a key, that of older runs."""
     flat = {
         name.removeprefix(PARAMETER): value for name, value in params.items() if name.startswith(PARAMETER)
     }
-    return {name: value for name, value in params.items() if not name.startswith(PARAMETER)} | {
-        f"{PARAMETER}{key}": value for key, value in current_keys(flat).items()
-    }
+    own = {name: value for name, value in params.items() if not name.startswith(PARAMETER)}
+    return own | current_keys(flat)

@@ -10,7 +10,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.names import Tag
-from pipelines.tracking.old_names import current_metric, current_params
+from pipelines.tracking.old_names import PARAMETER, current_metric, current_params
 from pipelines.tracking.store import (
     STORE_ENV,
     NotInStoreError,
@@ -32,6 +32,7 @@ class StoredRun:
         status: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
         metrics: The last value of each, under its current name.
         params: With current keys and values.
+        is_whole: Whether these are its whole configuration, as those of older runs are.
         started: Seconds since the epoch.
         artifact_uri: Where its artifacts go.
     """
@@ -44,6 +45,7 @@ class StoredRun:
     started: float = 0.0
     experiment_id: str = ""
     artifact_uri: str = ""
+    is_whole: bool = True
 
     @property
     def entry_point(self) -> str:
@@ -94,6 +96,7 @@ def _of(kind: type[R], run: Any) -> R:
         started=float(info.start_time or 0) / 1000.0,
         experiment_id=info.experiment_id,
         artifact_uri=info.artifact_uri,
+        is_whole=any(name.startswith(PARAMETER) for name in data.params),
     )
 
 

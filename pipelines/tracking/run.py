@@ -31,7 +31,7 @@ from PIL import Image
 
 from pipelines.runtime.paths import git
 from pipelines.tracking.description import description, is_made_up, spoken_name
-from pipelines.tracking.names import IMAGES, METRICS, PARAMETER, TAGS, Tag, refuse_unlisted
+from pipelines.tracking.names import IMAGES, METRICS, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record
 from pipelines.tracking.reading import StoredRun, read_run, run_page
 from pipelines.tracking.store import StoreRefusedError, answering, client
@@ -127,8 +127,8 @@ class Run:
             self._post("batch", {"metrics": entries[start : start + _METRICS_AT_ONCE]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log the resolved configuration once, each dotted key under `cfg.`."""
-        entries = [[f"{PARAMETER}{key}", str(value)] for key, value in params.items()]
+        """Log parameters, by dotted key of the configuration; a value cannot be changed later."""
+        entries = [[key, str(value)] for key, value in params.items()]
         for start in range(0, len(entries), _PARAMS_AT_ONCE):
             self._post("batch", {"params": entries[start : start + _PARAMS_AT_ONCE]})
 

@@ -72,7 +72,7 @@ def test_bare_pretrain_runs_here_and_leaves_a_finished_run(store: Path, small_co
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
     assert run.data.tags["dinox.entry_point"] == "pretrain"
-    assert run.data.params["cfg.steps"] == "2"
+    assert run.data.params["steps"] == "2"
     names = {"loss/total", "loss/dino", "loss/gram", "loss/koleo", "teacher/entropy", "student/entropy"}
     names |= {"teacher/center_norm", "teacher/gain", "teacher/prototypes_used", "teacher/verdict", "optim/lr"}
     names |= {"optim/grad_norm", "perf/slices_per_s", "perf/data_wait", "retrieval/top1", "retrieval/top5"}

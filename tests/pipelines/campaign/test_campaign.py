@@ -92,7 +92,7 @@ def test_arms_run_once_failures_stop_nobody_and_a_second_call_changes_nothing_th
     assert all(not arm.is_open and arm.hours(0.0) > 0 for arm in first.values())
     assert first["good"].tags["dinox.campaign"] == "small"
     assert first["good"].tags["dinox.executor"] == "local"
-    assert first["good"].params["cfg.lr"] == "0.01"
+    assert first["good"].params["lr"] == "0.01"
     parent = found_parent()
     assert (parent.status, parent.tags["dinox.status"]) == ("FAILED", "incomplete")
 

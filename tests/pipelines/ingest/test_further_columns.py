@@ -81,7 +81,7 @@ def test_personal_columns_paths_and_uids_reach_nothing_that_is_kept(
     assert run_entry_point("prepare", PrepareConfig, run_prepare, None, words) == 0
     assert len(pd.read_parquet(own_store / "cohort" / "nodules.parquet")) == 2
     (run,) = MlflowClient().search_runs(["0"])
-    assert run.data.params["cfg.source"] == run.data.params["cfg.annotations"] == "(not stored)"
+    assert run.data.params["source"] == run.data.params["annotations"] == "(not stored)"
     assert run.data.metrics["prepare/columns_left_out"] == 22
     leaks = [
         (name, secret)

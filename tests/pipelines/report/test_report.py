@@ -19,10 +19,10 @@ from pipelines.tracking.store import NotInStoreError
 
 
 def pretrained(seed: int, status: str, kind: str = "real CT", **more: Any) -> StoredRun:
-    params = {"cfg.seed": str(seed), "cfg.objective.kind": "dino", "cfg.objective.center": "ema"}
-    params |= {"cfg.objective.koleo_weight": "0.1", "cfg.objective.koleo_on": "head_logits"}
-    params |= {"cfg.optim.teacher_temp": "0.04"}
-    params |= {f"cfg.{key}": str(value) for key, value in more.pop("params", {}).items()}
+    params = {"seed": str(seed), "objective.kind": "dino", "objective.center": "ema"}
+    params |= {"objective.koleo_weight": "0.1", "objective.koleo_on": "head_logits"}
+    params |= {"optim.teacher_temp": "0.04"}
+    params |= {f"{key}": str(value) for key, value in more.pop("params", {}).items()}
     tags = {"dinox.entry_point": "pretrain", "dinox.status": status, "dinox.cohort_sha": kind}
     tags |= {"dinox.cohort_kind": kind} | more.pop("tags", {})
     return StoredRun(f"run-{seed}-{id(params)}", "FINISHED", tags, more.pop("metrics", {}), params)
@@ -233,7 +233,7 @@ def probe(
         "probe/over_random_r2_ci_high": above + 0.01,
     }
     own = {"dinox.entry_point": "probe_malignancy", "dinox.cohort_sha": "s", "dinox.cohort_kind": "real CT"}
-    reading = {"cfg.rule": "consensus", "cfg.features": "roi", "cfg.window": "full"} | (params or {})
+    reading = {"rule": "consensus", "features": "roi", "window": "full"} | (params or {})
     return StoredRun(f"p{number}", "FINISHED", own | tags, metrics, reading, started=float(number))
 
 
@@ -256,9 +256,9 @@ def test_the_primary_question_is_corrected_over_the_probes_of_one_cohort() -> No
 def test_only_the_newest_default_reading_of_a_backbone_is_in_the_family() -> None:
     first, again = (probe(number, 0.02, 0.02, **{"dinox.backbone_sha": "b"}) for number in (0, 1))
     assert verdicts_of([first, again]) == ["outside the family", "supported"]
-    others = [probe(number, 0.02, 0.9, {"cfg.features": "class_token"}) for number in (2, 3)]
+    others = [probe(number, 0.02, 0.9, {"features": "class_token"}) for number in (2, 3)]
     assert verdicts_of([again, *others]) == ["supported", "outside the family", "outside the family"]
-    by_label = probe(4, 0.02, 0.03, {"cfg.rule": "article"})
+    by_label = probe(4, 0.02, 0.03, {"rule": "article"})
     assert verdicts_of([again, by_label]) == ["supported", "supported"]  # another rule, another family
     older = StoredRun("old", "FINISHED", first.tags, {"probe/gain_over_diameter": 0.1}, first.params)
     assert verdicts_of([again, older]) == ["supported", "not testable here"]

@@ -50,7 +50,7 @@ def test_a_description_says_verdict_figures_cohort_warnings_and_the_next_command
     tags |= {"dinox.cohort_sha": "ab" * 32, "dinox.cohort_kind": "phantom"}
     metrics = {"retrieval/top1": 0.5, "retrieval/top1_ci_low": 0.4, "retrieval/top1_ci_high": 0.6}
     metrics |= {"teacher/gain": 1.25, "perf/slices_per_s": 9.0}
-    run = StoredRun(RUN_ID, "RUNNING", tags, metrics, {"cfg.cohort": "cohorts/phantom"})
+    run = StoredRun(RUN_ID, "RUNNING", tags, metrics, {"cohort": "cohorts/phantom"})
     assert description(run, "mlflow run . -e report").splitlines() == [
         "**pretrain: learning**",
         "",

@@ -59,10 +59,10 @@ def test_a_report_shows_an_older_run_as_it_shows_a_new_one(old_run: str) -> None
 def test_no_name_of_today_is_taken_for_an_older_one() -> None:
     assert {name: current_metric(name) for name in METRICS} == {name: name for name in METRICS}
     assert current_params({"cfg.features": "both", "licence": "x"}) == {
-        "cfg.features": "both",
+        "features": "both",
         "licence": "x",
     }
-    assert current_params({"cfg.licence": "mit"}) == {"cfg.license": "mit"}
+    assert current_params({"cfg.licence": "mit"}) == {"license": "mit"}
 
 
 @pytest.mark.parametrize("schema", [ProbeConfig, AggregationConfig, RepresentationConfig])
