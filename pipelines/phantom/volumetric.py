@@ -30,8 +30,10 @@ VolumeQuestion = Literal["only_z", "only_mm"]
 LUNG_HU, MARK_HU, NOISE_HU = -850.0, 40.0, 15.0
 _GRID = Grid((33, 33, 33), (2.0, 2.0, 2.0))
 """Of `only_z`."""
-MARK_AT = 3
-"""Slices from the middle to either mark: five lie between them."""
+_HALF_APART = (3, 5)
+"""Half the slices from one mark to the other, 3 or 4: five or seven lie between them, none of them at the middle."""
+_CONTRAST_HU, _MOTTLE_HU = (500.0, 800.0), 30.0
+"""Of marks above lung, and the standard deviation of lung itself."""
 LARGE_MM = 10.0
 _VOXELS, _RATIO = (4.0, 12.0), 1.4
 """Of `only_mm`: diameters in voxels, log-uniform, and how much larger the positive series' voxels are."""
@@ -120,20 +122,22 @@ def _rows(
 
 def _by_order(rng: np.random.Generator) -> tuple[Drawn, Drawn]:
     flat = Grid((1, *_GRID.shape[1:]), _GRID.spacing_mm)
-    lung = _lung(rng, flat)
-    center = flat.middle_mm + np.array([0, *rng.uniform(-2, 2, 2)])
-    diameter = rng.uniform(11, 15)
+    lung = _lung(rng, flat, _MOTTLE_HU)
+    center = flat.middle_mm + np.array([0, *rng.uniform(-4, 4, 2)])
+    diameter, contrast_hu = rng.uniform(10, 16), rng.uniform(*_CONTRAST_HU)
     from_center = np.hypot(flat.axis_mm(1) - center[1], flat.axis_mm(2) - center[2])
     disc = edge_coverage(np.asarray(diameter / 2 - from_center, dtype=np.float32), 2.0)
     hole = edge_coverage(np.asarray(diameter / 4 - from_center, dtype=np.float32), 2.0)
     empty, full, ring = (
-        _with_noise(rng, lung + share * (np.float32(MARK_HU) - lung))
+        _with_noise(rng, lung + share * np.float32(contrast_hu))
         for share in (np.zeros_like(disc), disc, disc - hole)
     )
-    middle = _GRID.shape[0] // 2
-    positive = np.repeat(empty, _GRID.shape[0], axis=0)
-    positive[middle + MARK_AT], positive[middle - MARK_AT] = full[0], ring[0]
-    negative = np.ascontiguousarray(positive[::-1])
+    half = int(rng.integers(*_HALF_APART))
+    shift = int(rng.integers(-(half - 2), half - 1))
+    low, high = (_GRID.shape[0] // 2 + shift + side * half for side in (-1, 1))
+    positive, negative = np.repeat(empty, _GRID.shape[0], axis=0), np.repeat(empty, _GRID.shape[0], axis=0)
+    positive[high], positive[low] = full[0], ring[0]
+    negative[high], negative[low] = ring[0], full[0]
     spacing_mm = _GRID.spacing_mm[0]
     return Drawn(positive, spacing_mm, diameter, True), Drawn(negative, spacing_mm, diameter, False)
 
@@ -150,12 +154,12 @@ def _by_spacing(rng: np.random.Generator) -> tuple[Drawn, Drawn]:
     return Drawn(volume_hu, large, voxels * large, True), Drawn(volume_hu, small, voxels * small, False)
 
 
-def _lung(rng: np.random.Generator, grid: Grid) -> Array:
+def _lung(rng: np.random.Generator, grid: Grid, mottle_hu: float = 25.0) -> Array:
     """Mottled lung of a patient's own mean, float32 HU."""
     mottle = gaussian_filter(
         rng.standard_normal(grid.shape, dtype=np.float32), [0 if n == 1 else 1.5 for n in grid.shape]
     )
-    return np.asarray(LUNG_HU + rng.normal(0, 20) + 25 * mottle / mottle.std(), dtype=np.float32)
+    return np.asarray(LUNG_HU + rng.normal(0, 20) + mottle_hu * mottle / mottle.std(), dtype=np.float32)
 
 
 def _with_noise(rng: np.random.Generator, volume: Array) -> NDArray[np.int16]:
