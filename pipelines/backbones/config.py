@@ -19,16 +19,21 @@ FeatureName = Literal[NoduleFeature, "roi", "patches"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeSettings:
-    """Field of view and CT window of the slices that the network gets."""
+    """Field of view and CT window of the slices, or cubes, that the network gets."""
 
     size_mm: float = 0.0
-    """Side of the square field of view around the middle of the slice; 0 shows the whole slice."""
+    """Side of the square field of view around the middle of the slice; 0 shows the whole slice. Of a 3D backbone the
+    side of its cubes in the plane; 0 takes the middle of its pretraining."""
+    overlap: float = 0.25
+    """Least share of their side that neighboring cubes of a 3D backbone have in common."""
     window: OneWindow = "lung"
     batch_size: int = 32
-    """Slices per forward pass; it limits the memory used."""
+    """Slices or cubes per forward pass; it limits the memory used."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative size and an empty batch."""
+        """Refuse a negative size, an empty batch and cubes that do not move on."""
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap is a share of a cube's side, from 0 to below 1, got {self.overlap}")
         if not self.size_mm >= 0 or self.batch_size < 1:
             raise ValueError(
                 f"size_mm must be 0 or more and batch_size 1 or more, got {self.size_mm} mm and {self.batch_size}"

@@ -1,4 +1,4 @@
-"""Embeddings of a folder of CT or of a cohort as a parquet table, one row per slice."""
+"""Embeddings of a folder of CT or of a cohort as a parquet table, one row per slice, or per cube of a 3D backbone."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.backbones.config import EmbedConfig
-from pipelines.backbones.encode import EncodedSlices, encode_slices
+from pipelines.backbones.encode import EncodedSlices, encode_parts
 from pipelines.backbones.features import image_features
 from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_backbone, tag_scale
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
@@ -23,7 +23,7 @@ from pipelines.tracking.run import Run
 
 
 def run_embed(config: EmbedConfig, run: Run) -> None:
-    """Embed every slice that can be read correctly; files left out are counted, with the most frequent reason."""
+    """Embed every slice, or cubes, of what can be read; files left out are counted, with the most frequent reason."""
     ensure_cohort(Path(config.source))
     loaded = open_backbone(chosen_backbone(config.backbone))
     source, out = CtFolder(Path(config.source), config.from_, config.keep_ids), Path(config.out)
@@ -37,9 +37,8 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     counts = {"volumes": table.n_volumes, "slices": table.n_slices, "refused_files": reasons.total()}
     run.log_metrics({f"embed/{name}": float(count) for name, count in counts.items()})
     tag_scale(run, loaded, np.array(table.mm_per_px))
-    print(
-        f"{out}: {table.n_slices} slices of {table.n_volumes} volumes, tokens of length {loaded.backbone.embed_dim}"
-    )
+    what, width = ("cubes" if loaded.backbone.image_depth_px else "slices"), loaded.backbone.embed_dim
+    print(f"{out}: {table.n_slices} {what} of {table.n_volumes} volumes, tokens of length {width}")
     if reasons:
         reason, count = reasons.most_common(1)[0]
         print(f"{reasons.total()} files were left out, {count} of them because: {reason}")
@@ -85,7 +84,7 @@ class _Table:
             raise NothingReadError(f"no CT series could be read in {self.config.source}; {why}")
 
     def _batches(self, volume: CtVolume) -> Iterator[pa.RecordBatch]:
-        for part in encode_slices(volume, self.loaded, self.config, self.device):
+        for part in encode_parts(volume, self.loaded, self.config, self.device):
             self.n_slices += len(part.z)
             self.mm_per_px.append(part.mm_per_px)
             yield pa.RecordBatch.from_pydict(self._columns(volume, part), schema=self.schema)

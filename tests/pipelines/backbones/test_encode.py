@@ -10,7 +10,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
-from models.backbone import Tokens, build_backbone
+from models.backbone import BackboneError, Tokens, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.config import EmbedConfig
 from pipelines.backbones.embedding import run_embed
@@ -19,6 +19,7 @@ from pipelines.backbones.folder import LoadedBackbone, save_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
 from pipelines.ingest.ct_volumes import CtFolder, CtVolume
+from pipelines.tracking.run import SilentRun
 from transforms.dicom.load import LoadDicomSeries
 from transforms.geometry import VolumeGeometry, index_to_lps
 from transforms.refusal import TransformError
@@ -33,6 +34,7 @@ class Brightness(nn.Module):
         super().__init__()
         self.image_px, self.patch_px, self.embed_dim = image_px, patch_px, 1
         self.mean, self.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        self.image_depth_px, self.takes_spacing = 0, False
 
     def forward(self, images: Tensor) -> Tokens:
         means = nn.functional.avg_pool2d(images[:, 1:2], self.patch_px).flatten(2).transpose(1, 2)
@@ -187,3 +189,105 @@ def test_refused_series_are_named_and_the_rest_is_read(small_phantom_source: Pat
     folder = CtFolder(tmp_path)
     assert len(list(folder)) == 1
     assert len(folder.refused) == len(list(tmp_path.glob("1-*")))
+
+
+class CubeBrightness(nn.Module):
+    """Stands where a 3D backbone stands; a patch token is the mean of its patch, and the spacing is remembered."""
+
+    def __init__(self, cube: tuple[int, int], patch: tuple[int, int]) -> None:
+        super().__init__()
+        (self.image_depth_px, self.image_px), (self.patch_depth_px, self.patch_px) = cube, patch
+        self.embed_dim, self.mean, self.std, self.takes_spacing = 1, (0.5,), (0.5,), True
+        self.told: list[Tensor] = []
+
+    def forward(self, images: Tensor, spacing_mm: Tensor) -> Tokens:
+        self.told.append(spacing_mm)
+        patch = (self.patch_depth_px, self.patch_px, self.patch_px)
+        means = nn.functional.avg_pool3d(images, patch).flatten(2).transpose(1, 2)
+        return Tokens(means.mean(1), means, means[:, :0])
+
+
+def cube_brightness(record: dict | None = None) -> LoadedBackbone:
+    stub = CubeBrightness((8, 16), (2, 4))
+    return LoadedBackbone(
+        stub, BackboneConfig(arch="custom", image_px=16, patch_px=4), "test", record or {}, "", {}
+    )
+
+
+@pytest.mark.parametrize("flip", [(), (1,), (2,), (1, 2)])
+def test_sliding_cubes_cover_the_volume_and_find_the_sphere(phantom_sphere, flip: tuple[int, ...]) -> None:
+    affine = phantom_sphere.affine_ras.copy()
+    for axis in flip:
+        affine[:, 3] += affine[:, axis] * (phantom_sphere.volume_hu.shape[axis] - 1)
+        affine[:, axis] *= -1
+    volume = ct_volume(np.flip(phantom_sphere.volume_hu, flip), affine)
+    loaded, settings = (
+        cube_brightness(),
+        EncodeSettings(size_mm=32.0, window="wide", overlap=0.5, batch_size=7),
+    )
+    (encoded,) = encode(volume, loaded, settings, device="cpu")
+    assert encoded.mm_per_px == 2.0
+    assert encoded.patch_tokens.shape[1:] == (64, 1)
+    # 40 mm high in cubes of 16 mm, 67.2 and 56 mm wide in cubes of 32 mm, each sharing half or more with the next.
+    assert len(encoded.class_token) == 4 * 4 * 3
+    assert not encoded.is_replicated.any()
+    assert torch.cat(loaded.backbone.told).unique(dim=0).tolist() == [[2.0, 2.0, 2.0]]
+    # The first and the last cube end with the volume, whichever way it is stored.
+    corners = index_to_lps(affine, [[-0.5, -0.5, -0.5], np.array(volume.volume_hu.shape) - 0.5])
+    half = np.array([16.0, 16.0, 8.0])
+    np.testing.assert_allclose(encoded.center_lps_mm.min(0) - half, corners.min(0), atol=1e-6)
+    np.testing.assert_allclose(encoded.center_lps_mm.max(0) + half, corners.max(0), atol=1e-6)
+    # Brightness as the weight: the sphere's center to a fraction of a patch of 4 x 8 x 8 mm.
+    at = np.unravel_index(encoded.patch_tokens[..., 0].argmax(), encoded.patch_tokens.shape[:2])
+    away_mm = np.abs(encoded.patch_lps_mm[at] - phantom_sphere.center_lps_mm)
+    assert (away_mm <= [5.0, 5.0, 4.0]).all()
+    weight = np.maximum(encoded.patch_tokens[..., 0] - np.quantile(encoded.patch_tokens, 0.97), 0)
+    near = np.linalg.norm(encoded.patch_lps_mm - phantom_sphere.center_lps_mm, axis=-1) < 12
+    found = (encoded.patch_lps_mm * (weight * near)[..., None]).sum((0, 1)) / (weight * near).sum()
+    assert np.abs(found - phantom_sphere.center_lps_mm).max() < 2.0
+
+
+def test_no_cube_reaches_across_a_gap_and_what_is_smaller_gets_air(phantom_sphere) -> None:
+    offsets = tuple(2.5 * k + (20.0 if k > 3 else 0.0) for k in range(16))
+    volume = ct_volume(phantom_sphere.volume_hu, phantom_sphere.affine_ras, (3,), offsets)
+    settings = EncodeSettings(size_mm=32.0, overlap=0.0)
+    (encoded,) = encode(volume, cube_brightness(), settings, device="cpu")
+    head = encoded.center_lps_mm[:, 2] - phantom_sphere.affine_ras[2, 3]
+    # Four slices below the gap, 10 mm, in one layer of cubes of 16 mm; twelve above it, 30 mm, in two.
+    np.testing.assert_allclose(np.unique(head.round(6)), [3.75, 20 + 8.75 + 8.0, 20 + 38.75 - 8.0])
+    assert encoded.is_replicated.tolist() == (head < 10).tolist()
+
+
+def test_the_size_of_cubes_is_that_of_the_pretraining_or_given(phantom_sphere) -> None:
+    volume = ct_volume(phantom_sphere.volume_hu, phantom_sphere.affine_ras)
+    (encoded,) = encode(volume, cube_brightness({"mm_per_pixel": [1.0, 2.25]}), device="cpu")
+    assert encoded.mm_per_px == pytest.approx(1.5)
+    with pytest.raises(BackboneError, match="give size_mm, the side of a cube"):
+        list(encode(volume, cube_brightness(), device="cpu"))
+
+
+def test_embed_of_a_3d_backbone_writes_a_row_a_cube(
+    tmp_path: Path, small_cohort: Cohort, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = BackboneConfig(
+        arch="custom", depth=1, embed_dim=16, heads=2, image_px=16, patch_px=8, image_depth_px=8, registers=0
+    )
+    save_backbone(tmp_path / "b", build_backbone(config), config, {})
+    source = str(small_cohort.root)
+    embed = EmbedConfig(source=source, backbone="b", out="e.parquet", size_mm=80.0, overlap=0.0, device="cpu")
+    run_embed(embed, SilentRun())
+    rows = pq.read_table("e.parquet").to_pandas()
+    assert set(rows["volume_id"]) == set(small_cohort.series["volume_id"])
+    one = rows[rows["volume_id"] == rows["volume_id"][0]]
+    shape, spacing = next(
+        (row["shape"], row["spacing_mm"])
+        for row in small_cohort.series.to_dict("records")
+        if row["volume_id"] == rows["volume_id"][0]
+    )
+    counts = [
+        max(1, int(np.ceil(n * mm / side))) for n, mm, side in zip(shape, spacing, (40, 80, 80), strict=True)
+    ]
+    assert len(one) == np.prod(counts)
+    assert one[["x_lps_mm", "y_lps_mm", "z_lps_mm"]].drop_duplicates().shape[0] == len(one)
+    assert (one["mm_per_px"] == 5.0).all()
