@@ -5,8 +5,8 @@ differ in nothing but the sign, and a probe that finds it in anything else leaks
 
 `only_z`: two marks of one slice each, a disc and a ring, five or seven identical slices between them; positive: the
 disc lies nearer the head. All other slices of a series are one and the same, noise included, so the two series of a
-patient hold the same slices, the same triplets and the same middle. Place, size and contrast of the marks differ between
-patients, so that a random network of cubes does not tell their order either.
+patient hold the same slices, the same triplets and the same middle. Place, size and contrast of the marks differ
+between patients, so that random weights that see cubes hardly tell their order.
 
 `only_mm`: the two series of a patient hold the same voxels, at two spacings; positive: the ball measures more than 10
 mm. Diameters in voxels differ between patients threefold, so spacing alone does not tell either.
