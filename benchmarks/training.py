@@ -1,7 +1,8 @@
-"""One training update of ViT-S/14 on the CPU: bfloat16 against float32, and what the loop costs beside the arithmetic.
+"""One training update of ViT-S on the CPU: bfloat16 against float32, and what the loop costs beside the arithmetic.
 
-Updates are those of recipe `vit_small` with small batches read from a cohort, so everything that does not shrink with
-the batch (the moving average, logging) weighs more here than in a real run.
+Updates of triplets are those of recipe `vit_small` with small batches read from a cohort, so everything that does not
+shrink with the batch (the moving average, logging) weighs more here than in a real run. Cubes are of noise: what
+reading them costs is measured in `cubes`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -27,6 +29,7 @@ from pipelines.tracking.store import STORE_ENV
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.trainer import Trainer
+from transforms.views.batch import Views
 
 BATCH = 4
 Seconds = dict[str, float]
@@ -65,6 +68,48 @@ def measure(tiny: bool = False) -> Iterator[Row]:
             "<= 0.03",
             f"of an update; one log in {log_every} updates takes {logging_s * 1e3:.0f} ms",
         )
+
+    yield from _cubes(tiny)
+
+
+def _cubes(tiny: bool) -> Iterator[Row]:
+    """Make updates of a 3D network in both precisions in turn."""
+    px = 16 if tiny else 64
+    tree = read_yaml(find_recipe("vit_small_3d")) | {"batch_size": BATCH}
+    tree["backbone"] |= {"image_px": px, "image_depth_px": px}
+    tree["views"] |= {"size_px": px, "depth_px": px, "n_local": 0, "local_depth_px": 0}
+    if tiny:
+        tree["backbone"] |= {"arch": "custom", "depth": 1}
+    noise = torch.randn(2, BATCH, 1, px, px, px, generator=torch.Generator().manual_seed(0))
+    views = Views(
+        global_views=noise,
+        local_views=None,
+        spacing_mm=torch.ones(2, BATCH, 3),
+        mm_per_pixel=torch.ones(2, BATCH),
+        outside_body=torch.zeros(2, BATCH, dtype=torch.bool),
+        window_hu=torch.zeros(2, BATCH, 2),
+    )
+    seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    with one_thread():
+        trainers = {}
+        for precision in seconds:
+            config = load_recipe(PretrainConfig, tree | {"precision": precision})
+            torch.manual_seed(0)
+            trainers[precision] = Trainer(config, torch.device("cpu"), build_backbone(config.backbone))
+            trainers[precision].update(repeat(views))
+        for _ in range(1 if tiny else ROUNDS):
+            for precision, trainer in trainers.items():
+                start = process_time()
+                trainer.update(repeat(views))
+                seconds[precision].append(process_time() - start)
+    fp32, bf16 = (median(seconds[precision]) for precision in ("fp32", "bf16"))
+    yield Row(
+        f"update of a 3D ViT-S/8 in bf16, {BATCH} x 2 cubes of {px} voxels, one core",
+        fp32 / bf16,
+        ">= 2",
+        f"times the rate in fp32 ({fp32:.2f} : {bf16:.2f} s)",
+        "" if torch.cpu._is_amx_tile_supported() else "AMX",
+    )
 
 
 class Training:
