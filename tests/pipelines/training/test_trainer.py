@@ -48,7 +48,7 @@ def build(config: PretrainConfig) -> Trainer:
 def batches_for(
     config: PretrainConfig, cohort: Cohort, first: int = 0, workers: int = 0, render: bool = True
 ):
-    index = SliceIndex(cohort, cohort.series["patient_id"])
+    index = SliceIndex(cohort, cohort.series["patient_id"], views=config.views)
     plan = BatchPlan(len(index), config.batch_size, config.accumulation, config.seed)
     data = MicroBatches(index, plan, config.views, config.seed, render)
     last = config.steps * config.accumulation
@@ -66,6 +66,16 @@ def run(config: PretrainConfig, cohort: Cohort, trainer: Trainer, workers: int =
     return history
 
 
+CUBES = (
+    ("backbone.image_px", "16"),
+    ("backbone.image_depth_px", "8"),
+    ("backbone.patch_px", "4"),
+    ("views.size_px", "16"),
+    ("views.depth_px", "8"),
+    ("views.extent", "mm"),
+    ("views.fov_mm", "[80, 120]"),
+    ("views.depth_mm", "[10, 15]"),
+)
 ARMS = {
     "article": (),
     "accumulated with sinkhorn": (("accumulation", "2"), ("objective.center", "sinkhorn")),
@@ -89,6 +99,26 @@ ARMS = {
         ("backbone.drop_path", "0.5"),
     ),
     "mae": (("objective.kind", "mae"), ("objective.gram_weight", "0"), ("objective.koleo_weight", "0")),
+    "cubes with local ones, ibot in boxes, told the spacing, frozen gram, layer decay": (
+        *CUBES,
+        ("backbone.spacing", "tokens"),
+        ("objective.ibot_weight", "1.0"),
+        ("objective.ibot_mask_shape", "blocks"),
+        ("views.n_local", "1"),
+        ("views.local_size_px", "8"),
+        ("views.local_depth_px", "4"),
+        ("views.local_fov_mm", "[30, 50]"),
+        ("gram_refresh_steps", "3"),
+        ("optim.layer_decay", "0.5"),
+    ),
+    "mae of cubes in HU": (
+        *CUBES,
+        ("objective.kind", "mae"),
+        ("objective.mae_target", "hu"),
+        ("views.window.policy", "full"),
+        ("objective.gram_weight", "0"),
+        ("objective.koleo_weight", "0"),
+    ),
 }
 
 
@@ -322,6 +352,17 @@ def test_the_scale_that_the_run_saw_is_known(small_cohort: Cohort) -> None:
     run(config, small_cohort, trainer)
     low, high = trainer.scale_mm
     assert 1.9 < low < high < 3.1
+    assert trainer.slice_mm == pytest.approx(
+        [min(small_cohort.series["spacing_mm"].str[0]), max(small_cohort.series["spacing_mm"].str[0])]
+    )
+
+
+def test_the_scale_of_cubes_along_z_is_that_of_their_voxels(small_cohort: Cohort) -> None:
+    config = config_of(*CUBES)
+    trainer = build(config)
+    run(config, small_cohort, trainer)
+    low, high = trainer.slice_mm
+    assert 10 / 8 <= low < high <= 15 / 8
 
 
 def test_each_epoch_deals_every_slice_once_whatever_the_processes() -> None:
