@@ -101,5 +101,7 @@ def test_local_cubes_that_are_no_whole_patches_are_refused(small_cohort: Cohort)
     local = [("views.n_local", "1"), ("views.local_size_px", "8"), ("views.local_depth_px", "6")]
     config = load_recipe(PretrainConfig, CUBES, local)
     index = SliceIndex(small_cohort, list(small_cohort.series["patient_id"]), views=config.views)
-    with pytest.raises(BackboneError, match=r"views\.local_depth_px 6 is not a multiple of the patch of 4 px"):
+    with pytest.raises(
+        BackboneError, match=r"views\.local_depth_px 6 is not a multiple of the patch of 4 px"
+    ):
         first_backbone(config, small_cohort, index, [])
