@@ -39,13 +39,14 @@ from pipelines.tracking.system_metrics import system_metrics, system_monitors
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
-from pipelines.training.figures import curves, token_figures, view_sheet
+from pipelines.training.figures import curves, token_figures
 from pipelines.training.first_backbone import first_backbone
 from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
 from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import Trainer
+from pipelines.training.view_sheet import view_sheet
 from pipelines.training.watch import ADVICE, Verdict
 from probes.splits import is_held_out, patient_hash
 from transforms.views.batch import Views

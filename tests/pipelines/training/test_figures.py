@@ -7,8 +7,8 @@ import torch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.training.config import PretrainConfig
-from pipelines.training.figures import slice_and_views, view_sheet
 from pipelines.training.loader import BatchPlan
+from pipelines.training.view_sheet import slice_and_views, view_sheet
 from transforms.views.batch import draw_views, render_views
 from transforms.views.config import ViewConfig
 from transforms.window_policy import WindowConfig

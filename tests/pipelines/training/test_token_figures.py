@@ -12,6 +12,7 @@ from pipelines.training.figures import (
     principal_components,
     token_figures,
 )
+from pipelines.training.planes import Shown
 from transforms.views.config import ViewConfig
 
 
@@ -38,7 +39,7 @@ def test_tokens_that_are_all_alike_can_be_drawn() -> None:
 
 def test_the_gram_figure_states_the_mean_cosine() -> None:
     tokens = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [0.0, 1.0]]])
-    figure = gram_figure(np.zeros((1, 2, 2), np.float32), tokens)
+    figure = gram_figure(Shown(torch.zeros(1, 1, 2, 2), (1, 2, 2), torch.ones(1, 3)), tokens)
     # Cosines: four ones on the diagonal, two between the second and fourth, two minus ones between first and third.
     assert "mean 0.25" in figure.axes[1].get_title()
     assert np.array_equal(figure.axes[1].images[0].get_array()[0], [1, 0, -1, 0])
@@ -46,7 +47,7 @@ def test_the_gram_figure_states_the_mean_cosine() -> None:
 
 def test_the_attention_figure_states_its_range_beside_even_attention() -> None:
     attention = torch.tensor([[[0.1, 0.2, 0.3, 0.2]]])
-    figure = attention_figure(np.zeros((1, 2, 2), np.float32), attention)
+    figure = attention_figure(Shown(torch.zeros(1, 1, 2, 2), (1, 2, 2), torch.ones(1, 3)), attention)
     assert figure.axes[0].get_title() == "80% on patches"
     assert figure.axes[2].get_title() == "head 1: 0.4 .. 1.2 x uniform"
 
