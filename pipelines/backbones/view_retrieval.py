@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.backbone import Backbone
+from pipelines.cohort.cubes import longest_cube_mm
 from pipelines.cohort.drawn import draw_batch
 from pipelines.cohort.slices import SliceIndex
 from probes.retrieval import RetrievalResult, retrieval
@@ -28,6 +29,8 @@ TokenName = Literal["class_token", "mean_patch"]
 Tokens = dict[TokenName, NDArray[np.float32]]
 Found = dict[tuple[NetworkName, TokenName], RetrievalResult]
 
+_STEP_MM = 0.1
+"""In which places of cubes are counted."""
 _VIEW_SEED = 2**31 - 1
 """Fixed, so that the views of an evaluation are the same at every step and in every run."""
 
@@ -118,8 +121,16 @@ def retrieve(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> RetrievalResult:
-    """Rank the second views by the first, (2, N, D)."""
-    places = (sample.patient_ids, sample.series_ids, sample.slice_index)
+    """Rank the second views by the first, (2, N, D).
+
+    Slices are adjacent at a distance of `adjacent_slices` or less, cubes where their middles are less than the longest
+    cube apart along z.
+    """
+    place = sample.slice_index
+    if sample.views.is_3d:
+        place = np.rint(place * sample.index.slice_mm[sample.index.volume[sample.rows]] / _STEP_MM)
+        adjacent_slices = int(np.ceil(longest_cube_mm(sample.views) / _STEP_MM)) - 1
+    places = (sample.patient_ids, sample.series_ids, place)
     return retrieval(views[0], views[1], *places, adjacent_slices, seed, device)
 
 

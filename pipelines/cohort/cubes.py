@@ -13,6 +13,11 @@ def smallest_cube_mm(views: ViewConfig) -> tuple[float, float]:
     return views.depth_mm[0] if views.depth_mm else side_mm / views.size_px * views.depth_px, side_mm
 
 
+def longest_cube_mm(views: ViewConfig) -> float:
+    """Extent along z, in mm, of the longest global cube."""
+    return views.depth_mm[1] if views.depth_mm else views.fov_mm[1] / views.size_px * views.depth_px
+
+
 def fitting_volumes(series: pd.DataFrame, views: ViewConfig) -> tuple[pd.DataFrame, list[str]]:
     """Leave out the volumes that are smaller than the smallest global cube.
 

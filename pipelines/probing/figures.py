@@ -12,6 +12,7 @@ from sklearn.metrics import roc_curve
 
 from pipelines.backbones.view_retrieval import SliceSample, render_rows
 from pipelines.runtime.image_axes import image_axes
+from pipelines.training.planes import Shown
 from probes.retrieval import RetrievalResult
 from probes.statistics.calibration import decision_curve
 
@@ -154,9 +155,8 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
         else:
             relation = "miss: another series"
         titles = ("query", f"its own view (rank {int(found.rank[query]) + 1})", relation)
-        for axis, image, title in zip(line, (own[0, 0], own[1, 0], other[1, 0]), titles, strict=True):
-            axis.imshow(_gray(image, sample), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=8)
+        for axis, image, title in zip(line, (own[0], own[1], other[1]), titles, strict=True):
+            Shown.of(image, sample.views).planes(0)[0].draw(axis, title, cmap="gray", vmin=0, vmax=1)
     return figure
 
 
@@ -176,8 +176,3 @@ def trajectory(steps: Sequence[int], found: Sequence[RetrievalResult]) -> Figure
 
 def _evenly(rows: Ints, count: int) -> Ints:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)] if len(rows) else rows
-
-
-def _gray(image: torch.Tensor, sample: SliceSample) -> NDArray[np.float32]:
-    """Return the middle slice of a normalized view, in [0, 1]."""
-    return np.asarray(image[1].numpy() * sample.views.std[1] + sample.views.mean[1], dtype=np.float32)

@@ -78,16 +78,21 @@ def slices_of(
     Raises:
         TooFewError: If they have fewer than two slices.
     """
-    index = SliceIndex(cohort, patients)
+    views, origin = training_views(loaded)
+    index = SliceIndex(cohort, patients, views=views)
+    for sentence in index.said:
+        print(sentence)
     if len(index) < 2:
         raise TooFewError(
             f"{len(patients)} held-out patients have {len(index)} slices in cohort {cohort.root}; retrieval needs two"
         )
-    views, origin = training_views(loaded)
     sample = sample_slices(index, views, n_slices)
     n_all, n_chosen = sum(int(shape[0]) for shape in cohort.series["shape"]), len(sample.rows)
+    theirs = cohort.series.loc[cohort.series["patient_id"].isin(patients), "shape"]
+    n_theirs = sum(int(shape[0]) for shape in theirs)
     others = {
-        "of patients that the backbone saw": n_all - len(index),
+        "of patients that the backbone saw": n_all - n_theirs,
+        "in volumes that hold no cube": n_theirs - len(index),
         f"beyond slices={n_slices}": len(index) - n_chosen,
     }
     print(Accounting("slices", n_all, "compared", n_chosen, +Counter(others)))  # + drops reasons with count 0
@@ -100,8 +105,15 @@ def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:
     A backbone that does not come from a run gets the default views for its input size.
     """
     if not loaded.named_run:
-        (r, g, b), (r_std, g_std, b_std) = loaded.backbone.mean, loaded.backbone.std
+        # A network that reads cubes has one channel.
+        (r, g, b), (r_std, g_std, b_std) = (
+            (3 * own)[-3:] for own in (loaded.backbone.mean, loaded.backbone.std)
+        )
         views = ViewConfig(size_px=loaded.backbone.image_px, mean=(r, g, b), std=(r_std, g_std, b_std))
+        if loaded.backbone.image_depth_px:
+            low, high = (mm * views.size_px for mm in loaded.record.get("mm_per_pixel") or (1.0, 1.0))
+            depth_px = loaded.backbone.image_depth_px
+            views = dataclasses.replace(views, depth_px=depth_px, extent="mm", fov_mm=(low, high))
         return views, "default views"
     with tempfile.TemporaryDirectory() as folder:
         file = fetch_artifact(loaded.named_run, "config.yaml", Path(folder))

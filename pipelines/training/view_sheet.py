@@ -39,8 +39,8 @@ def view_sheet(
     Of a cube the three planes through its middle are shown, and on the slice a frame where it lies.
     """
     rows = plan.rows(step * config.accumulation)[:count]
-    draw, columns, width = (_draw_cubes, 7, 1.7) if config.views.is_3d else (_draw_slices, 3, 2.5)
-    figure = Figure(figsize=(2.5 + width * (columns - 1), 2.5 * len(rows)), layout="constrained")
+    draw, columns, side = (_draw_cubes, 7, 1.8) if config.views.is_3d else (_draw_slices, 3, 2.5)
+    figure = Figure(figsize=(side * columns, side * len(rows)), layout="constrained")
     for line, row in zip(image_axes(figure, len(rows), columns), rows.tolist(), strict=True):
         draw(line, index, row, config, step)
     return figure
@@ -74,7 +74,8 @@ def _draw_cubes(axes: Sequence[Axes], index: SliceIndex, row: int, config: Pretr
         titles = (f"{spacing_mm[1]:.2f} mm", f"z {spacing_mm[0]:.2f} mm", f"{low:.0f} .. {high:.0f} HU")
         for axis, plane, title in zip(axes[1 + 3 * number :], planes, titles, strict=False):
             plane.draw(axis, title, cmap="gray", vmin=0, vmax=1)
-        corners = to_slice @ np.asarray(cube.affine) @ np.array([[0, *[-0.5] * 2, 1], [*cube.shape[1:], 1]]).T
+        edge = cube.shape[-1] - 0.5
+        corners = to_slice @ np.asarray(cube.affine) @ np.array([[0, -0.5, -0.5, 1], [0, edge, edge, 1]]).T
         (_, top, left), (_, bottom, right) = corners[:3].T
         frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{number}")
         axes[0].add_patch(frame)
