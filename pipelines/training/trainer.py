@@ -56,8 +56,10 @@ class Trainer:
             # Matrix products are full float32 by torch's default, convolutions (the patches) are not.
             torch.backends.cudnn.allow_tf32 = self.autocast_dtype is not None
         if config.compile:
-            self.networks.student.compile()
-            self.networks.teacher.compile()
+            # Local cubes are compiled for themselves: torch fails on resampled positions of an open size in 3D.
+            is_dynamic = False if config.views.is_3d else None
+            self.networks.student.compile(dynamic=is_dynamic)
+            self.networks.teacher.compile(dynamic=is_dynamic)
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
         self.scale_mm, self.slice_mm = [np.inf, 0.0], [np.inf, 0.0]

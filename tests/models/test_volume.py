@@ -147,3 +147,41 @@ def test_a_network_of_timm_reads_cubes_only_in_whole_patches() -> None:
     )
     with pytest.raises(BackboneError, match="24 voxels along z are no multiple of the patch of 16"):
         build_backbone(config)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_in_bfloat16_the_tokens_stay_near_those_of_float32(is_plain: bool) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(dataclasses.replace(CUBES, inflated=True, spacing="tokens")).eval()
+    cubes, spacing_mm = torch.randn(2, 1, 8, 12, 12), torch.tensor([[1.0, 0.7, 0.7], [2.5, 0.5, 0.5]])
+    wanted = backbone(cubes, spacing_mm=spacing_mm)
+    if is_plain:
+        backbone.attend_plainly()
+        torch.testing.assert_close(backbone(cubes, spacing_mm=spacing_mm).class_token, wanted.class_token)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = backbone(cubes, spacing_mm=spacing_mm)
+    assert (rough.patch_tokens - wanted.patch_tokens).abs().max() < 0.1
+    assert not torch.equal(rough.patch_tokens, wanted.patch_tokens)
+
+
+def test_drop_path_skips_blocks_of_cubes_in_training_alone() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(dataclasses.replace(CUBES, drop_path=0.9))
+    cubes = torch.randn(8, 1, 8, 12, 12)
+    assert not torch.equal(backbone.train()(cubes).class_token, backbone(cubes).class_token)
+    assert torch.equal(backbone.eval()(cubes).class_token, backbone(cubes).class_token)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # What the compiler warns of is its own; numbers are compared here.
+def test_compiled_networks_of_global_and_local_cubes_are_the_eager_ones() -> None:
+    backbone = build_backbone(dataclasses.replace(CUBES, inflated=True, spacing="tokens"))
+    compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True, dynamic=False)
+    for shape in ((8, 12, 12), (4, 8, 8)):
+        cubes, gradients = torch.randn(2, 1, *shape), []
+        for network in (backbone, compiled):
+            backbone.zero_grad()
+            network(cubes, spacing_mm=torch.ones(2, 3)).class_token.square().sum().backward()
+            gradients.append([one.grad.clone() for one in backbone.parameters() if one.grad is not None])
+        for own, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(own, other)

@@ -105,3 +105,16 @@ def test_with_layer_decay_each_block_learns_faster_than_the_one_before() -> None
 def test_impossible_rates_are_refused(fields: dict[str, float], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         load_recipe(OptimConfig, fields)
+
+
+def test_layer_decay_and_weight_decay_know_positions_along_z_and_spacing() -> None:
+    backbone = build_backbone(
+        BackboneConfig(arch="custom", depth=2, patch_px=4, image_px=12, image_depth_px=8, spacing="tokens")
+    )
+    names = [f"backbone.{name}" for name, _ in backbone.named_parameters()]
+    scales = lr_scales(names, 0.5)
+    for name in ("patch_embed.proj.weight", "patch_embed.z_pos_embed", "spacing_embed.out.weight"):
+        assert scales[f"backbone.vit.{name}"] == 0.5**3, name
+    optimizer = build_optimizer([backbone], OptimConfig(weight_decay=0.1))
+    (kept,) = (group["params"] for group in optimizer.param_groups if not group["is_decayed"])
+    assert any(one is backbone.vit.patch_embed.z_pos_embed for one in kept)
