@@ -10,7 +10,7 @@ from models.config import BackboneConfig, HeadConfig
 from models.student_teacher import Network, ProjectionHead
 from pipelines.command.config import RecipeError, load_recipe
 from pipelines.training.config import OptimConfig
-from pipelines.training.schedule import build_optimizer, moment, set_groups
+from pipelines.training.schedule import build_optimizer, lr_scales, moment, set_groups
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine() -> None:
