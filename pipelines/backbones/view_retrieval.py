@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.backbone import Backbone
-from pipelines.cohort.cubes import longest_cube_mm
 from pipelines.cohort.drawn import draw_batch
 from pipelines.cohort.slices import SliceIndex
 from probes.retrieval import RetrievalResult, retrieval
 from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
+from transforms.views.cubes import longest_cube_mm
 
 NetworkName = str
 """`backbone` (the teacher of a run), `student`, or `random` for random weights of the same architecture."""

@@ -5,17 +5,7 @@ import pandas as pd
 
 from pipelines.cohort.tables import CohortError
 from transforms.views.config import ViewConfig
-
-
-def smallest_cube_mm(views: ViewConfig) -> tuple[float, float]:
-    """Extent along z and side in the plane, in mm, of the smallest global cube."""
-    side_mm = views.fov_mm[0]
-    return views.depth_mm[0] if views.depth_mm else side_mm / views.size_px * views.depth_px, side_mm
-
-
-def longest_cube_mm(views: ViewConfig) -> float:
-    """Extent along z, in mm, of the longest global cube."""
-    return views.depth_mm[1] if views.depth_mm else views.fov_mm[1] / views.size_px * views.depth_px
+from transforms.views.cubes import holds_a_cube, in_mm, smallest_cube_mm
 
 
 def fitting_volumes(series: pd.DataFrame, views: ViewConfig) -> tuple[pd.DataFrame, list[str]]:
@@ -39,16 +29,13 @@ def fitting_volumes(series: pd.DataFrame, views: ViewConfig) -> tuple[pd.DataFra
         )
     shape = np.array([tuple(one) for one in series["shape"]], dtype=np.float64).reshape(-1, 3)
     spacing_mm = np.array([tuple(one) for one in series["spacing_mm"]], dtype=np.float64).reshape(-1, 3)
-    sides_mm = shape * spacing_mm
-    depth_mm, side_mm = smallest_cube_mm(views)
-    # A box is in mm and lengths are products of rounded numbers: one that fits exactly fits.
-    fits = np.all(sides_mm >= np.array([depth_mm, side_mm, side_mm]) * (1 - 1e-6), axis=1)
-    size = f"{depth_mm:g} x {side_mm:g} x {side_mm:g} mm (z, y, x)"
+    sides_mm, depth_mm = shape * spacing_mm, smallest_cube_mm(views)[0]
+    fits = holds_a_cube(views, sides_mm)
+    size = in_mm(smallest_cube_mm(views))
     if len(series) and not fits.any():
-        largest = " x ".join(f"{side:.0f}" for side in sides_mm[sides_mm.min(axis=1).argmax()])
         raise CohortError(
-            f"none of {len(series)} volumes holds the smallest cube of {size}, the largest is {largest} mm;"
-            " lower views.fov_mm and views.depth_mm"
+            f"none of {len(series)} volumes holds the smallest cube of {size}, the largest is"
+            f" {in_mm(sides_mm[sides_mm.min(axis=1).argmax()])}; lower views.fov_mm and views.depth_mm"
         )
     said = [f"{(~fits).sum()} of {len(fits)} volumes are smaller than the smallest cube of {size}: left out"]
     finest_mm = depth_mm / views.depth_px

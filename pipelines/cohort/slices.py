@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.cohort.cubes import fitting_volumes, smallest_cube_mm
+from pipelines.cohort.cubes import fitting_volumes
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.points import Places, Point, annotated_places, slice_points
 from transforms.geometry import triplet_indices, unbroken_run
 from transforms.views.batch import TripletBatch
 from transforms.views.config import ViewConfig
 from transforms.views.cube_render import CubeBatch
-from transforms.views.cubes import CubeFrames, CubePlaces
+from transforms.views.cubes import CubeFrames, CubePlaces, smallest_cube_mm
 
 PADDING_HU = -1024
 _NOWHERE = Point(np.nan, np.nan, np.nan)
@@ -27,6 +27,7 @@ class SliceIndex:
         z: Its index in that volume, (n,) int32.
         patient_ids: Patient of each volume, (volumes,).
         volume_ids: Id of each volume, (volumes,).
+        n_small: How many volumes are left out because they hold no cube.
         said: Sentences for the user: volumes that were left out, and that are coarser than the cubes.
     """
 
@@ -48,8 +49,10 @@ class SliceIndex:
         """
         series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
         self.said: list[str] = []
+        n_volumes = len(series)
         if views is not None and views.is_3d:
             series, self.said = fitting_volumes(series, views)
+        self.n_small = n_volumes - len(series)
         self.cohort = cohort
         self.volume_ids = [str(value) for value in series["volume_id"]]
         self.patient_ids = [str(value) for value in series["patient_id"]]
@@ -66,8 +69,8 @@ class SliceIndex:
         if inner:
             reach = np.ones(len(shapes), dtype=np.int64)
             if views is not None and views.is_3d:
-                depth_mm, _ = smallest_cube_mm(views)
-                reach = np.ceil(depth_mm / self.slice_mm / 2).astype(np.int64)
+                depth_mm = smallest_cube_mm(views)[0]
+                reach = np.ceil(depth_mm / self.slice_mm / 2 - 1e-6).astype(np.int64)
             volumes = zip(self.n_slices, self.gaps, reach.tolist(), strict=True)
             is_whole = np.concatenate([_is_inner(*volume) for volume in volumes] or [np.zeros(0, bool)])
             self.volume, self.z = self.volume[is_whole], self.z[is_whole]

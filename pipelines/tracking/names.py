@@ -21,6 +21,11 @@ _TRAINING = (
     Metric("data/train_patients", COUNT, "patients that are trained on"),
     Metric("data/held_out_patients", COUNT, "patients held out for retrieval and probes"),
     Metric("data/train_slices", COUNT, "slices of these patients, sampled in training"),
+    Metric(
+        "data/small_volumes",
+        COUNT,
+        "volumes of these patients that hold no cube, left out where views are cubes",
+    ),
     Metric("data/same_voxels", COUNT, "volumes that the cohorts hold under several patients: a leak"),
     Metric("loss/total", "nats for DINO", "weighted sum of the terms, which is minimized"),
     Metric(

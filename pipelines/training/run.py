@@ -189,11 +189,13 @@ class TrainingRun:
             cohort_tags[Tag.LEAK] = self.patients.leak
         self.run.set_tags(cohort_tags)
         counts = {
-            "data/train_patients": len(self.patients.train),
+            "data/train_patients": len(set(self.index.patient_ids)),
             "data/held_out_patients": len(self.patients.held_out),
             "data/train_slices": len(self.index),
             "data/same_voxels": len(same_voxels(self.cohort)),
         }
+        if self.config.views.is_3d:
+            counts["data/small_volumes"] = self.index.n_small
         self.run.log_dataset(
             last_parts(self.config.cohort),
             self.cohort.sha256,

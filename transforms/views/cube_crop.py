@@ -21,7 +21,7 @@ from transforms.triplet import VOLUME_KEYS
 from transforms.views.config import ViewConfig
 from transforms.views.crops import UNIFORMS_PER_CROP
 from transforms.views.cube_render import cube_weights, resize_box
-from transforms.views.cubes import CubeFrames, CubePlaces, place_cubes
+from transforms.views.cubes import CubeFrames, CubePlaces, holds_a_cube, in_mm, place_cubes, smallest_cube_mm
 
 
 class RandCube(Randomizable, Transform):
@@ -68,11 +68,11 @@ class RandCube(Randomizable, Transform):
             (1, D, S, S) float32 HU, axes as in the volume; a MetaTensor, with the affine of the cube, if one came in.
 
         Raises:
-            TransformError: If the shape is not that of a volume, z is not in it, its spacing is unknown, or a
-                MetaTensor's affine says that its axes are not (z toward the head, y, x).
+            TransformError: If the shape is not that of a volume, z is not in it, its spacing is unknown, it holds no
+                cube or is a patch around a nodule, or its affine says that its axes are not (z toward the head, y, x).
         """
         self.randomize()
-        volume = _Volume(volume_hu, spacing_mm, gaps)
+        volume = _Volume(self.config, volume_hu, spacing_mm, gaps)
         places = self.places(volume, z, body, point_yx_px)
         return self.cut(volume, places, 0)
 
@@ -101,7 +101,9 @@ class RandCube(Randomizable, Transform):
 class _Volume:
     """A volume that cubes are cut from, with what is known of its geometry."""
 
-    def __init__(self, volume_hu: Any, spacing_mm: Sequence[float] | None, gaps: Collection[int]) -> None:
+    def __init__(
+        self, config: ViewConfig, volume_hu: Any, spacing_mm: Sequence[float] | None, gaps: Collection[int]
+    ) -> None:
         if not (volume_hu.ndim == 3 or (volume_hu.ndim == 4 and volume_hu.shape[0] == 1)):
             raise TransformError(
                 f"a cube is cut from a volume (Z, Y, X) or (1, Z, Y, X), got shape {tuple(volume_hu.shape)}"
@@ -109,6 +111,11 @@ class _Volume:
         self.source, self.gaps = volume_hu, gaps
         self.geometry: VolumeGeometry | None = None
         if isinstance(volume_hu, MetaTensor):
+            if volume_hu.meta.get("kind") == "patch":
+                raise TransformError(
+                    "this volume is a patch that was cut to the length of a nodule, which tells its label: a cube needs"
+                    " a whole series, and a patch gives slice triplets alone"
+                )
             self.geometry = VolumeGeometry.from_meta(volume_hu.shape, volume_hu.affine, volume_hu.meta)
             self.geometry.check_axes()
             spacing_mm, self.gaps = self.geometry.spacing_mm, self.geometry.gaps
@@ -119,6 +126,12 @@ class _Volume:
             )
         self.voxels = volume_hu[0] if volume_hu.ndim == 4 else volume_hu
         self.spacing_mm = np.array(spacing_mm, dtype=np.float64)
+        sides_mm = self.spacing_mm * self.voxels.shape
+        if not holds_a_cube(config, sides_mm):
+            raise TransformError(
+                f"a volume of {in_mm(sides_mm)} does not hold the smallest cube of {in_mm(smallest_cube_mm(config))};"
+                " lower fov_mm and depth_mm"
+            )
 
     def frames(
         self, z: int, body: NDArray[np.uint8] | None, point_yx_px: Sequence[float] | None
@@ -219,7 +232,7 @@ class RandCubed(Randomizable, MapTransform):
             spacing_mm, body, point = (
                 data[own] if own else None for own in (self.spacing_mm_key, self.body_key, self.point_key)
             )
-            volume = _Volume(data[source], spacing_mm, ())
+            volume = _Volume(self.one.config, data[source], spacing_mm, ())
             places = self.one.places(volume, data[self.z_key], body, point)
             cut[key] = self.one.cut(volume, places, view)
             cut[f"{key}_spacing_mm"] = self.one.spacing_mm[view]

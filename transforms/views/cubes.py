@@ -6,6 +6,7 @@ pushed back into the slice; along z it stays where it is, and beyond the last sl
 slice is repeated, as for triplets.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,29 @@ from transforms.views.keyed import keyed_uniforms, keyed_windows
 _DEPTH, _Z = 1, 2
 _CENTERED = ("point", "lung")
 """Centers that all views of a sample share."""
+
+
+def smallest_cube_mm(views: ViewConfig) -> tuple[float, float, float]:
+    """Sides (z, y, x) in mm of the smallest global cube."""
+    side_mm = views.fov_mm[0]
+    return views.depth_mm[0] if views.depth_mm else side_mm / views.size_px * views.depth_px, side_mm, side_mm
+
+
+def longest_cube_mm(views: ViewConfig) -> float:
+    """Extent along z, in mm, of the longest global cube."""
+    return views.depth_mm[1] if views.depth_mm else views.fov_mm[1] / views.size_px * views.depth_px
+
+
+def holds_a_cube(views: ViewConfig, sides_mm: Floats) -> NDArray[np.bool_]:
+    """Whether volumes with sides (..., 3) are as large as the smallest global cube."""
+    # Lengths are products of rounded numbers: a cube that fits exactly fits.
+    fits: NDArray[np.bool_] = np.all(sides_mm >= np.array(smallest_cube_mm(views)) * (1 - 1e-6), axis=-1)
+    return fits
+
+
+def in_mm(sides_mm: Iterable[float]) -> str:
+    """Sides (z, y, x) as text."""
+    return " x ".join(f"{side:.3g}" for side in sides_mm) + " mm (z, y, x)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.cohort.drawn import DrawnBatch
+from pipelines.cohort.drawn import DrawnBatch, draw_batch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
@@ -86,3 +86,60 @@ def test_volumes_that_hold_no_cube_are_left_out_and_counted(small_cohort: Cohort
     assert f"{n_small} of {len(depth_mm)} volumes are smaller than the smallest cube" in index.said[0]
     with pytest.raises(CohortError, match=r"none of \d+ volumes holds the smallest cube of 900 x 12 x 12 mm"):
         index_of(small_cohort, replace(CUBES, depth_mm=(900.0, 950.0)))
+
+
+def altered(cohort: Cohort, **columns: object) -> Cohort:
+    """The same volumes, with columns of their table changed."""
+    other = Cohort.open(cohort.root)
+    other.series = cohort.series.assign(
+        **{name: [value] * len(cohort.series) for name, value in columns.items()}
+    )
+    return other
+
+
+def test_patches_that_were_cut_to_a_nodules_length_are_refused_for_cubes_alone(small_cohort: Cohort) -> None:
+    patches = altered(small_cohort, kind="patch")
+    with pytest.raises(CohortError, match=r"tells its label: cubes .* need whole series"):
+        index_of(patches)
+    index_of(patches, ViewConfig())
+
+
+def test_slices_far_apart_are_allowed_and_said(small_cohort: Cohort) -> None:
+    assert (
+        "between slices cubes are interpolated"
+        in index_of(small_cohort, replace(CUBES, depth_px=16)).said[-1]
+    )
+    coarse = replace(CUBES, depth_px=2, depth_mm=(12.0, 24.0), local_depth_px=1)
+    assert not index_of(small_cohort, coarse).said
+
+
+def test_inner_slices_are_those_whose_smallest_cube_repeats_none(small_cohort: Cohort) -> None:
+    with_gap = altered(small_cohort, gaps=[9])
+    fixed = replace(CUBES, depth_mm=(7.3, 7.3))
+    index = index_of(with_gap, fixed, inner=True)
+    places = draw_batch(index, np.arange(len(index)), fixed, 0, 0).draws.places  # type: ignore[union-attr]
+    low, high = places.start_zyx[:2, :, 0], (places.start_zyx + places.length_zyx)[:2, :, 0]
+    depth = index.n_slices[index.volume]
+    is_below = index.z <= 9
+    assert (low >= np.where(is_below, 0, 10)).all()
+    assert (high <= np.where(is_below, 10, depth)).all()
+    # Nothing more is left out: one slice further on, a cube may reach across.
+    for volume, n_slices in enumerate(index.n_slices.tolist()):
+        own, reach = index.z[index.volume == volume], 7.3 / index.slice_mm[volume] / 2
+        wanted = [
+            z
+            for z in range(n_slices)
+            for a, b in ((0, 10), (10, n_slices))
+            if z - reach >= a and z + 1 + reach <= b
+        ]
+        assert own.tolist() == wanted
+
+
+def test_nothing_is_read_across_a_gap(small_cohort: Cohort) -> None:
+    index = index_of(altered(small_cohort, gaps=[9]))
+    rows = np.flatnonzero(np.abs(index.z - 9) <= 2)
+    read = draw_batch(index, rows, CUBES, 0, 0).draws.places.read_zyx[..., 0, :]  # type: ignore[union-attr]
+    is_below = index.z[rows] <= 9
+    assert (read[:, is_below, 1] <= 10).all()
+    assert (read[:, ~is_below, 0] >= 10).all()
+    assert (read[:, is_below, 1] == 10).any()

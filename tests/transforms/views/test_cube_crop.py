@@ -229,8 +229,8 @@ def test_beyond_an_edge_or_a_gap_the_last_slice_is_repeated_and_behind_a_gap_the
     volume = MetaTensor(
         torch.from_numpy(hu.astype(np.int16))[None], affine=torch.from_numpy(affine), meta=geometry.as_meta()
     )
-    config = ViewConfig(size_px=8, depth_px=30, extent="mm", fov_mm=(15.0, 15.0), center="uniform")
-    cube = RandCube(replace(config, depth_mm=(30.0, 30.0))).set_random_state(seed=z)(volume, z)
+    config = ViewConfig(size_px=8, depth_px=24, extent="mm", fov_mm=(15.0, 15.0), center="uniform")
+    cube = RandCube(replace(config, depth_mm=(24.0, 24.0))).set_random_state(seed=z)(volume, z)
     low_mm, high_mm = (0.0, 8.0) if z <= 4 else (40.0, 52.0)
     expected = places_zyx_mm(cube)[0].clip(low_mm, high_mm) * 10 - 1000
     np.testing.assert_allclose(cube.as_tensor().numpy()[0], expected, atol=1e-2)
@@ -255,5 +255,12 @@ def test_bad_input_is_refused_in_one_sentence():
     turned = MetaTensor(torch.from_numpy(volume)[None], affine=torch.eye(4))
     with pytest.raises(TransformError, match="the volume's axes are not"):
         RandCube(cubes)(turned, 3)
+    with pytest.raises(
+        TransformError, match=r"of 6 x 10 x 10 mm .* does not hold the smallest cube of 8 x 8 x 8 mm"
+    ):
+        RandCube(cubes)(volume, 3, spacing_mm=(0.5, 0.5, 0.5))
+    patch = MetaTensor(torch.from_numpy(volume)[None], affine=torch.eye(4), meta={"kind": "patch"})
+    with pytest.raises(TransformError, match="which tells its label"):
+        RandCube(cubes)(patch, 3)
     cube = RandCube(cubes)(volume[None], 3, spacing_mm=(1, 1, 1))
     assert cube.shape == (1, 8, 8, 8)
