@@ -6,6 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Which build of torch, on Linux: `cpu` (2 GB) or `cuda` (7 GB); by itself `cpu` where there is no NVIDIA device.
+TORCH ?= $(if $(filter Linux,$(shell uname -s)),$(if $(wildcard /dev/nvidia0 /dev/dxg),cuda,cpu),any)
+# Address of an index of CPU builds, where pip's own have none: pytorch.org, "Get started", shows PyTorch's.
+TORCH_INDEX ?=
+CPU_TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) torch torchvision,\
+  $(shell sed -nE 's/^(torch|torchvision)<=(.*)/\1==\2+cpu/p' constraints.txt))
 
 .PHONY: setup demo test test-all check bench ui clean
 
@@ -15,6 +21,9 @@ $(STAMP): pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 or newer with venv is needed; PYTHON=/path/to/python3.11 make setup names one."; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@if [ "$(TORCH)" = cpu ] && ! $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CPU_TORCH) 2>/dev/null; then \
+	  echo "pip's indexes offer no CPU build of torch, so the one with CUDA is installed (5 GB more, no difference in use);"; \
+	  echo "make setup TORCH_INDEX=ADDRESS takes it from PyTorch's index of CPU builds (pytorch.org, 'Get started')."; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

@@ -196,13 +196,18 @@ def test_files_and_functions_stay_readable() -> None:
 TOP_LEVEL = {
     *(
         ".ci",
+        ".dockerignore",
+        ".github",
         ".gitignore",
         "CHANGELOG.md",
+        "CITATION.cff",
         "CONTRIBUTING.md",
+        "Dockerfile",
         "LICENSE",
         "MLproject",
         "Makefile",
         "README.md",
+        "SECURITY.md",
     ),
     *(
         "benchmarks",

@@ -16,13 +16,13 @@ from models.backbone import BackboneError
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import Ids, compare, ids_of, joined
 from pipelines.runtime.atomic import write_atomically
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import RESOURCES
 
 SCHEME = "shipped:"
 HALVES = ("half_a", "half_b")
 NETWORKS = ("all", *HALVES)
 """In the order in which they are asked to read a patient."""
-BOXES = PROJECT_ROOT / "models" / "weights"
+BOXES = RESOURCES / "models" / "weights"
 MOST_BYTES = 20_000_000
 """Of the weights under one name."""
 SUMS = "SHA256SUMS"

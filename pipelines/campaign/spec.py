@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from pipelines.command.config import RecipeError, Seed, find_recipe, load_recipe, read_yaml
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import RESOURCES
 from pipelines.tracking.arms import NAME
 from transforms.refusal import Refusal
 
-CAMPAIGNS = PROJECT_ROOT / "mlflow_projects" / "campaigns"
+CAMPAIGNS = RESOURCES / "mlflow_projects" / "campaigns"
 
 
 class CampaignError(Refusal):

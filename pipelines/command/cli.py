@@ -25,7 +25,7 @@ from pipelines.command.entry_points import ENTRY_POINTS, next_step
 from pipelines.command.help import describe
 from pipelines.runtime.interrupts import Interrupted, watch_deadline
 from pipelines.runtime.launch import launch
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import IS_CHECKOUT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.parameters import compared
@@ -85,10 +85,26 @@ def _with_environment(schema: type[Any], pairs: list[tuple[str, str]]) -> list[t
     return pairs
 
 
-def main(name: str) -> None:
-    """Run an entry point on the arguments of this process, and leave with its exit code."""
-    one = ENTRY_POINTS[name]
-    sys.exit(run_entry_point(name, one.load_schema(), one.run, one.recipe, sys.argv[1:]))
+def main(name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run an entry point on the arguments of this process, or on some, and leave with its exit code."""
+    one, given = ENTRY_POINTS[name], sys.argv[1:] if arguments is None else arguments
+    sys.exit(run_entry_point(name, one.load_schema(), one.run, one.recipe, given))
+
+
+def console() -> None:
+    """Run `dinox NAME [--KEY VALUE ...]`, the command of an installed copy; without a name it lists all."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ENTRY_POINTS:
+        main(name, arguments)
+    listed = "\n".join(f"  {one.name:22} {one.meaning}" for one in ENTRY_POINTS.values() if one.is_public)
+    if name in _HELP:
+        print(f"usage: dinox NAME [--KEY VALUE ...]; `dinox NAME --help` lists its options\n\n{listed}")
+        sys.exit(0)
+    print(
+        f"'{name}' is no command of dinox; there are\n{listed}",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def run_entry_point(
@@ -108,11 +124,6 @@ def run_entry_point(
     run: Run | None = None
     config: Any = None
     try:
-        if not (PROJECT_ROOT / "MLproject").is_file():
-            raise RecipeError(
-                f"{PROJECT_ROOT} holds the code without its recipes, as pip copied it; run it from a checkout, after"
-                " `make setup` or `pip install -e .` there"
-            )
         config, recipe_name = resolve(schema, _without_help(arguments), recipe)
         if _HELP & set(arguments):
             print(describe(name, config, recipe_name))
@@ -166,10 +177,13 @@ def _log_configuration(run: Run, name: str, config: Any, recipe: str, arguments:
 
 def _say_what_came_out(run: Run, name: str, config: Any) -> None:
     """Write the description of a run that is done, and print where it is seen and what usually follows."""
+    from pipelines.tracking.store import shown_store
+
     step = next_step(name, config, run.run_id)
     with contextlib.suppress(StoreAwayError):  # Its figures are logged, or wait to be.
         if page := run.describe(step):
-            print(f"{f'next: {step}; ' if step else ''}seen by `make ui` at {page}")
+            server = "make ui" if IS_CHECKOUT else f"mlflow ui --backend-store-uri {shown_store()}"
+            print(f"{f'next: {step}; ' if step else ''}seen by `{server}` at {page}")
 
 
 def _not_stored(config: Any) -> dict[str, str]:

@@ -17,11 +17,11 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import RESOURCES
 from pipelines.tracking.old_names import current_keys
 from transforms.refusal import Refusal
 
-RECIPES = PROJECT_ROOT / "mlflow_projects" / "recipes"
+RECIPES = RESOURCES / "mlflow_projects" / "recipes"
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 # A trailing underscore keeps a Python keyword (`from_`) writable; users type it without.
 _STRICT = ConfigDict(

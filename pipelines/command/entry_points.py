@@ -3,9 +3,12 @@
 Tests compare MLproject, the stages of campaigns, `--help` and README's table with this list.
 """
 
+import re
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
+
+from pipelines.runtime.paths import IS_CHECKOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +172,10 @@ ENTRY_POINTS: dict[str, EntryPoint] = {one.name: one for one in _LIST}
 
 def next_step(name: str, config: Any, run_id: str) -> str:
     """Return the command that usually follows a run of an entry point; "" if none does."""
-    return ENTRY_POINTS[name].next_step.format(run_id=run_id, cohort=getattr(config, "cohort", ""))
+    step = ENTRY_POINTS[name].next_step.format(run_id=run_id, cohort=getattr(config, "cohort", ""))
+    return step if IS_CHECKOUT else as_installed(step)
+
+
+def as_installed(command: str) -> str:
+    """Return `mlflow run . -e NAME -P KEY=VALUE` as an installed copy is called: `dinox NAME --KEY VALUE`."""
+    return re.sub(r" -P ([\w.]+)=", r" --\1 ", command.replace("mlflow run . -e ", "dinox "))

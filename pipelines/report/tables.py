@@ -13,12 +13,12 @@ from pipelines.command.config import load_recipe, read_yaml
 from pipelines.report.claims import ClaimSpec, welch_p, with_interval
 from pipelines.report.facts import Evidence, matches
 from pipelines.runtime.page import Table
-from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.paths import RESOURCES
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
-ARTICLE = PROJECT_ROOT / "mlflow_projects" / "article.yaml"
+ARTICLE = RESOURCES / "mlflow_projects" / "article.yaml"
 _SEED = re.compile(r"-?seed=\d+$")
 
 

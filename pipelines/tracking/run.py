@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from mlflow.entities import (
 )
 from PIL import Image
 
-from pipelines.runtime.paths import git
+from pipelines.runtime.paths import IS_CHECKOUT, git
 from pipelines.tracking.description import description, is_made_up, spoken_name
 from pipelines.tracking.names import IMAGES, METRICS, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record
@@ -48,7 +49,12 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 
 @cache
 def git_commit() -> str:
-    """Return the commit of the project folder, with "-dirty" when files differ from it; "unknown" outside git."""
+    """Return the commit of the project folder, with "-dirty" when files differ from it; "unknown" outside git.
+
+    Of an installed copy its version: the folder that it is called in may be under another git.
+    """
+    if not IS_CHECKOUT:
+        return f"dinox-ct {version('dinox-ct')}"
     try:
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
