@@ -19,7 +19,7 @@ def fitting_volumes(series: pd.DataFrame, views: ViewConfig) -> tuple[pd.DataFra
         The rows that stay, and what is to be said: how many were left out, and how many are coarser than the cubes.
 
     Raises:
-        CohortError: If a volume is a patch around a nodule, or none is left.
+        CohortError: If a volume is a patch around a nodule.
     """
     n_patches = int((series["kind"] == "patch").sum())
     if n_patches:
@@ -32,12 +32,13 @@ def fitting_volumes(series: pd.DataFrame, views: ViewConfig) -> tuple[pd.DataFra
     sides_mm, depth_mm = shape * spacing_mm, smallest_cube_mm(views)[0]
     fits = holds_a_cube(views, sides_mm)
     size = in_mm(smallest_cube_mm(views))
-    if len(series) and not fits.any():
-        raise CohortError(
-            f"none of {len(series)} volumes holds the smallest cube of {size}, the largest is"
-            f" {in_mm(sides_mm[sides_mm.min(axis=1).argmax()])}; lower views.fov_mm and views.depth_mm"
+    said = []
+    if not fits.all():
+        largest = in_mm(sides_mm[~fits][sides_mm[~fits].prod(axis=1).argmax()])
+        said.append(
+            f"{(~fits).sum()} of {len(fits)} volumes hold no cube of {size}, the smallest, and are left out; the"
+            f" largest of them is {largest}"
         )
-    said = [f"{(~fits).sum()} of {len(fits)} volumes are smaller than the smallest cube of {size}: left out"]
     finest_mm = depth_mm / views.depth_px
     coarse_mm = spacing_mm[fits, 0][spacing_mm[fits, 0] > 2 * finest_mm]
     if len(coarse_mm):
@@ -45,4 +46,4 @@ def fitting_volumes(series: pd.DataFrame, views: ViewConfig) -> tuple[pd.DataFra
             f"{len(coarse_mm)} of {fits.sum()} volumes have slices more than twice as far apart as the cubes' voxels of"
             f" {finest_mm:.2g} mm (up to {coarse_mm.max():g} mm): between slices cubes are interpolated"
         )
-    return series.loc[fits], said[int(fits.all()) :]
+    return series.loc[fits], said

@@ -45,7 +45,7 @@ class SliceIndex:
         where `views` are cubes, those around which the smallest cube would repeat a slice.
 
         Raises:
-            CohortError: If `views` are cubes and a volume is a patch around a nodule, or none holds a cube.
+            CohortError: If `views` are cubes and a volume is a patch around a nodule.
         """
         series = cohort.series[cohort.series["patient_id"].isin(list(patients))].sort_values("volume_id")
         self.said: list[str] = []

@@ -21,6 +21,8 @@ def indexed(
     """
     places = _places(config, cohort, patients)
     index = SliceIndex(cohort, patients, config.slices == "inner", config.views, places)
+    if is_training and index.n_small and not index.volume_ids:
+        raise CohortError(f"nothing to train on, {index.said[0]}: lower views.fov_mm and views.depth_mm")
     if config.slices == "points":
         index.leave_out_pointless()
         if is_training and not len(index):

@@ -209,7 +209,8 @@ class TrainingRun:
                 f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
                 f" {counts['data/held_out_patients']} held out; device {self.device}"
             )
-            for sentence in [*same_voxels_said(self.cohort), *self.index.said]:
+            held_out = [f"held out: {sentence}" for sentence in self.evaluation.sample.index.said]
+            for sentence in [*same_voxels_said(self.cohort), *self.index.said, *held_out]:
                 print(sentence)
 
     def _loop(self, stop: StopWatch) -> Verdict:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from models.config import BackboneConfig
 from pipelines.cohort.drawn import DrawnBatch, draw_batch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
 from pipelines.cohort.tables import CohortError
+from pipelines.training.config import PretrainConfig
+from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
@@ -83,9 +86,29 @@ def test_volumes_that_hold_no_cube_are_left_out_and_counted(small_cohort: Cohort
     assert 0 < n_small < len(depth_mm), "a cohort of volumes of one length tests nothing"
     index = index_of(small_cohort, replace(CUBES, depth_mm=(between, between)))
     assert len(index.volume_ids) == len(depth_mm) - n_small
-    assert f"{n_small} of {len(depth_mm)} volumes are smaller than the smallest cube" in index.said[0]
-    with pytest.raises(CohortError, match=r"none of \d+ volumes holds the smallest cube of 900 x 12 x 12 mm"):
-        index_of(small_cohort, replace(CUBES, depth_mm=(900.0, 950.0)))
+    assert index.n_small == n_small
+    assert f"{n_small} of {len(depth_mm)} volumes hold no cube of {between:.3g} x 12 x 12 mm" in index.said[0]
+    nothing = PretrainConfig(
+        views=replace(CUBES, depth_mm=(900.0, 950.0), n_local=0, local_depth_px=0),
+        backbone=BackboneConfig(
+            arch="custom",
+            depth=1,
+            embed_dim=16,
+            heads=2,
+            image_px=16,
+            image_depth_px=8,
+            patch_px=4,
+            patch_depth_px=4,
+        ),
+        batch_size=4,
+    )
+    patients = sorted(small_cohort.series["patient_id"].unique())
+    with pytest.raises(
+        CohortError,
+        match=r"nothing to train on, (\d+) of \1 volumes hold no cube of 900 x 12 x 12 mm .*: lower",
+    ):
+        indexed(nothing, small_cohort, patients, is_training=True)
+    assert not len(indexed(nothing, small_cohort, patients))  # held out: no retrieval, and no refusal
 
 
 def altered(cohort: Cohort, **columns: object) -> Cohort:
