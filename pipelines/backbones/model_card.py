@@ -91,7 +91,7 @@ def model_card(
     """Return the card of a backbone as Markdown; of weights to ship as `name`, of all three networks."""
     loaded = networks[0]
     sections = [
-        _front_matter(facts, "timm" if len(networks) == 1 else "dinox-ct"),
+        _front_matter(facts, "timm" if len(networks) == 1 and is_timms(loaded) else "dinox-ct"),
         _summary(loaded),
         _three(networks, name) if len(networks) > 1 else _usage(loaded, has_onnx, has_hf),
         _data(loaded, facts),

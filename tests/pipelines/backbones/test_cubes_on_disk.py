@@ -179,6 +179,7 @@ def test_the_card_of_cubes_says_its_voxels_and_its_code_makes_our_tokens(tmp_pat
     loaded = open_backbone(str(tmp_path))
     card = model_card([loaded], CardFacts(), has_onnx=True)
     for fact in (
+        "library_name: dinox-ct",
         "# A 3D vision transformer",
         "patch 2 x 4 x 4 voxels (z, y, x), input 8 x 12 x 12 voxels",
         "1.00 to 2.50 mm along z and 0.50 to 0.75 mm in the plane",
