@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overflow-x:auto}
 th,td{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}
-th{background:#f4f4f4}img{max-width:100%}h1,h2,h3{line-height:1.2}
+th{background:#f4f4f4}img{max-width:100%}figure{margin:1rem 0}input{width:20rem}h1,h2,h3{line-height:1.2}
 .supported{background:#e3f4e3}.not-supported{background:#fbe6e2}.not-testable-here{background:#f1f1f1}
 .note{border-left:4px solid #c89b00;padding:.3rem .8rem;background:#fff9e3}"""
 
@@ -59,7 +59,16 @@ class Picture:
         return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-Block = Heading | Sentence | Table | Picture
+@dataclass(frozen=True, slots=True)
+class Slides:
+    """Pictures of one thing in order, as WebP; with several, a slider chooses which is shown, the last at first."""
+
+    title: str
+    captions: Sequence[str]
+    images: Sequence[bytes]
+
+
+Block = Heading | Sentence | Table | Picture | Slides
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -71,6 +80,8 @@ def markdown(blocks: Sequence[Block]) -> str:
                 parts.append(f"{'#' * level} {_plain(text)}")
             case Sentence(text, is_note):
                 parts.append(("> " if is_note else "") + _plain(text))
+            case Slides(title, _, _):
+                parts.append(f"(figures in the HTML page: {_plain(title)})")
             case Picture(title, _):
                 parts.append(f"(figure in the HTML page: {_plain(title)})")
             case Table(_, []):
@@ -93,6 +104,8 @@ def page_html(blocks: Sequence[Block]) -> str:
                 body.append(f"<p{' class=note' if is_note else ''}>{_code(html.escape(text))}</p>")
             case Picture(title, _):
                 body.append(f'<img alt="{html.escape(title)}" src="{block.source()}">')
+            case Slides():
+                body.append(_slides(block))
             case Table(_, []):
                 body.append(f"<p>{_NOTHING}</p>")
             case Table(head, rows):
@@ -104,6 +117,26 @@ def page_html(blocks: Sequence[Block]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
+
+
+_SLIDE = (
+    "var f=this.parentNode;f.querySelectorAll('img').forEach((one,i)=>one.hidden=i!=this.value);"
+    "f.querySelector('output').value=f.querySelectorAll('img')[this.value].alt"
+)
+
+
+def _slides(block: Slides) -> str:
+    last = len(block.images) - 1
+    shown = []
+    for number, (caption, image) in enumerate(zip(block.captions, block.images, strict=True)):
+        source = f"data:image/webp;base64,{base64.b64encode(image).decode()}"
+        hidden = "" if number == last else " hidden"
+        shown.append(f'<img alt="{html.escape(caption or block.title)}" src="{source}"{hidden}>')
+    slider = (
+        f'<input type="range" min="0" max="{last}" value="{last}" oninput="{_SLIDE}" aria-label="step">'
+        f" <output>{html.escape(block.captions[last])}</output><br>"
+    )
+    return f"<figure>{slider if last else ''}{''.join(shown)}</figure>"
 
 
 def _td(text: str) -> str:

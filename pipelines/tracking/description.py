@@ -60,6 +60,10 @@ def is_made_up(name: str) -> bool:
     )
 
 
+HEAD = ("", "", "95% interval")
+"""Of the table of headline figures."""
+
+
 def spoken_name(entry_point: str, recipe: str, config: Any, run_id: str) -> str:
     """Return a name that says what a run is: `pretrain vit_small lidc 3f1a`.
 
@@ -101,7 +105,8 @@ def description(run: StoredRun, next_step: str = "") -> str:
     return "\n".join(lines)
 
 
-def _table(metrics: Mapping[str, float]) -> list[str]:
+def headline(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Return label, value and interval of each headline figure that a run has."""
     rows = []
     for name, label in HEADLINE.items():
         if name in metrics:
@@ -109,5 +114,11 @@ def _table(metrics: Mapping[str, float]) -> list[str]:
             interval = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
             value = metrics[name]
             shown = f"{value:.0f}" if value == round(value) and abs(value) >= 2 else f"{value:.4g}"
-            rows.append(f"| {label} (`{name}`) | {shown} | {interval} |")
-    return ["", "| | | 95% interval |", "| --- | --- | --- |", *rows] if rows else []
+            rows.append((f"{label} (`{name}`)", shown, interval))
+    return rows
+
+
+def _table(metrics: Mapping[str, float]) -> list[str]:
+    rows = headline(metrics)
+    lines = [HEAD, ("---",) * len(HEAD), *rows] if rows else []
+    return ["", *(f"| {' | '.join(line)} |" for line in lines)] if rows else []

@@ -28,7 +28,15 @@ def names_page() -> str:
     for group, metrics in groupby(LISTED, key=lambda metric: metric.pattern.partition("/")[0]):
         lines += ["", f"### {group}", "", "| metric | unit | meaning |", "| --- | --- | --- |"]
         lines += [f"| `{one.pattern}` | {one.unit} | {one.meaning} |" for one in metrics]
-    lines += ["", "## Images of a pretraining, one per step", "", "| key | what it shows |", "| --- | --- |"]
+    lines += [
+        "",
+        "## Figures of a pretraining, one per step",
+        "",
+        "`figures/KEY_stepNNNNNN.png`, and all of them in `gallery.html`.",
+        "",
+        "| key | what it shows |",
+        "| --- | --- |",
+    ]
     lines += [f"| `{key}` | {meaning} |" for key, meaning in IMAGES.items()]
     lines += ["", "## Tags", "", "| tag | meaning |", "| --- | --- |"]
     lines += [f"| `{tag}` | {tag.meaning} |" for tag in Tag]

@@ -6,6 +6,7 @@ continued by the process that resumes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -32,8 +33,9 @@ from PIL import Image
 
 from pipelines.runtime.paths import IS_CHECKOUT, git
 from pipelines.tracking.description import description, is_made_up, spoken_name
+from pipelines.tracking.gallery import PAGE, file_of, gallery
 from pipelines.tracking.names import IMAGES, METRICS, TAGS, Tag, refuse_unlisted
-from pipelines.tracking.outbox import Kind, Outbox, Record
+from pipelines.tracking.outbox import Kind, Outbox, Record, StoreAwayError
 from pipelines.tracking.reading import StoredRun, read_run, run_page
 from pipelines.tracking.store import StoreRefusedError, answering, client
 
@@ -169,6 +171,7 @@ class Run:
         """Write the description that MLflow's pages show of the run, from what the store holds; return its page."""
         stored = self.stored()
         self.set_tags({Tag.DESCRIPTION: description(stored, "" if Tag.RESUMES in stored.tags else next_step)})
+        self.log_gallery()
         return run_page(self.run_id, stored.experiment_id) if self.run_id else ""
 
     def log_figure(self, figure: Figure, path: str) -> None:
@@ -176,16 +179,21 @@ class Run:
         self._log_written(path, figure.savefig)
 
     def log_image(self, figure: Figure, key: str, step: int) -> None:
-        """Write a matplotlib figure as the image of a step: MLflow shows all steps of a key behind a slider.
+        """Write a matplotlib figure of a step as an artifact; `log_gallery` shows all steps of a key behind a slider.
 
         Raises:
             UnlistedNameError: If the key is not in `pipelines.tracking.names`.
         """
         refuse_unlisted([key], IMAGES)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "image.png"
-            figure.savefig(file)
-            self._post("image", {"key": key, "step": step, "time": int(time.time() * 1000)}, file)
+        self.log_figure(figure, file_of(key, step))
+
+    def log_gallery(self) -> None:
+        """Write all figures that the store holds of this run as one page; while the store is away, nothing."""
+        if not self.run_id or (self.outbox is not None and len(self.outbox)):
+            return
+        with contextlib.suppress(StoreAwayError):
+            if page := gallery(self.stored()):
+                self.log_text(page, PAGE)
 
     def log_text(self, text: str, path: str) -> None:
         """Write a text artifact."""
@@ -259,7 +267,7 @@ def _deliver(store: MlflowClient, record: Record) -> None:
             store.log_artifacts(run_id, str(payload), content["folder"] or None)
         case "file":
             store.log_artifact(run_id, str(payload), content["folder"] or None)
-        case "image":
+        case "image":  # Of an outbox that an earlier version filled.
             with Image.open(payload) as image:
                 key, step, at = content["key"], content["step"], content["time"]
                 store.log_image(run_id, image, key=key, step=step, timestamp=at, synchronous=True)

@@ -279,6 +279,7 @@ class TrainingRun:
         seen = self.evaluation.teacher_tokens, self.evaluation.sample.patient_ids
         for key, figure in token_figures(teacher, images, self.config.views, *seen, spacing_mm):
             self.run.log_image(figure, key, step)
+        self.run.log_gallery()
         if self.config.keep_backbones:
             self._export({"backbone": teacher}, f"backbones/step_{step:08d}")
 

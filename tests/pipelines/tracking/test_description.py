@@ -54,7 +54,7 @@ def test_a_description_says_verdict_figures_cohort_warnings_and_the_next_command
     assert description(run, "mlflow run . -e report").splitlines() == [
         "**pretrain: learning**",
         "",
-        "| | | 95% interval |",
+        "|  |  | 95% interval |",
         "| --- | --- | --- |",
         "| information gain G, nats (`teacher/gain`) | 1.25 |  |",
         "| retrieval top-1 (`retrieval/top1`) | 0.5 | 0.400 to 0.600 |",

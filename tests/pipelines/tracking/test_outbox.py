@@ -170,7 +170,7 @@ def test_figures_and_folders_wait_with_their_bytes(loopback: LoopbackStore, tmp_
     held = tmp_path / "artifacts"
     assert (held / "notes/said.txt").read_text() == "said"
     assert (held / "backbones/step_1/model.bin").read_bytes() == b"\x00\x01"
-    (png,) = (held / "images").glob("tokens~pca+step+4+*.png")
+    png = held / "figures" / "tokens_pca_step000004.png"
     assert png.read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "outbox").iterdir())
 

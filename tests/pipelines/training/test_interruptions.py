@@ -129,11 +129,10 @@ def test_every_evaluation_leaves_figures_and_a_backbone(undisturbed: tuple[Path,
     folder, result = undisturbed
     (run,) = stored_runs(folder)
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    images = [Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")]
-    keys = ("views", "tokens~attention", "tokens~pca", "tokens~gram", "tokens~class_map")
-    for key in keys:
-        for step in (0, 3, 6):
-            assert [name for name in images if name.startswith(f"{key}+step+{step}+") and ".png" in name]
+    images = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures")}
+    keys = ("views", "tokens_attention", "tokens_pca", "tokens_gram", "tokens_class_map")
+    assert {f"{key}_step{step:06d}.png" for key in keys for step in (0, 3, 6)} <= images
+    assert "gallery.html" in {file.path for file in client.list_artifacts(run.info.run_id)}
     assert result.backbones == [0, 3, 6]
 
 
