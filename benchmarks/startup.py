@@ -37,6 +37,7 @@ from pipelines.training.run import divide_patients
 SERIES_COUNT, SLICE_COUNT, NODULE_COUNT, MARK_COUNT = 1018, 243_945, 2651, 6859
 SIZE_PX, SPACING_MM = 512, (1.25, 0.7, 0.7)
 FEW_SERIES, ROUNDS = 4, 3
+RECIPES = {"vit_small": "triplets", "vit_small_3d": "cubes"}
 
 
 def measure(tiny: bool = False) -> Iterator[Row]:
@@ -45,15 +46,20 @@ def measure(tiny: bool = False) -> Iterator[Row]:
         many, few = Path(folder) / "many", Path(folder) / "few"
         write_sparse_cohort(many, 2 * FEW_SERIES if tiny else SERIES_COUNT)
         write_sparse_cohort(few, FEW_SERIES)
-        starts: dict[Path, list[dict[str, float]]] = {many: [], few: []}
-        for _ in range(1 if tiny else ROUNDS):
-            for root, measured in starts.items():
-                measured.append(_start_in_a_process(root))
+        for recipe, what in RECIPES.items():
+            yield from _rows_of(recipe, what, many, few, 1 if tiny else ROUNDS)
+
+
+def _rows_of(recipe: str, what: str, many: Path, few: Path, rounds: int) -> Iterator[Row]:
+    starts: dict[Path, list[dict[str, float]]] = {many: [], few: []}
+    for _ in range(rounds):
+        for root, measured in starts.items():
+            measured.append(_start_in_a_process(recipe, root))
     cpu_s, wall_s, memory_mb, mapped_mb = (
         {root: median(one[name] for one in measured) for root, measured in starts.items()}
         for name in ("cpu_s", "wall_s", "memory_mb", "mapped_mb")
     )
-    name = f"start on {SERIES_COUNT} series, {SLICE_COUNT} slices"
+    name = f"start on {SERIES_COUNT} series, {SLICE_COUNT} slices, {what}"
     seconds = f"{wall_s[many]:.1f} s of wall time; {FEW_SERIES} series: {cpu_s[few]:.1f} s"
     yield Row(name, cpu_s[many], "<= 5", f"seconds of one core to the first batch ({seconds})")
     mapped = f"{FEW_SERIES} series: {memory_mb[few]:.0f}; and {mapped_mb[many]:.0f} of mapped files"
@@ -137,8 +143,8 @@ def _marks(ids: list[str]) -> pd.DataFrame:
     return marks.assign(malignancy=3, diameter_mm=8.0, cluster_id=0)
 
 
-def _start_in_a_process(root: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.startup", str(root)]
+def _start_in_a_process(recipe: str, root: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.startup", recipe, str(root)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=False
@@ -149,14 +155,14 @@ def _start_in_a_process(root: Path) -> dict[str, float]:
     return found
 
 
-def start(root: Path) -> dict[str, float]:
-    """Take the steps of a training run of `vit_small` up to its first batch, without its networks.
+def start(recipe: str, root: Path) -> dict[str, float]:
+    """Take the steps of a training run of a recipe up to its first batch, without its networks.
 
     Returns:
         Seconds of processor and wall, the peak of the process's own memory, and the pages of mapped volumes that it
         read, which the kernel shares and takes back when it needs them; both in MB, beyond those of the imports.
     """
-    config = load_recipe(PretrainConfig, read_yaml(find_recipe("vit_small")) | {"cohort": str(root)})
+    config = load_recipe(PretrainConfig, read_yaml(find_recipe(recipe)) | {"cohort": str(root)})
     before_mb, before_mapped_mb = _memory_mb("VmRSS"), _memory_mb("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     cpu, wall = process_time(), perf_counter()
@@ -181,4 +187,4 @@ def _memory_mb(field: str) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(start(Path(sys.argv[1]))))
+    print(json.dumps(start(sys.argv[1], Path(sys.argv[2]))))
