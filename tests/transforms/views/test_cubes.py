@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from transforms.views.config import ViewConfig
 from transforms.views.cube_render import CubeBatch, cube_weights, render_cubes, resize_together
@@ -287,3 +288,39 @@ def test_settings_that_cubes_do_not_have_are_refused(given, message):
     cubes = {"size_px": 8, "depth_px": 8, "extent": "mm"}
     with pytest.raises(ValueError, match=message):
         ViewConfig(**cubes | given)
+
+
+def test_rendering_on_a_gpu_waits_for_no_copy(host_copies) -> None:
+    volume = np.zeros((14, 70, 64), np.int16)
+    frames, config = frames_at(volume.shape, (2.0, 0.7, 0.7), [0, 6]), CUBES["local"]
+    draws = draw_cubes(frames, [4, 5], config, seed=1, step=0)
+    raw = read(volume, frames, draws)
+    with FakeTensorMode(allow_non_fake_inputs=True), host_copies:  # shapes and devices, no GPU
+        voxels = torch.empty(raw.voxels_hu.shape, dtype=torch.int16, device="cuda")
+        views = render_cubes(replace(raw, voxels_hu=voxels), draws, config)
+    assert views.global_views.device.type == "cuda"
+    assert views.local_views is not None
+    assert views.local_views.shape == (2, 2, 1, 5, 6, 6)
+    assert len(host_copies.is_waited_for) == len(host_copies.pinned) > 10
+    assert not any(host_copies.is_waited_for)
+
+
+def test_only_the_voxels_travel_to_the_device():
+    volume, frames = np.zeros((14, 70, 64), np.int16), frames_at((14, 70, 64), (2.0, 0.7, 0.7), [6])
+    raw = read(volume, frames, draw_cubes(frames, [4], CUBES["flat"], 1, 0))
+    moved = raw.to("meta")
+    assert moved.voxels_hu.device.type == "meta"
+    assert moved.body_share is raw.body_share
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CUBES.values(), ids=CUBES.keys())
+def test_the_device_shows_what_the_cpu_shows(config):
+    volume = np.random.default_rng(0).integers(-1000, 1000, (14, 70, 64)).astype(np.int16)
+    frames = frames_at(volume.shape, (2.0, 0.7, 0.7), [0, 6, 13])
+    draws = draw_cubes(frames, [4, 5, 6], config, seed=1, step=0)
+    raw = read(volume, frames, draws)
+    on_cpu, on_device = render_cubes(raw, draws, config), render_cubes(raw.to("cuda"), draws, config)
+    for name in ("global_views", "local_views"):
+        if getattr(on_cpu, name) is not None:
+            assert (getattr(on_cpu, name) - getattr(on_device, name).cpu()).abs().max() < 1e-5
