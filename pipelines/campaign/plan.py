@@ -27,6 +27,7 @@ _SPEED = "perf/slices_per_s"
 _SETS_SPEED = (
     *(f"backbone.{key}" for key in ("arch", "depth", "embed_dim", "image_px", "grad_checkpointing")),
     *("objective.kind", "views.n_local", "nproc"),
+    *("backbone.image_depth_px", "backbone.patch_depth_px"),
 )
 """Keys of a pretraining that change its speed by a large factor."""
 
@@ -91,7 +92,10 @@ def training_speed(
     recipe = Path(spec.recipe).stem
     timed = [run for run in runs if run.tags.get(Tag.RECIPE) == recipe and run.metrics.get(_SPEED, 0.0) > 0]
     wanted = {key: str(asked[key]) for key in _SETS_SPEED}
-    alike = [run.metrics[_SPEED] for run in timed if wanted.items() <= whole_configuration(run).items()]
+    flat = {f"backbone.{key}": "0" for key in ("image_depth_px", "patch_depth_px")}  # of runs from before 3D
+    alike = [
+        run.metrics[_SPEED] for run in timed if wanted.items() <= (flat | whole_configuration(run)).items()
+    ]
     if alike:
         return statistics.median(alike), f"from the speed of {len(alike)} finished runs of recipe {recipe}"
     if spec.resources.slices_per_s:

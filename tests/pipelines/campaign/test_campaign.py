@@ -197,10 +197,17 @@ def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path
     hours = arm_hours(spec, arms_[0], configuration, 46.0)
     assert hours == pytest.approx(2000 * 16 / 46.0 / 3600.0 + 3 * 0.15)
     assert f"{hours:7.3f} h" in plan_table(spec, arms_, [configuration])
-    # A ViT-S of the same recipe is done, and twice as fast as the file states for a ViT-L; then a ViT-L is.
-    for arch, speed, shown in (("vit_small", 92.0, hours), ("vit_large", 23.0, 2 * hours - 0.45)):
+    # A ViT-S of the same recipe is done, and twice as fast as the file states for a ViT-L; then a ViT-L of cubes, then a
+    # ViT-L.
+    cubes = {"backbone.image_depth_px": "224"}
+    large = {"backbone.arch": "vit_large"}
+    for changes, speed, shown in (
+        ({"backbone.arch": "vit_small"}, 92.0, hours),
+        (large | cubes, 2.0, hours),
+        (large, 23.0, 2 * hours - 0.45),
+    ):
         run = Run.start("pretrain")
-        run.log_params(configuration | {"backbone.arch": arch})
+        run.log_params(configuration | changes)
         run.set_tags({"dinox.recipe": spec.recipe})
         run.log_metrics({"perf/slices_per_s": speed})
         run.finish("FINISHED")
