@@ -197,8 +197,7 @@ def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path
     hours = arm_hours(spec, arms_[0], configuration, 46.0)
     assert hours == pytest.approx(2000 * 16 / 46.0 / 3600.0 + 3 * 0.15)
     assert f"{hours:7.3f} h" in plan_table(spec, arms_, [configuration])
-    # A ViT-S of the same recipe is done, and twice as fast as the file states for a ViT-L; then a ViT-L of cubes, then a
-    # ViT-L.
+    # Done are a ViT-S of the same recipe, twice as fast as the file states for a ViT-L; a ViT-L of cubes; a ViT-L.
     cubes = {"backbone.image_depth_px": "224"}
     large = {"backbone.arch": "vit_large"}
     for changes, speed, shown in (
