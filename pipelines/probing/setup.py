@@ -206,7 +206,10 @@ def tag_probe(
     counts = {"volumes": len(cohort.series), "nodules": len(cohort.nodules)}
     run.log_dataset(cohort.root.name, cohort.sha256, {"kind": cohort.kind} | counts, "evaluation")
     if isinstance(loaded, LoadedBackbone) and mm_per_px is not None:
-        tag_scale(run, loaded, mm_per_px)
+        read = cohort.series[cohort.series["volume_id"].isin(cohort.nodules["volume_id"])]
+        # Cubes are resampled to the voxels of the pretraining; triplets keep the distance of their slices.
+        is_told = loaded.backbone.takes_spacing and not loaded.backbone.image_depth_px and not read.empty
+        tag_scale(run, loaded, mm_per_px, read["spacing_mm"].str[0].to_numpy(float) if is_told else None)
 
 
 def report_unknown_diameters(nodules: NoduleSet) -> None:

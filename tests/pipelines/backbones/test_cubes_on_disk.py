@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,10 +13,12 @@ import torch
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.config import BackboneConfig
 from pipelines.backbones.exporting import export_backbone, export_onnx
-from pipelines.backbones.folder import open_backbone, random_twin, save_backbone
+from pipelines.backbones.folder import open_backbone, random_twin, save_backbone, tag_scale
 from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.backbones.short_loader import open_folder
 from pipelines.backbones.warm_start import load_first_weights, resolved
+from pipelines.tracking.names import Tag
+from pipelines.tracking.run import Run
 from transforms.hounsfield import named_window
 
 CUBES = BackboneConfig(
@@ -197,3 +201,26 @@ def test_the_card_of_cubes_says_its_voxels_and_its_code_makes_our_tokens(tmp_pat
     own = loaded.backbone((gray - mean) / std, spacing_mm=spacing_mm)
     torch.testing.assert_close(said["class_token"], own.class_token, atol=1e-5, rtol=0)
     torch.testing.assert_close(said["patch_tokens"], own.patch_tokens, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("slice_mm", "is_outside"), [([1.0, 2.5], False), ([1.0, 5.0], True)])
+def test_slices_farther_apart_than_in_the_pretraining_are_said_to_networks_that_are_told(
+    slice_mm: list[float], is_outside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Tags(Run):
+        def __init__(self) -> None:
+            self.seen: dict[Tag, str] = {}
+
+        def set_tags(self, tags: Mapping[Tag, str]) -> None:
+            self.seen |= tags
+
+    record = {"mm_per_pixel": [0.5, 0.75], "mm_per_slice": [1.0, 2.5]}
+    for name, is_told in (("triplets, told the spacing", True), ("plain", False)):
+        config = ARCHS["triplets, told the spacing"]
+        config = config if is_told else dataclasses.replace(config, spacing="off")
+        save_backbone(tmp_path / name, build_backbone(config), config, record)
+        run = Tags()
+        tag_scale(run, open_backbone(str(tmp_path / name)), np.array([0.6]), np.array(slice_mm))
+        assert (run.seen == {Tag.SCALE: "out of distribution"}) == (is_outside and is_told)
+    said = capsys.readouterr().out
+    assert ("1.00 .. 5.00 mm per slice, outside the 1.00 .. 2.50" in said) == is_outside
