@@ -136,7 +136,7 @@ _LIST = (
     ),
     EntryPoint(
         "report",
-        "the article's tables beside ours, each claim judged",
+        "runs beside each other with what differs, their curves, and the claims of the article that they answer",
         "pipelines.report:ReportConfig",
         "pipelines.report.run:run_report",
     ),

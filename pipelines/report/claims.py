@@ -40,6 +40,8 @@ _PRIMARY_HEAD = (
     "gain over diameter",
 )
 
+NOT_TESTABLE = "not testable here"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimSpec:
@@ -70,7 +72,7 @@ class Judgment:
     of: str
     rests_on: str
     evidence: str = ""
-    verdict: str = "not testable here"
+    verdict: str = NOT_TESTABLE
     p: float | None = None
     is_right_way: bool = False
 
@@ -250,7 +252,7 @@ def primary_table(evidence: Sequence[Evidence]) -> Table:
         raw = [one.run.metrics[P] for one in family]
         adjusted |= dict(zip((one.run.run_id for one in family), holm(raw).tolist(), strict=True))
     if not probes:
-        return Table(_PRIMARY_HEAD, [("no finished probe", *[""] * 7, "not testable here", *[""] * 7)])
+        return Table(_PRIMARY_HEAD, [("no finished probe", *[""] * 7, NOT_TESTABLE, *[""] * 7)])
     return Table(_PRIMARY_HEAD, [_primary_row(one, adjusted.get(one.run.run_id)) for one in probes])
 
 
@@ -288,7 +290,7 @@ def _primary_row(one: Evidence, holm_p: float | None) -> tuple[str, ...]:
 
 def _primary_verdict(one: Evidence, holm_p: float | None) -> str:
     if one.is_leaky or P not in one.run.metrics:
-        return "not testable here"
+        return NOT_TESTABLE
     if holm_p is None:
         return "outside the family"
     is_learned = holm_p < LEVEL and one.run.metrics.get(f"{OVER_RANDOM}_ci_low", 0.0) > 0

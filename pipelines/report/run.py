@@ -1,4 +1,4 @@
-"""Entry point `report`: compares the finished runs with the article, table by table and claim by claim."""
+"""Body of `report`: finished runs beside each other, and beside the article, table by table and claim by claim."""
 
 import time
 from collections import Counter
@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.report import ReportConfig
-from pipelines.report.claims import claims_table, judge_all, primary_table
+from pipelines.report.claims import NOT_TESTABLE, claims_table, judge_all, primary_table
 from pipelines.report.facts import REAL, Evidence, gather, matches
+from pipelines.report.study import study
 from pipelines.report.tables import (
+    NOT_MEASURED,
     Article,
     article_table,
     campaign_table,
@@ -47,7 +49,7 @@ def run_report(config: ReportConfig, run: Run) -> None:
         ReportError: If there is no run to report.
     """
     runs, arms = chosen_runs(config)
-    blocks = page(runs, arms, datetime.now(UTC))
+    blocks = page(runs, arms, datetime.now(UTC), config.article == "all")
     text = markdown(blocks)
     run.log_text(text, "report.md")
     run.log_text(page_html(blocks), "report.html")
@@ -99,10 +101,18 @@ def _if_there(run_id: str) -> StoredRun | None:
         return None
 
 
-def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) -> list[Block]:
-    """Return the whole report, with the primary question first."""
+def page(
+    runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime, is_whole: bool = True
+) -> list[Block]:
+    """Return the report: runs beside each other, the primary question, the article, campaigns and their cost.
+
+    Args:
+        runs: Those to report.
+        arms: Of campaigns among them.
+        now: When it is made.
+        is_whole: Whether tables and claims of the article are shown that no run answers.
+    """
     article, evidence = load_article(), gather(runs)
-    judged = judge_all([(t.entry_point, claim) for t in article.tables for claim in t.claims], evidence)
     blocks: list[Block] = [
         Heading(1, "Results"),
         Sentence(
@@ -110,6 +120,21 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
         ),
         Sentence(SUSPICION, is_note=True),
         Sentence(NO_PATIENTS, is_note=True),
+    ]
+    if not is_whole:
+        blocks += study(evidence)
+    if is_whole or any(one.run.entry_point == "probe_malignancy" for one in evidence):
+        blocks += _primary(evidence)
+    blocks += _of_article(article, evidence, arms, is_whole)
+    blocks += _campaigns(runs, arms)
+    if is_whole:
+        basis = _basis(article, evidence)
+        blocks += [Heading(2, "Cohorts and runs behind these figures"), *basis]
+    return [*blocks, Heading(2, "Runs"), _runs_table(evidence), Sentence(SUSPICION, is_note=True)]
+
+
+def _primary(evidence: Sequence[Evidence]) -> list[Block]:
+    return [
         Heading(2, "Primary question: do features know the rating beyond size and attenuation?"),
         Sentence(
             "Base, statistic and claim were fixed before the first run (`docs/decisions/0005-the-primary-question.md`)."
@@ -123,19 +148,35 @@ def page(runs: Sequence[StoredRun], arms: Sequence[ArmRecord], now: datetime) ->
             " features lower the gain."
         ),
         primary_table(evidence),
-        Heading(2, "Claims of the article"),
-        claims_table(judged),
-        Heading(2, "Tables of the article"),
-        Sentence("A single run is shown with its 95% interval, several runs with mean (lowest .. highest)."),
     ]
-    for table in article.tables:
-        blocks += [Heading(3, table.title), article_table(table, evidence)]
+
+
+def _of_article(
+    article: Article, evidence: Sequence[Evidence], arms: Sequence[ArmRecord], is_whole: bool
+) -> list[Block]:
+    """Return claims, tables and cost of the article; without `is_whole` what these runs answer or measure."""
+    judged = judge_all([(t.entry_point, claim) for t in article.tables for claim in t.claims], evidence)
+    shown = [one for one in judged if is_whole or one.verdict != NOT_TESTABLE]
+    blocks: list[Block] = [Heading(2, "Claims of the article"), claims_table(shown)] if shown else []
+    tables = [(table, article_table(table, evidence)) for table in article.tables]
+    measured = [
+        (table, Table(made.head, [row for row in made.rows if is_whole or row[2] != NOT_MEASURED]))
+        for table, made in tables
+    ]
+    if any(made.rows for _, made in measured):
+        blocks += [
+            Heading(2, "Tables of the article"),
+            Sentence(
+                "A single run is shown with its 95% interval, several runs with mean (lowest .. highest)."
+            ),
+        ]
+    for table, made in measured:
+        blocks += [Heading(3, table.title), made] if made.rows else []
     rows = ledger(arms, time.time())
-    blocks += [Heading(3, "Cost"), cost_table(article, rows)]
-    blocks += _campaigns(runs, arms)
-    blocks += [Heading(2, "Ledger"), ledger_table(rows)]
-    blocks += [Heading(2, "Cohorts and runs behind these figures"), *_basis(article, evidence)]
-    blocks += [Heading(2, "Runs"), _runs_table(evidence), Sentence(SUSPICION, is_note=True)]
+    if is_whole:
+        blocks += [Heading(3, "Cost"), cost_table(article, rows)]
+    if is_whole or len(rows):
+        blocks += [Heading(2, "Ledger"), ledger_table(rows)]
     return blocks
 
 

@@ -19,6 +19,7 @@ from pipelines.tracking.names import Tag
 from probes.statistics.estimate import holm
 
 ARTICLE = RESOURCES / "mlflow_projects" / "article.yaml"
+NOT_MEASURED = "not measured"
 _SEED = re.compile(r"-?seed=\d+$")
 
 
@@ -82,7 +83,7 @@ def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
             if matches(one.facts, row.where):
                 groups[one.cohort, one.facts.get(table.split_by, "")].append(one)
         if not groups:
-            lines.append((row.label, row.article, "not measured", *[""] * (len(table.metrics) + 2)))
+            lines.append((row.label, row.article, NOT_MEASURED, *[""] * (len(table.metrics) + 2)))
         for (cohort, split), group in sorted(groups.items()):
             where = f"{cohort}, KoLeo {split}" if table.split_by == "koleo" else f"{cohort} {split}".strip()
             counts = f"{len(group)}, {len({one.seed for one in group})}"

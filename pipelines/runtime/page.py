@@ -141,7 +141,7 @@ def _slides(block: Slides) -> str:
 
 def _td(text: str) -> str:
     kind = next((verdict for verdict in VERDICTS if text == verdict), "")
-    return f"<td{f' class={kind.replace(chr(32), chr(45))}' if kind else ''}>{html.escape(text)}</td>"
+    return f"<td{f' class={kind.replace(chr(32), chr(45))}' if kind else ''}>{_code(html.escape(text))}</td>"
 
 
 def _code(escaped: str) -> str:

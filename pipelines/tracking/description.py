@@ -107,15 +107,23 @@ def description(run: StoredRun, next_step: str = "") -> str:
 
 def headline(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """Return label, value and interval of each headline figure that a run has."""
-    rows = []
-    for name, label in HEADLINE.items():
-        if name in metrics:
-            low, high = (metrics.get(f"{name}_ci_{end}") for end in ("low", "high"))
-            interval = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
-            value = metrics[name]
-            shown = f"{value:.0f}" if value == round(value) and abs(value) >= 2 else f"{value:.4g}"
-            rows.append((f"{label} (`{name}`)", shown, interval))
-    return rows
+    known = {name: label for name, label in HEADLINE.items() if name in metrics}
+    return [(f"{label} (`{name}`)", *_parts(metrics, name)) for name, label in known.items()]
+
+
+def figure_of(metrics: Mapping[str, float], name: str) -> str:
+    """Return a metric as text, with its interval where there is one; "" without it."""
+    if name not in metrics:
+        return ""
+    value, interval = _parts(metrics, name)
+    return f"{value} [{interval}]" if interval else value
+
+
+def _parts(metrics: Mapping[str, float], name: str) -> tuple[str, str]:
+    low, high = (metrics.get(f"{name}_ci_{end}") for end in ("low", "high"))
+    interval = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
+    value = metrics[name]
+    return f"{value:.0f}" if value == round(value) and abs(value) >= 2 else f"{value:.4g}", interval
 
 
 def _table(metrics: Mapping[str, float]) -> list[str]:

@@ -100,6 +100,13 @@ def _of(kind: type[R], run: Any) -> R:
     )
 
 
+@answering()
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Return the (step, value) pairs of a metric of a run, one per step, in order."""
+    points = client().get_metric_history(run_id, metric)
+    return sorted({point.step: point.value for point in points}.items())
+
+
 def newest_backbone_run() -> str | None:
     """Return the id of the newest finished pretrain run that holds a backbone, or None.
 
