@@ -29,11 +29,11 @@ from transforms.nodule_cube import CubeSpec
 VolumeQuestion = Literal["only_z", "only_mm"]
 
 LUNG_HU, MARK_HU, NOISE_HU = -850.0, 40.0, 15.0
-_GRID = Grid((33, 33, 33), (2.0, 2.0, 2.0))
+_GRID = Grid((21, 33, 33), (2.0, 2.0, 2.0))
 """Of `only_z`."""
 _HALF_APART = (3, 5)
 """Half the slices from one mark to the other, 3 or 4: five or seven lie between them, none of them at the middle."""
-_CONTRAST_HU, _MOTTLE_HU = (500.0, 800.0), 30.0
+_CONTRAST_HU, _MOTTLE_HU = (700.0, 900.0), 20.0
 """Of marks above lung, and the standard deviation of lung itself."""
 LARGE_MM = 10.0
 _VOXELS, _RATIO = (4.0, 12.0), 1.4
@@ -128,7 +128,7 @@ def _by_order(rng: np.random.Generator) -> tuple[Drawn, Drawn]:
     diameter, contrast_hu = rng.uniform(10, 16), rng.uniform(*_CONTRAST_HU)
     from_center = np.hypot(flat.axis_mm(1) - center[1], flat.axis_mm(2) - center[2])
     disc = edge_coverage(np.asarray(diameter / 2 - from_center, dtype=np.float32), 2.0)
-    hole = edge_coverage(np.asarray(diameter / 4 - from_center, dtype=np.float32), 2.0)
+    hole = edge_coverage(np.asarray(0.3 * diameter - from_center, dtype=np.float32), 2.0)
     empty, full, ring = (
         _with_noise(rng, lung + share * np.float32(contrast_hu))
         for share in (np.zeros_like(disc), disc, disc - hole)
