@@ -120,7 +120,9 @@ def arm_hours(
 
 
 def resolved_backbones(arms: Sequence[Arm]) -> list[Arm]:
-    """Replace `backbone: campaign:NAME/ARM` by the run of that campaign's arm.
+    """Replace `campaign:NAME/ARM` in `backbone` and `backbone.weights` by the run of that campaign's arm.
+
+    `{seed}` in ARM is the seed of the arm that names it.
 
     Raises:
         CampaignError: If that arm has not finished.
@@ -128,19 +130,19 @@ def resolved_backbones(arms: Sequence[Arm]) -> list[Arm]:
     found: dict[str, dict[str, str]] = {}
     resolved = []
     for arm in arms:
-        named = str(arm.overrides.get("backbone", ""))
-        if named.startswith("campaign:"):
+        for key in ("backbone", "backbone.weights"):
+            named = str(arm.overrides.get(key, "")).replace("{seed}", str(arm.seed))
+            if not named.startswith("campaign:"):
+                continue
             campaign, _, other = named.removeprefix("campaign:").partition("/")
             if campaign not in found:
                 found[campaign] = _finished_backbones(campaign)
             if other not in found[campaign]:
                 raise CampaignError(
-                    f"arm {arm.name} probes the backbone of {campaign}/{other}, which has not finished;"
+                    f"arm {arm.name} takes the backbone of {campaign}/{other}, which has not finished;"
                     f" first run `mlflow run . -e campaign -P spec={campaign}`"
                 )
-            arm = replace(
-                arm, overrides=arm.overrides | {"backbone": f"runs:/{found[campaign][other]}/backbone"}
-            )
+            arm = replace(arm, overrides=arm.overrides | {key: f"runs:/{found[campaign][other]}/backbone"})
         resolved.append(arm)
     return resolved
 
