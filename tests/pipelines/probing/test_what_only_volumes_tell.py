@@ -1,4 +1,4 @@
-"""What only z tells and what only millimeters tell, learned from scratch by the recipe and read by the probes: minutes."""
+"""What only z and only millimeters tell, learned from scratch by a recipe and read by the probes: minutes."""
 
 import json
 from pathlib import Path
