@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from tqdm import tqdm
 
 from pipelines.command.cli import main
 from pipelines.runtime.atomic import make_folder, writing
 from pipelines.runtime.extras import load_extra
+from pipelines.runtime.progress import progress
 from transforms.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def fetch_series(missing: pd.DataFrame, target: Path, fetch: Fetch) -> None:
     place = target.resolve()
     # Outside of the target, where `prepare` would read it.
     unfinished = place.with_name(f".{place.name}.unfinished")
-    with tqdm(total=round(missing["series_size_MB"].sum()), unit="MB", desc="download", disable=None) as bar:
+    with progress(total=round(missing["series_size_MB"].sum()), unit="MB", desc="download") as bar:
         for _, row in missing.iterrows():
             _fetch_one(row, series_folder(target, row), unfinished, fetch)
             bar.update(round(float(row["series_size_MB"])))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.backbone import Backbone, BackboneError, Tokens
 from pipelines.backbones.config import FeatureName, SliceFeature, WindowName
 from pipelines.runtime.atomic import make_folder, write_atomically
+from pipelines.runtime.progress import progress
 from probes.nodule_rays import NoduleRegion
 from transforms.hounsfield import named_window
 
@@ -59,7 +60,8 @@ def encode(
     if backbone.takes_spacing and slice_mm is not None:
         spacing_mm = _spacing_of(crops_hu, slice_mm, mm_per_px)
     rows = []
-    for start in range(0, len(flat), batch_size):
+    starts = range(0, len(flat), batch_size)
+    for start in progress(starts, desc="features", unit=f"{batch_size} images", leave=False):
         hu = torch.from_numpy(flat[start : start + batch_size]).to(device)
         own = slice(start, start + batch_size)
         told = {} if spacing_mm is None else {"spacing_mm": spacing_mm[own].to(device)}

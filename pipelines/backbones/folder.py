@@ -34,6 +34,8 @@ from pipelines.tracking.run import Run
 from pipelines.tracking.store import shown_store
 
 ARTIFACT = "backbone"
+_SAME_SCALE = 1e-3
+"""Relative difference of two scales that are one: a training measures in float32, tables hold float64."""
 WHITENED = "dinox_whitened_stem"
 """In place of timm's name of an architecture that timm does not have, so that it refuses to open it."""
 CUBES, SPACED = "dinox_3d.", "dinox_spaced."
@@ -320,7 +322,7 @@ def tag_scale(
     for kind, given in kinds:
         seen = loaded.record.get(f"mm_per_{kind}")
         low, high = float(given.min()), float(given.max())
-        if seen and (low < seen[0] or high > seen[1]):
+        if seen and (low < seen[0] * (1 - _SAME_SCALE) or high > seen[1] * (1 + _SAME_SCALE)):
             run.set_tags({Tag.SCALE: "out of distribution"})
             print(
                 f"scale: the network gets {low:.2f} .. {high:.2f} mm per {kind}, outside the {seen[0]:.2f} .."

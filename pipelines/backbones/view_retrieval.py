@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from models.backbone import Backbone
 from pipelines.cohort.drawn import draw_batch
 from pipelines.cohort.slices import SliceIndex
+from pipelines.runtime.progress import progress
 from probes.retrieval import RetrievalResult, retrieval
 from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
@@ -98,7 +98,7 @@ def encode_views(
     was_training = {name: backbone.training for name, backbone in backbones.items()}
     networks = {name: backbone.to(device).eval() for name, backbone in backbones.items()}
     starts = range(0, len(sample.rows), batch_size)
-    for start in tqdm(starts, desc="views", unit="batch", disable=None, leave=False):
+    for start in progress(starts, desc="views", unit="batch", leave=False):
         rendered = render_sample(sample, sample.rows[start : start + batch_size], device)
         views, spacing_mm = rendered.global_views, rendered.spacing_mm.flatten(0, 1)
         for name, network in networks.items():

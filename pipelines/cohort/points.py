@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipelines.cohort.folder import Cohort
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.parallel import available_cores, run_jobs
+from pipelines.runtime.progress import progress
 from transforms.geometry import VolumeGeometry
 from transforms.views.blobs import find_blobs
 
@@ -50,9 +50,7 @@ def blob_places(cohort: Cohort, volume_ids: Sequence[str], folder: Path) -> Plac
     files = {str(row["volume_id"]): folder / f"{row['sha256']}-{_VERSION}.npy" for row in series}
     missing = [row for row in series if not files[str(row["volume_id"])].is_file()]
     jobs = run_jobs(partial(_find, cohort, folder), missing, available_cores())
-    for row, result in tqdm(
-        jobs, desc="blobs", total=len(missing), unit="volume", disable=None if missing else True
-    ):
+    for row, result in progress(jobs, desc="blobs", total=len(missing), unit="volume"):
         if result is not None:
             raise RuntimeError(f"a process that looked for blobs in volume {row['volume_id']} crashed")
     found = {volume_id: np.load(file) for volume_id, file in files.items()}

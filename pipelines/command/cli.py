@@ -132,6 +132,8 @@ def run_entry_point(
         if processes > 1 and "RANK" not in os.environ:
             return launch(["-m", f"pipelines.{name}", *arguments], processes)
         watch_deadline()
+        if os.environ.get("RANK", "0") == "0":  # Torch, MONAI and MLflow take seconds to load.
+            print(f"{' '.join(filter(None, (name, recipe_name)))}: starting", flush=True)
         run = _start(name)
         _log_configuration(run, name, config, recipe_name, arguments)
         run.name_it(name, recipe_name, config)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipelines.cohort.folder import Cohort
 from pipelines.nodule.labeled import center_of
+from pipelines.runtime.progress import progress
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_cube import CubeSpec, check_cube, cut_cube
 from transforms.refusal import NoCropError
@@ -90,7 +90,7 @@ class Cubes:
         places = self.places
         told_mm = self.spacing_mm() if self.order is None else self.spacing_mm()[self.order]
         starts = range(0, len(places), size)
-        for start in tqdm(starts, desc="cubes", unit=f"{size} cubes", disable=None, leave=False):
+        for start in progress(starts, desc="cubes", unit=f"{size} cubes", leave=False):
             own = places[start : start + size]
             specs = [self._spec(row) for row, _ in own]
             yield CubeBatch(

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipelines.cohort.folder import Cohort
 from pipelines.lidc.marks import points_at_heights
 from pipelines.lidc.pylidc_compat import load_pylidc
 from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.progress import progress
 from transforms.geometry import VolumeGeometry
 
 CONSENSUS_LEVEL = 0.5
@@ -45,7 +45,7 @@ def write_masks(
     marks_of = {key: rows for key, rows in annotations.groupby(["scan_id", "cluster_id"])}
     folder = cohort_root / "masks"
     n_written = 0
-    for nodule in tqdm(nodules.to_dict("records"), desc="masks", unit="nodule", disable=None, leave=False):
+    for nodule in progress(nodules.to_dict("records"), desc="masks", unit="nodule", leave=False):
         marks = marks_of[nodule["scan_id"], nodule["cluster_id"]]
         found = consensus_mask(marks["annotation_id"].tolist(), grids[nodule["volume_id"]])
         if found is not None:

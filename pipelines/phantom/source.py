@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pipelines.phantom.anatomy import NOISE_HU, Segment, Thorax, chest_hu, grow_vessels
 from pipelines.phantom.dicom import Flavour, SeriesHeader, write_series
@@ -30,6 +29,7 @@ from pipelines.phantom.truth import (
     rows_for_series,
 )
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
+from pipelines.runtime.progress import progress
 
 __all__ = ["PERSONAL_STRINGS", "public_ids", "rows_for_series", "write_phantom"]
 
@@ -157,9 +157,7 @@ def _write_patients(
     write = partial(write_patient, root, seed, size_px=size_px, height_mm=height_mm)
     jobs = run_jobs(write, range(n_patients), workers or available_cores())
     truths: dict[int, dict[str, Any]] = {}
-    for index, truth in tqdm(
-        jobs, total=n_patients, desc="phantom", unit="patient", disable=None, leave=False
-    ):
+    for index, truth in progress(jobs, total=n_patients, desc="phantom", unit="patient", leave=False):
         if isinstance(truth, Crashed):
             raise ChildProcessError(f"the process that drew patient {index} of the phantom was killed")
         truths[index] = truth

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from models.aggregators import AggregatorName
 from pipelines.backbones.cube_features import encode_nodule_cubes
@@ -22,6 +21,7 @@ from pipelines.probing.config import AggregationConfig
 from pipelines.probing.readers import ProbeError, Reader, open_backbones, readers_of
 from pipelines.probing.setup import among, labeled_nodules, open_cohort, settled_folds
 from pipelines.runtime.distributed import choose_device
+from pipelines.runtime.progress import progress
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.aggregation import (
@@ -167,9 +167,7 @@ def slices_around(
     """
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     tokens, positions = [], []
-    for nodule in tqdm(
-        nodules.table.to_dict("records"), desc="slices", unit="nodule", disable=None, leave=False
-    ):
+    for nodule in progress(nodules.table.to_dict("records"), desc="slices", unit="nodule", leave=False):
         row = series[str(nodule["volume_id"])]
         center = [float(nodule[f"{axis}_lps_mm"]) for axis in "xyz"]
         spec = CropSpec(

@@ -14,6 +14,7 @@ from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import ProbeConfig
 from pipelines.probing.folds import Fold
 from pipelines.probing.rows import Found, Inputs
+from pipelines.runtime.progress import progress
 from probes.partial.base import Attenuation, base_matrix, natural_spline
 from probes.partial.cross_fit import Part
 from probes.partial.effect import partial_effect, r2_over_twins
@@ -267,15 +268,16 @@ def ask(
     if fewest < needed:
         print(f"the primary question needs {needed} nodules in every training fold; one holds {fewest}")
         return None
-    results = {"features": question.test(inputs.features, config.draws)}
-    twins = [question.test(twin, BASELINE_DRAWS) for twin in inputs.twins]
-    results |= dict(zip(("random",), twins, strict=False))
-    for name, parts in inputs.others.items():
-        if name != "hu":  # the base holds it
-            results[name] = question.test(parts, BASELINE_DRAWS)
-    if "dictionary" in results:
-        both = side_by_side(inputs.features, inputs.others["dictionary"])
-        results["joined"] = question.test(both, BASELINE_DRAWS)
+    asked: dict[str, tuple[Parts, int]] = {"features": (inputs.features, config.draws)}
+    asked |= {f"twin {number}": (twin, BASELINE_DRAWS) for number, twin in enumerate(inputs.twins)}
+    # The base holds HU.
+    asked |= {name: (parts, BASELINE_DRAWS) for name, parts in inputs.others.items() if name != "hu"}
+    if "dictionary" in asked:
+        asked["joined"] = side_by_side(inputs.features, inputs.others["dictionary"]), BASELINE_DRAWS
+    bar = progress(asked.items(), desc="beyond size and HU", unit="row", leave=False)
+    results = {name: question.test(*one) for name, one in bar}
+    twins = [results.pop(name) for name in asked if name.startswith("twin ")]
+    results = {"features": results.pop("features")} | dict(zip(("random",), twins, strict=False)) | results
     over_diameter_z = float("nan")
     if np.isfinite(nodules.diameter_mm).any():
         spline = natural_spline(np.log(question.size_mm))

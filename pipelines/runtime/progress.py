@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line every 15 seconds in a log file."""
+"""Progress of long work: a live bar on a terminal, a line every 10 seconds in a log file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+_LINE_S = 10.0
 
-def progress(jobs: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
-    """Wrap jobs, or make a bar that `update` advances; options are tqdm's own."""
-    return tqdm(jobs, mininterval=0.2 if sys.stderr.isatty() else 15.0, **options)
+
+def progress(jobs: Iterable[Any] | None = None, leave: bool = True, **options: Any) -> tqdm[Any]:
+    """Wrap jobs, or make a bar that `update` advances.
+
+    Args:
+        jobs: What is gone through.
+        leave: Whether the bar stays; one that does not is in a log file only if it takes long.
+        options: tqdm's own.
+    """
+    is_live = sys.stderr.isatty()
+    delay_s = 0.0 if is_live or leave else _LINE_S / 2
+    return tqdm(jobs, mininterval=0.2 if is_live else _LINE_S, delay=delay_s, leave=leave, **options)

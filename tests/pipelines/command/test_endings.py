@@ -110,6 +110,7 @@ def test_a_bug_is_raised_and_the_run_names_its_kind_alone(own_store: Path, error
 def test_ctrl_c_ends_with_130_and_the_run_killed(own_store: Path, open_process: OpenProcess) -> None:
     command, pipe = [sys.executable, "-W", "ignore", "-c", ENDLESS], subprocess.PIPE
     process = open_process(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "rehearsal: starting\n"
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=WAIT_S)
