@@ -1,10 +1,12 @@
 """Every slice of some patients of a cohort, and the triplet or cubes around each, read straight from the page cache."""
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from pipelines.cohort.cubes import fitting_volumes
 from pipelines.cohort.folder import Cohort
@@ -156,7 +158,8 @@ class SliceIndex:
         """Read the raw box of every cube of some slices, one behind the other."""
         volume_ids = [self.volume_ids[volume] for volume in self.volume[rows].tolist()]
         sizes = np.diff(places.read_zyx, axis=-1)[..., 0].prod(axis=-1)
-        voxels = np.empty(int(sizes.sum()), dtype=np.int16)
+        flat = _new_voxels(int(sizes.sum()))
+        voxels = flat.numpy()
         middle = places.middle_z().tolist()
         body = np.empty((*sizes.shape, 32, 32), dtype=np.uint8)
         begin = 0
@@ -168,7 +171,7 @@ class SliceIndex:
                 voxels[begin:end].reshape(shape)[...] = volume_hu[z0:z1, y0:y1, x0:x1]
                 body[view, b] = self.cohort.body(volume_ids[b])[middle[view][b]]
                 begin = end
-        return CubeBatch(torch.from_numpy(voxels), places.body_share(body, self.size_hw[self.volume[rows]]))
+        return CubeBatch(flat, places.body_share(body, self.size_hw[self.volume[rows]]))
 
     def neighbors(self, rows: NDArray[np.int64], reach: int, uniforms: Sequence[float]) -> NDArray[np.int64]:
         """Choose for each row, by a number in [0, 1), another slice of the same nodule, at most `reach` away.
@@ -192,6 +195,16 @@ class SliceIndex:
             and not has_gap
             and self.points.get((a, low)) == self.points.get((b, high))
         )
+
+
+def _new_voxels(count: int) -> torch.Tensor:
+    """Memory for voxels; in a loader process it is shared, as torch's own collation does: sent without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(count, dtype=torch.int16)
+    voxels = torch.empty(0, dtype=torch.int16)
+    kind: Any = voxels.untyped_storage()
+    voxels.set_(kind._new_shared(2 * count, device="cpu"), 0, (count,), (1,))
+    return voxels
 
 
 def _is_inner(n_slices: int, gaps: tuple[int, ...], reach: int) -> NDArray[np.bool_]:
