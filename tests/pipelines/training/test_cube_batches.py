@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.config import BackboneConfig
+from pipelines.backbones.view_retrieval import SliceSample, retrieve
 from pipelines.cohort.drawn import DrawnBatch, draw_batch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
@@ -166,3 +167,21 @@ def test_nothing_is_read_across_a_gap(small_cohort: Cohort) -> None:
     assert (read[:, is_below, 1] <= 10).all()
     assert (read[:, ~is_below, 0] >= 10).all()
     assert (read[:, is_below, 1] == 10).any()
+
+
+def test_cubes_that_overlap_along_z_are_adjacent_in_retrieval(small_cohort: Cohort) -> None:
+    """Cubes of at most 12 mm: of two wrong keys that are nearer than a cube's own, one lies 11, one 13 mm away."""
+    views = replace(CUBES, depth_mm=(10.0, 12.0))
+    index = index_of(small_cohort, views)
+    volume = int(np.argmin(np.abs(index.slice_mm - 1.0)))
+    assert index.slice_mm[volume] == 1.0
+    first = int(np.flatnonzero(index.volume == volume)[0])
+    for apart, share in ((11, 1.0), (13, 0.5)):
+        sample = SliceSample(index, np.array([first, first + apart]), views)
+        keys = np.eye(2, dtype=np.float32)
+        queries = np.array(
+            [[0.5, 0.8], [0.0, 1.0]], np.float32
+        )  # the first finds the second's key before its own
+        found = retrieve(sample, np.stack([queries, keys]))
+        assert found.top1.value == 0.5
+        assert found.top1_not_adjacent.value == share
