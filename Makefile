@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 CPU_TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) torch torchvision,\
   $(shell sed -nE 's/^(torch|torchvision)<=(.*)/\1==\2+cpu/p' constraints.txt))
 
-.PHONY: setup demo test test-all check bench ui clean
+.PHONY: setup demo test test-all check bench docs ui clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # MLflow's default server takes 2.6 GB in eleven processes; one worker shows the same pages.
 ui: $(STAMP)

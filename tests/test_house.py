@@ -213,6 +213,7 @@ TOP_LEVEL = {
         "benchmarks",
         "constraints.txt",
         "docs",
+        "mkdocs.yml",
         "mlflow_projects",
         "models",
         "pipelines",
