@@ -28,7 +28,7 @@ def delong_interval(
     truth = binary_labels(labels)
     score = finite_scores(scores, len(truth))
     area, covariance = delong_covariance(truth, score[None], patient_ids)
-    half = Z_95 * float(np.sqrt(covariance[0, 0]))
+    half = Z_95 * float(np.sqrt(max(covariance[0, 0], 0.0)))  # ties leave no variance, or less by rounding
     value = float(area[0])
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
 

@@ -32,10 +32,9 @@ def test_only_z_identical_slices_lie_between_two_marks_of_one_slice_and_at_the_m
     background = positive.volume_hu[middle]
     low, high = marked_slices(positive.volume_hu)
     assert high - low - 1 >= 5
-    assert low < middle - 1
-    assert high > middle + 1
-    assert middle - 6 <= low
-    assert high <= middle + 6
+    # The middle three triplets show no mark, and 12 mm hold every triplet that shows one.
+    assert middle - 5 <= low <= middle - 3
+    assert middle + 3 <= high <= middle + 5
     np.testing.assert_array_equal(negative.volume_hu[high], positive.volume_hu[low])
     np.testing.assert_array_equal(negative.volume_hu[low], positive.volume_hu[high])
     np.testing.assert_array_equal(negative.volume_hu[middle], background)

@@ -179,9 +179,9 @@ def test_volumetric_tokens_stand_beside_slices_in_the_same_folds(
     table = run.tables["tables/aggregation.csv"].set_index("aggregator")
     assert {"center", "mean", "attention_z", "planes", "volumetric", "volumetric_random"} <= set(table.index)
     assert (table["n_nodules"] == 2 * N_PATIENTS).all()
-    # Twins hold the same triplets, so the mean over z and the center slice are the same for both.
+    # Twins hold the same triplets, so the mean over z and the center slice are the same for both, to rounding.
     for blind in ("center", "mean", "center3_mean"):
-        assert table.loc[blind, "auroc"] == pytest.approx(0.5, abs=0.01)
+        assert table.loc[blind, "auroc"] == pytest.approx(0.5, abs=0.03)
     assert run.metrics["aggregation/volumetric_auroc"] == table.loc["volumetric", "auroc"]
     assert np.isfinite(table.loc["volumetric", "p_holm"])
     assert np.isnan(table.loc["volumetric_random", "p_holm"])

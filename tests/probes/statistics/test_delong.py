@@ -110,3 +110,10 @@ def test_scores_that_rank_alike_differ_by_nothing():
 def test_one_patient_with_all_positives_is_refused():
     with pytest.raises(TooFewError, match="two patients of each class"):
         delong_interval([1, 1, 0, 0], [4.0, 3.0, 2.0, 1.0], ["a", "a", "b", "c"])
+
+
+def test_twins_with_equal_scores_leave_no_variance_and_no_warning() -> None:
+    """Each patient has one nodule of either class with one score: AUROC is 0.5 whatever is drawn."""
+    scores = np.repeat(np.random.default_rng(0).normal(size=20), 2)
+    found = delong_interval(np.tile([0, 1], 20), scores, np.repeat(np.arange(20), 2))
+    assert (found.value, found.ci_low, found.ci_high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
