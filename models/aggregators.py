@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-AggregatorName = Literal["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
+AggregatorName = Literal["center", "mean", "max", "center3_mean", "center3_max", "attention_z", "planes"]
 
 
 class Center(nn.Module):
@@ -25,6 +25,15 @@ class Mean(nn.Module):
     def forward(self, tokens: Tensor, position_mm: Tensor, mask: Tensor) -> Tensor:
         """(B, Z, D), (B, Z), (B, Z) to (B, D)."""
         return _masked_mean(tokens, mask)
+
+
+class Max(nn.Module):
+    """Element-wise maximum over all real slices."""
+
+    def forward(self, tokens: Tensor, position_mm: Tensor, mask: Tensor) -> Tensor:
+        """(B, Z, D), (B, Z), (B, Z) to (B, D)."""
+        _refuse_empty(mask)
+        return tokens.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
 
 
 class CenterThree(nn.Module):
@@ -110,6 +119,7 @@ class Planes(nn.Module):
 _AGGREGATORS: dict[AggregatorName, Callable[[int], nn.Module]] = {
     "center": lambda _: Center(),
     "mean": lambda _: Mean(),
+    "max": lambda _: Max(),
     "center3_mean": lambda _: CenterThree("mean"),
     "center3_max": lambda _: CenterThree("max"),
     "attention_z": AttentionZ,

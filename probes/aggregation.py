@@ -125,7 +125,7 @@ def compare_aggregators(
     parts: Sequence[AggregationPart],
     labels: npt.ArrayLike,
     patient_ids: npt.ArrayLike,
-    names: Sequence[AggregatorName] = ("center", "mean", "center3_mean", "center3_max", "attention_z"),
+    names: Sequence[AggregatorName] = ("center", "mean", "max", "center3_mean", "center3_max", "attention_z"),
     settings: FitSettings | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",

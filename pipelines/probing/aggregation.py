@@ -33,7 +33,7 @@ from probes.aggregation import (
 )
 from transforms.nodule_crop import CropSpec
 
-_NAMES: tuple[AggregatorName, ...] = ("center", "mean", "center3_mean", "center3_max", "attention_z")
+_NAMES: tuple[AggregatorName, ...] = ("center", "mean", "max", "center3_mean", "center3_max", "attention_z")
 
 
 def run_aggregation(config: AggregationConfig, run: Run) -> None:

@@ -207,19 +207,19 @@ PROBES = (
     Metric("finetune/trained_share", SHARE, "of the parameters of backbone and head"),
     Metric("probe/max_epochs", COUNT, "most epochs of a supervised network"),
     Metric(
-        "aggregation/{center,mean,center3_mean,center3_max,attention_z,attention_center,planes,volumetric,"
+        "aggregation/{center,mean,max,center3_mean,center3_max,attention_z,attention_center,planes,volumetric,"
         "volumetric_random}_auroc" + CI,
         AUROC,
         "of one way to combine the slices of a nodule into one vector; attention_center: the network of attention_z "
         "on the center slice alone; volumetric: a 3D backbone on the cube, and its random twin",
     ),
     Metric(
-        "aggregation/{mean,center3_mean,center3_max,attention_z,planes,volumetric}_gain" + CI,
+        "aggregation/{mean,max,center3_mean,center3_max,attention_z,planes,volumetric}_gain" + CI,
         "AUROC",
         "this way, minus the center slice alone",
     ),
     Metric(
-        "aggregation/{mean,center3_mean,center3_max,attention_z,planes,volumetric}_gain_p_holm",
+        "aggregation/{mean,max,center3_mean,center3_max,attention_z,planes,volumetric}_gain_p_holm",
         "p",
         "p of this gain after Holm's correction",
     ),

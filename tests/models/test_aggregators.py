@@ -3,7 +3,7 @@ import torch
 
 from models.aggregators import build_aggregator
 
-NAMES = ["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"]
+NAMES = ["center", "mean", "max", "center3_mean", "center3_max", "attention_z", "planes"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -28,6 +28,7 @@ def test_values_known_on_paper():
     mask = torch.tensor([[True, True, True, True, True]])
     assert make("center", 2)(tokens, position, mask).tolist() == [[4.0, 3.0]]
     assert make("mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([31 / 5, 13 / 5])
+    assert make("max", 2)(tokens, position, mask).tolist() == [[16.0, 9.0]]
     assert make("center3_mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([14 / 3, 13 / 3])
     assert make("center3_max", 2)(tokens, position, mask).tolist() == [[8.0, 9.0]]
     # Without the slice at 0.5 mm the nearest are those at -2.5, 3 and -5 mm.
@@ -35,6 +36,7 @@ def test_values_known_on_paper():
     assert make("center", 2)(tokens, position, mask).tolist() == [[2.0, 9.0]]
     assert make("center3_mean", 2)(tokens, position, mask)[0].tolist() == pytest.approx([11 / 3, 10 / 3])
     mask[0, 1:4] = False
+    assert make("max", 2)(tokens, position, mask).tolist() == [[16.0, 0.0]]
     assert make("center3_max", 2)(tokens, position, mask).tolist() == [[16.0, 0.0]]
 
 
@@ -97,7 +99,7 @@ def test_every_aggregator_passes_gradients_to_its_tokens(name):
     assert tokens.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["center", "mean", "center3_mean", "center3_max"])
+@pytest.mark.parametrize("name", ["center", "mean", "max", "center3_mean", "center3_max"])
 def test_a_nodule_without_slices_is_refused(name):
     tokens, position, mask = nodules()
     mask[2] = False

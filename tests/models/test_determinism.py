@@ -60,7 +60,9 @@ def test_no_objective_differentiates_an_index_that_may_repeat(name: str) -> None
     assert "IndexBackward0" not in steps_of(loss_of(OBJECTIVES[name]))
 
 
-@pytest.mark.parametrize("name", ["center", "mean", "center3_mean", "center3_max", "attention_z", "planes"])
+@pytest.mark.parametrize(
+    "name", ["center", "mean", "max", "center3_mean", "center3_max", "attention_z", "planes"]
+)
 def test_no_aggregator_differentiates_an_index_that_may_repeat(name: str) -> None:
     tokens = torch.randn(5, 3, 8, requires_grad=True)
     mask = torch.ones(5, 3, dtype=torch.bool)

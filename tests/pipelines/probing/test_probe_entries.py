@@ -293,11 +293,20 @@ def test_every_aggregator_is_tested_against_the_center_on_the_same_nodules(rated
     )
     run_aggregation(config, run)
     table = run.tables["tables/aggregation.csv"].set_index("aggregator")
-    names = ["center", "mean", "center3_mean", "center3_max", "attention_z", "attention_center", "planes"]
+    names = [
+        "center",
+        "mean",
+        "max",
+        "center3_mean",
+        "center3_max",
+        "attention_z",
+        "attention_center",
+        "planes",
+    ]
     assert table.index.tolist() == names
     assert table["n_nodules"].nunique() == 1
     assert np.isfinite(
-        table.loc[["mean", "center3_mean", "center3_max", "attention_z", "planes"], "p_holm"]
+        table.loc[["mean", "max", "center3_mean", "center3_max", "attention_z", "planes"], "p_holm"]
     ).all()
     over = table.loc["attention_z", "auroc"] - table.loc["attention_center", "auroc"]
     assert run.metrics["aggregation/attention_z_over_own_center"] == pytest.approx(over)
