@@ -211,7 +211,7 @@ def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(
 def test_a_nodule_of_unknown_size_marks_the_slice_of_its_center_for_the_loader(unsized: Cohort) -> None:
     index = SliceIndex(unsized, list(unsized.series["patient_id"]))
     assert sorted(index.points) == [(number, 7) for number in range(N_PATIENTS)]
-    assert index.points[3, 7] == pytest.approx((30.0, 34.0))
+    assert index.points[3, 7] == pytest.approx((30.0, 34.0, 0.0))
 
 
 def test_some_rows_may_lack_a_label_or_a_diameter_and_none_vanishes(

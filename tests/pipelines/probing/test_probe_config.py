@@ -18,15 +18,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ProbeConfig": FOLDS
     | {"repeats": 5, "diagnosis": "", "input": "crop", "image_px": 0, "window": "lung", "runs_dir": "runs"}
     | {"features": "class_token", "head": "logistic", "n_bootstrap": 2000, "draws": 9999}
-    | {"target": "", "test_cohort": "", "shots": "", "encoder": "", "match_mm": 3.0},
+    | {"target": "", "test_cohort": "", "shots": "", "encoder": "", "match_mm": 3.0, "voxels": "resampled"},
     "RetrievalConfig": EVERY | {"slices": 4096, "adjacent_slices": 2, "checkpoints": "last", "leak": "avoid"},
     "RepresentationConfig": NODULES
     | {"window": "lung", "other_window": "wide", "features": "class_token", "slices": 512},
     "DenseConfig": FOLDS | {"window": "lung", "jitter_mm": 12.0},
-    "AggregationConfig": FOLDS | {"window": "lung", "features": "class_token", "z_range_mm": 12.0},
+    "AggregationConfig": FOLDS
+    | {"window": "lung", "features": "class_token", "z_range_mm": 12.0, "volumetric": ""},
     "SupervisedConfig": FOLDS
     | {"networks": "both", "weights": "", "size_mm": 40.0, "image_px": 32, "cube_px": 16, "lr": 3e-4}
-    | {"batch_size": 32, "max_epochs": 0, "patience": 5, "n_bootstrap": 2000},
+    | {
+        "batch_size": 32,
+        "max_epochs": 0,
+        "patience": 5,
+        "n_bootstrap": 2000,
+        "runs_dir": "runs",
+        "resume": "",
+    },
 }
 
 
