@@ -13,7 +13,7 @@ class Recorder(SilentRun):
 
     def __init__(self, draws: bool = True) -> None:
         super().__init__()
-        self.run_id = "a_run"
+        self.run_id, self.store = "a_run", None
         self.draws = draws
         self.metrics: dict[str, float] = {}
         self.tags: dict[str, str] = {}

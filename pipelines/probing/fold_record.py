@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
 from pipelines.training.checkpoint import (
     below,
@@ -45,6 +46,7 @@ def claimed(config: Any, run: Run, named: str, cohort_sha: str) -> Iterator[Clai
     Raises:
         Interrupted: With exit code 130 or 143; the last whole epoch of the fold is saved.
         ResumeError: If there is no such run, or it is being written.
+        StoreAwayError: If the tracking store is away at the end; while training goes on, records wait in the folder.
     """
     if RunFolder.state(PROJECT_ROOT / config.runs_dir, run.run_id) == "finished":
         print(f"run {run.run_id} is already finished")
@@ -52,10 +54,16 @@ def claimed(config: Any, run: Run, named: str, cohort_sha: str) -> Iterator[Clai
         return
     folder, own_run = claim_folder(config, run, named, cohort_sha)
     stop, status = StopWatch(), "FAILED"
+    outbox = run.outbox = own_run.buffer_in(folder.path / "outbox")
     try:
         if folder.is_resumed:
             own_run.reopen()
         yield Claimed(folder, own_run, stop)
+        if not outbox.flush(is_last=True):
+            raise StoreAwayError(
+                f"all folds are trained and saved, but the tracking store cannot be reached: {len(outbox)} records wait"
+                f" in {outbox.folder}; start it, then -P resume=auto delivers them"
+            )
         folder.mark_finished()
         status = "FINISHED"
     except Interrupted:

@@ -1,6 +1,7 @@
 """A 2D network becomes a 3D one: what a volume without change along z gives, and where each slice goes."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,32 +12,20 @@ from models.inflation import Inflate, depth_shares, inflated_state
 from models.loading import load_weights
 
 FLAT = BackboneConfig(arch="custom", depth=2, embed_dim=24, heads=2, patch_px=4, registers=2, image_px=16)
+
+
+def timms(name: str) -> BackboneConfig:
+    """A small network of a timm architecture."""
+    arguments = json.dumps({"depth": 2, "embed_dim": 48, "num_heads": 3})
+    return BackboneConfig(arch="timm", timm_name=name, timm_args=arguments, image_px=48)
+
+
 KINDS = {
     "ours": FLAT,
-    "positions of class token and registers too": BackboneConfig(
-        arch="timm",
-        timm_name="vit_tiny_patch16_224",
-        timm_args='{"depth": 2, "embed_dim": 48, "num_heads": 3}',
-        image_px=48,
-    ),
-    "rotations": BackboneConfig(
-        arch="timm",
-        timm_name="vit_small_patch16_dinov3",
-        timm_args='{"depth": 2, "embed_dim": 48, "num_heads": 3}',
-        image_px=48,
-    ),
-    "rotations of each block and head": BackboneConfig(
-        arch="timm",
-        timm_name="vit_small_patch16_rope_mixed_224",
-        timm_args='{"depth": 2, "embed_dim": 48, "num_heads": 3}',
-        image_px=48,
-    ),
-    "no bias of patches": BackboneConfig(
-        arch="timm",
-        timm_name="vit_base_patch16_clip_224",
-        timm_args='{"depth": 2, "embed_dim": 48, "num_heads": 3}',
-        image_px=48,
-    ),
+    "positions of class token and registers too": timms("vit_tiny_patch16_224"),
+    "rotations": timms("vit_small_patch16_dinov3"),
+    "rotations of each block and head": timms("vit_small_patch16_rope_mixed_224"),
+    "no bias of patches": timms("vit_base_patch16_clip_224"),
 }
 
 

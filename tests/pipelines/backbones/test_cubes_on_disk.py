@@ -19,19 +19,9 @@ from pipelines.backbones.short_loader import open_folder
 from pipelines.backbones.warm_start import load_first_weights, resolved
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
+from tests.models.test_volume import CUBES
 from transforms.hounsfield import named_window
 
-CUBES = BackboneConfig(
-    arch="custom",
-    depth=2,
-    embed_dim=24,
-    heads=2,
-    patch_px=4,
-    registers=2,
-    image_px=12,
-    image_depth_px=8,
-    patch_depth_px=2,
-)
 OF_TIMM = {"arch": "timm", "image_px": 32, "image_depth_px": 16, "patch_depth_px": 8}
 ARCHS = {
     "custom": CUBES,

@@ -1,6 +1,7 @@
-"""A cohort whose label shows in the grain of its nodules, and one probe of it, which takes seconds."""
+"""A cohort whose label shows in the grain of its nodules, one probe of it, which takes seconds, and a rated phantom."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,14 @@ def grained(grained_cohort: Cohort, make_once: MakeOnce) -> Recorder:
     content = (make_once("grained_probe", probe) / "run.pickle").read_bytes()
     run.metrics, run.tables, run.tags = pickle.loads(content)
     return run
+
+
+@pytest.fixture(scope="module")
+def rated_cohort(small_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six patients with ratings assigned in turn, so that both classes suffice for folds within folds."""
+    root = tmp_path_factory.mktemp("cohorts") / "rated"
+    shutil.copytree(small_cohort.root, root)
+    turns = [[5, 5, 4] if number % 2 else [1, 2, 1] for number in range(len(small_cohort.nodules))]
+    nodules = small_cohort.nodules.assign(malignancy_ratings=turns)
+    write_table(root / "nodules.parquet", nodules, NODULES)
+    return root

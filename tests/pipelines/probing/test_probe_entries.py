@@ -1,10 +1,7 @@
 """The probes of a frozen backbone, run on a small phantom cohort with an untrained backbone."""
 
 import copy
-import os
 import shutil
-import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.view_retrieval import encode_views, render_rows, sample_slices
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
-from pipelines.cohort.tables import NODULES, write_table
 from pipelines.command.config import nested
 from pipelines.nodule.labeled import nodule_set, places_mm
 from pipelines.nodule.masks import disc, marks_of, masked_crops
@@ -31,19 +27,14 @@ from pipelines.probing.config import (
     DenseConfig,
     RepresentationConfig,
     RetrievalConfig,
-    SupervisedConfig,
 )
 from pipelines.probing.dense import run_dense
-from pipelines.probing.fold_record import FoldRecord
 from pipelines.probing.readers import patients_to_test
 from pipelines.probing.representation import crops_one_slice_further, run_representation
 from pipelines.probing.retrieval import run_retrieval
 from pipelines.probing.setup import ProbeError, left_out, of_rows
-from pipelines.probing.supervised import run_supervised
-from pipelines.runtime.interrupts import Interrupted
 from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
-from probes.heads.fitting import EpochFigures, Training
 from probes.splits import is_held_out
 from tests.recorder import Recorder
 from transforms.geometry import VolumeGeometry, index_to_lps, lps_to_index
@@ -70,17 +61,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def all_seen(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Weights that saw every patient."""
     return save_tiny(tmp_path_factory.mktemp("backbone") / "seen", holdout=0.0, leak="no_holdout", steps=10)
-
-
-@pytest.fixture(scope="module")
-def rated_cohort(small_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The six patients with ratings assigned in turn, so that both classes suffice for folds within folds."""
-    root = tmp_path_factory.mktemp("cohorts") / "rated"
-    shutil.copytree(small_cohort.root, root)
-    turns = [[5, 5, 4] if number % 2 else [1, 2, 1] for number in range(len(small_cohort.nodules))]
-    nodules = small_cohort.nodules.assign(malignancy_ratings=turns)
-    write_table(root / "nodules.parquet", nodules, NODULES)
-    return root
 
 
 def retrieved(cohort: Cohort, backbone: str, **settings: Any) -> Recorder:
@@ -366,48 +346,3 @@ def test_slices_of_unlike_spacings_are_one_array_whose_padding_says_nothing_of_t
         of_rows(nodules, np.arange(2), others.iloc[1:])
     assert half.place_mm.shape == (2, longest)
     assert nodule_set(small_cohort, "any_reader", SPEC).place_mm is None
-
-
-def test_supervised_rows_stand_beside_diameter_and_pixels_and_an_ended_run_goes_on(
-    rated_cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = rated_cohort
-    run = Recorder()
-    config = SupervisedConfig(
-        cohort=str(root),
-        networks="2d",
-        image_px=16,
-        folds=2,
-        max_epochs=2,
-        n_bootstrap=50,
-        device="cpu",
-        runs_dir=str(tmp_path / "whole"),
-    )
-    run_supervised(config, run)
-    rows = run.tables["tables/predictions.parquet"]
-    assert np.isfinite(rows[["supervised_2d", "pixels"]]).all(axis=None)
-    assert set(run.tables["tables/supervised.csv"]["row"]) == {"supervised_2d", "pixels", "diameter"}
-    assert run.metrics["probe/n_nodules"] == len(rows)
-    assert "figures/roc.png" in run.figures
-    epochs = run.tables["tables/supervised_2d_epochs.csv"]
-    assert epochs[["fold", "epoch"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
-    assert run.metrics["finetune/supervised_2d_loss@4"] == epochs["loss"].iloc[-1]
-    with pytest.raises(ProbeError, match=r"weights names nowhere\.safetensors"):
-        run_supervised(replace(config, weights="nowhere.safetensors"), Recorder())
-
-    epoch_done, done = FoldRecord.epoch_done, []
-
-    def then_end(record: FoldRecord, training: Training, figures: EpochFigures) -> None:
-        epoch_done(record, training, figures)
-        done.append(training.epoch)
-        if len(done) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(FoldRecord, "epoch_done", then_end)
-    broken = replace(config, runs_dir=str(tmp_path / "broken"), resume="auto")
-    with pytest.raises(Interrupted, match=r"of fold 2; -P resume=auto"):
-        run_supervised(broken, Recorder())
-    resumed = Recorder()
-    run_supervised(broken, resumed)
-    assert len(done) == 4  # No epoch was trained twice.
-    pd.testing.assert_frame_equal(resumed.tables["tables/predictions.parquet"], rows, check_exact=True)
