@@ -24,6 +24,9 @@ from transforms.refusal import Refusal
 
 REPLACED = re.compile(r"(anon|series|study)-[0-9a-f]{24}")
 _REPLACED_VOLUME = re.compile(r"(series-[0-9a-f]{24}|name-[0-9a-f]{16})(_part-[0-9]{1,4})?")
+_DRAWN_KEY = b"dinox-ct phantom"
+"""The key for the one patient of a phantom with a personal id: it names nobody, and the same phantom must give the same
+cohort, and so the same patients held out, to every user."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}")
 
 
@@ -47,17 +50,23 @@ class Pseudonyms:
     Attributes:
         public_names: Patient ids and other names that may be stored as they are, beside those of LIDC-IDRI.
         keep_ids: Store every id as it is: the user declared all of them public.
+        key: The user's key.
+        drawn: SeriesInstanceUIDs of a phantom; their patient's id is replaced under a key that all users share.
     """
 
     public_names: frozenset[str] = frozenset()
     keep_ids: bool = False
     key: bytes = field(default=b"", repr=False)
+    drawn: frozenset[str] = frozenset()
 
     @classmethod
-    def of_user(cls, public_names: Iterable[str] = (), keep_ids: bool = False) -> "Pseudonyms":
+    def of_user(
+        cls, public_names: Iterable[str] = (), keep_ids: bool = False, drawn: Iterable[str] = ()
+    ) -> "Pseudonyms":
         """Use the key of this user, created at first use."""
         lidc = (name for series, names in lidc_scans().items() for name in (series, *names))
-        return cls(frozenset((*lidc, *public_names)), keep_ids, b"" if keep_ids else user_key())
+        key = b"" if keep_ids else user_key()
+        return cls(frozenset((*lidc, *public_names)), keep_ids, key, frozenset(drawn))
 
     def patient(self, patient_id: str, study_uid: str, series_uid: str = "") -> str:
         """The id to store for a patient.
@@ -71,9 +80,8 @@ class Pseudonyms:
             self.keep_ids or patient_id in self.public_names or REPLACED.fullmatch(patient_id)
         ):
             return patient_id
-        return (
-            f"anon-{self._hash('patient' if patient_id else 'study', patient_id or study_uid or series_uid)}"
-        )
+        kind, text = ("patient", patient_id) if patient_id else ("study", study_uid or series_uid)
+        return f"anon-{_hash(_DRAWN_KEY if series_uid in self.drawn else self.key, kind, text)}"
 
     def key_of(self, patient_id: str, stored: str) -> str:
         """Fingerprint of the key, if the stored id replaces this PatientID; "" where it is made of anything else.
@@ -81,8 +89,9 @@ class Pseudonyms:
         Two such ids under one key are two PatientIDs. Of an id made of a study or a file nothing like it is known: one
         patient may have several.
         """
-        is_replaced = bool(patient_id) and stored == f"anon-{self._hash('patient', patient_id)}"
-        return self._hash("fingerprint", "") if is_replaced else ""
+        keys = (self.key, _DRAWN_KEY) if patient_id else ()
+        made = (key for key in keys if stored == f"anon-{_hash(key, 'patient', patient_id)}")
+        return next((_hash(key, "fingerprint", "") for key in made), "")
 
     def uid(self, kind: Literal["series", "study"], uid: str) -> str:
         """The SeriesInstanceUID or StudyInstanceUID to store: hospitals find a patient by it."""
@@ -117,8 +126,12 @@ class Pseudonyms:
         return "/".join(self.name(part) for part in relative.parts) or "."
 
     def _hash(self, kind: str, text: str) -> str:
-        message = f"{kind}\0{text}".encode(errors="surrogateescape")
-        return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:24]
+        return _hash(self.key, kind, text)
+
+
+def _hash(key: bytes, kind: str, text: str) -> str:
+    message = f"{kind}\0{text}".encode(errors="surrogateescape")
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:24]
 
 
 def is_fingerprint(text: str) -> bool:

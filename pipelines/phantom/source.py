@@ -27,11 +27,12 @@ from pipelines.phantom.truth import (
     public_ids,
     read_truth,
     rows_for_series,
+    series_uids,
 )
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 from pipelines.runtime.progress import progress
 
-__all__ = ["PERSONAL_STRINGS", "public_ids", "rows_for_series", "write_phantom"]
+__all__ = ["PERSONAL_STRINGS", "public_ids", "rows_for_series", "series_uids", "write_phantom"]
 
 SLICE_SPACINGS_MM = (2.5, 1.25, 0.7, 2.0, 1.0, 2.5, 1.25)
 """Taken in turn; seven of them, so that each is combined with both manufacturers."""
