@@ -9,6 +9,7 @@ import yaml
 from pipelines.backbones.card_usage import usage_with_loader
 from pipelines.backbones.folder import LoadedBackbone, is_timms
 from pipelines.backbones.shipped import NETWORKS
+from pipelines.tracking.changes import changes_of, changes_said
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
 from transforms.window_policy import CHANNEL_RANGES_HU, PROBE_WINDOWS_HU
@@ -250,6 +251,8 @@ def _recipe(loaded: LoadedBackbone, facts: CardFacts) -> str:
         f" seed {record.get('seed', 'unknown')}, code at commit `{commit}`, MLflow run `{loaded.run_id or 'unknown'}`;"
         f" the {'student' if record.get('network') == 'backbone_student' else 'EMA teacher'} network."
     )
+    if facts.pretraining and (changes := changes_of(facts.pretraining.tags)):
+        text += f" Changed when it was resumed: {changes_said(changes)}; the settings below are the first."
     if facts.recipe:
         settings = {
             key: value for key, value in yaml.safe_load(facts.recipe).items() if key not in _OF_A_MACHINE

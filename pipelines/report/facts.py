@@ -72,8 +72,8 @@ def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, s
     facts["campaign"] = run.tags.get(Tag.CAMPAIGN, "")
     facts["arm"] = run.tags.get(Tag.ARM) or run.tags.get(Tag.ARM_OF, "")
     if "pretrain.objective.koleo_weight" in facts:
-        is_off = float(facts["pretrain.objective.koleo_weight"]) == 0
-        facts["koleo"] = "none" if is_off else facts["pretrain.objective.koleo_on"]
+        weight = _number(facts["pretrain.objective.koleo_weight"])  # None: it was changed on resume.
+        facts["koleo"] = {0.0: "none", None: "changed"}.get(weight, facts["pretrain.objective.koleo_on"])
     return facts
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.report import ReportConfig
 from pipelines.report.claims import NOT_TESTABLE, claims_table, judge_all, primary_table
 from pipelines.report.facts import REAL, Evidence, gather, matches
-from pipelines.report.study import study
+from pipelines.report.study import name_of, study
 from pipelines.report.tables import (
     NOT_MEASURED,
     Article,
@@ -22,6 +22,7 @@ from pipelines.report.tables import (
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.page import Block, Heading, Sentence, Table, markdown, page_html
 from pipelines.tracking.arms import NAME, ArmRecord, ledger, read_arms
+from pipelines.tracking.changes import changes_of, changes_said
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import current_metric
 from pipelines.tracking.reading import StoredRun, read_run, search_runs
@@ -130,7 +131,11 @@ def page(
     if is_whole:
         basis = _basis(article, evidence)
         blocks += [Heading(2, "Cohorts and runs behind these figures"), *basis]
-    return [*blocks, Heading(2, "Runs"), _runs_table(evidence), Sentence(SUSPICION, is_note=True)]
+    changed = [(one, changes_of(one.run.tags)) for one in evidence]
+    told = [
+        Sentence(f"{name_of(one)} changed on resume: {changes_said(own)}.") for one, own in changed if own
+    ]
+    return [*blocks, Heading(2, "Runs"), _runs_table(evidence), *told, Sentence(SUSPICION, is_note=True)]
 
 
 def _primary(evidence: Sequence[Evidence]) -> list[Block]:

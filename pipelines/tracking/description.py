@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflow.utils.name_utils as mlflow_names
 
+from pipelines.tracking.changes import changes_of, changes_said
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
 
@@ -100,6 +101,8 @@ def description(run: StoredRun, next_step: str = "") -> str:
     for tag, meaning in _WARNINGS.items():
         if run.tags.get(tag):
             lines += ["", f"**Warning** ({run.tags[tag]}): {meaning}."]
+    if changes := changes_of(run.tags):
+        lines += ["", f"**Changed on resume**: {changes_said(changes)}."]
     if next_step:
         lines += ["", f"Next: `{next_step}`"]
     return "\n".join(lines)

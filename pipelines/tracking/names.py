@@ -257,6 +257,7 @@ class Tag(StrEnum):
     STATUS = "dinox.status", "verdict of a pretraining; how a campaign's last call ended"
     ADVICE = "dinox.advice", "what to try next, given the verdict"
     RESUMES = "dinox.resumes", "run that this one continued; everything else is logged there"
+    CHANGES = "dinox.changes", "settings that a resumed run changed: step, key, before and after, as JSON"
     BACKBONE = "dinox.backbone", "yes: the run holds an exported backbone"
     LEAK = (
         "dinox.leak",

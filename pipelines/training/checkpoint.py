@@ -89,6 +89,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(int(record["step"]), load_file(body), record["facts"])
 
 
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint of a folder; None if there is none."""
+    head = max(folder.glob("step_*.json"), default=None)
+    return None if head is None else int(head.stem.removeprefix("step_"))
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's per-parameter state as named tensors, e.g. "12.exp_avg"."""
     return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 
 from models.backbone import Backbone
 from models.losses.gather import world
@@ -18,6 +19,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
 from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import open_cohorts
+from pipelines.command.config import nested
 from pipelines.command.entry_points import next_step
 from pipelines.ingest.default_cohort import make_missing
 from pipelines.runtime.distributed import (
@@ -31,12 +33,13 @@ from pipelines.runtime.distributed import (
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.runtime.progress import progress
+from pipelines.tracking.changes import changes_said, changes_text
 from pipelines.tracking.description import HEADLINE, last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
 from pipelines.tracking.system_metrics import system_metrics, system_monitors
-from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.training.checkpoint import load_checkpoint, newest_step, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures
@@ -45,7 +48,7 @@ from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
 from pipelines.training.run_folder import RunFolder, claim_folder
-from pipelines.training.trainer import Trainer
+from pipelines.training.trainer import NonFiniteLossError, Trainer
 from pipelines.training.view_sheet import view_sheet
 from pipelines.training.watch import ADVICE, Verdict
 from probes.splits import is_held_out, patient_hash
@@ -138,7 +141,8 @@ class TrainingRun:
         self.wrapper = self.run = run
         self.recipe = run.stored().tags.get(Tag.RECIPE, "")
         try:
-            checkpoint = load_checkpoint(done_by_rank_zero(self._claim_folder))
+            self.checkpoints = done_by_rank_zero(self._claim_folder)
+            checkpoint = load_checkpoint(self.checkpoints)
             if checkpoint is not None:
                 self.trainer.restore(checkpoint)
         except BaseException:
@@ -164,6 +168,9 @@ class TrainingRun:
         try:
             self._describe()
             verdict = self._loop(stop)
+        except NonFiniteLossError as error:
+            self._close("FAILED")
+            raise NonFiniteLossError(f"{error}; {self._way_on()}") from error
         except BaseException as error:
             self._close("KILLED" if isinstance(error, Interrupted) else "FAILED")
             raise
@@ -172,6 +179,15 @@ class TrainingRun:
         finally:
             stop.close()
             self._release()
+
+    def _way_on(self) -> str:
+        step = newest_step(self.checkpoints)
+        if step is None:
+            return "no checkpoint was saved before it, so start anew"
+        return (
+            f"-P resume={self.checkpoints.parent.name} -P allow_changes=optim.lr,optim.clip_norm with the new value"
+            f" goes on from the checkpoint of step {step}"
+        )
 
     def _close(self, status: str) -> None:
         """Set the status of a continued run; the run of this process is closed by the command line."""
@@ -185,6 +201,11 @@ class TrainingRun:
         if self.folder is not None and self.folder.is_resumed:
             self.run.reopen()
             cohort_tags[Tag.ERROR] = ""
+            if changes := self.folder.note_changes(self.trainer.step, self.config):
+                cohort_tags[Tag.CHANGES] = changes_text(changes)
+                told = yaml.safe_dump(nested(self.config), sort_keys=False)
+                self.run.log_text(told, f"config_from_step_{changes[-1].step:08d}.yaml")
+                print(f"changed on resume: {changes_said(changes)}")
         if self.patients.leak:
             cohort_tags[Tag.LEAK] = self.patients.leak
         self.run.set_tags(cohort_tags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from pipelines.command.config import flatten, nested
 from pipelines.runtime.atomic import write_atomically
 from pipelines.runtime.json_files import DamagedFileError, read_json
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.tracking.changes import Change
 from pipelines.tracking.names import Tag
 from pipelines.training.checkpoint import lock_folder
 from transforms.refusal import Refusal
@@ -131,6 +133,29 @@ class RunFolder:
     def mark_finished(self) -> None:
         """Record that the run is finished, so that it is not resumed again."""
         self._write(_read(self.path / _RECORD) | {"finished": True})
+
+    def note_changes(self, step: int, config: Any) -> list[Change]:
+        """Keep in the record what this process changes from a step on; return all changes of the run, oldest first.
+
+        What an earlier process changed at this step or later was lost with its updates, and so is no change.
+        """
+        record = _read(self.path / _RECORD)
+        noted = [Change(**one) for one in record.get("changes", ())]
+        now = _plain(flatten(nested(config)))
+        before = {**_plain(flatten(nested(type(config)()))), **record["config"]}
+        for change in reversed(noted):
+            if change.step >= step:
+                before[change.key] = change.before
+        changes = [change for change in noted if change.step < step]
+        changes += [
+            Change(step, key, before.get(key), now[key])
+            for key in now
+            if key not in _FREE and before.get(key) != now[key]
+        ]
+        if changes != noted:
+            told = [asdict(change) for change in changes]
+            self._write(record | {"config": {**record["config"], **now}, "changes": told})
+        return changes
 
     def release(self) -> None:
         """Release the lock of the folder."""

@@ -177,8 +177,7 @@ class Trainer:
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
         if bad:
             raise NonFiniteLossError(
-                f"{', '.join(bad)} was not finite by step {self.step}; the last checkpoint before it is kept,"
-                " lower optim.lr or set optim.clip_norm and resume"
+                f"{', '.join(bad)} was not finite by step {self.step}; lower optim.lr or set optim.clip_norm"
             )
 
     def check_sums(self) -> None:

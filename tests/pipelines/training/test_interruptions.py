@@ -1,11 +1,13 @@
 """After any interruption a run goes on as if nothing had happened: same weights, same curves, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,19 @@ from mlflow.entities import Run as MlflowRun
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipelines.backbones.config import ExportConfig
+from pipelines.backbones.exporting import card_facts
 from pipelines.backbones.folder import chosen_backbone, open_backbone
+from pipelines.backbones.model_card import model_card
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
+from pipelines.command.recorded import whole_configuration
 from pipelines.probing.retrieval import kept_backbones
+from pipelines.report.run import page
 from pipelines.runtime.distributed import WorldError
+from pipelines.runtime.page import markdown
+from pipelines.tracking.changes import Change, changes_of
+from pipelines.tracking.reading import StoredRun, artifacts, read_run
 from pipelines.tracking.run import SilentRun
 from pipelines.training import run as training_run
 from pipelines.training.config import PretrainConfig
@@ -250,6 +260,59 @@ def test_changed_settings_are_refused_on_resume(folder: Path, small_cohort: Coho
     killed, *refused = stored_runs(folder)
     assert killed.info.status == "KILLED"
     assert [run.info.status for run in refused] == ["FAILED", "FAILED"]
+
+
+def test_what_a_resumed_run_changed_is_in_its_record_report_and_card(
+    folder: Path, small_cohort: Cohort, at_step, capsys
+) -> None:
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert pretrain(folder, small_cohort) == 143
+    changed = {"optim.lr": 0.01, "resume": "auto"}
+    assert pretrain(folder, small_cohort, allow_changes="optim.lr", **changed) == 0
+    said = "optim.lr from 0.001 to 0.01 at step 3"
+    assert f"changed on resume: {said}" in capsys.readouterr().out
+    run = read_run(StoredRun, stored_runs(folder)[0].info.run_id)
+    assert changes_of(run.tags) == [Change(3, "optim.lr", 0.001, 0.01)]
+    assert {"config.yaml", "config_from_step_00000003.yaml"} <= set(artifacts(run.run_id))
+    assert said in run.tags["mlflow.note.content"]
+    record = json.loads((folder / "runs" / run.run_id / "run.json").read_text())
+    assert record["config"]["optim.lr"] == 0.01
+    # It answers neither a question about the one value nor about the other.
+    assert whole_configuration(run)["optim.lr"] == "0.001; 0.01 from step 3"
+    assert said in markdown(page([run], [], datetime.now(UTC)))
+    loaded = open_backbone(f"runs:/{run.run_id}/backbone")
+    assert said in model_card([loaded], card_facts([loaded], ExportConfig()), has_onnx=False)
+
+
+@pytest.mark.parametrize(
+    ("spoilt_after", "way_on"),
+    [
+        (1, "; no checkpoint was saved before it, so start anew"),
+        (5, "with the new value goes on from the checkpoint of step 4"),
+    ],
+)
+def test_a_loss_that_is_not_finite_promises_a_checkpoint_only_where_one_is(
+    folder: Path,
+    small_cohort: Cohort,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    spoilt_after: int,
+    way_on: str,
+) -> None:
+    update = Trainer.update
+
+    def spoiling(trainer: Trainer, batches: Iterator[object]) -> None:
+        update(trainer, batches)
+        if trainer.step == spoilt_after:
+            trainer.networks.student.head.last.weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "update", spoiling)
+    assert pretrain(folder, small_cohort, save_every=4) == 2
+    said = capsys.readouterr().err
+    assert f"not finite by step {spoilt_after + 1}; lower optim.lr or set optim.clip_norm; " in said
+    assert said.strip().endswith(way_on)
+    (run,) = stored_runs(folder)
+    assert (f"-P resume={run.info.run_id} -P allow_changes=" in said) == (spoilt_after > 4)
 
 
 def test_a_run_that_died_after_its_last_update_is_exported_by_the_next(

@@ -1,5 +1,7 @@
 """Which run is continued: the newest free unfinished one of the same recipe and cohort, with the same settings."""
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.runtime.json_files import DamagedFileError
+from pipelines.tracking.changes import Change
 from pipelines.training.run_folder import ResumeError, RunFolder
 from tests.processes import OpenProcess
 
@@ -196,3 +199,27 @@ def test_a_tuple_that_went_through_json_is_the_same_tuple(tmp_path: Path) -> Non
     assert find(tmp_path, config=CONFIG | {"views.fraction": (0.5, 1.0)}) == "run"
     with pytest.raises(ResumeError, match=r"views\.fraction"):
         find(tmp_path, config=CONFIG | {"views.fraction": (0.4, 1.0)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    steps: int = 100
+    lr: float = 1e-3
+    workers: int = 0
+
+
+def test_what_a_resumed_run_changes_is_noted_with_its_step_and_what_was_lost_with_its_updates_is_not(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder.create(tmp_path, "run", "demo", "sha", dataclasses.asdict(Settings()))
+    assert folder.note_changes(0, Settings()) == []
+    slower = [Change(40, "lr", 1e-3, 1e-4)]
+    assert folder.note_changes(40, Settings(lr=1e-4, workers=3)) == slower
+    assert folder.note_changes(60, Settings(lr=1e-4)) == slower
+    longer = Settings(steps=200, lr=1e-4)
+    assert folder.note_changes(60, longer) == [*slower, Change(60, "steps", 100, 200)]
+    # Killed before its next checkpoint, or that one is damaged: what was changed since then changed nothing.
+    assert folder.note_changes(50, Settings(steps=150, lr=1e-4)) == [*slower, Change(50, "steps", 100, 150)]
+    assert folder.note_changes(40, Settings(steps=100, lr=1e-3)) == []
+    folder.release()
+    assert json.loads((folder.path / "run.json").read_text())["config"]["steps"] == 100
