@@ -11,7 +11,7 @@ from pipelines.campaign.arms import arm_of, stage_arguments
 from pipelines.campaign.budget import Usage, is_arm_spent, is_spent, lease_hours, spent
 from pipelines.campaign.executors.base import Executor
 from pipelines.campaign.plan import budget_text
-from pipelines.campaign.records import CampaignRecord
+from pipelines.campaign.records import CampaignRecord, Closed
 from pipelines.campaign.research import Research
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 from pipelines.campaign.table import LiveTable, line, render, saved_hours
@@ -75,9 +75,10 @@ class CampaignLoop:
 
     def _turn(self, stop: StopWatch) -> bool:
         records = [self._seen(record) if record.is_open else record for record in self.record.arms()]
+        gone = [record for record in self.record.gone if self._is_running_though_gone(record)]
         self.research.prune(records, self.executor)
         usages = self._usages(records)
-        running = [record for record in records if record.is_open]
+        running = [record for record in records if record.is_open] + gone
         self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
         if stop.exit_code is not None or self.is_over_budget:
             for record in running:
@@ -110,6 +111,18 @@ class CampaignLoop:
         self.record.run_of(record).set_tags(news)
         return read_run(ArmRecord, record.run_id)
 
+    def _is_running_though_gone(self, record: ArmRecord) -> bool:
+        """End an arm that was deleted while it ran, and account for it; return whether it still runs."""
+        if not self.record.is_open_and_gone(record):
+            return False
+        handle = record.job or self.executor.find(f"{record.run_id}-{record.attempt}")
+        if handle and self.executor.poll(handle) != "ended":
+            self.canceled.add(record.run_id)
+            self.executor.cancel(handle)
+            return True
+        self.record.close_gone(record, time.time(), was_seen=record.run_id in self.canceled)
+        return False
+
     def _judge(self, record: ArmRecord) -> None:
         """Record the status of an arm after an attempt has ended."""
         if record.ending == "finished" or record.status == "FINISHED":
@@ -129,7 +142,7 @@ class CampaignLoop:
 
     def _usages(self, records: Sequence[ArmRecord]) -> list[Usage]:
         now = time.time()
-        return [
+        usages = [
             Usage(
                 hours=record.hours(now),
                 price_per_hour=record.price_per_hour,
@@ -138,6 +151,14 @@ class CampaignLoop:
                 surcharge=record.cost(now) - record.hours(now) * record.price_per_hour,
             )
             for record in records
+        ]
+        return usages + [Usage(kept.hours, 0.0, surcharge=kept.cost) for kept in self._gone(now)]
+
+    def _gone(self, now: float) -> list[Closed]:
+        """What arms spent that were deleted since: it is spent all the same."""
+        return [
+            *(self.record.spent_by_gone(record, now) for record in self.record.gone),
+            *self.record.purged,
         ]
 
     # Starting
@@ -218,7 +239,16 @@ class CampaignLoop:
             f"{', '.join(f'{count} {status}' for status, count in counts.items())}; spent {used.hours:.3f} h,"
             f" {used.cost:.4f} {self.spec.currency} of {budget_text(self.spec)}"
             + (f"; saved {saved:.3f} h by ending hopeless arms" if saved else "")
+            + self._gone_said(now)
         )
+
+    def _gone_said(self, now: float) -> str:
+        gone = self._gone(now)
+        if not gone:
+            return ""
+        names = ", ".join(sorted({record.name for record in self.record.gone})) or "unknown arms"
+        hours = sum(kept.hours for kept in gone)
+        return f"; {hours:.3f} h of it by {len(gone)} deleted runs ({names}), which are spent all the same"
 
     # Ending
 

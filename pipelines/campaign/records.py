@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipelines.campaign.arms import Arm
 from pipelines.campaign.spec import CampaignError, CampaignSpec
@@ -21,6 +22,14 @@ from pipelines.tracking.run import Run
 from pipelines.tracking.store import answering
 
 
+class Closed(NamedTuple):
+    """What the attempts of an arm used that are accounted for."""
+
+    hours: float
+    cost: float
+    attempts: float
+
+
 class CampaignRecord:
     """The parent run of a campaign and its children."""
 
@@ -28,6 +37,13 @@ class CampaignRecord:
         """Attach to the parent run."""
         self.run, self.name, self.store = run, name, run.store
         self.experiment_id = run.stored().experiment_id
+        self.gone: list[ArmRecord] = []
+        """Arms whose hours count although they are no longer of this campaign: deleted, or of a deleted parent run."""
+        self.purged: list[Closed] = []
+        """What arms spent of which the store knows nothing any more."""
+        kept = [dict(run.history(f"campaign/closed_{name}")) for name in Closed._fields]
+        self.closed = {number: Closed(*(values.get(number, 0.0) for values in kept)) for number in kept[0]}
+        """By the number of the arm; the parent run keeps it, so that it outlives the arm's own run."""
 
     @classmethod
     def open(cls, wrapper: Run, spec: CampaignSpec, design: str, spec_text: str) -> CampaignRecord:
@@ -62,16 +78,26 @@ class CampaignRecord:
         return cls(wrapper.other(found.run_id), spec.name)
 
     def arms(self) -> list[ArmRecord]:
-        """Read every arm, in the order in which they were added."""
-        query = f"tags.`{Tag.PARENT}` = '{self.run.run_id}'"
-        return sorted(search_runs(ArmRecord, query), key=lambda record: int(record.tags.get(Tag.NUMBER, "0")))
+        """Read every arm, in the order in which they were added; those that are gone are kept apart."""
+        found = search_runs(ArmRecord, f"tags.`{Tag.CAMPAIGN}` = '{self.name}'", with_deleted=True)
+        own, self.gone = [], []
+        for record in sorted(found, key=lambda record: record.number):
+            if Tag.ARM in record.tags:
+                is_own = not record.is_deleted and record.tags.get(Tag.PARENT) == self.run.run_id
+                (own if is_own else self.gone).append(record)
+        known = {record.number for record in (*own, *self.gone)}
+        self.purged = [kept for number, kept in self.closed.items() if number not in known]
+        return own
 
     def add_arms(self, arms: Sequence[Arm]) -> None:
         """Create a run for every arm that has none, and one for each of its later stages."""
         there = {record.name: record for record in self.arms()}
+        taken = [record.number for record in (*there.values(), *self.gone)]
+        number = max([*taken, *self.closed], default=-1)
         for arm in arms:
             if arm.name not in there:
-                there[arm.name] = ArmRecord(self._new_arm(arm, len(there)), "SCHEDULED", {}, {}, {})
+                number += 1
+                there[arm.name] = ArmRecord(self._new_arm(arm, number), "SCHEDULED", {}, {}, {})
             record = there[arm.name]
             if len(arm.stages) > 1 and Tag.STAGES not in record.tags:
                 ids = [self._new_stage(arm, stage, record.run_id) for stage in list(arm.stages)[1:]]
@@ -144,6 +170,7 @@ class CampaignRecord:
             return
         used = record.hours_of_ended_attempt(now) if was_submitted or record.has_begun else 0.0
         closed = float(record.tags.get(Tag.HOURS_CLOSED, "0")) + used
+        self._keep(record, used)
         self.run_of(record).set_tags(
             {
                 Tag.HOURS_CLOSED: repr(closed),
@@ -151,6 +178,31 @@ class CampaignRecord:
                 Tag.ATTEMPTS_CLOSED: str(record.attempt),
             },
         )
+
+    def close_gone(self, record: ArmRecord, now: float, was_seen: bool) -> None:
+        """Account for an attempt of an arm that is gone and has ended; nothing is written to its own run.
+
+        Its heartbeats end when it is deleted, so if this process saw it run, it counts until now.
+        """
+        self._keep(record, record.age(now) if was_seen else record.hours_of_ended_attempt(now))
+
+    def is_open_and_gone(self, record: ArmRecord) -> bool:
+        """Whether the newest attempt of an arm that is gone is not yet accounted for."""
+        kept = self.closed.get(record.number)
+        return record.is_open and (kept is None or kept.attempts < record.attempt)
+
+    def spent_by_gone(self, record: ArmRecord, now: float) -> Closed:
+        """Return the hours and cost of an arm that is gone."""
+        if record.is_open and not self.is_open_and_gone(record):
+            return self.closed[record.number]
+        return Closed(record.hours(now), record.cost(now), record.attempt)
+
+    def _keep(self, record: ArmRecord, used: float) -> None:
+        before = float(record.tags.get(Tag.HOURS_CLOSED, "0"))
+        cost = record.cost_before + used * record.price_per_hour
+        kept = self.closed[record.number] = Closed(before + used, cost, float(record.attempt))
+        values = {f"campaign/closed_{name}": value for name, value in kept._asdict().items()}
+        self.run.log_metrics(values, record.number)
 
     @answering()
     def end_arm(self, record: ArmRecord, status: str, why: str) -> None:

@@ -47,7 +47,7 @@ def in_background(task: Callable[[], T]) -> Future[T]:
     return future
 
 
-def ask(spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome]) -> Arm | None:
+def ask(spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome], number: int) -> Arm | None:
     """Return the arm that a proposer suggests; None when nothing more is worth trying.
 
     Raises:
@@ -62,7 +62,7 @@ def ask(spec: CampaignSpec, proposer: Proposer, outcomes: Sequence[Outcome]) -> 
     if twin:
         raise ProposalError(f"it repeats arm {twin}")
     arm = Arm(
-        name=f"{spec.proposer.kind}-{len(outcomes):03d}",
+        name=f"{spec.proposer.kind}-{number:03d}",
         seed=spec.seeds[0],
         overrides=overrides,
         stages=spec.stages,
@@ -89,7 +89,8 @@ class Research:
 
     def may_add(self, records: Sequence[ArmRecord]) -> bool:
         """Whether arms may be added: the proposer has not stopped, and the limits of the file are not reached."""
-        is_full = len(_proposed(records)) >= self.spec.proposer.max_arms or len(records) >= self.spec.max_arms
+        added = [*records, *self.record.gone]  # A deleted arm counts: to delete some gives no new ones.
+        is_full = len(_proposed(added)) >= self.spec.proposer.max_arms or len(added) >= self.spec.max_arms
         return not self._is_done and not is_full
 
     def propose(self, records: Sequence[ArmRecord]) -> list[ArmRecord]:
@@ -99,7 +100,8 @@ class Research:
         request = self._request
         if request is None:
             outcomes = [self._outcome(record) for record in _proposed(records)]
-            self._request = in_background(partial(ask, self.spec, self.proposer, outcomes))
+            number = len(_proposed([*records, *self.record.gone]))  # A deleted arm's name is not given again.
+            self._request = in_background(partial(ask, self.spec, self.proposer, outcomes, number))
         if request is None or not request.done():
             return []
         self._request = None

@@ -211,7 +211,9 @@ def _close(name: str, run: Run | None, status: str, why: str) -> None:
     """Close a run with its reason; if this process has none yet, the run that `mlflow run` made."""
     with contextlib.suppress(Refusal):  # The store itself may be the reason.
         if run is None and "MLFLOW_RUN_ID" in os.environ:
-            run = _start(name)
+            from pipelines.tracking.run import given_run
+
+            run = _start(name) if given_run(name) else None
         if run is not None:
             run.set_tags({Tag.ERROR: why})
             run.finish(status)

@@ -61,8 +61,8 @@ def claimed(config: Any, run: Run, named: str, cohort_sha: str) -> Iterator[Clai
         yield Claimed(folder, own_run, stop)
         if not outbox.flush(is_last=True):
             raise StoreAwayError(
-                f"all folds are trained and saved, but the tracking store cannot be reached: {len(outbox)} records wait"
-                f" in {outbox.folder}; start it, then -P resume=auto delivers them"
+                f"all folds are trained and saved, but {outbox.reason}; {len(outbox)} records wait in {outbox.folder},"
+                f" and -P resume={own_run.run_id} then delivers them"
             )
         folder.mark_finished()
         status = "FINISHED"

@@ -190,7 +190,8 @@ def _campaigns(runs: Sequence[StoredRun], arms: Sequence[ArmRecord]) -> list[Blo
     blocks: list[Block] = [Heading(2, "Campaigns")] if parents else []
     for parent in parents:
         name, endpoint = parent.tags[Tag.CAMPAIGN], current_metric(parent.tags[Tag.ENDPOINT].split()[-1])
-        own = sorted((a for a in arms if a.tags[Tag.CAMPAIGN] == name), key=lambda a: int(a.tags[Tag.NUMBER]))
+        there = (arm for arm in arms if arm.tags[Tag.CAMPAIGN] == name and not arm.is_deleted)
+        own = sorted(there, key=lambda arm: arm.number)
         blocks += [
             Heading(3, name),
             Sentence(parent.tags[Tag.QUESTION]),

@@ -162,10 +162,11 @@ def ledger_table(ledger: pd.DataFrame) -> Table:
             row["campaign"],
             str(row["arms"]),
             str(row["finished"]),
+            str(row["deleted"]),
             f"{row['hours']:.3f}",
             f"{row['gpu_hours']:.3f}",
             f"{row['cost']:.4f} {row['currency']}",
         )
         for row in [*ledger.to_dict("records"), *totals.to_dict("records")]
     ]
-    return Table(("campaign", "arms started", "arms done", "hours", "GPU-hours", "cost"), cells)
+    return Table(("campaign", "arms started", "arms done", "deleted", "hours", "GPU-hours", "cost"), cells)

@@ -24,6 +24,11 @@ class ArmRecord(StoredRun):
         return self.tags[Tag.ARM]
 
     @property
+    def number(self) -> int:
+        """Number of the arm in the order in which arms were added."""
+        return int(self.tags.get(Tag.NUMBER, "0"))
+
+    @property
     def stage_run_ids(self) -> list[str]:
         """Run ids of the stages; the first is the arm's own run."""
         return [self.run_id, *(id_ for id_ in self.tags.get(Tag.STAGES, "").split(",") if id_)]
@@ -64,13 +69,15 @@ class ArmRecord(StoredRun):
         return self.status == "FINISHED" or self.tags.get(Tag.ARM_STATUS) == "pruned"
 
     def hours(self, now: float) -> float:
-        """Wall hours of all attempts, the running one included."""
+        """Wall hours of all attempts, the running one included; that of a deleted arm up to its last sign of life."""
         closed = float(self.tags.get(Tag.HOURS_CLOSED, "0"))
-        return closed + self._age(now) if self.is_open else closed
+        if self.is_open and self.is_deleted:
+            return closed + self.hours_of_ended_attempt(now)
+        return closed + self.age(now) if self.is_open else closed
 
     def cost(self, now: float) -> float:
         """Cost of all attempts, each at the price of its own time."""
-        return self.cost_before + (self._age(now) * self.price_per_hour if self.is_open else 0.0)
+        return self.cost_before + (self.age(now) * self.price_per_hour if self.is_open else 0.0)
 
     @property
     def cost_before(self) -> float:
@@ -94,9 +101,10 @@ class ArmRecord(StoredRun):
         """Hours until the running attempt ends itself."""
         if not self.is_open:
             return 0.0
-        return max(float(self.tags.get(Tag.LEASE_HOURS, "0")) - self._age(now), 0.0)
+        return max(float(self.tags.get(Tag.LEASE_HOURS, "0")) - self.age(now), 0.0)
 
-    def _age(self, now: float) -> float:
+    def age(self, now: float) -> float:
+        """Hours since the newest attempt was submitted, or since it no longer waits for its machine."""
         if self.is_pending:
             return 0.0
         started = float(self.tags.get(Tag.ATTEMPT_STARTED, str(now)))
@@ -108,7 +116,7 @@ class ArmRecord(StoredRun):
         One that ended by itself logged its hours; the time before it began is added. One that was killed may have
         run until its next heartbeat. For one that never began, all time since its submission counts.
         """
-        logged, age = self.metrics.get(HOURS, 0.0), self._age(now)
+        logged, age = self.metrics.get(HOURS, 0.0), self.age(now)
         if not self.has_begun:
             return age
         before = (float(self.tags[Tag.BEGUN_AT]) - float(self.tags[Tag.ATTEMPT_STARTED])) / 3600.0
@@ -116,22 +124,23 @@ class ArmRecord(StoredRun):
         return logged if self.ending else min(logged + HEARTBEAT_S / 3600.0, age)
 
 
-LEDGER = ("campaign", "currency", "arms", "finished", "hours", "gpu_hours", "cost")
+LEDGER = ("campaign", "currency", "arms", "finished", "deleted", "hours", "gpu_hours", "cost")
 
 
 def ledger(arms: Sequence[ArmRecord], now: float) -> pd.DataFrame:
     """Sum the arms by campaign and currency; arms that never started are in no row.
 
     Returns:
-        Columns `LEDGER`: `arms` were ever started, `finished` are done; `gpu_hours` is hours times GPUs of an arm, 0
-        where arms ran on a CPU.
+        Columns `LEDGER`: `arms` were ever started, the `deleted` among them too, `finished` are done; `gpu_hours` is
+        hours times GPUs of an arm, 0 where arms ran on a CPU.
     """
     started = [
         (
             arm.tags[Tag.CAMPAIGN],
             arm.tags.get(Tag.CURRENCY, ""),
             1,
-            int(arm.is_done),
+            int(arm.is_done and not arm.is_deleted),
+            int(arm.is_deleted),
             arm.hours(now),
             arm.hours(now) * int(arm.tags.get(Tag.GPUS, "0")),
             arm.cost(now),
@@ -143,5 +152,6 @@ def ledger(arms: Sequence[ArmRecord], now: float) -> pd.DataFrame:
 
 
 def read_arms() -> list[ArmRecord]:
-    """Read the arms of every campaign in the store."""
-    return [arm for arm in search_runs(ArmRecord, f"tags.`{Tag.NUMBER}` != ''") if Tag.ARM in arm.tags]
+    """Read the arms of every campaign in the store; deleted ones too, whose hours were spent all the same."""
+    found = search_runs(ArmRecord, f"tags.`{Tag.NUMBER}` != ''", with_deleted=True)
+    return [arm for arm in found if Tag.ARM in arm.tags]

@@ -198,7 +198,16 @@ _AUDIT = (
     ),
     Metric("audit/over_random_r2" + CI, "share of variance", "its partial R2 minus that of its random twins"),
 )
-_CAMPAIGNS = (Metric("campaign/hours", "h", "age of the attempt whose number is the step"),)
+_CAMPAIGNS = (
+    Metric("campaign/hours", "h", "age of the attempt whose number is the step"),
+    Metric(
+        "campaign/closed_hours",
+        "h",
+        "of the campaign's own run: wall hours of the arm whose number is the step",
+    ),
+    Metric("campaign/closed_cost", "currency of the campaign", "likewise: cost of these hours"),
+    Metric("campaign/closed_attempts", COUNT, "likewise: attempts in these hours"),
+)
 
 LISTED = (*_TRAINING, *_RETRIEVAL, *PROBES, *_REPRESENTATION, *_COHORTS, *_AUDIT, *_CAMPAIGNS)
 METRICS: dict[str, Metric] = {name: metric for metric in LISTED for name in metric.names}

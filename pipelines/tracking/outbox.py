@@ -24,6 +24,10 @@ class StoreAwayError(Refusal):
     """The tracking store cannot be reached or does not answer; trying again later may help."""
 
 
+class RunDeletedError(Refusal):
+    """A person has deleted the run in MLflow's pages; it can be restored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record on its way to the store.
@@ -50,10 +54,13 @@ class Outbox:
 
         Args:
             folder: Where records wait.
-            deliver: Sends one record to the store; raises StoreAwayError if the store cannot be reached.
+            deliver: Sends one record to the store; raises StoreAwayError if the store cannot be reached,
+                RunDeletedError if the run was deleted.
         """
         self.folder, self._deliver, self.retry_s = folder, deliver, RETRY_S
         self._next_attempt = 0.0
+        self.reason = ""
+        """Why records wait, and how to have them delivered."""
 
     def __len__(self) -> int:
         """Return the number of waiting records."""
@@ -65,11 +72,14 @@ class Outbox:
             try:
                 self._deliver(record)
                 return
-            except StoreAwayError:
-                self._next_attempt = time.monotonic() + self.retry_s
-                print(
-                    "the tracking store cannot be reached: records wait in the run's folder and training goes on"
+            except (StoreAwayError, RunDeletedError) as error:
+                self._wait(error)
+                what = (
+                    self.reason
+                    if isinstance(error, RunDeletedError)
+                    else "the tracking store cannot be reached"
                 )
+                print(f"{what}: records wait in the run's folder and training goes on")
         self._keep(record)
 
     def flush(self, is_last: bool = False) -> bool:
@@ -84,8 +94,8 @@ class Outbox:
         for path in waiting:
             try:
                 self._deliver(Record(**json.loads(path.read_text(encoding="utf-8"))))
-            except StoreAwayError:
-                self._next_attempt = time.monotonic() + self.retry_s
+            except (StoreAwayError, RunDeletedError) as error:
+                self._wait(error)
                 return False
             path.unlink()
             shutil.rmtree(path.with_suffix(".payload"), ignore_errors=True)
@@ -93,6 +103,9 @@ class Outbox:
             print(f"the tracking store answers again: {len(waiting)} records delivered")
         self._next_attempt = 0.0
         return True
+
+    def _wait(self, error: StoreAwayError | RunDeletedError) -> None:
+        self._next_attempt, self.reason = time.monotonic() + self.retry_s, str(error)
 
     def _waiting(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.json"))

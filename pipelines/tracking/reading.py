@@ -1,12 +1,14 @@
 """Runs as the MLflow store holds them: one by its id, all that match a query, and their artifacts."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.names import Tag
@@ -33,6 +35,7 @@ class StoredRun:
         metrics: The last value of each, under its current name.
         params: With current keys and values.
         is_whole: Whether these are its whole configuration, as those of older runs are.
+        is_deleted: Whether a person has deleted it in MLflow's pages; it can be restored until `mlflow gc`.
         started: Seconds since the epoch.
         artifact_uri: Where its artifacts go.
     """
@@ -46,6 +49,7 @@ class StoredRun:
     experiment_id: str = ""
     artifact_uri: str = ""
     is_whole: bool = True
+    is_deleted: bool = False
 
     @property
     def entry_point(self) -> str:
@@ -72,13 +76,14 @@ def read_run(kind: type[R], run_id: str) -> R:
 
 
 @answering()
-def search_runs(kind: type[R], query: str) -> list[R]:
-    """Return all runs that match, in every experiment, newest first."""
+def search_runs(kind: type[R], query: str, with_deleted: bool = False) -> list[R]:
+    """Return all runs that match, in every experiment, newest first; deleted ones only if asked for."""
     store, token = client(), None
-    ids = [experiment.experiment_id for experiment in store.search_experiments()]
+    view = ViewType.ALL if with_deleted else ViewType.ACTIVE_ONLY
+    ids = [experiment.experiment_id for experiment in store.search_experiments(view)]
     found: list[R] = []
     while True:
-        page: Any = store.search_runs(ids, query, page_token=token)
+        page: Any = store.search_runs(ids, query, view, page_token=token)
         found += [_of(kind, run) for run in page]
         token = page.token
         if not token:
@@ -96,15 +101,21 @@ def _of(kind: type[R], run: Any) -> R:
         started=float(info.start_time or 0) / 1000.0,
         experiment_id=info.experiment_id,
         artifact_uri=info.artifact_uri,
+        is_deleted=info.lifecycle_stage == LifecycleStage.DELETED,
         is_whole=any(name.startswith(PARAMETER) for name in data.params),
     )
 
 
 @answering()
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """Return the (step, value) pairs of a metric of a run, one per step, in order."""
-    points = client().get_metric_history(run_id, metric)
-    return sorted({point.step: point.value for point in points}.items())
+    """Return the (step, value) pairs of a metric of a run, the last one of each step, in order."""
+    return by_step(client().get_metric_history(run_id, metric))
+
+
+def by_step(points: Iterable[Any]) -> list[tuple[int, float]]:
+    """Return (step, value) pairs of MLflow's points of a metric: of several at a step the one logged last."""
+    ordered = sorted(points, key=lambda point: point.timestamp)
+    return sorted({point.step: point.value for point in ordered}.items())
 
 
 def newest_backbone_run() -> str | None:

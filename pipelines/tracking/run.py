@@ -29,6 +29,7 @@ from mlflow.entities import (
     Param,
     RunTag,
 )
+from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 from PIL import Image
 
 from pipelines.runtime.paths import IS_CHECKOUT, git
@@ -36,7 +37,7 @@ from pipelines.tracking.description import description, is_made_up, spoken_name
 from pipelines.tracking.gallery import PAGE, file_of, gallery
 from pipelines.tracking.names import IMAGES, METRICS, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record, StoreAwayError
-from pipelines.tracking.reading import StoredRun, read_run, run_page
+from pipelines.tracking.reading import StoredRun, by_step, read_run, run_page, search_runs
 from pipelines.tracking.store import StoreRefusedError, answering, client
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Run:
             return SilentRun()
         store = client()
         try:
-            run = cls(store, os.environ.get("MLFLOW_RUN_ID") or _new_run(store, entry_point))
+            run = cls(store, given_run(entry_point) or _new_run(store, entry_point))
             run.set_tags({Tag.ENTRY_POINT: entry_point, Tag.GIT_COMMIT: git_commit()})
         except StoreRefusedError as refusal:
             named = " and ".join(f"{name}={os.environ[name]}" for name in _CHOOSING if os.environ.get(name))
@@ -107,6 +108,11 @@ class Run:
         """
         return read_run(StoredRun, self.run_id)
 
+    def deleted(self) -> set[str]:
+        """Return the ids of the runs of this program that were deleted in MLflow's pages."""
+        found = search_runs(StoredRun, f"tags.`{Tag.ENTRY_POINT}` != ''", with_deleted=True)
+        return {run.run_id for run in found if run.is_deleted}
+
     def other(self, run_id: str) -> Run:
         """Attach to another run of the same store.
 
@@ -118,9 +124,8 @@ class Run:
 
     @answering()
     def history(self, metric: str) -> list[tuple[int, float]]:
-        """Return the (step, value) pairs of a metric, one per step, in order."""
-        history = self.store.get_metric_history(self.run_id, metric)
-        return sorted({point.step: point.value for point in history}.items())
+        """Return the (step, value) pairs of a metric, the last one of each step, in order."""
+        return by_step(self.store.get_metric_history(self.run_id, metric))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log named numbers at a step (optimizer updates).
@@ -317,12 +322,37 @@ class SilentRun(Run):
     def name_it(self, entry_point: str, recipe: str, config: Any) -> None:
         """Name nothing."""
 
+    def deleted(self) -> set[str]:
+        """Nothing of other runs is known here."""
+        return set()
+
     def stored(self) -> StoredRun:
         """Nothing of the run is known here."""
         return StoredRun("", "", {}, {}, {})
 
     def _post(self, kind: Kind, content: dict[str, Any], payload: Path | None = None) -> None:
         pass
+
+
+def given_run(entry_point: str) -> str:
+    """Return the run that `mlflow run` or a campaign made for this process; "" if there is none.
+
+    Every process inherits `MLFLOW_RUN_ID`: a run that is finished or deleted, or that another entry point writes, is
+    not this process's, and is left as it is.
+
+    Raises:
+        NotInStoreError: If the store does not have it.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID", "")
+    if not run_id:
+        return ""
+    found = read_run(StoredRun, run_id)
+    owner = found.entry_point or found.tags.get(MLFLOW_PROJECT_ENTRY_POINT, entry_point)
+    if owner == entry_point and found.status != "FINISHED" and not found.is_deleted:
+        return run_id
+    why = "was deleted" if found.is_deleted else "is finished" if owner == entry_point else f"is of {owner}"
+    print(f"MLFLOW_RUN_ID names run {run_id}, which {why}; this {entry_point} is written to a run of its own")
+    return ""
 
 
 @answering()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipelines.runtime.atomic import exclusively
 from pipelines.runtime.paths import PROJECT_ROOT
-from pipelines.tracking.outbox import StoreAwayError
+from pipelines.tracking.outbox import RunDeletedError, StoreAwayError
 from transforms.refusal import Refusal
 
 STORE_ENV = "MLFLOW_TRACKING_URI"
@@ -25,6 +25,7 @@ _SECRETS = (
     re.compile(r"((?!https?:|sqlite)\b[\w.+-]+://)\S*@"),  # Of a database, whose password may hold a slash.
     re.compile(r"(\bpassword=)[^&\s]*"),
 )
+_DELETED = re.compile(r"[Rr]un '?(\w+)'? must be in (?:the )?'active' (?:lifecycle_stage|state)")
 _REASON_LENGTH = 200
 _OWN_PACKAGES = {"transforms", "models", "probes", "pipelines"}
 _OBJECT_STORES = {"boto3", "botocore", "s3transfer"}
@@ -97,6 +98,7 @@ def answering() -> Iterator[None]:
     Raises:
         StoreAwayError: If the store cannot be reached or has a temporary error, or the object store of its artifacts
             fails: without credentials, without an answer, or without the bucket.
+        RunDeletedError: If the run was deleted in MLflow's pages.
         StoreRefusedError: If it rejects the request, or a package that it needs is missing.
     """
     try:
@@ -110,6 +112,8 @@ def answering() -> Iterator[None]:
     except (MlflowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise  # The file to send does not exist: our bug.
+        if found := _DELETED.search(str(error)):
+            raise RunDeletedError(f"run {found[1]} was deleted in MLflow; {restoring(found[1])}") from error
         code = status_code(error)
         if code >= 500:
             raise StoreAwayError(_away()) from error
@@ -126,6 +130,11 @@ def answering() -> Iterator[None]:
             f"the object store that holds the artifacts of {shown_store()} fails: {_reason(error)}; mend its"
             " address, credentials or bucket"
         ) from error
+
+
+def restoring(run_id: str) -> str:
+    """Return how a deleted run is brought back."""
+    return f"`MLFLOW_TRACKING_URI={shown_store()} mlflow runs restore --run-id {run_id}` brings it back"
 
 
 def status_code(error: MlflowException | OSError) -> int:

@@ -339,8 +339,8 @@ class TrainingRun:
     def _deliver_all(self) -> None:
         if not self.outbox.flush(is_last=True):
             raise StoreAwayError(
-                f"all {self.trainer.step} updates are done and saved, but the tracking store cannot be reached:"
-                f" {len(self.outbox)} records wait in {self.outbox.folder}; start it, then -P resume=auto delivers them"
+                f"all {self.trainer.step} updates are done and saved, but {self.outbox.reason}; {len(self.outbox)}"
+                f" records wait in {self.outbox.folder}, and -P resume={self.run.run_id} then delivers them"
             )
 
     def _export(self, backbones: Mapping[str, Backbone], place: str = "") -> None:

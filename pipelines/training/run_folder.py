@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from pipelines.runtime.json_files import DamagedFileError, read_json
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.changes import Change
 from pipelines.tracking.names import Tag
+from pipelines.tracking.store import restoring
 from pipelines.training.checkpoint import lock_folder
 from transforms.refusal import Refusal
 
@@ -80,11 +81,13 @@ class RunFolder:
         config: Mapping[str, Any],
         allowed: set[str],
         defaults: Mapping[str, Any],
+        deleted: Collection[str] = (),
     ) -> RunFolder | None:
         """Find the run to continue: a run id, or with "auto" the newest free unfinished one of this recipe and cohort.
 
         With "auto", a newer run with other hyper-parameters, such as an interrupted arm of a campaign, is passed over.
-        An option that is missing in the record, because it was added to the program later, counts as its default.
+        An option that is missing in the record, because it was added to the program later, counts as its default. So is
+        one of the runs `deleted` in MLflow, which is named.
 
         Returns:
             The locked folder; None when "auto" finds nothing to continue.
@@ -94,6 +97,10 @@ class RunFolder:
                 `allowed` does not name.
         """
         is_auto, named = resume == "auto", runs_dir / resume / _RECORD
+        if not is_auto and resume in deleted:
+            raise ResumeError(
+                f"run '{resume}' was deleted in MLflow; {restoring(resume)}, and without resume a new run begins"
+            )
         if not is_auto and not named.is_file():
             raise ResumeError(
                 f"there is no run '{resume}' to resume in {runs_dir}; resume=auto takes the newest"
@@ -105,6 +112,11 @@ class RunFolder:
             is_match = (
                 not record["finished"] and record["recipe"] == recipe and record["cohort_sha"] == cohort_sha
             )
+            if is_match and (run_id := file.parent.name) in deleted:
+                print(
+                    f"passed over: run {run_id} was deleted in MLflow; {restoring(run_id)}, then resume={run_id}"
+                )
+                continue
             lock = lock_folder(file.parent) if is_match else None
             if lock is None:
                 continue
@@ -188,7 +200,8 @@ def claim_folder(config: Any, run: Run, recipe: str, cohort_sha: str) -> tuple[R
     if resume:
         allowed = {key.strip() for key in getattr(config, "allow_changes", "").split(",")}
         defaults = flatten(nested(type(config)()))
-        folder = RunFolder.find(runs_dir, resume, recipe, cohort_sha, flat, allowed, defaults)
+        deleted = run.deleted()
+        folder = RunFolder.find(runs_dir, resume, recipe, cohort_sha, flat, allowed, defaults, deleted)
     folder = folder or RunFolder.create(runs_dir, run.run_id, recipe, cohort_sha, flat)
     if folder.run_id != run.run_id:
         try:

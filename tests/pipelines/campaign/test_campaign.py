@@ -269,6 +269,25 @@ def test_calls_that_fail_before_they_submit_leave_nothing_running_and_cost_nothi
     assert (parent.status, parent.tags["dinox.error"]) == ("FINISHED", "")
 
 
+def test_a_deleted_arm_gives_no_budget_back_and_is_said(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalExecutor, "submit", done_here)
+    tree = {"arms": [{"name": "a"}, {"name": "b", "overrides": {"lr": 0.1}}]}
+    assert call(**tree) == 0
+    first = arms()["a"]
+    client().set_tag(first.run_id, "dinox.hours_closed", "1.0")
+    client().delete_run(first.run_id)
+    assert call(**tree) == 2
+    said = capsys.readouterr()
+    assert "campaign small is at its budget of 1 h: 1 of 2 arms are done" in said.err
+    assert "1.000 h of it by 1 deleted runs (a), which are spent all the same" in said.out
+    assert call(budget={"hours": 2.0}, **tree) == 0
+    assert "spent 1.00" in capsys.readouterr().out.rpartition("2 finished; ")[2]
+    again = [arm for arm in read_arms() if arm.name == "a" and not arm.is_deleted]
+    assert [(arm.number, arm.status, arm.run_id != first.run_id) for arm in again] == [(2, "FINISHED", True)]
+
+
 def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
     # No store answers there: the arm waits for it, which is long enough to look.
     environment = {"MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9"}

@@ -9,10 +9,11 @@ import pytest
 
 from pipelines.campaign.arms import Arm, arm_of
 from pipelines.campaign.plan import refuse_arms_elsewhere
-from pipelines.campaign.records import CampaignRecord, find_parent
+from pipelines.campaign.records import CampaignRecord, Closed, find_parent
 from pipelines.campaign.spec import BudgetSpec, CampaignError, CampaignSpec, EndpointSpec
 from pipelines.tracking.arms import ArmRecord, ledger
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
+from pipelines.tracking.outbox import RunDeletedError
 from pipelines.tracking.reading import read_run
 from pipelines.tracking.run import Run
 
@@ -135,6 +136,64 @@ def test_an_arm_that_may_run_out_of_sight_is_not_taken_for_dead() -> None:
     with pytest.raises(CampaignError, match="arm a runs on machine another-machine; continue the campaign"):
         refuse_arms_elsewhere([lives], "local", now=3600.0 + 60.0)
     refuse_arms_elsewhere([lives], "local", now=3600.0 + 3600.0)  # Silent for an hour: its machine is gone.
+
+
+def used(record: CampaignRecord, arm: ArmRecord, hours: float) -> None:
+    """Let an arm run for some hours, and be asked to stop."""
+    number = record.open_attempt(read_run(ArmRecord, arm.run_id), LEASE)
+    run = Run(record.store, arm.run_id)
+    run.log_metrics({HOURS: hours}, number)
+    run.set_tags({"dinox.begun": str(number), "dinox.begun_at": "0", "dinox.arm_end": "interrupted"})
+    record.close_attempt(read_run(ArmRecord, arm.run_id), now=1e12)
+
+
+def reread(record: CampaignRecord) -> list[Closed]:
+    """What the next call of a campaign knows of arms that are gone."""
+    again = CampaignRecord(record.run, "small")
+    again.arms()
+    return [*(again.spent_by_gone(one, 1e12) for one in again.gone), *again.purged]
+
+
+def test_what_an_arm_spent_outlives_its_run_and_the_run_of_its_campaign(record: CampaignRecord) -> None:
+    arm = only_arm(record)
+    used(record, arm, 0.1)
+    used(record, arm, 0.3)
+    spent = [(pytest.approx(0.4), pytest.approx(0.2), 2)]
+    record.store.delete_run(arm.run_id)
+    assert reread(record) == spent
+    record.add_arms([ARM])
+    (new,) = record.arms()
+    assert (new.number, new.attempt) == (1, 0)
+    for run_id in arm.stage_run_ids:  # As `mlflow gc` does.
+        record.store._tracking_client.store._hard_delete_run(run_id)
+    assert reread(record) == spent
+    used(record, new, 0.5)
+    record.store.delete_run(record.run.run_id)
+    other = CampaignRecord.open(Run.start("campaign"), SPEC, "design", "")
+    assert other.run.run_id != record.run.run_id
+    assert other.arms() == []
+    assert reread(other) == [(pytest.approx(0.5), pytest.approx(0.25), 1)]
+
+
+def test_an_arm_that_is_deleted_while_it_runs_counts_until_it_has_ended(record: CampaignRecord) -> None:
+    arm = only_arm(record)
+    number = record.open_attempt(arm, LEASE)
+    run = Run(record.store, arm.run_id)
+    run.log_metrics({HOURS: 0.1}, number)
+    started = float(read_run(ArmRecord, arm.run_id).tags["dinox.attempt_started"])
+    run.set_tags({"dinox.begun": "1", "dinox.begun_at": repr(started)})
+    record.store.delete_run(arm.run_id)
+    with pytest.raises(RunDeletedError, match=f"run {arm.run_id} was deleted in MLflow"):
+        run.log_metrics({HOURS: 0.2}, number)
+    record.arms()
+    (gone,) = record.gone
+    assert record.is_open_and_gone(gone)
+    record.close_gone(gone, started + 3600.0, was_seen=True)
+    assert not record.is_open_and_gone(gone)
+    assert reread(record) == [(pytest.approx(1.0), pytest.approx(0.5), 1)]
+    record.closed.clear()
+    record.close_gone(gone, started + 3600.0, was_seen=False)  # Nobody saw it end.
+    assert record.spent_by_gone(gone, 1e12).hours == pytest.approx(0.1 + HEARTBEAT_S / 3600.0)
 
 
 def record_of(tags: dict[str, str], hours: float = 0.0) -> ArmRecord:

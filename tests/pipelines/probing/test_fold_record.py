@@ -27,7 +27,7 @@ def test_figures_wait_while_the_store_is_away_and_are_delivered_by_the_resumed_r
             loopback.stop()
             own.run.log_metrics({"finetune/supervised_2d_loss": 0.5}, 1)
 
-    with pytest.raises(StoreAwayError, match=r"1 records wait .*; start it, then -P resume=auto"):
+    with pytest.raises(StoreAwayError, match=r"1 records wait in .*, and -P resume=\w+ then delivers them"):
         train_while_the_store_goes_away()
     assert RunFolder.state(tmp_path / "runs", "run1") == "begun"
     assert loopback.metrics == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,9 +202,10 @@ def test_a_store_that_stays_away_gets_everything_from_the_run_that_resumes(
     away = pytest.MonkeyPatch()
     at_step(4, lambda: cut_off(away))
     assert pretrain(folder, small_cohort) == 2
-    assert (
-        f"all {STEPS} updates are done and saved, but the tracking store cannot be reached"
-        in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"all {STEPS} updates are done and saved, but the tracking store sqlite" in said
+    assert re.search(
+        r"cannot be reached .*; \d+ records wait in .*, and -P resume=\w+ then delivers them", said
     )
     away.undo()
     assert pretrain(folder, small_cohort, resume="auto") == 0
@@ -331,6 +333,43 @@ def test_a_run_that_died_after_its_last_update_is_exported_by_the_next(
 
 def run_out_of_memory(*_: object) -> None:
     raise MemoryError
+
+
+def test_a_run_that_was_deleted_in_mlflow_blocks_nothing_and_can_be_brought_back(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys
+) -> None:
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert pretrain(folder, small_cohort) == 143
+    (deleted,) = (run.info.run_id for run in stored_runs(folder))
+    store = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    store.delete_run(deleted)
+    capsys.readouterr()
+    assert pretrain(folder, small_cohort, resume=deleted) == 2
+    assert f"run '{deleted}' was deleted in MLflow; `MLFLOW_TRACKING_URI=sqlite" in capsys.readouterr().err
+    assert pretrain(folder, small_cohort, resume="auto") == 0
+    said = capsys.readouterr().out
+    assert f"passed over: run {deleted} was deleted" in said
+    assert f"mlflow runs restore --run-id {deleted}" in said
+    assert_same(outcome(folder, stored_runs(folder)[-1]), undisturbed[1])
+    store.restore_run(deleted)
+    assert pretrain(folder, small_cohort, resume=deleted) == 0
+    assert_same(outcome(folder, store.get_run(deleted)), undisturbed[1])
+
+
+def test_a_run_that_is_deleted_while_it_trains_loses_nothing(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys
+) -> None:
+    store = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    at_step(4, lambda: [store.delete_run(run.info.run_id) for run in stored_runs(folder)])
+    assert pretrain(folder, small_cohort) == 2
+    (run_id,) = (path.name for path in (folder / "runs").iterdir())
+    said = capsys.readouterr()
+    assert f"run {run_id} was deleted in MLflow" in said.out
+    assert f"all {STEPS} updates are done and saved, but run {run_id} was deleted in MLflow; `" in said.err
+    assert f"-P resume={run_id} then delivers them" in said.err
+    store.restore_run(run_id)
+    assert pretrain(folder, small_cohort, resume=run_id) == 0
+    assert_same(outcome(folder, store.get_run(run_id)), undisturbed[1])
 
 
 def test_a_store_that_does_not_know_the_run_is_named(
