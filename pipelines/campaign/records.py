@@ -80,7 +80,8 @@ class CampaignRecord:
     def arms(self) -> list[ArmRecord]:
         """Read every arm, in the order in which they were added; those that are gone are kept apart."""
         found = search_runs(ArmRecord, f"tags.`{Tag.CAMPAIGN}` = '{self.name}'", with_deleted=True)
-        own, self.gone = [], []
+        own: list[ArmRecord] = []
+        self.gone = []
         for record in sorted(found, key=lambda record: record.number):
             if Tag.ARM in record.tags:
                 is_own = not record.is_deleted and record.tags.get(Tag.PARENT) == self.run.run_id
