@@ -85,9 +85,8 @@ class RunFolder:
     ) -> RunFolder | None:
         """Find the run to continue: a run id, or with "auto" the newest free unfinished one of this recipe and cohort.
 
-        With "auto", a newer run with other hyper-parameters, such as an interrupted arm of a campaign, is passed over.
-        An option that is missing in the record, because it was added to the program later, counts as its default. So is
-        one of the runs `deleted` in MLflow, which is named.
+        With "auto", newer runs of other hyper-parameters, such as arms, and those `deleted` in MLflow are passed over.
+        An option that is missing in the record, because it was added to the program later, counts as its default.
 
         Returns:
             The locked folder; None when "auto" finds nothing to continue.
