@@ -32,7 +32,7 @@ from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.training.config import PretrainConfig
 from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
-from pipelines.training.run import divide_patients
+from pipelines.training.patients import divide_patients
 
 SERIES_COUNT, SLICE_COUNT, NODULE_COUNT, MARK_COUNT = 1018, 243_945, 2651, 6859
 SIZE_PX, SPACING_MM = 512, (1.25, 0.7, 0.7)

@@ -149,6 +149,5 @@ def _enough_patients(patients: NDArray[np.str_], truth: NDArray[np.int64], n_fol
         n_patients = len(np.unique(patients[truth == value]))
         if n_patients < n_folds:
             raise TooFewError(
-                f"{n_patients} patients to test on have a {name} nodule, too few for {n_folds} folds; "
-                "use fewer folds, a larger cohort or a larger holdout"
+                f"{n_patients} patients to test on have a {name} nodule, too few for {n_folds} folds"
             )

@@ -19,6 +19,8 @@ class EntryPoint:
         meaning: What it does, in one line.
         schema: Address of its configuration.
         body: Address of its function, which takes a configuration and a run; heavy to import.
+        needs: Address of a function of its configuration that refuses, from tables alone and so before torch is
+            imported, what the cohort has too little data for; "" if there is none.
         recipe: Its default recipe; None if it takes none.
         is_stage: Whether it can be a stage of an arm of a campaign.
         is_public: Whether it is in MLproject and README.
@@ -33,16 +35,20 @@ class EntryPoint:
     is_stage: bool = False
     is_public: bool = True
     next_step: str = ""
+    needs: str = ""
 
     def load_schema(self) -> Any:
         """Import and return its configuration, a dataclass."""
         return resolve_name(self.schema)
 
     def run(self, config: Any, run: Any) -> None:
-        """Import its function and call it."""
+        """Refuse what its data are too few for, then import its function and call it."""
+        if self.needs:
+            resolve_name(self.needs)(config)
         resolve_name(self.body)(config, run)
 
 
+_LABELS = "pipelines.nodule.enough:refuse_too_few"
 _LIST = (
     EntryPoint(
         "prepare",
@@ -68,6 +74,7 @@ _LIST = (
         "a cohort to a self-supervised backbone, with a verdict: learning, wall or collapsed",
         "pipelines.training.config:PretrainConfig",
         "pipelines.training.run:train",
+        needs="pipelines.training.patients:refuse_too_few",
         recipe="demo",
         is_stage=True,
         next_step="mlflow run . -e probe_malignancy -P backbone=runs:/{run_id}/backbone -P cohort={cohort}",
@@ -78,6 +85,7 @@ _LIST = (
         "pipelines.probing.config:ProbeConfig",
         "pipelines.probing.malignancy:run_probe",
         is_stage=True,
+        needs=_LABELS,
         next_step="mlflow run . -e report",
     ),
     EntryPoint(
@@ -100,6 +108,7 @@ _LIST = (
         "pipelines.probing.config:AggregationConfig",
         "pipelines.probing.aggregation:run_aggregation",
         is_stage=True,
+        needs=_LABELS,
     ),
     EntryPoint(
         "probe_supervised",
@@ -107,6 +116,7 @@ _LIST = (
         "pipelines.probing.config:SupervisedConfig",
         "pipelines.probing.supervised:run_supervised",
         is_stage=True,
+        needs=_LABELS,
     ),
     EntryPoint(
         "finetune",
@@ -114,6 +124,7 @@ _LIST = (
         "pipelines.finetuning.config:FinetuneConfig",
         "pipelines.finetuning.run:run_finetune",
         is_stage=True,
+        needs=_LABELS,
     ),
     EntryPoint(
         "probe_dense",
@@ -121,6 +132,7 @@ _LIST = (
         "pipelines.probing.config:DenseConfig",
         "pipelines.probing.dense:run_dense",
         is_stage=True,
+        needs=_LABELS,
     ),
     EntryPoint(
         "audit",

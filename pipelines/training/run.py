@@ -4,7 +4,6 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from pipelines.backbones.warm_start import first_weights, resolved
 from pipelines.cohort.drawn import DrawnBatch
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import ids_of, joined, same_voxels, same_voxels_said
-from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import open_cohorts
 from pipelines.command.config import nested
 from pipelines.command.entry_points import next_step
@@ -47,42 +45,12 @@ from pipelines.training.first_backbone import first_backbone
 from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
+from pipelines.training.patients import divide_patients
 from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import NonFiniteLossError, Trainer
 from pipelines.training.view_sheet import view_sheet
 from pipelines.training.watch import ADVICE, Verdict
-from probes.splits import is_held_out, patient_hash
 from transforms.views.batch import Views
-
-
-@dataclass(frozen=True)
-class Patients:
-    """Patients for training, patients held out, and the leak tag if tests would use training patients."""
-
-    train: list[str]
-    held_out: list[str]
-    leak: str
-
-
-def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
-    """Divide the cohort's patients by the hash of their ids.
-
-    If no patient would be left for training, none is held out and the leak is "no_holdout".
-
-    Raises:
-        CohortError: If the cohort holds no patient.
-    """
-    everyone = sorted(cohort.series["patient_id"].unique(), key=patient_hash)
-    if not everyone:
-        raise CohortError(f"cohort {cohort.root} holds no series to train on; prepare one first")
-    held_out = [patient for patient in everyone if is_held_out(patient, config.holdout)]
-    train = [patient for patient in everyone if patient not in set(held_out)]
-    if not train:
-        return Patients(everyone, [], "no_holdout")
-    if config.max_patients:
-        # In the order of the hash, so that the choice does not depend on the cohort's size.
-        train = train[: config.max_patients]
-    return Patients(train, held_out, "" if held_out else "no_holdout")
 
 
 def train(config: PretrainConfig, run: Run) -> None:

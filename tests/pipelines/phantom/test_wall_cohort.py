@@ -10,7 +10,7 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
 from pipelines.phantom.wall_cohort import chest_slices, make_wall_cohort
 from pipelines.training.config import PretrainConfig
-from pipelines.training.run import divide_patients
+from pipelines.training.patients import divide_patients
 from probes.splits import patient_hash
 
 
