@@ -30,7 +30,9 @@ LABELS = [1, 0, 0] * 4
 
 @pytest.fixture(scope="module")
 def few(make_once: MakeOnce) -> Cohort:
-    return Cohort.open(make_once("few_patients", lambda folder: cohort_of(folder, nodule_with_grain, LABELS)) / "c")
+    return Cohort.open(
+        make_once("few_patients", lambda folder: cohort_of(folder, nodule_with_grain, LABELS)) / "c"
+    )
 
 
 def config_of(cohort: Cohort, **options: Any) -> ProbeConfig:
