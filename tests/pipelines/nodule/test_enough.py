@@ -152,5 +152,5 @@ def test_all_of_them_are_refused_before_torch_is_imported(few: Cohort, own_store
     )
     command = [sys.executable, "-c", script, str(few.root), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(names, [2, []])
+    assert json.loads(done.stdout.splitlines()[-1]) == {name: [2, []] for name in names}
     assert done.stderr.count("what would do") == len(names)
