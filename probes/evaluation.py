@@ -62,8 +62,9 @@ def evaluate_nodules(
         labels: 0 or 1, (N,).
         scores: Out-of-fold probabilities by row, (N,) each, or (S, N) of S seeds, whose AUROC is averaged; NaN in all
             of them where no fold tests the nodule. A row `image_diameter` is in mm.
-        diameter_mm: Of each nodule, (N,): the row `diameter`, as it is, without a fit. Where one is not known
-            (NaN), the row and the stratum inside 6-15 mm are left out.
+        diameter_mm: Of each nodule, (N,): the row `diameter`, as it is, without a fit. Nodules whose diameter is not
+            known (NaN) are left out of that row, of rows `..._and_diameter`, of differences from them and of the
+            stratum inside 6-15 mm; where most are not known, there is no such row and no such stratum.
         patient_ids: Patient of each nodule, (N,).
         groups: Further strata by name, such as the manufacturer of each nodule's series, (N,); of the main rows alone.
         n_bootstrap: Draws of patients.
@@ -71,7 +72,8 @@ def evaluate_nodules(
         permuted: Scores that were fitted to permuted labels: the row `shuffled_labels`.
 
     Returns:
-        One line per stratum and row: counts, AUROC with bootstrap and clustered DeLong interval, differences in AUROC
+        One line per stratum and row: counts (where some diameters are not known, in `n_unknown_diameter`, the nodules
+        that rows with the diameter are without), AUROC with bootstrap and clustered DeLong interval, differences in it
         against `diameter` and `pixels` with interval and p of both methods; overall and inside 6-15 mm also average
         precision, balanced accuracy, sensitivity at 90% specificity, Brier, calibration. A stratum without three
         patients of each class keeps its counts and NaN. The row of permuted labels has their mean AUROC, the lowest and
@@ -83,26 +85,57 @@ def evaluate_nodules(
     truth = np.asarray(binary_labels(labels))
     diameter = checked_diameter(diameter_mm, len(truth))
     patients = patient_index(patient_ids, len(truth))
-    tested = _tested_alike(scores, len(truth))
+    is_known = np.ones(len(truth), bool) if diameter is None else np.isfinite(diameter)
+    tested = _tested_alike(scores, len(truth), is_known)
     table_rows = dict(scores) if diameter is None else dict(scores) | {"diameter": diameter}
     lines: list[dict[str, Any]] = []
     for stratum, inside in _strata(tested, diameter, groups or {}).items():
-        who, y = patients[inside], truth[inside]
-        counts = {"n_nodules": len(y), "n_positive": int(y.sum()), "n_patients": np.unique(who).size}
-        is_main, has_enough = stratum in _MAIN_STRATA, _has_enough(y, who)
-        rows = {name: one[..., inside] for name, one in table_rows.items() if is_main or name in _IN_GROUPS}
-        for name, score in rows.items():
-            columns: dict[str, float] = {}
-            if has_enough:
-                columns = _auroc_columns(y, score, _peers_of(name, rows), who, n_bootstrap, seed)
-                if is_main:
-                    metrics = _OF_RANKS if name in _SIZES else tuple(_OF_PROBABILITIES)
-                    columns |= _metric_columns(y, score, metrics, who, n_bootstrap, seed)
-            lines.append({"stratum": stratum, "row": name, **counts, **columns})
+        is_main = stratum in _MAIN_STRATA
+        rows = {name: one for name, one in table_rows.items() if is_main or name in _IN_GROUPS}
+        unknown = {} if is_known.all() else {"n_unknown_diameter": int((inside & ~is_known).sum())}
+        for name in rows:
+            own = inside & is_known if _has_diameter(name) else inside
+            columns = _row_columns(name, rows, truth, patients, own, is_known, is_main, n_bootstrap, seed)
+            lines.append({"stratum": stratum, "row": name, **columns, **unknown})
         if permuted:
-            own = _permuted_columns(permuted, inside) if has_enough else {}
-            lines.append({"stratum": stratum, "row": "shuffled_labels", **counts, **own})
+            y, who = truth[inside], patients[inside]
+            areas = _permuted_columns(permuted, inside) if _has_enough(y, who) else {}
+            lines.append(
+                {"stratum": stratum, "row": "shuffled_labels", **_counts(y, who), **areas, **unknown}
+            )
     return pd.DataFrame(lines)
+
+
+def _row_columns(
+    name: str,
+    rows: Mapping[str, Floats],
+    truth: Ints,
+    patients: Ints,
+    own: npt.NDArray[np.bool_],
+    is_known: npt.NDArray[np.bool_],
+    is_main: bool,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, float]:
+    """Counts and figures of a row on its own nodules."""
+    y, who, score = truth[own], patients[own], rows[name]
+    columns = _counts(y, who)
+    if _has_enough(y, who):
+        peers = _peers_of(name, rows)
+        columns |= _auroc_columns(truth, score, peers, patients, own, is_known, n_bootstrap, seed)
+        if is_main:
+            metrics = _OF_RANKS if name in _SIZES else tuple(_OF_PROBABILITIES)
+            columns |= _metric_columns(y, score[..., own], metrics, who, n_bootstrap, seed)
+    return columns
+
+
+def _has_diameter(row: str) -> bool:
+    """Whether a row needs the readers' diameter."""
+    return row == "diameter" or row.endswith("_and_diameter")
+
+
+def _counts(y: Ints, who: Ints) -> dict[str, float]:
+    return {"n_nodules": len(y), "n_positive": int(y.sum()), "n_patients": np.unique(who).size}
 
 
 def _peers_of(name: str, rows: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -189,6 +222,8 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
                 found[f"probe/{prefix}gain_over_{size}{part}{suffix}"] = gain
         for count in ("n_nodules", "n_positive", "n_patients"):
             found[f"probe/{count}{suffix}"] = _number(lines, str(lines.index[0]), count)
+        if not suffix:
+            found["probe/n_unknown_diameter"] = _number(lines, str(lines.index[0]), "n_unknown_diameter")
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
@@ -197,13 +232,26 @@ def _number(lines: pd.DataFrame, row: str, column: str) -> float:
 
 
 def _auroc_columns(
-    y: Ints, score: Floats, peers: Mapping[str, Floats], who: Ints, n_bootstrap: int, seed: int
+    truth: Ints,
+    scores: Floats,
+    peers: Mapping[str, Floats],
+    patients: Ints,
+    own: npt.NDArray[np.bool_],
+    is_known: npt.NDArray[np.bool_],
+    n_bootstrap: int,
+    seed: int,
 ) -> dict[str, float]:
+    """AUROC of a row on its own nodules, and less each peer on those that both have."""
+    y, score, who = truth[own], scores[..., own], patients[own]
     columns = with_interval(auroc, y, score, who, n_bootstrap, seed).named("auroc")
     if score.ndim == 1:
         delong = delong_interval(y, score, who)
         columns |= {"auroc_delong_ci_low": delong.ci_low, "auroc_delong_ci_high": delong.ci_high}
-    for name, peer in peers.items():
+    for name, others in peers.items():
+        both = own & is_known if _has_diameter(name) else own
+        y, score, peer, who = truth[both], scores[..., both], others[..., both], patients[both]
+        if not _has_enough(y, who):
+            continue
         gap = paired_difference(auroc, y, score, peer, who, n_bootstrap, seed)
         columns |= gap.named(f"minus_{name}") | {f"minus_{name}_p": gap.p}
         if score.ndim == peer.ndim == 1:
@@ -232,13 +280,16 @@ def _has_enough(truth: Ints, patients: Ints) -> bool:
     return min(np.unique(patients[truth == label]).size for label in (0, 1)) >= 3
 
 
-def _tested_alike(rows: Mapping[str, Floats], n: int) -> npt.NDArray[np.bool_]:
+def _tested_alike(
+    rows: Mapping[str, Floats], n: int, is_known: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
     if not rows:
         raise ValueError("no row of scores to evaluate")
     tested = {name: np.isfinite(np.atleast_2d(score)) for name, score in rows.items()}
     first: npt.NDArray[np.bool_] = next(iter(tested.values()))[0]
     for name, own in tested.items():
-        if first.shape != (n,) or not (own.shape[1:] == (n,) and (own == first).all()):
+        expected = first & is_known if _has_diameter(name) and first.shape == (n,) else first
+        if first.shape != (n,) or not (own.shape[1:] == (n,) and (own == expected).all()):
             raise ValueError(
                 f"row {name!r} was scored on other nodules than the rest; rows must share their folds"
             )

@@ -60,20 +60,22 @@ class Target:
     def score_with_size(self, features: Parts, size_mm: Floats) -> Floats:
         """Score features (N, D) joined with ln size.
 
-        The size carries no penalty: where the features are shrunk to zero, size alone remains.
+        The size carries no penalty: where the features are shrunk to zero, size alone remains. A sample whose size is
+        not known (NaN) is neither fitted nor scored.
         """
         size = np.log(size_mm)
         joined: Parts = [
             (np.column_stack([finite_features(own, len(size)), size]), folds)  # type: ignore[arg-type]
-            for own, folds in features
+            for own, folds in among_known(features, size_mm)
         ]
         return self._pooled(joined, None, lambda: self._linear(1))
 
     def score_pixels(self, parts: Parts, size_mm: Floats | None = None) -> Floats:
-        """Score gray values through their principal components, joined with ln size if there is one."""
+        """Score gray values through their principal components, joined with ln size if there is one: as above."""
         free = 0 if size_mm is None else 1
         if size_mm is not None:
-            parts = [(np.column_stack([np.asarray(own), np.log(size_mm)]), folds) for own, folds in parts]
+            known = among_known(parts, size_mm)
+            parts = [(np.column_stack([np.asarray(own), np.log(size_mm)]), folds) for own, folds in known]
         return self._pooled(parts, None, lambda: PixelProbe(seed=self.seed, n_unpenalized=free))
 
     def permuted(self, order: Ints) -> "Target":
@@ -94,6 +96,18 @@ class Target:
                 cross_fit(factory or linear, inputs, self.labels, self.patient_ids, folds, self.prior)
             )
         return pooled(found)
+
+
+def among_known(parts: Parts, size_mm: Floats) -> Parts:
+    """Return parts with the rows alone whose size is known; folds that then test nothing are left out."""
+    known = np.isfinite(size_mm)
+    if known.all():
+        return parts
+    kept = []
+    for own, folds in parts:
+        rows = [(train[known[train]], test[known[test]]) for train, test in as_pairs(folds)]
+        kept.append((own, [pair for pair in rows if len(pair[1])]))
+    return [part for part in kept if part[1]]
 
 
 def pooled(scores: Sequence[Floats]) -> Floats:
@@ -189,9 +203,9 @@ def permutation(labels: Ints, patient_ids: npt.NDArray[Any], folds: Pairs, seed:
 
 
 def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats | None:
-    """Diameters as float64 (N,); None where one is not known (NaN).
+    """Diameters as float64 (N,), NaN where one is not known; None where fewer than half of them are.
 
-    A row with the diameter of only some nodules is not comparable to the others and is left out.
+    Rows with the diameter are then of the other nodules alone; of less than half they would say little of the rest.
 
     Raises:
         ValueError: If there are not n of them, or one is not above 0 mm.
@@ -202,4 +216,9 @@ def checked_diameter(diameter_mm: npt.ArrayLike, n: int) -> Floats | None:
         raise ValueError(
             f"{n} nodules need {n} diameters above 0 mm, got {int((diameter > 0).sum())} of them"
         )
-    return None if is_unknown.any() else diameter
+    return diameter if has_most(diameter) else None
+
+
+def has_most(diameter_mm: Floats) -> bool:
+    """Whether at least half of the diameters are known (not NaN)."""
+    return bool(2 * np.isfinite(diameter_mm).sum() >= max(len(diameter_mm), 1))

@@ -29,7 +29,7 @@ from pipelines.probing.reading import IMAGE_PX, cubes_read
 from pipelines.runtime.distributed import choose_device
 from probes.identifiability import identifiability
 from probes.nodule_rays import ball_region, disk_region
-from probes.scoring import as_pairs, permutation
+from probes.scoring import as_pairs, has_most, permutation
 from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.estimate import Estimate, holm
 from probes.statistics.metrics import auroc, auroc_difference
@@ -116,6 +116,8 @@ def pairs(config: AuditConfig, audited: Sequence[Audited]) -> pd.DataFrame:
     asked = [(a, (b, "features")) for a, b in combinations(frames, 2)]
     for letter, frame in frames.items():
         columns = frame.columns[frame.notna().all()]
+        if "diameter" not in columns and has_most(frame["diameter"].to_numpy()):
+            columns = columns.append(pd.Index(["diameter"]))
         others = [
             name
             for name in (*BASELINES, RANDOM)
@@ -129,7 +131,13 @@ def pairs(config: AuditConfig, audited: Sequence[Audited]) -> pd.DataFrame:
             for name in frames[other]
             if name == its or (its == RANDOM and str(name).startswith(f"{RANDOM} "))
         ]
-        both = frames[one].join(frames[other][named].add_prefix("other_"), how="inner")
+        both = (
+            frames[one]
+            .join(frames[other][named].add_prefix("other_"), how="inner")
+            .dropna(
+                subset=[f"other_{name}" for name in named]  # nodules whose diameter is not known
+            )
+        )
         second = both[[f"other_{name}" for name in named]].to_numpy().T
         try:
             found = auroc_difference(

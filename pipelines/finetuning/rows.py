@@ -55,13 +55,13 @@ def tuned_rows(
     diameter = checked_diameter(nodules.diameter_mm, n)
     if diameter is None:
         return rows
-    evidence = []
+    known, evidence = np.isfinite(diameter), []
+    pairs = [(own[known[own]], test[known[test]]) for own, test in pairs]
     try:
-        for fold in folds:
-            joined = np.column_stack([fold.logits, np.log(diameter)])
-            own, patients = fold.validation, nodules.patient_ids
+        for fold, (own, test) in zip(folds, pairs, strict=True):
+            joined, patients = np.column_stack([fold.logits, np.log(diameter)]), nodules.patient_ids
             probe = LinearProbe(c=1.0, n_unpenalized=2).fit(joined[own], nodules.labels[own], patients[own])
-            evidence.append(probe.decision_function(joined[fold.test]))
+            evidence.append(probe.decision_function(joined[test]))
     except UnmeasurableError as reason:
         print(f"{WITH_DIAMETER}: not measured: {reason}")
         return rows

@@ -60,6 +60,11 @@ class Plan:
     repeats: int
     seed: int
 
+    def of(self, table: pd.DataFrame) -> "Plan":
+        """Return the same plan for other labeled nodules."""
+        labels = table["is_malignant"].to_numpy(dtype=np.int64)
+        return replace(self, patients=table["patient_id"].to_numpy(dtype=np.str_), labels=labels)
+
     def counts(self) -> tuple[int, int]:
         """Patients to test on with a malignant nodule, and with a benign one."""
         may = np.isin(self.patients, sorted(self.tested))
@@ -115,10 +120,9 @@ def refuse_too_few(config: Folded) -> None:
         return
     diagnosis = read_diagnoses(getattr(config, "diagnosis", ""))
 
-    def labeled(rule: LabelRule) -> Callable[[Plan], Plan]:
+    def labeled(rule: LabelRule) -> pd.DataFrame:
         table = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis).nodules
-        table = table[table["volume_id"].isin(cohort.series["volume_id"])]
-        return lambda plan: replace(plan, **_columns(table))
+        return table[table["volume_id"].isin(cohort.series["volume_id"])]
 
     nobody = np.array([], dtype=np.str_)
     blank = Plan(
@@ -126,7 +130,7 @@ def refuse_too_few(config: Folded) -> None:
     )
     everyone = frozenset(cohort.series["patient_id"].astype(str))
     for name, record in _records(config):
-        plan = replace(labeled(config.rule)(blank), tested=_may_test(record, everyone, config.leak))
+        plan = replace(blank.of(labeled(config.rule)), tested=_may_test(record, everyone, config.leak))
         if plan.works():
             continue
         malignant, benign = plan.counts()
@@ -146,7 +150,7 @@ def _remedies(
     plan: Plan,
     config: Folded,
     everyone: frozenset[str],
-    labeled: Callable[[LabelRule], Callable[[Plan], Plan]],
+    labeled: Callable[[LabelRule], pd.DataFrame],
 ) -> Iterator[str]:
     """Yield each change of one option under which the folds can be made, fitted and measured."""
     is_article = config.split == "article"
@@ -157,7 +161,7 @@ def _remedies(
     rules = []
     for rule in set(get_args(LabelRule)) - {config.rule, "article"}:  # `article` merges different nodules
         with suppress(Refusal):  # The rule needs a table or a column that is not there.
-            if labeled(rule)(plan).measures():
+            if plan.of(labeled(rule)).measures():
                 rules.append(rule)
     if rules:
         yield f"rule={' or '.join(sorted(rules))}"
@@ -169,13 +173,6 @@ def _remedies(
         yield f"a backbone pretrained with holdout={share}"
     if replace(plan, tested=everyone).measures():
         yield "leak=allow, which tests on patients that the backbone saw, and tags the run"
-
-
-def _columns(table: pd.DataFrame) -> dict[str, NDArray[Any]]:
-    return {
-        "patients": table["patient_id"].to_numpy(dtype=np.str_),
-        "labels": table["is_malignant"].to_numpy(dtype=np.int64),
-    }
 
 
 def _is_there(cohort: str) -> bool:

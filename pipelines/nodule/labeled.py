@@ -13,6 +13,7 @@ from pipelines.cohort.folder import Cohort, NoNodulesError
 from pipelines.cohort.meta_volume import crop_at
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, label_nodules
+from probes.scoring import has_most
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import Crop, CropSpec
 from transforms.nodule_sampling import BORDER_HU, place, sample_windows
@@ -72,8 +73,8 @@ class NoduleSet:
 
     @property
     def has_diameters(self) -> bool:
-        """Whether the diameter of every nodule is known, so that rows of diameter are comparable to the others."""
-        return not np.isnan(self.diameter_mm).any()
+        """Whether the diameters of at least half of the nodules are known: without, no row has a diameter."""
+        return has_most(self.diameter_mm)
 
 
 def nodule_set(

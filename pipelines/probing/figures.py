@@ -27,7 +27,8 @@ def roc_figure(labels: Ints, scores: Mapping[str, Floats]) -> Figure:
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axis = figure.subplots()
     for name, values in scores.items():
-        false_positive, true_positive, _ = roc_curve(labels, values)
+        known = np.isfinite(values)  # without the nodules whose diameter is not known, in rows that need it
+        false_positive, true_positive, _ = roc_curve(labels[known], values[known])
         axis.plot(false_positive, true_positive, label=name.replace("_", " "))
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity")
@@ -87,7 +88,8 @@ def decision_figure(labels: Ints, probabilities: Mapping[str, Floats]) -> Figure
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, values in probabilities.items():
-        curve = decision_curve(labels, values)
+        known = np.isfinite(values)
+        curve = decision_curve(labels[known], values[known])
         axis.plot(curve.threshold, curve.net_benefit, label=name.replace("_", " "))
     axis.plot(curve.threshold, curve.treat_all, color="gray", linestyle="--", label="all malignant")
     axis.axhline(0, color="gray", linestyle=":", label="none malignant")
@@ -136,19 +138,25 @@ def _scatter_names(axis: Axes, places: Floats, names: NDArray[np.str_]) -> None:
 
 
 def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -> Figure:
-    """Show hits and misses: the query, its own second view, and the view that the network found nearest."""
-    hits, misses = np.flatnonzero(found.rank == 0), np.flatnonzero(found.rank > 0)
-    chosen = np.concatenate([_evenly(hits, count), _evenly(misses, count)])
+    """Show hits and misses: the query, its own second view, and of a miss the view that the network found nearest.
+
+    No picture is shown twice: of a hit the nearest is its own view, and no slice is in two lines.
+    """
+    shown: set[int] = set()
+    chosen = [
+        *_each_new(np.flatnonzero(found.rank == 0), found.nearest, count, shown),
+        *_each_new(np.flatnonzero(found.rank > 0), found.nearest, count, shown),
+    ]
     figure = Figure(figsize=(6, 2.1 * max(len(chosen), 1)), layout="constrained")
     axes = image_axes(figure, max(len(chosen), 1), 3)
     series = sample.series_ids
-    for line, query in zip(axes, chosen.tolist(), strict=False):
+    for line, query in zip(axes, chosen, strict=False):
         nearest = int(found.nearest[query])
         own, other = (
             render_rows(sample, sample.rows[[row]], torch.device("cpu")) for row in (query, nearest)
         )
         if found.rank[query] == 0:
-            relation = "hit"
+            relation = f"hit: the nearest of {found.n}"
         elif series[nearest] == series[query]:
             apart = abs(int(sample.slice_index[nearest]) - int(sample.slice_index[query]))
             relation = f"miss: same series, {apart} slices off"
@@ -156,6 +164,9 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
             relation = "miss: another series"
         titles = ("query", f"its own view (rank {int(found.rank[query]) + 1})", relation)
         for axis, image, title in zip(line, (own[0], own[1], other[1]), titles, strict=True):
+            if title.startswith("hit"):
+                axis.text(0.5, 0.5, title, ha="center", va="center")
+                continue
             Shown.of(image, sample.views).planes(0)[0].draw(axis, title, cmap="gray", vmin=0, vmax=1)
     return figure
 
@@ -172,6 +183,17 @@ def trajectory(steps: Sequence[int], found: Sequence[RetrievalResult]) -> Figure
     axis.set(yscale="log", xlabel="step (optimizer updates)", ylabel="share of slices")
     axis.legend(fontsize=8)
     return figure
+
+
+def _each_new(rows: Ints, nearest: Ints, count: int, shown: set[int]) -> list[int]:
+    """Choose queries, spread evenly, of which neither slice is shown yet; `shown` gets theirs."""
+    chosen: list[int] = []
+    for row in dict.fromkeys([*_evenly(rows, count).tolist(), *rows.tolist()]):
+        own = {row, int(nearest[row])}
+        if len(chosen) < count and not shown & own:
+            chosen.append(row)
+            shown |= own
+    return chosen
 
 
 def _evenly(rows: Ints, count: int) -> Ints:

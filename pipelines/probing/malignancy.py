@@ -290,7 +290,8 @@ def evaluate(
         "neighbors": ["repeated" if repeated else "whole" for repeated in nodules.is_replicated],
     }
     if nodules.has_diameters:
-        is_matched = matched_by_size(nodules.labels, nodules.diameter_mm)
+        known, is_matched = np.isfinite(nodules.diameter_mm), np.zeros(len(nodules.labels), bool)
+        is_matched[known] = matched_by_size(nodules.labels[known], nodules.diameter_mm[known])
         groups["size"] = ["matched 1:2" if one else "unmatched" for one in is_matched]
     several = {name: values for name, values in groups.items() if len(set(values)) > 1}
     return evaluate_nodules(

@@ -18,6 +18,7 @@ from probes.nodule_rays import NoduleRegion, attenuation_inside, nodule_region
 from probes.partial.base import Attenuation
 from probes.scoring import Factory, Parts, Target, checked_diameter
 from probes.splits import is_held_out
+from probes.statistics.checks import UnmeasurableError
 from transforms.nodule_crop import CropSpec
 
 SPEC = CropSpec(size_mm=50.0, out_px=round(50.0 / PATCH_MM_PER_PX))
@@ -170,12 +171,26 @@ def score_rows(
     diameter = checked_diameter(nodules.diameter_mm, len(nodules.labels))
     if diameter is None:
         return rows
+    try:
+        return rows | joined_with(diameter, inputs, target, has_vectors)
+    except UnmeasurableError as reason:
+        if np.isfinite(diameter).all():
+            raise
+        print(f"no row with the diameter, which {np.isnan(diameter).sum()} nodules lack: {reason}")
+        return rows
+
+
+def joined_with(
+    diameter_mm: NDArray[np.float64], inputs: Inputs, target: Target, has_vectors: bool
+) -> dict[str, NDArray[np.float64]]:
+    """Return the out-of-fold scores of the rows joined with the diameter; NaN too where it is not known."""
+    rows: dict[str, NDArray[np.float64]] = {}
     if has_vectors:
-        rows["features_and_diameter"] = target.score_with_size(inputs.features, diameter)
-        twins = [target.score_with_size(twin, diameter) for twin in inputs.twins]
+        rows["features_and_diameter"] = target.score_with_size(inputs.features, diameter_mm)
+        twins = [target.score_with_size(twin, diameter_mm) for twin in inputs.twins]
         if twins:
             rows["random_weights_and_diameter"] = np.stack(twins)
-    rows["pixels_and_diameter"] = target.score_pixels(inputs.pixels, diameter)
+    rows["pixels_and_diameter"] = target.score_pixels(inputs.pixels, diameter_mm)
     for name, parts in inputs.others.items():
-        rows[f"{name}_and_diameter"] = target.score_with_size(parts, diameter)
+        rows[f"{name}_and_diameter"] = target.score_with_size(parts, diameter_mm)
     return rows

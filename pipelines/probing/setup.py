@@ -213,11 +213,15 @@ def tag_probe(
 
 
 def report_unknown_diameters(nodules: NoduleSet) -> None:
-    """Print which rows of a probe are missing if the table of nodules has no diameters."""
-    if not nodules.has_diameters:
+    """Print what rows with a diameter leave out, or that there are none, where the table of nodules lacks some."""
+    n_unknown = int(np.isnan(nodules.diameter_mm).sum())
+    if n_unknown:
+        consequence = "the table has no diameter row and no stratum of 6-15 mm"
+        if nodules.has_diameters:
+            consequence = "rows with the diameter and the stratum of 6-15 mm are without them"
         print(
-            f"{int(np.isnan(nodules.diameter_mm).sum())} of {len(nodules.labels)} nodules have no diameter: the table"
-            " has no diameter row and no stratum of 6-15 mm; entry point nodules measures a diameter from the image"
+            f"{n_unknown} of {len(nodules.labels)} nodules have no diameter: {consequence}; entry point nodules"
+            " measures a diameter from the image"
         )
 
 

@@ -28,6 +28,7 @@ HEADLINE = {
     "probe/dictionary_auroc": "malignancy AUROC, dictionary of patches",
     "probe/gain_over_diameter": "features with diameter, minus diameter",
     "probe/n_nodules": "nodules",
+    "probe/n_unknown_diameter": "of these without a diameter, left out where one is needed",
     "external/auroc": "test cohort: malignancy AUROC of the features",
     "external/diameter_auroc": "test cohort: malignancy AUROC, diameter",
     "aggregation/center_auroc": "malignancy AUROC of the center slice",

@@ -136,6 +136,11 @@ PROBES = (
         "partial R2 of features and dictionary joined minus that of the dictionary: what the features add to it",
     ),
     Metric(
+        "{probe,external}/n_unknown_diameter",
+        COUNT,
+        "tested nodules that rows with the readers' diameter are without; logged where there are any",
+    ),
+    Metric(
         "external/n_unknown_patients", COUNT, "patients of the test cohort that may have been seen before"
     ),
     Metric(

@@ -6,7 +6,7 @@ from probes.scoring import Target, permutation, score_permuted
 from probes.splits import patient_folds
 from probes.statistics.checks import TooFewError
 from probes.statistics.delong import delong_interval
-from probes.statistics.metrics import auroc_difference, auroc_with_interval
+from probes.statistics.metrics import auroc, auroc_difference, auroc_with_interval
 
 DRAWS = 100
 
@@ -179,10 +179,42 @@ def test_only_tested_nodules_count_and_rows_on_other_nodules_are_refused(cohort)
         evaluate_nodules(labels, {"features": features[:, 0]}, diameter - 5, patients)
 
 
-def test_without_every_diameter_no_row_and_no_stratum_of_diameter_is_made_up(cohort):
+def test_nodules_without_a_diameter_leave_the_rows_of_diameter_and_are_counted(cohort):
+    """A tenth are not known: those rows, and differences from them, are what they are on the other nodules alone."""
+    labels, features, _, diameter, patients = cohort
+    some, known = diameter.copy(), np.arange(300) % 10 > 0
+    some[~known] = np.nan
+    folds = patient_folds(patients.tolist(), labels, n_folds=5).folds
+    target = Target(labels, patients)
+    scored = {
+        "features": target.score([(features, folds)]),
+        "features_and_diameter": target.score_with_size([(features, folds)], some),
+    }
+    assert (np.isfinite(scored["features_and_diameter"]) == known).all()
+    table = evaluate_nodules(labels, scored, some, patients, n_bootstrap=50)
+    others = {name: score[known] for name, score in scored.items()}
+    alone = evaluate_nodules(labels[known], others, diameter[known], patients[known], n_bootstrap=50)
+    got, want = (one[one["stratum"] == "all"].set_index("row") for one in (table, alone))
+    for row in ("diameter", "features_and_diameter"):
+        assert got.loc[row, "n_nodules"] == known.sum()
+        for column in ("auroc", "auroc_ci_low", "average_precision"):
+            assert got.loc[row, column] == want.loc[row, column]
+    for column in ("minus_diameter", "minus_diameter_ci_low", "minus_diameter_p", "minus_diameter_delong_p"):
+        assert got.loc["features", column] == want.loc["features", column]
+        assert got.loc["features_and_diameter", column] == want.loc["features_and_diameter", column]
+    assert got.loc["features", "n_nodules"] == 300
+    assert got.loc["features", "auroc"] == auroc(labels, scored["features"], np.ones((1, 300)))[0]
+    assert set(got["n_unknown_diameter"]) == {30}
+    assert headline(table)["probe/n_unknown_diameter"] == 30
+    assert "probe/n_unknown_diameter" not in headline(alone)
+    honest = table[table["stratum"] == "6-15 mm"].set_index("row").loc["features", "n_nodules"]
+    assert honest == (known & (diameter >= 6) & (diameter <= 15)).sum()
+
+
+def test_where_most_diameters_are_unknown_no_row_and_no_stratum_of_diameter_is_made_up(cohort):
     labels, features, pixels, diameter, patients = cohort
     some = diameter.copy()
-    some[7] = np.nan
+    some[: 1 + len(some) // 2] = np.nan
     folds = patient_folds(patients.tolist(), labels, n_folds=5).folds
     target = Target(labels, patients)
     scored = {"features": target.score([(features, folds)]), "pixels": target.score([(pixels, folds)])}

@@ -85,7 +85,8 @@ def test_constant_pixels_leave_the_diameter_beside_them_alone(has_rating: bool) 
 
 def test_a_diameter_is_above_zero_or_not_known() -> None:
     assert checked_diameter([3.0, 0.1], 2) is not None
-    assert checked_diameter([3.0, np.nan], 2) is None
+    np.testing.assert_equal(checked_diameter([3.0, np.nan], 2), [3.0, np.nan])
+    assert checked_diameter([3.0, np.nan, np.nan], 3) is None
     for wrong in (0.0, -1.0):
         with pytest.raises(ValueError, match="2 diameters above 0 mm, got 1"):
             checked_diameter([3.0, wrong], 2)
