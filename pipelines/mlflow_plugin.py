@@ -4,8 +4,12 @@ Without an `--env-manager` flag MLflow builds a fresh environment through pyenv,
 missing; no environment variable changes that. MLflow loads this module early, as a run context provider, in every
 process that imports its tracking client. For this project alone, and only when no `--env-manager` was given, it answers
 "local" and puts the folder of the running interpreter first on PATH.
+
+Two such commands at once may find no store: one after the other makes it. A project that MLflow fetches, from a git
+address, lies in a folder of its own that is soon lost; it is told where it was called, and writes there.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -18,6 +22,8 @@ from types import ModuleType
 from typing import Any
 
 PROJECT_NAME = "dinox-ct"
+CALLED_ENV = "DINOX_CALLED_IN"
+"""Folder in which `mlflow run` was called on a project that MLflow fetched."""
 _BACKEND = "mlflow.projects.backend.local"
 _ENV_MANAGER_KEY = "ENV_MANAGER"
 
@@ -44,6 +50,17 @@ def is_this_project(project_uri: str) -> bool:
     return any(line.split("#")[0].replace(" ", "") == f"name:{PROJECT_NAME}" for line in lines)
 
 
+def make_store() -> None:
+    """Make the tables of a store that is not there yet, while no other process does."""
+    import mlflow
+
+    from pipelines.tracking.store import client
+    from transforms.refusal import Refusal
+
+    with contextlib.suppress(Refusal):  # MLflow itself says what is wrong with it.
+        client(mlflow.get_tracking_uri())
+
+
 def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `LocalBackend.run` so that this project runs in the installed environment by default."""
 
@@ -58,18 +75,22 @@ def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:
         *rest: Any,
         **named: Any,
     ) -> Any:
-        before = os.environ.get("PATH")
-        if backend_config.get(_ENV_MANAGER_KEY) is None and is_this_project(project_uri):
-            backend_config[_ENV_MANAGER_KEY] = "local"
-            here = str(Path(sys.executable).parent)
-            os.environ["PATH"] = os.pathsep.join([here, before or os.defpath])
+        before = {name: os.environ.get(name) for name in ("PATH", CALLED_ENV)}
+        if not Path(project_uri.removeprefix("file://").partition("#")[0]).is_dir():
+            os.environ[CALLED_ENV] = os.getcwd()
+        if is_this_project(project_uri):
+            make_store()
+            if backend_config.get(_ENV_MANAGER_KEY) is None:
+                backend_config[_ENV_MANAGER_KEY] = "local"
+                here = str(Path(sys.executable).parent)
+                os.environ["PATH"] = os.pathsep.join([here, before["PATH"] or os.defpath])
         try:
             return run(self, project_uri, entry_point, params, version, backend_config, *rest, **named)
         finally:  # The calling process is not ours: its later children must find their own python.
-            if before is None:
-                os.environ.pop("PATH", None)
-            else:
-                os.environ["PATH"] = before
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     return run_here
 

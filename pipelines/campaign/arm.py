@@ -93,18 +93,19 @@ def main(text: str) -> int:
     Where the store refuses outside the stages, the code is that of the refusal, whose sentence is printed.
     """
     try:
-        return _run_plan(ArmPlan.from_json(text), time.time())
+        return _run_plan(ArmPlan.from_json(text), time.time(), time.monotonic())
     except Refusal as refusal:
         print(" ".join(str(refusal).split()), file=sys.stderr)
         return refusal.exit_code
 
 
-def _run_plan(plan: ArmPlan, started: float) -> int:
+def _run_plan(plan: ArmPlan, started: float, began: float) -> int:
+    """Run a plan that started at `started`, as calendars count, and `began`, as `time.monotonic` does."""
     if "DINOX_JOB_FILE" in os.environ:
         # The process that cancels this arm may not be the one that started it.
         Path(os.environ["DINOX_JOB_FILE"]).write_text(str(os.getpid()), encoding="ascii")
     os.environ.update(plan.environment)
-    os.environ[DEADLINE_ENV] = repr(started + plan.lease_s)
+    os.environ[DEADLINE_ENV] = repr(began + plan.lease_s)
     signal.signal(signal.SIGTERM, _interrupt)
     watch_deadline()
 
@@ -124,7 +125,7 @@ def _run_plan(plan: ArmPlan, started: float) -> int:
     done = threading.Event()
 
     def log_heartbeat() -> None:
-        run.log_metrics({HOURS: (time.time() - started) / 3600.0}, plan.attempt)
+        run.log_metrics({HOURS: (time.monotonic() - began) / 3600.0}, plan.attempt)
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):

@@ -100,14 +100,14 @@ class CampaignLoop:
         if state == "ended":
             # Read again: with the last values that it wrote before it ended.
             record = read_run(ArmRecord, record.run_id)
-            self.record.close_attempt(record, time.time(), was_submitted=bool(handle))
+            self.record.close_attempt(record, self.record.now(), was_submitted=bool(handle))
             self._judge(record)
             return read_run(ArmRecord, record.run_id)
         news = {Tag.JOB: handle, Tag.PENDING: "yes" if state == "pending" else "no"}
         if news.items() <= record.tags.items():
             return record
         if state == "running" and record.is_pending:
-            news[Tag.ATTEMPT_STARTED] = repr(time.time())
+            news[Tag.ATTEMPT_STARTED] = repr(self.record.now())
         self.record.run_of(record).set_tags(news)
         return read_run(ArmRecord, record.run_id)
 
@@ -120,7 +120,7 @@ class CampaignLoop:
             self.canceled.add(record.run_id)
             self.executor.cancel(handle)
             return True
-        self.record.close_gone(record, time.time(), was_seen=record.run_id in self.canceled)
+        self.record.close_gone(record, self.record.now(), was_seen=record.run_id in self.canceled)
         return False
 
     def _judge(self, record: ArmRecord) -> None:
@@ -141,7 +141,7 @@ class CampaignLoop:
             self.record.end_arm(record, "FAILED", "died")
 
     def _usages(self, records: Sequence[ArmRecord]) -> list[Usage]:
-        now = time.time()
+        now = self.record.now()
         usages = [
             Usage(
                 hours=record.hours(now),
@@ -172,7 +172,7 @@ class CampaignLoop:
         is_any = False
         while slots > 0 and waiting and not self.is_over_budget:
             record = waiting.pop(0)
-            used = record.hours(time.time())
+            used = record.hours(self.record.now())
             share = min(slots, len(waiting) + 1)
             hours = lease_hours(self.spec.budget, usages, self.spec.price, used, share)
             if hours:
@@ -216,7 +216,7 @@ class CampaignLoop:
 
     def _show(self, records: Sequence[ArmRecord], is_end: bool = False) -> None:
         self._read_steps(records)
-        rows = [line(record, self.steps.get(record.run_id), time.time()) for record in records]
+        rows = [line(record, self.steps.get(record.run_id), self.record.now()) for record in records]
         text = render(rows, self._total(records))
         if self.table.show(text, repr([row[1:3] for row in rows]), is_end):
             self.record.run.log_text(text, "campaign.md")
@@ -232,7 +232,7 @@ class CampaignLoop:
                 self._last_read |= set() if record.is_open else {key}
 
     def _total(self, records: Sequence[ArmRecord]) -> str:
-        used, now = spent(self._usages(records)), time.time()
+        used, now = spent(self._usages(records)), self.record.now()
         saved = sum(saved_hours(record, self.steps.get(record.run_id), now) for record in records)
         counts = Counter(record.tags.get(Tag.ARM_STATUS) or record.status.lower() for record in records)
         return (

@@ -37,6 +37,7 @@ class CampaignRecord:
         """Attach to the parent run."""
         self.run, self.name, self.store = run, name, run.store
         self.experiment_id = run.stored().experiment_id
+        self._epoch_s = time.time() - time.monotonic()
         self.gone: list[ArmRecord] = []
         """Arms whose hours count although they are no longer of this campaign: deleted, or of a deleted parent run."""
         self.purged: list[Closed] = []
@@ -135,6 +136,10 @@ class CampaignRecord:
         self.store.update_run(run_id, status="SCHEDULED")
         return str(run_id)
 
+    def now(self) -> float:
+        """Return seconds since the epoch, by a clock that nobody sets while this process lives."""
+        return self._epoch_s + time.monotonic()
+
     def run_of(self, record: ArmRecord) -> Run:
         """Return the run of an arm, to read its history or to write to it."""
         return Run(self.store, record.run_id)
@@ -146,7 +151,7 @@ class CampaignRecord:
         Returns:
             The number of the attempt.
         """
-        number, now = record.attempt + 1, time.time()
+        number, now = record.attempt + 1, self.now()
         self.store.log_metric(record.run_id, HOURS, 0.0, step=number)
         self.run_of(record).set_tags(
             tags

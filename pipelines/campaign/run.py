@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +47,7 @@ def run_campaign(config: CampaignConfig, run: Run) -> None:
         text = find_recipe(config.spec, CAMPAIGNS).read_text(encoding="utf-8")
         record = CampaignRecord.open(run, spec, design, text)
         record.add_arms(arms)
-        refuse_arms_elsewhere(record.arms(), config.executor, time.time())
+        refuse_arms_elsewhere(record.arms(), config.executor, record.now())
         CampaignLoop(spec, record, executor, config.executor).go()
 
 

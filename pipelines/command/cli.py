@@ -25,7 +25,8 @@ from pipelines.command.entry_points import ENTRY_POINTS, next_step
 from pipelines.command.help import describe
 from pipelines.runtime.interrupts import Interrupted, watch_deadline
 from pipelines.runtime.launch import launch
-from pipelines.runtime.paths import IS_CHECKOUT
+from pipelines.runtime.machine import refusal_of
+from pipelines.runtime.paths import IS_CHECKOUT, work_where_called
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.parameters import compared
@@ -88,6 +89,7 @@ def _with_environment(schema: type[Any], pairs: list[tuple[str, str]]) -> list[t
 def main(name: str, arguments: Sequence[str] | None = None) -> None:
     """Run an entry point on the arguments of this process, or on some, and leave with its exit code."""
     one, given = ENTRY_POINTS[name], sys.argv[1:] if arguments is None else arguments
+    work_where_called()
     sys.exit(run_entry_point(name, one.load_schema(), one.run, one.recipe, given))
 
 
@@ -145,15 +147,16 @@ def run_entry_point(
     except (Interrupted, KeyboardInterrupt) as ending:
         code = ending.exit_code if isinstance(ending, Interrupted) else 130
         return _end(name, run, "KILLED", code, str(ending) or "interrupted", config)
-    except Refusal as refusal:
+    except BaseException as error:
+        refusal = refusal_of(error)
+        if refusal is None:
+            # The message may hold a path of a patient's folder; it stays in the trace.
+            _close(name, run, "FAILED", type(error).__name__)
+            raise
         if os.environ.get("DINOX_TRACEBACK"):
             traceback.print_exc()
         code = away_code if isinstance(refusal, StoreAwayError) else refusal.exit_code
         return _end(name, run, "FAILED", code, " ".join(str(refusal).split()), config)
-    except BaseException as error:
-        # The message may hold a path of a patient's folder; it stays in the trace.
-        _close(name, run, "FAILED", type(error).__name__)
-        raise
 
 
 def _start(name: str) -> Run:

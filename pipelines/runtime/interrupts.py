@@ -7,7 +7,8 @@ import time
 from types import FrameType
 
 DEADLINE_ENV = "DINOX_DEADLINE"
-"""Seconds since the epoch after which an arm of a campaign ends itself, whether or not the campaign still runs."""
+"""When an arm of a campaign ends itself, whether or not the campaign still runs: seconds of `time.monotonic`, which
+counts from the start of the machine for all of its processes, and which nobody sets."""
 GRACE_S = 60.0
 """How long a process that was asked to stop may take to save."""
 
@@ -37,7 +38,7 @@ def watch_deadline() -> None:
     given = os.environ.get(DEADLINE_ENV)
     if not given or _watches:
         return
-    left_s = max(float(given) - time.time(), 0.001)
+    left_s = max(float(given) - time.monotonic(), 0.001)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, left_s + GRACE_S)
     _watches.append(threading.Timer(left_s, os.kill, (os.getpid(), signal.SIGTERM)))

@@ -121,7 +121,8 @@ class ArmRecord(StoredRun):
             return age
         before = (float(self.tags[Tag.BEGUN_AT]) - float(self.tags[Tag.ATTEMPT_STARTED])) / 3600.0
         logged += 0.0 if self.is_pending else max(before, 0.0)
-        return logged if self.ending else min(logged + HEARTBEAT_S / 3600.0, age)
+        # Never more than since its submission: the clock of its machine may have been set in between.
+        return min(logged if self.ending else logged + HEARTBEAT_S / 3600.0, age)
 
 
 LEDGER = ("campaign", "currency", "arms", "finished", "deleted", "hours", "gpu_hours", "cost")

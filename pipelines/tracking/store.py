@@ -56,8 +56,8 @@ def _without_secrets(text: str) -> str:
     return text
 
 
-def client() -> MlflowClient:
-    """Open the store in use; processes that find no sqlite file yet create it one after the other.
+def client(uri: str = "") -> MlflowClient:
+    """Open a store, by default the one in use; processes that find no sqlite file yet create it one after the other.
 
     Without the lock, processes that create the tables at the same time end with a database error, all but one.
 
@@ -65,7 +65,7 @@ def client() -> MlflowClient:
         StoreAwayError: If a database server cannot be reached.
         StoreRefusedError: If the store cannot be opened: an unknown kind, a missing driver, a damaged file.
     """
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     path = Path(uri.removeprefix(_SQLITE))
     if not uri.startswith(_SQLITE) or not path.parent.is_dir():
         return _opened(uri)

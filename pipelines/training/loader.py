@@ -4,14 +4,16 @@ The order is a function of (seed, position) alone: it does not depend on the num
 interruptions.
 """
 
+import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.cohort.drawn import DrawnBatch, draw_batch
@@ -23,6 +25,15 @@ from transforms.views.config import ViewConfig
 
 STRATUM_BATCHES = 16
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+_PREFETCH = 4
+"""Batches that each loader process makes ahead."""
+SILENT_S = 600.0
+"""After so long without a batch, the loader processes are taken for stuck."""
+_SHARED = "/dev/shm"
+
+
+class LoaderError(Refusal):
+    """The loader processes cannot hand over their batches, or one of them has died or is stuck."""
 
 
 class BatchError(Refusal):
@@ -127,25 +138,71 @@ class MicroBatches(Dataset[DrawnBatch | Views]):
 def stream_batches(
     dataset: MicroBatches, first: int, last: int, workers: int, pin: bool
 ) -> Iterator[DrawnBatch | Views]:
-    """Yield micro-batches `first` to `last - 1` in order, `workers` processes ahead."""
+    """Yield micro-batches `first` to `last - 1` in order, `workers` processes ahead.
+
+    Raises:
+        LoaderError: If shared memory is too small for that, or a loader process has died or is stuck.
+    """
+    if workers and first < last:
+        refuse_small_memory(dataset[first], workers)
     loader: DataLoader[DrawnBatch | Views] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(first, last),
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
+        timeout=SILENT_S if workers else 0,
         worker_init_fn=_begin_worker if workers else None,
         # A loader draws a seed that is not used here; it must not advance the training's own generator.
         generator=torch.Generator(),
     )
     # A signal would end a loader process that is still starting, so signals are blocked until it is ready.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    at_child = signal.getsignal(signal.SIGCHLD)
     try:
         batches = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    yield from batches
+        # torch would raise in the midst of an update; without it a dead process is noticed where a batch is awaited.
+        signal.signal(signal.SIGCHLD, at_child)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith(("DataLoader worker (pid", "DataLoader timed out")):
+            raise  # Of a worker's own code: a bug.
+        raise LoaderError(
+            f"a loader process was killed, or gave no batch for {SILENT_S:.0f} s: memory may be too small, or the disk"
+            " of the cohort away; fewer workers need less"
+        ) from error
+
+
+def refuse_small_memory(batch: DrawnBatch | Views, workers: int) -> None:
+    """Refuse more loader processes than shared memory can hold batches for: they would die, or wait for ever.
+
+    Raises:
+        LoaderError: With the number of workers that fit.
+    """
+    try:
+        room = os.statvfs(_SHARED)
+    except OSError:  # Not Linux.
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free, each = room.f_bavail * room.f_frsize, _PREFETCH * here * _tensor_bytes(batch)
+    if workers * each > free:
+        raise LoaderError(
+            f"{workers} loader processes need {workers * each / 1e6:.0f} MB of shared memory ({_SHARED}) for"
+            f" {_PREFETCH} batches each, and {free / 1e6:.0f} MB are free; start the container with"
+            f" --shm-size={max(2 * workers * each // 10**9, 1)}g, or give workers={free // each}"
+        )
+
+
+def _tensor_bytes(one: object) -> int:
+    if isinstance(one, Tensor):
+        return one.nbytes
+    if is_dataclass(one):
+        return sum(_tensor_bytes(getattr(one, field.name)) for field in fields(one))
+    return sum(map(_tensor_bytes, one)) if isinstance(one, tuple | list) else 0
 
 
 def _begin_worker(_: int) -> None:

@@ -43,7 +43,7 @@ from pipelines.training.evaluation import RetrievalEvaluation
 from pipelines.training.figures import curves, token_figures
 from pipelines.training.first_backbone import first_backbone
 from pipelines.training.indexing import indexed
-from pipelines.training.loader import BatchPlan, MicroBatches, stream_batches
+from pipelines.training.loader import BatchPlan, LoaderError, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
 from pipelines.training.patients import divide_patients
 from pipelines.training.run_folder import RunFolder, claim_folder
@@ -136,9 +136,9 @@ class TrainingRun:
         try:
             self._describe()
             verdict = self._loop(stop)
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, LoaderError) as error:
             self._close("FAILED")
-            raise NonFiniteLossError(f"{error}; {self._way_on()}") from error
+            raise type(error)(f"{error}; {self._way_on(error)}") from error
         except BaseException as error:
             self._close("KILLED" if isinstance(error, Interrupted) else "FAILED")
             raise
@@ -148,14 +148,13 @@ class TrainingRun:
             stop.close()
             self._release()
 
-    def _way_on(self) -> str:
-        step = newest_step(self.checkpoints)
+    def _way_on(self, error: NonFiniteLossError | LoaderError) -> str:
+        step, run_id = newest_step(self.checkpoints), self.checkpoints.parent.name
         if step is None:
             return "no checkpoint was saved before it, so start anew"
-        return (
-            f"-P resume={self.checkpoints.parent.name} -P allow_changes=optim.lr,optim.clip_norm with the new value"
-            f" goes on from the checkpoint of step {step}"
-        )
+        changes = " -P allow_changes=optim.lr,optim.clip_norm with the new value"
+        changed = changes if isinstance(error, NonFiniteLossError) else ""
+        return f"-P resume={run_id}{changed} goes on from the checkpoint of step {step}"
 
     def _close(self, status: str) -> None:
         """Set the status of a continued run; the run of this process is closed by the command line."""
@@ -220,7 +219,7 @@ class TrainingRun:
             disable=world()[0] != 0,
         ) as bar:
             while trainer.step < config.steps:
-                trainer.update(batches)
+                self._update(batches)
                 step, is_last = trainer.step, trainer.step == config.steps
                 bar.update()
                 if step == 1 or step % config.log_every == 0 or is_last:
@@ -245,6 +244,15 @@ class TrainingRun:
                     print(f"stopped at step {step}: {verdict} for {config.watch.patience_steps} updates")
                     break
         return verdict
+
+    def _update(self, batches: Iterator[DrawnBatch | Views]) -> None:
+        try:
+            self.trainer.update(batches)
+        except LoaderError:
+            # Nothing of the update was made. Of several processes the others wait for this one, and could not save.
+            if self.config.accumulation == 1 and world()[1] == 1 and self.trainer.step:
+                self._save()
+            raise
 
     def _batches(self) -> Iterator[DrawnBatch | Views]:
         config, on_cpu = self.config, self.device.type == "cpu"

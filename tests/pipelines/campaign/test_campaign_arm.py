@@ -94,6 +94,6 @@ def test_a_store_that_refuses_an_arm_is_one_sentence_and_no_trace(
     monkeypatch.setattr(arm, "_run_stages", deleted)
     assert attempt(run_id, 1) == 2
     said = capsys.readouterr().err
-    assert "refuses: " in said
+    assert f"run {run_id} was deleted in MLflow; " in said
     assert said.count("\n") == 1
     assert "Traceback" not in said

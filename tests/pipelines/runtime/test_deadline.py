@@ -12,7 +12,7 @@ import os, signal, sys, time
 from pipelines.runtime import interrupts
 {before}
 interrupts.GRACE_S = {grace_s}
-os.environ[interrupts.DEADLINE_ENV] = repr(time.time() + {left_s})
+os.environ[interrupts.DEADLINE_ENV] = repr(time.monotonic() + {left_s})
 interrupts.watch_deadline()
 interrupts.watch_deadline()
 {body}
@@ -35,6 +35,19 @@ def test_a_process_is_asked_first() -> None:
 def test_one_that_is_deaf_to_signals_and_holds_the_interpreter_is_ended_by_the_kernel() -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     assert ended(deaf, "sum(range(10**13))", left_s=0.5, grace_s=0.5) == -signal.SIGALRM
+
+
+def test_a_clock_that_is_set_moves_no_deadline() -> None:
+    day_later = "now = time.time; time.time = lambda: now() + 86400.0"
+    assert (
+        ended(f"{day_later}; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", "sys.exit(3)", LONG_S, 1)
+        == 3
+    )
+    day_earlier = day_later.replace("+ 8", "- 8")
+    assert (
+        ended(f"{day_earlier}; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", SLEEPS, 0.5, LONG_S)
+        == 7
+    )
 
 
 def test_a_deadline_that_has_passed_ends_at_once() -> None:

@@ -1,6 +1,8 @@
 """After any interruption a run goes on as if nothing had happened: same weights, same curves, bit for bit."""
 
+import errno
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -370,6 +372,56 @@ def test_a_run_that_is_deleted_while_it_trains_loses_nothing(
     store.restore_run(run_id)
     assert pretrain(folder, small_cohort, resume=run_id) == 0
     assert_same(outcome(folder, store.get_run(run_id)), undisturbed[1])
+
+
+def test_a_loader_process_that_dies_ends_the_run_saved(
+    folder: Path, small_cohort: Cohort, undisturbed, at_step, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(multiprocessing.active_children())
+
+    def kill_loader() -> None:
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+            child.join()
+
+    # What the process had made before is used up first; one batch ahead is soon.
+    monkeypatch.setattr("pipelines.training.loader._PREFETCH", 1)
+    at_step(1, kill_loader)
+    assert pretrain(folder, small_cohort, workers=1, save_every=5) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    (run,) = (path.name for path in (folder / "runs").iterdir())
+    assert "a loader process was killed, or gave no batch for 600 s" in said
+    assert re.search(rf"-P resume={run} goes on from the checkpoint of step [1-4]$", said)
+    assert pretrain(folder, small_cohort, resume=run) == 0
+    assert_same(outcome(folder, stored_runs(folder)[0]), undisturbed[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"),
+            "2.00 GiB);",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/people/Doe/x"),
+            "the disk is full (No space left",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_a_sentence_that_says_what_to_do(
+    folder: Path, small_cohort: Cohort, at_step, capsys, error: BaseException, sentence: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    at_step(2, fail)
+    assert pretrain(folder, small_cohort) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in said
+    assert "Doe" not in said
+    (run,) = stored_runs(folder)
+    assert (run.info.status, run.data.tags["dinox.error"]) == ("FAILED", said)
 
 
 def test_a_store_that_does_not_know_the_run_is_named(

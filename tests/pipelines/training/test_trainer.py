@@ -1,12 +1,14 @@
 """The loop: resuming equals never stopping, accumulation averages, and the clock is the update."""
 
 import copy
+import dataclasses
 import itertools
 import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,15 @@ from pipelines.cohort.slices import SliceIndex
 from pipelines.command.config import load_recipe
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
-from pipelines.training.loader import BatchError, BatchPlan, MicroBatches, _begin_worker, stream_batches
+from pipelines.training.loader import (
+    BatchError,
+    BatchPlan,
+    LoaderError,
+    MicroBatches,
+    _begin_worker,
+    refuse_small_memory,
+    stream_batches,
+)
 from pipelines.training.trainer import NonFiniteLossError, Trainer
 from tests.processes import WAIT_S, wait_until
 from transforms.views.batch import ViewDraws, draw_views
@@ -322,6 +332,43 @@ def test_accumulation_averages_gradients_and_centers(small_cohort: Cohort) -> No
     assert torch.allclose(one.objective.get_buffer("center"), two.objective.get_buffer("center"), atol=1e-7)
     for a, b in zip(one.networks.student.parameters(), two.networks.student.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_less_shared_memory_than_the_batches_ahead_is_refused_before_the_first(
+    small_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of()
+    views = next(batches_for(config, small_cohort))
+    parts = [getattr(views, field.name) for field in dataclasses.fields(views)]
+    each = sum(one.nbytes for one in parts if isinstance(one, torch.Tensor))
+    room = os.statvfs("/")
+
+    def with_room(free: int) -> None:
+        small = SimpleNamespace(f_bavail=free, f_frsize=1)
+        monkeypatch.setattr(os, "statvfs", lambda path: small if path == "/dev/shm" else room)
+
+    with_room(3 * 4 * each)
+    refuse_small_memory(views, workers=3)
+    with_room(3 * 4 * each - 1)
+    with pytest.raises(LoaderError, match=r"3 loader processes need .* --shm-size=1g, or give workers=2$"):
+        next(batches_for(config, small_cohort, workers=3))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(LoaderError, match=r"or give workers=1$"):
+        refuse_small_memory(views, workers=2)
+
+
+def test_a_loader_that_is_stuck_is_not_waited_for_without_end(
+    small_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.training.loader.SILENT_S", 0.5)
+    monkeypatch.setattr(MicroBatches, "__getitem__", stuck_in_a_worker)
+    with pytest.raises(LoaderError, match="gave no batch"):
+        next(batches_for(config_of(), small_cohort, workers=1))
+
+
+def stuck_in_a_worker(dataset: MicroBatches, micro: int) -> None:
+    if multiprocessing.parent_process() is not None:
+        time.sleep(WAIT_S)
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_cohort: Cohort) -> None:
