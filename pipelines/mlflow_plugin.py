@@ -52,13 +52,11 @@ def is_this_project(project_uri: str) -> bool:
 
 def make_store() -> None:
     """Make the tables of a store that is not there yet, while no other process does."""
-    import mlflow
-
-    from pipelines.tracking.store import client
+    from pipelines.tracking.store import client, uri_of_mlflow
     from transforms.refusal import Refusal
 
     with contextlib.suppress(Refusal):  # MLflow itself says what is wrong with it.
-        client(mlflow.get_tracking_uri())
+        client(uri_of_mlflow())
 
 
 def wrap_run(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_tracking_uri
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -43,6 +43,11 @@ class NotInStoreError(StoreRefusedError):
 def tracking_uri() -> str:
     """Return the address of the store in use: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
     return os.environ.get(STORE_ENV) or f"{_SQLITE}{PROJECT_ROOT / 'mlflow.db'}"
+
+
+def uri_of_mlflow() -> str:
+    """Return the address that `mlflow run` takes: MLFLOW_TRACKING_URI, else in the folder where it is called."""
+    return str(get_tracking_uri())
 
 
 def shown_store() -> str:
