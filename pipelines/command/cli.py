@@ -27,6 +27,7 @@ from pipelines.runtime.interrupts import Interrupted, watch_deadline
 from pipelines.runtime.launch import launch
 from pipelines.runtime.machine import refusal_of
 from pipelines.runtime.paths import IS_CHECKOUT, work_where_called
+from pipelines.runtime.silence import never_silent
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.parameters import compared
@@ -134,15 +135,17 @@ def run_entry_point(
         if processes > 1 and "RANK" not in os.environ:
             return launch(["-m", f"pipelines.{name}", *arguments], processes)
         watch_deadline()
-        if os.environ.get("RANK", "0") == "0":  # Torch, MONAI and MLflow take seconds to load.
+        is_first = os.environ.get("RANK", "0") == "0"
+        if is_first:  # Torch, MONAI and MLflow take seconds to load.
             print(f"{' '.join(filter(None, (name, recipe_name)))}: starting", flush=True)
-        run = _start(name)
-        _log_configuration(run, name, config, recipe_name, arguments)
-        run.name_it(name, recipe_name, config)
-        body(config, run)
-        _say_what_came_out(run, name, config)
-        if not run.is_wrapped:
-            run.finish("FINISHED")
+        with never_silent(name) if is_first else contextlib.nullcontext():
+            run = _start(name)
+            _log_configuration(run, name, config, recipe_name, arguments)
+            run.name_it(name, recipe_name, config)
+            body(config, run)
+            _say_what_came_out(run, name, config)
+            if not run.is_wrapped:
+                run.finish("FINISHED")
         return 0
     except (Interrupted, KeyboardInterrupt) as ending:
         code = ending.exit_code if isinstance(ending, Interrupted) else 130

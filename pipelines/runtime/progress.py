@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line every 10 seconds in a log file."""
+"""Progress of long work: a live bar on a terminal, a line every 8 seconds in a log file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_LINE_S = 10.0
+_LINE_S = 8.0
 
 
 def progress(jobs: Iterable[Any] | None = None, leave: bool = True, **options: Any) -> tqdm[Any]:
