@@ -49,7 +49,7 @@ def never_silent(name: str, silent_s: float = _SILENT_S) -> Iterator[None]:
                 print(f"{name}: at work for {now - began:.0f} s{_where(worker)}")
 
     speaker = threading.Thread(target=speak, daemon=True)
-    sys.stdout, sys.stderr = _Heard(out, said), _Heard(err, said)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Heard(out, said), _Heard(err, said)
     speaker.start()
     try:
         yield
