@@ -15,6 +15,7 @@ from probes.statistics.checks import (
 )
 from probes.statistics.estimate import Estimate
 from probes.statistics.metrics import auroc_with_interval
+from probes.statistics.rank import effective_rank
 
 
 def geometry(features: npt.ArrayLike, max_pairs_from: int = 2048, seed: int = 0) -> dict[str, float]:
@@ -65,19 +66,6 @@ def spectrum(features: npt.ArrayLike) -> Floats:
     energy = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
     total = energy.sum()
     return np.asarray(energy / total if total > 0 else energy)
-
-
-def effective_rank(features: npt.ArrayLike) -> float:
-    """Exp of the entropy of the normalized singular values, 1 .. min(N, D); 0 for features that are all zero.
-
-    Source: RankMe, Garrido et al. 2023, arXiv:2210.02885.
-    """
-    values = np.linalg.svd(finite_features(features), compute_uv=False)
-    if values[0] <= 1e-12:
-        return 0.0
-    share = values / values.sum()
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def class_separation(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 GRID = 32
 OUTSIDE, BODY, LUNG = 0, 1, 2
@@ -46,6 +45,8 @@ def _block_mean(slice_hu: NDArray[np.int16]) -> NDArray[np.float32]:
 
 
 def _largest_filled(is_dense: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    from scipy import ndimage  # Training reads grids that are there, on machines that may have no scipy.
+
     labels, n_pieces = ndimage.label(is_dense)
     if not n_pieces:
         return np.zeros_like(is_dense)

@@ -13,7 +13,6 @@ from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.parallel import available_cores, run_jobs
 from pipelines.runtime.progress import progress
 from transforms.geometry import VolumeGeometry
-from transforms.views.blobs import find_blobs
 
 Places = Mapping[str, NDArray[np.float64]]
 """By volume: index (z, y, x) and diameter in mm of each place, (n, 4); of two on one slice the later one is taken."""
@@ -58,6 +57,10 @@ def blob_places(cohort: Cohort, volume_ids: Sequence[str], folder: Path) -> Plac
 
 
 def _find(cohort: Cohort, folder: Path, row: Mapping[Any, Any]) -> None:
+    from transforms.views.blobs import (
+        find_blobs,  # It needs scipy, which nothing else of training on a GPU does.
+    )
+
     volume_id = str(row["volume_id"])
     z, y, x = (float(side) for side in row["spacing_mm"])
     blobs = find_blobs(cohort.volume(volume_id), (z, y, x), cohort.body(volume_id))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models.losses.gather import mean_over_ranks
 from models.losses.objective import Seen
 from pipelines.training.config import WatchConfig
-from probes.representation import effective_rank
+from probes.statistics.rank import effective_rank
 
 Verdict = Literal["too early", "wall", "collapsed", "learning"]
 VERDICT_NUMBER: dict[Verdict, float] = {"too early": 0, "wall": 1, "collapsed": 2, "learning": 3}

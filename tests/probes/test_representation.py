@@ -8,7 +8,6 @@ from probes.identifiability import identifiability
 from probes.representation import (
     alignment,
     class_separation,
-    effective_rank,
     geometry,
     knn_malignancy,
     principal_map,
@@ -16,6 +15,7 @@ from probes.representation import (
     stability,
 )
 from probes.statistics.checks import TooFewError, UnmeasurableError
+from probes.statistics.rank import effective_rank
 
 
 def cosine(a, b):

@@ -9,13 +9,16 @@ renormalized at the crop's edge), which are Pillow's.
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from transforms.views.config import Interpolation
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Band = tuple[NDArray[np.int64], NDArray[np.float64]]
 """First input sample that each output sample reads, (n_out,), and its weights from there on, (n_out, taps)."""
@@ -55,8 +58,10 @@ def bicubic_band(n_in: int, n_out: int) -> Band:
 
 
 @lru_cache(maxsize=1024)
-def bicubic_sparse(n_in: int, n_out: int) -> sparse.csr_matrix:
+def bicubic_sparse(n_in: int, n_out: int) -> "sparse.csr_matrix":
     """The same weights as a sparse float32 matrix (n_out, n_in)."""
+    from scipy import sparse  # Views are rendered on GPUs without it.
+
     first, weights = bicubic_band(n_in, n_out)
     rows = np.repeat(np.arange(n_out), weights.shape[1])
     columns = (first[:, None] + np.arange(weights.shape[1])).ravel()
