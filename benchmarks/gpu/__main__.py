@@ -25,6 +25,8 @@ def main(words: list[str]) -> int:
     folder: Path = options.out
     if options.worker:
         return work(options.stages, folder, options.rehearse)
+    if options.train:
+        return _train(options)
     if not options.rehearse and not torch.cuda.is_available():
         raise SystemExit("no GPU is here; --rehearse runs every stage on the CPU, which measures nothing")
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,14 @@ def main(words: list[str]) -> int:
     return int(any(line.figure.name in ("failed", "not run") for line in lines))
 
 
+def _train(options: argparse.Namespace) -> int:
+    from benchmarks.gpu.train import train  # What it needs may be missing where stages are measured.
+
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.rehearse else "cpu")
+    train(options.train, options.cohort, options.out, device)
+    return 0
+
+
 def _options(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument(
@@ -48,9 +58,17 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=PROJECT_ROOT / "runs" / "gpu", help="folder of the figures"
     )
+    parser.add_argument(
+        "--train", type=float, metavar="MINUTES", help="train on --cohort for that long instead"
+    )
+    parser.add_argument(
+        "--cohort", type=Path, help="a cohort, such as one that benchmarks.gpu.pack made smaller"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     options.stages = options.stages or "".join(ALL if options.rehearse else STAGES)
+    if options.train and not options.cohort:
+        raise SystemExit("--train needs --cohort, the folder of a cohort")
     if unknown := sorted(set(options.stages) - set(ALL)):
         raise SystemExit(f"no stage is called {', '.join(unknown)}; there are {', '.join(ALL)}")
     return options

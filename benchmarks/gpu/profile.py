@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.figures import Figure
@@ -40,7 +41,9 @@ def measure(setting: Setting) -> Iterator[Figure]:
     waits = sum(event.count for event in events if event.key in _WAITS)
     note = f"in {count} updates, the one at their end included"
     yield Figure("waits of the host", float(waits) if is_gpu else None, "", note)
-    times = {event.key: _own_ms(event, is_gpu) / count for event in events}
+    # A kernel's time is also that of the operation that started it; on a GPU kernels alone are counted.
+    kernels = [event for event in events if (event.device_type == DeviceType.CUDA) == is_gpu]
+    times = {event.key: _own_ms(event, is_gpu) / count for event in kernels}
     total = sum(times.values())
     by_kind = Counter[str]()  # In microseconds.
     for name, ms in times.items():
