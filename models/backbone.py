@@ -364,19 +364,24 @@ def build_timm_architecture(name: str, arguments: dict[str, Any], config: Backbo
     Raises:
         BackboneError: If this timm does not know the name, or cannot build it so.
     """
+    _refuse_unknown(name)  # Before its input is asked for: of "hf-hub:..." timm would fetch a file to tell.
     network = _from_arguments(name, {**arguments, **input_arguments(name, config.image_px)})
     return _wrapped(network, config, name)
 
 
-def _from_arguments(name: str, arguments: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
+def _refuse_unknown(name: str) -> None:
+    if not isinstance(name, str) or not timm.is_model(name):
         raise BackboneError(
-            f"timm {timm.__version__} has no model '{name}'; install the version that wrote it"
+            f"timm {timm.__version__} has no model {str(name)[:100]!r}; install the version that wrote it"
         )
+
+
+def _from_arguments(name: str, arguments: dict[str, Any]) -> nn.Module:
+    _refuse_unknown(name)
     refuse_other_arguments(name, arguments)
     try:
         network: nn.Module = timm.model_entrypoint(name)(**{**arguments, "num_classes": 0})
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # timm's, about values of another kind than it expects.
         raise BackboneError(
             f"timm cannot build '{name}' from what its config.json states: {error}"
         ) from error

@@ -106,7 +106,7 @@ class BackboneConfig:
         """`timm_args` as they are given to timm."""
         try:
             return dict(json.loads(self.timm_args or "{}"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise ValueError(
                 f'timm_args is a JSON object, such as {{"depth": 6}}, got {self.timm_args}'
             ) from None

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transforms.refusal import Refusal
 _ARGUMENTS = frozenset(
     name for kind in (VisionTransformer, Eva, ConvNeXt) for name in inspect.signature(kind).parameters
 ) - {"device", "dtype"}
+MOST_BLOCKS, _MOST = 512, 65_536
 _LEADS = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
 
 
@@ -45,14 +47,25 @@ def _architecture(name: str) -> str:
 
 def _config(name: str) -> dict[str, Any]:
     path = Path(name.removeprefix("local-dir:")) / "config.json"
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8.
+        raise BackboneError(
+            f"timm model '{name}' cannot be opened: its config.json is damaged; fetch that folder again"
+        ) from error
+    parts = (tree.get("model_args") or {}, tree.get("pretrained_cfg", tree)) if isinstance(tree, dict) else ()
+    if not parts or not all(isinstance(part, dict) for part in parts) or "architecture" not in tree:
+        raise BackboneError(
+            f"timm model '{name}' cannot be opened: its config.json states no architecture as timm writes it"
+        )
+    return dict(tree)
 
 
 def refuse_other_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that no network's constructor takes: timm would fetch or open what some of them name.
 
     Raises:
-        BackboneError: If there is one.
+        BackboneError: If there is one, or its value is no name and no number of a network's size.
     """
     others = sorted(arguments.keys() - _ARGUMENTS)
     if others:
@@ -60,6 +73,15 @@ def refuse_other_arguments(name: str, arguments: Mapping[str, Any]) -> None:
             f"the arguments of '{name}' in its config.json hold {', '.join(others)}, which describes no architecture"
             " and is never followed; remove it"
         )
+    for key, value in arguments.items():
+        for one in value if isinstance(value, list | tuple) and len(value) <= MOST_BLOCKS else [value]:
+            most = MOST_BLOCKS if key in ("depth", "depths") else _MOST
+            is_number = isinstance(one, int | float) and math.isfinite(one) and abs(one) <= most
+            if not (one is None or is_number or (isinstance(one, str) and len(one) < 100)):
+                raise BackboneError(
+                    f"the argument {key} of '{name}' in its config.json is {repr(value)[:60]}, which is no name and no"
+                    f" number up to {most}; correct it"
+                )
 
 
 def refuse_leads(name: str) -> None:

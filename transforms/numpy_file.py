@@ -16,7 +16,7 @@ from transforms.refusal import SeriesRefusedError, refuse_if
 from transforms.text_header import MAX_HEADER_BYTES
 from transforms.volume_file import FileVolume, check_affine, check_shape, check_written, volume_of
 
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     KeyError,
@@ -38,7 +38,7 @@ def read_numpy(path: Path) -> FileVolume:
     affine = _affine(numpy_files(path)[1])
     try:
         stored = np.lib.format.open_memmap(path, mode="r")
-    except _UNREADABLE:
+    except UNREADABLE:
         raise SeriesRefusedError("not a NumPy file of numbers, or one that is cut short") from None
     refuse_if(stored.dtype.kind not in "iuf", "its voxels are not single numbers")
     check_shape(stored.shape)
@@ -71,7 +71,7 @@ def _affine(description: Path) -> NDArray[np.float64]:
         tree: Any = json.loads(content)
         affine = np.array(tree["affine_ras"], dtype=np.float64).reshape(4, 4)
         unit = tree["unit"]
-    except _UNREADABLE:
+    except UNREADABLE:
         raise SeriesRefusedError(
             "its description is no JSON with affine_ras (16 numbers, from index to RAS mm) and unit"
         ) from None

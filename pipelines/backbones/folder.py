@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,13 +22,15 @@ from models.backbone import (
 )
 from models.config import BackboneConfig
 from models.loading import load_weights
-from models.timm_arguments import input_arguments
+from models.timm_arguments import MOST_BLOCKS, input_arguments
 from pipelines.backbones.foreign import Foreign, is_weight_file, read_foreign, read_tensors
 from pipelines.backbones.hugging_face import HF, read_hugging_face
 from pipelines.backbones.shipped import SCHEME, shipped_folder
+from pipelines.backbones.stated import RECORD, REMEDY, TIMM, read_stated
 from pipelines.command.config import RecipeError, load_recipe
 from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.json_files import DamagedFileError, read_json
+from pipelines.runtime.paths import inside
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import fetch_artifact, fetch_model, newest_backbone_run
 from pipelines.tracking.run import Run
@@ -40,8 +43,9 @@ WHITENED = "dinox_whitened_stem"
 """In place of timm's name of an architecture that timm does not have, so that it refuses to open it."""
 CUBES, SPACED = "dinox_3d.", "dinox_spaced."
 """Before timm's name of an architecture that reads cubes or the spacing too, which timm would leave out."""
-_REMEDY = "export or fetch that backbone again"
-_WEIGHTS, _TIMM, _RECORD = "model.safetensors", "config.json", "dinox.json"
+_SMALL = 50_000_000
+"""Weights that may be missing: positions of larger images."""
+_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def save_backbone(
     write_atomically(folder / _WEIGHTS, lambda file: file.write(save(state)))
     timm_config = timm_config or _timm_config(backbone, config)
     fields = {name: getattr(config, name) for name in BackboneConfig.__slots__}
-    for name, tree in ((_TIMM, timm_config), (_RECORD, record | {"backbone": fields})):
+    for name, tree in ((TIMM, timm_config), (RECORD, record | {"backbone": fields})):
         text = json.dumps(tree, indent=2)
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
 
@@ -169,7 +173,7 @@ def _arguments_of_folder(timm_name: str) -> dict[str, Any]:
     """Return the model arguments of a `local-dir:` name; {} for other names."""
     if not timm_name.startswith("local-dir:"):
         return {}
-    path = Path(timm_name.removeprefix("local-dir:")) / _TIMM
+    path = Path(timm_name.removeprefix("local-dir:")) / TIMM
     return dict(json.loads(path.read_text(encoding="utf-8")).get("model_args", {}))
 
 
@@ -212,27 +216,41 @@ def open_backbone(name: str, image_px: int | None = None) -> LoadedBackbone:
 
 
 def _from_folder(source: str, folder: Path, image_px: int | None) -> LoadedBackbone:
-    for name in (_RECORD, _TIMM, _WEIGHTS):
+    for name in (RECORD, TIMM, _WEIGHTS):
         if not (folder / name).is_file():
-            is_theirs = (folder / _TIMM).is_file() and "model_type" in read_json(folder / _TIMM, (), _REMEDY)
+            is_theirs = (folder / TIMM).is_file() and "model_type" in read_json(folder / TIMM, (), REMEDY)
             others = (
                 f"{HF}FOLDER, since transformers wrote it"
                 if is_theirs
                 else "timm:local-dir:FOLDER if timm wrote it"
             )
             raise BackboneError(f"backbone '{source}' holds no {name}; open it as {others}")
-    record = read_json(folder / _RECORD, ("backbone",), _REMEDY)
-    timm_config = read_json(folder / _TIMM, ("architecture", "model_args", "pretrained_cfg"), _REMEDY)
+        inside(folder, folder / name)
+    timm_config, record = read_stated(folder)
     fixed = {"grad_checkpointing": False} | ({"image_px": image_px} if image_px is not None else {})
     try:
         config = load_recipe(BackboneConfig, {**record["backbone"], **fixed})
     except (RecipeError, TypeError) as error:
-        raise BackboneError(f"{folder / _RECORD} describes no backbone: {error}; {_REMEDY}") from error
+        raise BackboneError(f"{folder / RECORD} describes no backbone: {error}; {REMEDY}") from error
+    state = read_tensors(folder / _WEIGHTS)
+    _refuse_larger(timm_config, config, state, source)
     backbone = _build(timm_config, config)
-    load_weights(backbone, read_tensors(folder / _WEIGHTS), source)
+    load_weights(backbone, state, source)
     with (folder / _WEIGHTS).open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return LoadedBackbone(backbone.requires_grad_(False).eval(), config, source, record, digest, timm_config)
+
+
+def _refuse_larger(
+    timm_config: dict[str, Any], config: BackboneConfig, state: Mapping[str, torch.Tensor], source: str
+) -> None:
+    """Refuse a description of a network that has many more weights than are stored, before memory is taken for it."""
+    if config.depth <= MOST_BLOCKS:
+        with torch.device("meta"):
+            stated = sum(one.numel() for one in _build(timm_config, config).vit.parameters())
+        if stated <= 2 * sum(one.numel() for one in state.values()) + _SMALL:
+            return
+    raise BackboneError(f"config.json of '{source}' describes a larger network than its weights; {REMEDY}")
 
 
 def _from_foreign(source: str, foreign: Foreign, image_px: int | None) -> LoadedBackbone:
@@ -266,6 +284,11 @@ def _build(timm_config: dict[str, Any], config: BackboneConfig) -> Backbone:
         name, arguments = timm_config["architecture"], timm_config["model_args"]
         backbone = build_timm_architecture(name.removeprefix(_mark(config)), arguments, config)
     trained = timm_config["pretrained_cfg"]
+    if len(trained["mean"]) != len(backbone.mean):
+        raise BackboneError(
+            f"config.json normalizes {len(trained['mean'])} channels of a network that has {len(backbone.mean)};"
+            f" {REMEDY}"
+        )
     backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
     set_norm_eps(backbone, config.norm_eps)
     return backbone

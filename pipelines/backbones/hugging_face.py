@@ -27,6 +27,7 @@ from models.backbone import BackboneError
 from models.translation import architecture_of, translate
 from pipelines.backbones.foreign import Foreign, read_pickle, read_tensors, unwrapped
 from pipelines.runtime.json_files import read_json
+from pipelines.runtime.paths import inside
 
 HF = "hf:"
 KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
@@ -92,6 +93,8 @@ def read_hugging_face(name: str, image_px: int | None) -> Foreign:
         BackboneError: If it cannot be found, is no ViT of these kinds, or needs code of its own.
     """
     folder = _folder(name)
+    for file in [*folder.glob("*.json"), *folder.glob("model*.safetensors"), folder / "pytorch_model.bin"]:
+        inside(folder, file)
     config = _settings(_Config, folder / "config.json")
     kind = config.model_type
     if kind not in KINDS or config.auto_map:

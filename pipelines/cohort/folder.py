@@ -44,13 +44,16 @@ from pipelines.cohort.tables import (
     SERIES,
     CohortError,
     empty_table,
+    is_volume_id,
     read_table,
     write_table,
 )
 from pipelines.runtime.atomic import SharedPresence, exclusively, make_folder, waited_for, write_atomically
 from pipelines.runtime.json_files import read_json
+from pipelines.runtime.paths import inside
 from pipelines.runtime.progress import progress
 from transforms.body_grid import body_grid
+from transforms.numpy_file import UNREADABLE
 from transforms.refusal import Refusal
 
 SYNTHETIC = "synthetic"
@@ -60,7 +63,6 @@ CohortKind = Literal["real CT", "phantom", "synthetic slices"]
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+|(?=.*[a-f])(?=.*[0-9])[0-9a-f]{12,64}")
 """A UID, or the hash that some public collections put in its place."""
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class NoNodulesError(Refusal):
@@ -81,6 +83,8 @@ class Cohort:
     def __init__(self, root: Path) -> None:
         """Read the tables; use `Cohort.open`, which checks that they are there."""
         self.root = root
+        for name in ("series", "annotations", "nodules", "refused"):
+            inside(root, root / f"{name}.parquet")
         self.series = read_table(root / "series.parquet", SERIES)
         self.annotations = read_table(root / "annotations.parquet", ANNOTATIONS)
         self.nodules = read_table(root / "nodules.parquet", NODULES)
@@ -157,8 +161,8 @@ class Cohort:
                     f"cohort {self.root} has no {folder}/{volume_id}.npy; run `prepare` on it again"
                 )
             try:
-                mapped = np.lib.format.open_memmap(path, mode="r")
-            except (ValueError, EOFError, OSError) as error:
+                mapped = np.lib.format.open_memmap(inside(self.root, path), mode="r")
+            except (*UNREADABLE, OSError) as error:
                 raise CohortError(f"{path} is damaged or cannot be read; {REMEDY}") from error
             if not self._expected:
                 columns = (self.series[name] for name in ("volume_id", "shape", "sha256"))
@@ -357,11 +361,6 @@ def stored_uids(root: Path) -> frozenset[str]:
     rows = filter(None, map(_read_row, (root / "rows").glob("[!.]*.json")))
     uids = {str(row[name]) for row in rows for name in ("series_uid", "study_uid")}
     return frozenset(filter(_UID.fullmatch, uids))
-
-
-def is_volume_id(text: str) -> bool:
-    """Whether a text can be the id of a volume, and so the name of its files."""
-    return _ID.fullmatch(text) is not None
 
 
 def _is_cohort(root: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.body_grid import GRID, body_grid
+from transforms.numpy_file import UNREADABLE
 
 _YEAR_2000_S = 946_684_800
 _DAYS_30_YEARS_S = 30 * 365 * 86_400
@@ -90,5 +91,5 @@ def is_whole(root: Path, row: Mapping[Any, Any], anew: bool) -> bool:
             return not is_altered(paths["volumes"], volume, sha256)
         is_patch = row["kind"] == "patch"
         return voxel_sha256(volume) == sha256 and np.array_equal(body, body_grid(volume, is_patch))
-    except (OSError, ValueError, EOFError):
+    except (*UNREADABLE, OSError):
         return False

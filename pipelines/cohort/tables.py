@@ -1,7 +1,12 @@
 """The tables of a cohort: their columns and types, and how they reach the disk."""
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +41,8 @@ SERIES = pa.schema(
         ("origin", _TEXT),  # "" for CT, or what it was drawn as, where its source says it: see `Cohort.kind`
     ]
 )
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_MOST_CELLS = 100_000_000
 LATER = ("patient_key", "origin")
 """Text columns that older cohorts lack: "" there."""
 
@@ -82,6 +89,45 @@ REFUSED = pa.schema(
 )
 
 
+_ANY = pa.schema([])
+
+
+def _numbers(count: int, low: float) -> Callable[[Any], bool]:
+    def are_right(values: Any) -> bool:
+        return bool(
+            _is_list(values) and len(values) == count and np.isfinite(values).all() and min(values) > low
+        )
+
+    return are_right
+
+
+def _is_list(values: Any) -> bool:
+    return values is not None and not isinstance(values, float) and None not in list(values)
+
+
+def _matches(form: str) -> Callable[[Any], bool]:
+    return lambda text: isinstance(text, str) and re.fullmatch(form, text) is not None
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "volume_id": lambda text: isinstance(text, str) and is_volume_id(text),
+    "nodule_id": _matches(r"[^\0]*"),
+    "sha256": _matches("[0-9a-f]{64}"),
+    "shape": _numbers(3, 0),
+    "spacing_mm": _numbers(3, 0),
+    "affine_ras": _numbers(16, -math.inf),
+    "gaps": _is_list,
+    "slice_offsets_mm": _is_list,
+    "malignancy_ratings": _is_list,
+}
+"""What a cell must be for a row to be read; a table of others may hold anything."""
+
+
+def is_volume_id(text: str) -> bool:
+    """Whether a text can be the id of a volume, and so the name of its files."""
+    return _ID.fullmatch(text) is not None
+
+
 class CohortError(Refusal):
     """A cohort is not there, is of another version, or one of its files cannot be used."""
 
@@ -101,14 +147,43 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     if not path.is_file():
         return empty_table(schema)
     try:
-        frame: pd.DataFrame = pq.read_table(path).to_pandas()
-    except (pa.ArrowException, OSError) as error:
+        frame = read_parquet(path, schema)
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise CohortError(f"table {path} is damaged or cannot be read; prepare the cohort again") from error
     missing = [name for name in schema.names if name not in frame.columns]
     frame[[name for name in missing if name in LATER]] = ""
     missing = [name for name in missing if name not in LATER]
     if missing:
         raise CohortError(f"table {path} lacks the column {missing[0]}; prepare the cohort again")
+    for name in filter(frame.columns.__contains__, _FORMS):
+        right = frame[name].map(_FORMS[name])
+        if not right.all():
+            row = int(right.to_numpy(dtype=bool).argmin()) + 1
+            raise CohortError(f"table {path} holds in row {row} no valid {name}; prepare the cohort again")
+    return frame
+
+
+def read_parquet(path: Path, schema: pa.Schema = _ANY) -> pd.DataFrame:
+    """Read a Parquet file, after a look at its size: a few bytes can state billions of rows.
+
+    Args:
+        path: The file.
+        schema: Types of those columns that have one.
+
+    Raises:
+        CohortError: If it has more cells than any table here.
+        ArrowException, ValueError, OSError: If it is damaged or cannot be read.
+    """
+    stated = pq.read_metadata(path)
+    if stated.num_rows * max(stated.num_columns, 1) > _MOST_CELLS:
+        raise CohortError(
+            f"table {path} states {stated.num_rows} rows, more than any table here; write it again"
+        )
+    table = pq.read_table(path)
+    for number, name in enumerate(table.column_names):
+        if name in schema.names and table.schema.field(number).type != schema.field(name).type:
+            table = table.set_column(number, name, table.column(number).cast(schema.field(name).type))
+    frame: pd.DataFrame = table.to_pandas()
     return frame
 
 

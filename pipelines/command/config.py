@@ -22,6 +22,7 @@ from pipelines.tracking.old_names import current_keys
 from transforms.refusal import Refusal
 
 RECIPES = RESOURCES / "mlflow_projects" / "recipes"
+_MOST_SHOWN = 120
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 # A trailing underscore keeps a Python keyword (`from_`) writable; users type it without.
 _STRICT = ConfigDict(
@@ -190,7 +191,14 @@ def _from_text(key: str, text: str) -> Any:
     try:
         return yaml.load(text, _Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"recipe key '{key}' was given {text!r}, which is not a YAML value") from error
+        raise RecipeError(
+            f"recipe key '{key}' was given {_shown(text)}, which is not a YAML value"
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _near(key: str, known: list[str]) -> str:
@@ -207,13 +215,13 @@ def _sentence(error: ValidationError, known: list[str]) -> str:
     if first["type"] in _UNKNOWN:
         return f"unknown recipe key '{key}'{_near(key, known)}"
     if first["type"] == "dataclass_type":
-        return f"recipe key '{key}' is a section; it was given {first['input']!r}"
+        return f"recipe key '{key}' is a section; it was given {_shown(first['input'])}"
     if first["type"] == "value_error":
         return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
     # For a union type, such as a name or a number, pydantic reports one error for each part.
     reasons = [one["msg"] for one in errors if _key_of(one["loc"], known) == key]
     reason = " or ".join(f"{text[0].lower()}{text[1:]}" for text in dict.fromkeys(reasons))
-    return f"recipe key '{key}' was given {first['input']!r}: {reason}"
+    return f"recipe key '{key}' was given {_shown(first['input'])}: {reason}"
 
 
 def _key_of(place: tuple[int | str, ...], known: list[str]) -> str:

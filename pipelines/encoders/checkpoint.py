@@ -1,6 +1,8 @@
 """Weights that others saved: read without running anything of the file, and brought to the names of a module."""
 
 import pickle
+import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +28,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise EncoderError(f"there is no file of weights {path}")
     try:
-        with torch.serialization.safe_globals([Namespace]):  # trainers keep their options beside the weights
+        # Trainers keep their options beside the weights; the protocols of their pickles are read as well.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             tree: Any = (
                 load_file(path)
                 if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
+                else torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             )
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise EncoderError(f"weights {path.name} are damaged or no file of weights") from error
     except pickle.UnpicklingError as error:
         raise EncoderError(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.cohort.tables import read_parquet
 from transforms.refusal import Refusal
 
 SCHEME = "table:"
@@ -149,7 +150,7 @@ def _read(source: str, path: Path) -> pd.DataFrame:
         raise TableError(f"features={source} names no file that ends in {' or '.join(_FORMATS)}")
     try:
         if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
+            frame = read_parquet(path)
         else:
             frame = pd.read_csv(path, dtype={"nodule_id": str} | dict.fromkeys(OWNERS, str))
     except (

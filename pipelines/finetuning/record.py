@@ -39,11 +39,17 @@ def open_tuned(folder: Path, loaded: LoadedBackbone | None = None) -> Tuned:
         loaded: Its backbone; None: opened by the name that the folder states.
 
     Raises:
-        AdapterError: If it was trained on another backbone.
+        AdapterError: If it was trained on another backbone, or one that is fetched from elsewhere.
     """
     needed = (*_KEPT, "mm_per_px", "image_px", "backbone", "backbone_sha")
     record: dict[str, Any] = read_json(folder / _RECORD, needed, "fine-tune again")
-    loaded = loaded or open_backbone(record["backbone"], record["image_px"])
+    if loaded is None:
+        if str(record["backbone"]).startswith(("hf:", "timm:")):
+            raise AdapterError(
+                f"what was learned in {folder.name} belongs to backbone {record['backbone']}, which would be fetched"
+                " because a file names it; open it yourself, and give it"
+            )
+        loaded = open_backbone(str(record["backbone"]), record["image_px"])
     if loaded.sha256 != record["backbone_sha"]:
         raise AdapterError(
             f"what was learned in {folder.name} belongs to backbone {record['backbone']}, whose weights are not those"

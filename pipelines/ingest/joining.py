@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from pipelines.cohort.accounting import Accounting
-from pipelines.cohort.folder import is_volume_id
 from pipelines.cohort.pseudonyms import Pseudonyms
-from pipelines.cohort.tables import NODULES, empty_table
+from pipelines.cohort.tables import NODULES, empty_table, is_volume_id
 from pipelines.ingest.annotation_csv import COORDINATES, AnnotationTable
 from pipelines.ingest.config import Axes
 from transforms.geometry import VolumeGeometry, ras_to_lps

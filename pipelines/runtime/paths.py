@@ -1,9 +1,11 @@
-"""Location of the project on this machine, and its git."""
+"""Location of the project on this machine, and its git; what lies inside a folder."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from transforms.refusal import Refusal
 
 RESOURCES = Path(__file__).resolve().parents[2]
 """Folder of the packages: recipes, campaigns and shipped weights are read from here."""
@@ -25,6 +27,22 @@ def work_where_called() -> None:
             filter(None, [str(RESOURCES), os.environ.get("PYTHONPATH")])
         )
         sys.path.insert(0, str(RESOURCES))
+
+
+class OutsideError(Refusal):
+    """A file that should lie in a folder leads out of it, by its name or as a link."""
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """Return the path of a file that lies in a folder, links followed; in Hugging Face's cache, where they point.
+
+    Raises:
+        OutsideError: If it leads out of the folder: a folder of others could make any file of this machine its own.
+    """
+    root = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise OutsideError(f"{path} leads out of {folder}, which is not followed; put the file itself there")
+    return path
 
 
 def git(*arguments: str) -> str:

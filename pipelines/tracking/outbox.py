@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.runtime.atomic import make_folder, write_atomically, writing
+from pipelines.runtime.json_files import read_json
+from pipelines.runtime.paths import inside
 from transforms.refusal import Refusal
 
 Kind = Literal["batch", "file", "image", "dataset", "model", "status"]
@@ -92,8 +94,11 @@ class Outbox:
             return False
         waiting = self._waiting()
         for path in waiting:
+            stored = read_json(path, ("run_id", "kind"), "remove it: what it holds is lost")
+            if payload := stored.get("payload"):
+                inside(self.folder, Path(payload))  # Else a folder of others could name any file to be sent.
             try:
-                self._deliver(Record(**json.loads(path.read_text(encoding="utf-8"))))
+                self._deliver(Record(**stored))
             except (StoreAwayError, RunDeletedError) as error:
                 self._wait(error)
                 return False

@@ -18,9 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.cohort.folder import CohortKind, is_volume_id
+from pipelines.cohort.folder import CohortKind
 from pipelines.cohort.pseudonyms import REPLACED, Pseudonyms, is_fingerprint, lidc_scans
+from pipelines.cohort.tables import is_volume_id
 from pipelines.ingest.sources.found import Found, Job, SourceError
+from pipelines.runtime.paths import OutsideError, inside
 from transforms.geometry import spacing_of
 from transforms.png_slices import OFFSET, read_png_slices
 from transforms.refusal import RefusedFile, SeriesRefusedError, TransformError, refuse_if
@@ -120,8 +122,12 @@ def _checked_job(
         not all(math.isfinite(value) and value > 0 for value in spacing),
         "spacing_x, spacing_y or spacing_z is not a length above zero",
     )
-    outside = [path for path in rows["png_path"] if Path(path).is_absolute() or ".." in Path(path).parts]
-    refuse_if(outside, "png_path leads out of the folder of the index")
+    try:
+        for path in rows["png_path"]:
+            refuse_if(".." in Path(path).parts, "png_path leads out of the folder of the index")
+            inside(root, root / path)
+    except (OutsideError, ValueError):  # ValueError: a zero byte.
+        raise SeriesRefusedError("png_path leads out of the folder of the index") from None
     affine = _numbers(_only(rows, "affine_ras").split(), float)
     refuse_if(
         affine and not _has_spacing(affine, spacing),

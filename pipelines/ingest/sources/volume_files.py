@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.cohort.folder import is_volume_id
 from pipelines.cohort.pseudonyms import Pseudonyms, lidc_scans
+from pipelines.cohort.tables import is_volume_id
 from pipelines.ingest.annotation_csv import AnnotationTable, AnnotationTableError
 from pipelines.ingest.sources.found import Found, Job
 from pipelines.ingest.table_text import patients_by_series

@@ -1,0 +1,195 @@
+"""Change inputs at random and read each in a forked process; what fails is listed, and the same command goes on.
+
+python -m tests.mutations --out FOLDER [--kinds dicom,recipe,...] [--count N] [--through read|command] [--again]
+
+Each case is made from (seed, kind, number) alone. FOLDER/KIND-read.jsonl gets one line a case: read, refused, crash (an
+exception that is no refusal, or a message that is no sentence), hang (10 s of processor time) or memory (1 GB more than
+at the start). `--again NUMBER` repeats one case of one kind with its trace.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+MOST_S, MOST_MB = 10, 1000
+_WALL_S = 120.0
+"""Of a case that computes nothing and does not end either; other work on the machine must not make a hang."""
+_ENDINGS = {0: "read", 2: "refused", 3: "refused"}
+
+
+def _mb(key: str) -> float:
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+
+def _is_sentence(text: str) -> bool:
+    from tests.mutations.change import SECRET
+
+    return (
+        10 < len(text) < 1500 and "\n" not in text.strip() and "Traceback" not in text and SECRET not in text
+    )
+
+
+def _outcome(kind: Any, folder: Path, shared: Path, through: str) -> tuple[str, str]:
+    """Read a case here and return what came of it."""
+    from transforms.refusal import Refusal, SeriesRefusedError
+
+    try:
+        if through == "read":
+            kind.read(folder, shared)
+            return "read", ""
+        return _by_command(*kind.command(folder, shared), folder)
+    except (Refusal, SeriesRefusedError) as refusal:
+        said = " ".join(str(refusal).split())
+        return ("refused" if _is_sentence(said) else "crash"), said[:300]
+    except MemoryError:
+        return "memory", traceback.format_exc()[-600:]
+    except BaseException:
+        return "crash", traceback.format_exc()[-1500:]
+
+
+def _by_command(name: str, arguments: list[str], folder: Path) -> tuple[str, str]:
+    """Call the command line's own function, in this process, with a store of its own."""
+    from pipelines.command.cli import main
+
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    os.chdir(folder)
+    said = open(folder / "said.txt", "w+", encoding="utf-8")
+    sys.stdout = sys.stderr = said
+    try:
+        main(name, arguments)
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    said.flush()
+    lines = (folder / "said.txt").read_text().strip().splitlines()
+    last = lines[-1] if lines else ""
+    outcome = _ENDINGS.get(code, "crash")
+    is_said = outcome != "refused" or _is_sentence(last)
+    return (outcome if is_said else "crash"), f"exit {code}: {last[:300]}"
+
+
+def _one(name: str, number: int, seed: int, base: Path, through: str) -> dict[str, Any]:
+    """Make a case, read it in a fork, and return its line."""
+    from tests.mutations.kinds import KINDS
+
+    kind, began = KINDS[name], time.monotonic()
+    with tempfile.TemporaryDirectory(dir=base) as scratch:
+        folder, report = Path(scratch) / "case", Path(scratch) / "report.json"
+        pid = os.fork()
+        if not pid:
+            try:
+                shutil.copytree(base / name, folder)
+                kind.change(random.Random(f"{seed}/{name}/{number}"), folder)
+                Path("/proc/self/clear_refs").write_text("5")
+                before = _mb("VmRSS")
+                resource.setrlimit(resource.RLIMIT_AS, (int((_mb("VmSize") + 4000) * 2**20),) * 2)
+                used = int(time.process_time())
+                resource.setrlimit(resource.RLIMIT_CPU, (used + MOST_S + 1, used + MOST_S + 2))
+                outcome, said = _outcome(kind, folder, base / "shared", through)
+                peak = _mb("VmHWM") - before
+                if peak > MOST_MB:
+                    outcome, said = "memory", f"{peak:.0f} MB; {outcome}: {said}"
+                report.write_text(json.dumps({"outcome": outcome, "said": said, "mb": round(peak)}))
+            finally:
+                os._exit(0)
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+            if time.monotonic() - began > _WALL_S:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+                break
+        found = (
+            json.loads(report.read_text()) if report.is_file() else {"outcome": "hang", "said": "", "mb": 0}
+        )
+    return {"number": number, "seconds": round(time.monotonic() - began, 2), **found}
+
+
+def make_bases(base: Path, names: list[str]) -> None:
+    """Make what is changed, once, in a fork: threads that start there do not trouble the forks that follow."""
+    if all((base / f"{name}.done").exists() for name in names):
+        return
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            from tests.mutations.kinds import KINDS, make_shared
+
+            if not (base / "shared" / "cohort" / "series.parquet").is_file():
+                make_shared(base / "shared")
+            for name in names:
+                if not (base / f"{name}.done").exists():
+                    shutil.rmtree(base / name, ignore_errors=True)
+                    (base / name).mkdir(parents=True)
+                    KINDS[name].make(base / name, base / "shared")
+                    (base / f"{name}.done").touch()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("the inputs to change could not be made")
+
+
+def run(
+    base: Path, names: list[str], count: int, seed: int, through: str = "read"
+) -> dict[str, Counter[str]]:
+    """Run the cases that have no line yet, and return how all of them ended, by kind."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(base / "config")}
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{base}/mlflow.db"
+    import torch
+
+    torch.set_num_threads(1)
+    (base / "config").mkdir(parents=True, exist_ok=True)
+    make_bases(base, names)
+    ended = {}
+    for name in names:
+        log = base / f"{name}-{through}.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        done = {line["number"] for line in lines}
+        with log.open("a", encoding="utf-8") as file:
+            for number in range(count):
+                if number not in done:
+                    lines.append(_one(name, number, seed, base, through))
+                    file.write(json.dumps(lines[-1]) + "\n")
+                    file.flush()
+        ended[name] = Counter(line["outcome"] for line in lines if line["number"] < count)
+    return ended
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kinds", default="dicom,recipe,campaign,cohort,checkpoint,backbone,table")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--through", choices=["read", "command"], default="read")
+    parser.add_argument("--again", type=int, default=-1)
+    given = parser.parse_args()
+    base, names = given.out.resolve(), given.kinds.split(",")
+    if given.again >= 0:
+        run(base, names, 0, given.seed)
+        print(
+            json.dumps(_one(names[0], given.again, given.seed, base, given.through), indent=1).replace(
+                "\\n", "\n"
+            )
+        )
+        return
+    for name, ended in run(base, names, given.count, given.seed, given.through).items():
+        print(f"{name:12} {sum(ended.values()):6} cases: {dict(ended)}")
+
+
+if __name__ == "__main__":
+    main()
