@@ -122,12 +122,7 @@ def _checked_job(
         not all(math.isfinite(value) and value > 0 for value in spacing),
         "spacing_x, spacing_y or spacing_z is not a length above zero",
     )
-    try:
-        for path in rows["png_path"]:
-            refuse_if(".." in Path(path).parts, "png_path leads out of the folder of the index")
-            inside(root, root / path)
-    except (OutsideError, ValueError):  # ValueError: a zero byte.
-        raise SeriesRefusedError("png_path leads out of the folder of the index") from None
+    _refuse_outside(rows["png_path"], root)
     affine = _numbers(_only(rows, "affine_ras").split(), float)
     refuse_if(
         affine and not _has_spacing(affine, spacing),
@@ -170,6 +165,16 @@ def _checked_job(
         manufacturer=_only(rows, "manufacturer"),
         kernel=_only(rows, "kernel"),
     )
+
+
+def _refuse_outside(paths: Iterable[str], root: Path) -> None:
+    reason = "png_path leads out of the folder of the index"
+    try:
+        for path in paths:
+            refuse_if(".." in Path(path).parts, reason)
+            inside(root, root / path)
+    except (OutsideError, ValueError):  # ValueError: a zero byte.
+        raise SeriesRefusedError(reason) from None
 
 
 def _numbers(texts: Iterable[str], kind: Callable[[str], N]) -> tuple[N, ...]:
