@@ -11,7 +11,7 @@ from typing import IO
 
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import Tag
-from pipelines.tracking.reading import StoredRun, compare_page, newest_run
+from pipelines.tracking.reading import StoredRun, compare_page, how_served, newest_run
 from probes.statistics.estimate import Estimate
 
 LEARNS = ("optim.teacher_temp=0.02",)
@@ -126,8 +126,9 @@ def main() -> int:
     statuses = [run.tags[Tag.STATUS] for run in trained]
     print("\n" + table(columns, statuses))
     print("\nA phantom shows that the pipeline works; these results do not apply to patients.")
-    print("Compare the two runs in the browser:  make ui")
-    print(f"then open  {compare_page([run.run_id for run in trained], trained[0].experiment_id)}")
+    command = how_served()
+    print(f"Compare the two runs in the browser:  {f'{command}, then open' if command else ''}")
+    print(compare_page([run.run_id for run in trained], trained[0].experiment_id))
     return 0
 
 

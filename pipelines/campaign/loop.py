@@ -19,7 +19,7 @@ from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
-from pipelines.tracking.reading import compare_page, read_run
+from pipelines.tracking.reading import compare_page, how_served, read_run
 from pipelines.tracking.store import tracking_uri
 
 _STEPS_EVERY_S = 10.0
@@ -169,7 +169,7 @@ class CampaignLoop:
         waiting = [r for r in records if not r.is_open and not r.is_done and r.run_id not in self.given_up]
         if len(waiting) < slots:
             waiting += self.research.propose(records)
-        is_any = False
+        is_any = bool(waiting) and not self.executor.parallel  # Another campaign has the devices: look again.
         while slots > 0 and waiting and not self.is_over_budget:
             record = waiting.pop(0)
             used = record.hours(self.record.now())
@@ -265,7 +265,10 @@ class CampaignLoop:
         page = compare_page(
             [record.run_id for record in records if record.attempt], self.record.experiment_id
         )
-        print(f"Compare the arms in the browser:  make ui\nthen open  {page}")
+        print("Compare the arms in the browser:")
+        if command := how_served():
+            print(f"{command}\nthen open")
+        print(page)
         if status == "complete":
             if not parent.is_wrapped:
                 parent.finish("FINISHED")

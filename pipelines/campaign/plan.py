@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 from pipelines.campaign.arms import Arm
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.spec import CampaignError, CampaignSpec
+from pipelines.cohort.tables import CohortError
+from pipelines.cohort.union import open_cohorts
 from pipelines.command.recorded import whole_configuration
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
@@ -84,26 +87,44 @@ def training_speed(
 ) -> tuple[float, str]:
     """Return an arm's training slices per second and the source of this value; 0 when it is unknown.
 
-    Finished runs of this recipe and this network come first, then the value in the campaign's file. Runs of other
-    networks are not used: a ViT-S and a ViT-L differ too much in speed.
+    Finished runs of this recipe and this network, on the same kind of cohort, come first, then the value in the
+    campaign's file. Other runs are not used: a ViT-S and a ViT-L differ too much in speed, and so do slices of 64 px
+    and of 512 px.
     """
     if "accumulation" not in asked:
         return 0.0, "from resources.stage_hours of the file"
     recipe = Path(spec.recipe).stem
-    timed = [run for run in runs if run.tags.get(Tag.RECIPE) == recipe and run.metrics.get(_SPEED, 0.0) > 0]
+    kind = _kind_of(str(asked["cohort"]))
+    timed = [
+        run
+        for run in runs
+        if run.tags.get(Tag.RECIPE) == recipe
+        and run.metrics.get(_SPEED, 0.0) > 0
+        and (run.tags.get(Tag.COHORT_KIND) == kind if kind else run.params.get("cohort") == asked["cohort"])
+    ]
     wanted = {key: str(asked[key]) for key in _SETS_SPEED}
     flat = {f"backbone.{key}": "0" for key in ("image_depth_px", "patch_depth_px")}  # of runs from before 3D
     alike = [
         run.metrics[_SPEED] for run in timed if wanted.items() <= (flat | whole_configuration(run)).items()
     ]
     if alike:
-        return statistics.median(alike), f"from the speed of {len(alike)} finished runs of recipe {recipe}"
+        of = f"recipe {recipe} on {kind or asked['cohort']}"
+        return statistics.median(alike), f"from the speed of {len(alike)} finished runs of {of}"
     if spec.resources.slices_per_s:
         return (
             spec.resources.slices_per_s,
             f"from {spec.resources.slices_per_s:g} slices/s given in the file",
         )
     return 0.0, "speed unknown: finish one run of the recipe, or set resources.slices_per_s"
+
+
+@cache
+def _kind_of(cohort: str) -> str:
+    """Return what a cohort is made of; "" where it is not on this machine."""
+    try:
+        return open_cohorts(cohort).kind
+    except CohortError:
+        return ""
 
 
 def arm_hours(

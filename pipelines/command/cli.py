@@ -26,7 +26,7 @@ from pipelines.command.help import describe
 from pipelines.runtime.interrupts import Interrupted, watch_deadline
 from pipelines.runtime.launch import launch
 from pipelines.runtime.machine import refusal_of
-from pipelines.runtime.paths import IS_CHECKOUT, work_where_called
+from pipelines.runtime.paths import work_where_called
 from pipelines.runtime.silence import never_silent
 from pipelines.tracking.names import Tag
 from pipelines.tracking.outbox import StoreAwayError
@@ -185,13 +185,13 @@ def _log_configuration(run: Run, name: str, config: Any, recipe: str, arguments:
 
 def _say_what_came_out(run: Run, name: str, config: Any) -> None:
     """Write the description of a run that is done, and print where it is seen and what usually follows."""
-    from pipelines.tracking.store import shown_store
+    from pipelines.tracking.reading import how_served
 
     step = next_step(name, config, run.run_id)
     with contextlib.suppress(StoreAwayError):  # Its figures are logged, or wait to be.
         if page := run.describe(step):
-            server = "make ui" if IS_CHECKOUT else f"mlflow ui --backend-store-uri {shown_store()}"
-            print(f"{f'next: {step}; ' if step else ''}seen by `{server}` at {page}")
+            by = f"by `{command}` " if (command := how_served()) else ""
+            print(f"{f'next: {step}; ' if step else ''}seen {by}at {page}")
 
 
 def _not_stored(config: Any) -> dict[str, str]:

@@ -11,6 +11,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 
+from pipelines.runtime.paths import IS_CHECKOUT
 from pipelines.tracking.names import Tag
 from pipelines.tracking.old_names import PARAMETER, current_metric, current_params
 from pipelines.tracking.store import (
@@ -18,6 +19,7 @@ from pipelines.tracking.store import (
     NotInStoreError,
     answering,
     client,
+    default_uri,
     shown_store,
     status_code,
     tracking_uri,
@@ -193,7 +195,22 @@ def runs_page(experiment_id: str) -> str:
     return f"{_server()}/#/experiments/{experiment_id}?workflowType=machine_learning"
 
 
+def how_served() -> str:
+    """Return the command that serves the pages of the store in use; "" where a server does."""
+    if is_served():
+        return ""
+    if IS_CHECKOUT and tracking_uri() == default_uri():
+        return "make ui"
+    return f"mlflow ui --backend-store-uri {shown_store()}"
+
+
+def is_served() -> bool:
+    """Whether the store in use is a server."""
+    return tracking_uri().startswith(("http://", "https://"))
+
+
 def _server() -> str:
-    """The server of the store in use; of a file, the one that `make ui` starts."""
-    store = shown_store()
-    return store.rstrip("/") if store.startswith("http") else "http://127.0.0.1:5000"
+    """The server of the store in use, without a user and password; of a file, the one that `how_served` starts."""
+    if not is_served():
+        return "http://127.0.0.1:5000"
+    return shown_store().replace("***@", "").partition("?")[0].rstrip("/")

@@ -42,7 +42,12 @@ class NotInStoreError(StoreRefusedError):
 
 def tracking_uri() -> str:
     """Return the address of the store in use: MLFLOW_TRACKING_URI, else sqlite in the project folder."""
-    return os.environ.get(STORE_ENV) or f"{_SQLITE}{PROJECT_ROOT / 'mlflow.db'}"
+    return os.environ.get(STORE_ENV) or default_uri()
+
+
+def default_uri() -> str:
+    """Return the address of the store in the project folder, which `make ui` serves."""
+    return f"{_SQLITE}{PROJECT_ROOT / 'mlflow.db'}"
 
 
 def uri_of_mlflow() -> str:

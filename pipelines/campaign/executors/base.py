@@ -13,10 +13,12 @@ class Executor(Protocol):
     Handles are text that another process can use: by them a restarted campaign finds its arms again.
     """
 
-    parallel: int
-    """Largest number of arms at the same time."""
     poll_s: float
     """Seconds between two polls of the jobs."""
+
+    @property
+    def parallel(self) -> int:
+        """Largest number of arms at the same time; 0 while others use every device that one needs."""
 
     def submit(self, plan: ArmPlan) -> str:
         """Start an arm and return the handle of its job."""

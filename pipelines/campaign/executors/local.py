@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines.campaign.arm import PLAN_ENV, ArmPlan
 from pipelines.campaign.executors.base import JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
-from pipelines.runtime.atomic import make_folder
+from pipelines.runtime.atomic import exclusively, make_folder
 from pipelines.runtime.interrupts import GRACE_S
 from pipelines.runtime.paths import PROJECT_ROOT
 
@@ -44,17 +44,37 @@ class LocalExecutor:
             )
         cores = len(os.sched_getaffinity(0))
         fitting = len(self.devices) // resources.gpus if resources.gpus else cores // max(resources.cpus, 1)
-        self.parallel = parallel or max(fitting, 1)
+        self._most = parallel or max(fitting, 1)
         if resources.gpus:
-            self.parallel = min(self.parallel, fitting)
-        self.threads = max(cores // self.parallel, 1)
+            self._most = min(self._most, fitting)
+        self.threads = max(cores // self._most, 1)
         self._canceled_at: dict[str, float] = {}
+        if others := len(self._running()) - len(self._running_here()):
+            shared = (
+                "its GPUs are shared out among all" if resources.gpus else "its cores are not divided anew"
+            )
+            print(f"{others} arms of other campaigns run on this machine: {shared}")
+
+    @property
+    def parallel(self) -> int:
+        """Arms of this campaign at the same time: as many as have devices, which other campaigns of here use too."""
+        if not self.gpus_each:
+            return self._most
+        return min(self._most, len(self._running_here()) + len(self._free_devices()) // self.gpus_each)
 
     def submit(self, plan: ArmPlan) -> str:
         """Start the arm's process, which inherits the job's lock."""
         folder = self.folder / plan.name
         make_folder(folder)
-        devices = self._free_devices()
+        with exclusively(self.folder.parent / "devices.lock"):
+            return self._started(plan, folder, self._free_devices()[: self.gpus_each])
+
+    def _started(self, plan: ArmPlan, folder: Path, devices: list[str]) -> str:
+        if len(devices) < self.gpus_each:
+            raise CampaignError(
+                f"the GPUs of this machine were taken by an arm of another campaign just now; {plan.arm} needs"
+                f" {self.gpus_each}, and the same command goes on when they are free"
+            )
         with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / "devices").write_text(",".join(devices), encoding="ascii")
@@ -113,14 +133,21 @@ class LocalExecutor:
         path = Path(handle) / "pid"
         return int(path.read_text(encoding="ascii") or 0) if path.is_file() else 0
 
+    def _running(self) -> list[Path]:
+        """Return the folders of the arms that run, of every campaign whose jobs lie beside this one's."""
+        jobs = [path.parent for path in self.folder.parent.glob("*/*/devices")]
+        return [job for job in jobs if self.poll(str(job)) == "running"]
+
+    def _running_here(self) -> list[Path]:
+        return [job for job in self._running() if job.parent == self.folder]
+
     def _free_devices(self) -> list[str]:
         taken = {
             device
-            for path in self.folder.glob("*/devices")
-            if self.poll(str(path.parent)) == "running"
-            for device in path.read_text(encoding="ascii").split(",")
+            for job in self._running()
+            for device in (job / "devices").read_text(encoding="ascii").split(",")
         }
-        return [device for device in self.devices if device not in taken][: self.gpus_each]
+        return [device for device in self.devices if device not in taken]
 
 
 def visible_gpus() -> list[str]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ from pipelines.campaign import arm as arm_process, run as campaign
 from pipelines.campaign.arm import ArmPlan
 from pipelines.campaign.arms import check_arguments, expand, stage_arguments
 from pipelines.campaign.executors.local import LocalExecutor
-from pipelines.campaign.plan import arm_hours, check_store, plan_table
+from pipelines.campaign.plan import arm_hours, check_store, plan_table, training_speed
 from pipelines.campaign.records import find_parent
 from pipelines.campaign.run import CampaignConfig, alone, run_campaign
 from pipelines.campaign.spec import CampaignError, ResourcesSpec, load_campaign
+from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import CohortError
 from pipelines.command.cli import run_entry_point
 from pipelines.runtime.interrupts import DEADLINE_ENV
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.arms import ArmRecord, read_arms
 from pipelines.tracking.heartbeat import HOURS
+from pipelines.tracking.reading import StoredRun, compare_page, how_served, search_runs
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import client
 from tests.processes import WAIT_S, OpenProcess, wait_until
@@ -211,6 +214,44 @@ def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path
         run.log_metrics({"perf/slices_per_s": speed})
         run.finish("FINISHED")
         assert f"{shown:7.3f} h" in plan_table(spec, arms_, [configuration])
+
+
+def test_hours_are_estimated_from_runs_on_the_same_kind_of_cohort_alone(
+    own_store: Path, small_cohort: Cohort
+) -> None:
+    spec = replace(load_campaign("article_vit_l"), cohort=str(small_cohort.root))
+    line = stage_arguments(spec, expand(spec)[0], ["0"])[0]
+    configuration = check_arguments([("a", *line)])[0]
+    for kind, speed in ((small_cohort.kind, 30.0), ("real CT", 300.0)):
+        run = Run.start("pretrain")
+        run.log_params(configuration)
+        run.set_tags({"dinox.recipe": spec.recipe, "dinox.cohort_kind": kind})
+        run.log_metrics({"perf/slices_per_s": speed})
+        run.finish("FINISHED")
+    runs = search_runs(StoredRun, "tags.`dinox.entry_point` = 'pretrain'")
+    speed, source = training_speed(spec, configuration, runs)
+    assert speed == 30.0
+    assert source.endswith(f"on {small_cohort.kind}")
+
+
+@pytest.mark.parametrize(
+    ("store", "command", "begins"),
+    [
+        ("http://me:secret@host:5001/ml", "", "http://host:5001/ml/#/compare-runs?"),
+        (
+            "sqlite:////elsewhere/x.db",
+            "mlflow ui --backend-store-uri sqlite:////elsewhere/x.db",
+            "http://127.0.0.1:5000/#",
+        ),
+        ("", "make ui", "http://127.0.0.1:5000/#/compare-runs?"),
+    ],
+)
+def test_the_page_that_compares_arms_is_one_of_the_store_in_use(
+    monkeypatch: pytest.MonkeyPatch, store: str, command: str, begins: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert how_served() == command
+    assert compare_page(["a", "b"], "1").startswith(begins)
 
 
 def test_two_calls_never_run_one_campaign_at_once(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Executors: the task that a rented machine gets, what keeps a campaign off it, and Slurm for real."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -156,9 +157,35 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert visible_gpus() == ["2", "5", "7"]
     executor = LocalExecutor(ResourcesSpec(gpus=2), 0, tmp_path)
     assert executor.parallel == 1
-    assert executor._free_devices() == ["2", "5"]
+    assert executor._free_devices() == ["2", "5", "7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert visible_gpus() == []
+
+
+def test_campaigns_of_several_names_share_the_devices_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    job = tmp_path / "other-campaign" / "its-arm-1"
+    job.mkdir(parents=True)
+    (job / "devices").write_text("2,7")
+    with (job / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        executor = LocalExecutor(ResourcesSpec(gpus=1), 0, tmp_path / "this-campaign")
+        assert (
+            "1 arms of other campaigns run on this machine: its GPUs are shared out"
+            in capsys.readouterr().out
+        )
+        assert (executor.parallel, executor._free_devices()) == (1, ["5"])
+        (job / "devices").write_text("2,5,7")
+        assert executor.parallel == 0
+        with pytest.raises(
+            CampaignError, match="were taken by an arm of another campaign just now; a needs 1"
+        ):
+            executor.submit(PLAN)
+        LocalExecutor(ResourcesSpec(), 0, tmp_path / "this-campaign")
+        assert "its cores are not divided anew" in capsys.readouterr().out
+    assert (executor.parallel, executor._free_devices()) == (3, ["2", "5", "7"])
 
 
 def test_a_job_whose_lock_is_held_by_anybody_is_running_and_can_be_canceled(

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -202,9 +202,12 @@ def test_a_sentence_of_several_processes_keeps_its_code(
 
 
 class Server:
-    """MLflow's own server on a port of its own."""
+    """MLflow's own server on a port of its own, which proxies artifacts."""
 
-    def __init__(self, open_process: OpenProcess, folder: Path) -> None:
+    def __init__(
+        self, open_process: OpenProcess, folder: Path, words: Sequence[str] = (), **environment: str
+    ) -> None:
+        self.words, self.environment = words, environment
         self.open_process, self.port = open_process, free_port()
         self.folder, self.address = folder, f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -213,11 +216,11 @@ class Server:
         folder = self.folder
         words = ["server", "--port", str(self.port), "--workers", "1"]
         words += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-        words += ["--artifacts-destination", str(folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        words += ["--artifacts-destination", str(folder / "artifacts"), *self.words]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | self.environment
         with (folder / "server.log").open("ab") as log:
             command = [str(BIN / "mlflow"), *words]
-            self.process = self.open_process(command, env=environment, stdout=log, stderr=log)
+            self.process = self.open_process(command, cwd=folder, env=environment, stdout=log, stderr=log)
         wait_until(lambda: answers(self.port), self.process)
 
     def stop(self) -> None:
