@@ -207,7 +207,7 @@ def load_campaign(name_or_path: str) -> CampaignSpec:
         tree = read_yaml(find_recipe(name_or_path, CAMPAIGNS))
         arms = tree.pop("arms", None) or []
         if not isinstance(arms, list):
-            raise RecipeError(f"recipe key 'arms' is a list; it was given {arms!r}")
+            raise RecipeError(f"key 'arms' is a list; it was given {arms!r}")
         return load_recipe(
             CampaignSpec, tree | {"arms": [_arm(number, arm) for number, arm in enumerate(arms)]}
         )
@@ -218,13 +218,11 @@ def load_campaign(name_or_path: str) -> CampaignSpec:
 
 def _arm(number: int, tree: Any) -> ArmSpec:
     if not isinstance(tree, dict):
-        raise RecipeError(f"recipe key 'arms.{number}' is a mapping; it was given {tree!r}")
+        raise RecipeError(f"key 'arms.{number}' is a mapping; it was given {tree!r}")
     try:
         arm = load_recipe(ArmSpec, tree)
     except RecipeError as error:
         raise RecipeError(f"{error} (arm {tree.get('name', number)})") from error
     if not NAME.fullmatch(arm.name):
-        raise RecipeError(
-            f"recipe key 'arms.{number}.name' must be letters, digits and _.=- only, got {arm.name!r}"
-        )
+        raise RecipeError(f"key 'arms.{number}.name' must be letters, digits and _.=- only, got {arm.name!r}")
     return arm

@@ -124,7 +124,7 @@ def load_recipe(schema: type[C], tree: Mapping[str, Any], overrides: Sequence[tu
     for given, value in overrides:
         ((key, text),) = current_keys({given: value}).items()
         if key not in kinds:
-            raise RecipeError(f"unknown recipe key '{key}'{_near(key, list(kinds))}")
+            raise RecipeError(f"unknown key '{key}'{_near(key, list(kinds))}")
         _put(merged, key, text if _is_text(kinds[key]) else _from_text(key, text))
     reader: TypeAdapter[C] = adapter(typing.cast(Any, schema))
     try:
@@ -191,9 +191,7 @@ def _from_text(key: str, text: str) -> Any:
     try:
         return yaml.load(text, _Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(
-            f"recipe key '{key}' was given {_shown(text)}, which is not a YAML value"
-        ) from error
+        raise RecipeError(f"key '{key}' was given {_shown(text)}, which is not a YAML value") from error
 
 
 def _shown(value: Any) -> str:
@@ -213,15 +211,15 @@ def _sentence(error: ValidationError, known: list[str]) -> str:
     errors = sorted(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
     first, key = errors[0], _key_of(errors[0]["loc"], known)
     if first["type"] in _UNKNOWN:
-        return f"unknown recipe key '{key}'{_near(key, known)}"
+        return f"unknown key '{key}'{_near(key, known)}"
     if first["type"] == "dataclass_type":
-        return f"recipe key '{key}' is a section; it was given {_shown(first['input'])}"
+        return f"key '{key}' is a section; it was given {_shown(first['input'])}"
     if first["type"] == "value_error":
         return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
     # For a union type, such as a name or a number, pydantic reports one error for each part.
     reasons = [one["msg"] for one in errors if _key_of(one["loc"], known) == key]
     reason = " or ".join(f"{text[0].lower()}{text[1:]}" for text in dict.fromkeys(reasons))
-    return f"recipe key '{key}' was given {_shown(first['input'])}: {reason}"
+    return f"key '{key}' was given {_shown(first['input'])}: {reason}"
 
 
 def _key_of(place: tuple[int | str, ...], known: list[str]) -> str:

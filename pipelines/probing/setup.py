@@ -22,6 +22,7 @@ from pipelines.probing.readers import ProbeError, Reader
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_features
+from probes.statistics.estimate import Estimate
 from transforms.nodule_crop import CropSpec
 
 
@@ -256,4 +257,4 @@ def short_retrieval_table(table: pd.DataFrame) -> str:
 
 
 def _interval(row: Mapping[Hashable, Any], name: str) -> str:
-    return f"{row[name]:.3f} [{row[f'{name}_ci_low']:.3f}, {row[f'{name}_ci_high']:.3f}]"
+    return str(Estimate(row[name], row[f"{name}_ci_low"], row[f"{name}_ci_high"]))

@@ -19,7 +19,9 @@ class Estimate:
     ci_high: float
 
     def __str__(self) -> str:
-        """Render as `0.913 [0.890, 0.935]`."""
+        """Render as `0.913 [0.890, 0.935]`, or `0.913 (no interval)` where too few were measured for one."""
+        if np.isnan(self.ci_low):
+            return f"{self.value:.3f} (no interval)"
         return f"{self.value:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}]"
 
     def named(self, name: str) -> dict[str, float]:

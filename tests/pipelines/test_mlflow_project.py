@@ -112,7 +112,7 @@ def test_a_misspelt_key_fails_the_run_with_one_sentence(
     # What `mlflow run` calls, which then ends with 1.
     with pytest.raises(ExecutionException):
         mlflow.projects.run(str(ROOT), "pretrain", parameters={"stpes": "20"})
-    sentence = "unknown recipe key 'stpes'; did you mean 'steps'?"
+    sentence = "unknown key 'stpes'; did you mean 'steps'?"
     assert sentence in capfd.readouterr().err
     newest = runs(store)[0]
     assert (newest.info.status, newest.data.tags["dinox.error"]) == ("FAILED", sentence)

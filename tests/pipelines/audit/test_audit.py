@@ -177,7 +177,7 @@ def test_names_are_read_as_the_probe_reads_them() -> None:
     own = probe_config(config, "timm:vit+window=full+size_mm=24")
     assert (own.backbone, own.window, own.size_mm) == ("timm:vit", "full", 24.0)
     assert probe_config(config, "timm:vit").size_mm == 40.0
-    with pytest.raises(RecipeError, match="unknown recipe key 'windw'"):
+    with pytest.raises(RecipeError, match="unknown key 'windw'"):
         probe_config(config, "timm:vit+windw=full")
     with pytest.raises(RecipeError, match="window=full is an option of backbones"):
         probe_config(config, "astra+window=full")

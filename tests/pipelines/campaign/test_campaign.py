@@ -155,7 +155,7 @@ def test_the_budget_stops_a_campaign_and_only_its_file_can_raise_it(
     [
         (["--executor", "cluster"], {}, "'cluster': input should be 'local', 'submitit' or"),
         (["--parallel", "-2"], {}, "'parallel' was given -2"),
-        ([], {"arms": [{"name": "a", "overrides": {"lrr": 1}}]}, "unknown recipe key 'lrr'"),
+        ([], {"arms": [{"name": "a", "overrides": {"lrr": 1}}]}, "unknown key 'lrr'"),
         ([], {"arms": [{"name": "a"}, {"name": "b"}]}, "arms a and b are alike"),
         ([], {"arms": [{"name": "a", "grid": {"lr": []}}]}, "expands to no arms"),
         ([], {"budget": {"cost": 1.0}, "price_per_hour": -1}, "price_per_hour is missing"),
@@ -168,7 +168,7 @@ def test_the_budget_stops_a_campaign_and_only_its_file_can_raise_it(
             },
             "the backbone of x/y, which has not finished",
         ),
-        (["--budget", "100"], {}, "unknown recipe key 'budget'"),
+        (["--budget", "100"], {}, "unknown key 'budget'"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_nothing_is_submitted(

@@ -201,9 +201,7 @@ def test_two_arms_alike_are_refused_by_what_they_resolve_to(tmp_path: Path) -> N
 
 def test_a_key_that_no_entry_point_knows_names_its_arm(tmp_path: Path) -> None:
     spec = written(tmp_path, arms=[{"name": "a", "overrides": {"lrr": 1}}])
-    with pytest.raises(
-        RecipeError, match=r"unknown recipe key 'lrr'; did you mean 'lr'\? \(arm a, rehearsal\)"
-    ):
+    with pytest.raises(RecipeError, match=r"unknown key 'lrr'; did you mean 'lr'\? \(arm a, rehearsal\)"):
         check_arguments([("a", *line) for line in stage_arguments(spec, expand(spec)[0], ["0"])])
 
 

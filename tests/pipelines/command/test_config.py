@@ -78,20 +78,20 @@ def test_text_stays_text_and_lists_become_tuples() -> None:
 @pytest.mark.parametrize(
     ("tree", "overrides", "sentence"),
     [
-        ({"stpes": 3}, [], "unknown recipe key 'stpes'; did you mean 'steps'?"),
-        ({}, [("optim.lrr", "1")], "unknown recipe key 'optim.lrr'; did you mean 'optim.lr'?"),
-        ({}, [("lr", "1")], "unknown recipe key 'lr'; did you mean 'optim.lr'?"),
-        ({"optim": {"knd": "a"}}, [], "unknown recipe key 'optim.knd'; did you mean 'optim.kind'?"),
-        ({"optim": 3}, [], "recipe key 'optim' is a section; it was given 3"),
-        ({"optim": 3}, [("optim.lr", "1")], "recipe key 'optim' is a section; it was given 3"),
-        ({"optim": None}, [], "recipe key 'optim' is a section; it was given None"),
-        ({"steps": "x", "stpes": 3}, [], "unknown recipe key 'stpes'; did you mean 'steps'?"),
-        ({1: 3}, [], "unknown recipe key '1'"),
-        ({"from_": "png"}, [], "unknown recipe key 'from_'; did you mean 'from'?"),
+        ({"stpes": 3}, [], "unknown key 'stpes'; did you mean 'steps'?"),
+        ({}, [("optim.lrr", "1")], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ({}, [("lr", "1")], "unknown key 'lr'; did you mean 'optim.lr'?"),
+        ({"optim": {"knd": "a"}}, [], "unknown key 'optim.knd'; did you mean 'optim.kind'?"),
+        ({"optim": 3}, [], "key 'optim' is a section; it was given 3"),
+        ({"optim": 3}, [("optim.lr", "1")], "key 'optim' is a section; it was given 3"),
+        ({"optim": None}, [], "key 'optim' is a section; it was given None"),
+        ({"steps": "x", "stpes": 3}, [], "unknown key 'stpes'; did you mean 'steps'?"),
+        ({1: 3}, [], "unknown key '1'"),
+        ({"from_": "png"}, [], "unknown key 'from_'; did you mean 'from'?"),
         (
             {"share": "third"},
             [],
-            "recipe key 'share' was given 'third': input should be 'half' or"
+            "key 'share' was given 'third': input should be 'half' or"
             " input should be a valid number, unable to parse string as a number",
         ),
         ({}, [("optim.lr", "-1")], "optim: lr must be above 0, got -1.0"),
@@ -107,7 +107,7 @@ def test_a_slip_is_answered_in_one_sentence(
 
 @pytest.mark.parametrize(("key", "text"), [("steps", "many"), ("optim.kind", "c"), ("optim.range_mm", "[1]")])
 def test_a_value_of_the_wrong_type_names_its_key(key: str, text: str) -> None:
-    with pytest.raises(RecipeError, match=f"recipe key '{key}.*' was given"):
+    with pytest.raises(RecipeError, match=f"key '{key}.*' was given"):
         load_recipe(Schema, {}, [(key, text)])
 
 
@@ -182,7 +182,7 @@ def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["2026-13-45", "[" * 1000, "9" * 5000, "{a: b: c}"])
 def test_an_override_that_is_no_yaml_value_names_its_key(text: str) -> None:
-    with pytest.raises(RecipeError, match=r"^recipe key 'steps' was given .*which is not a YAML value$"):
+    with pytest.raises(RecipeError, match=r"^key 'steps' was given .*which is not a YAML value$"):
         load_recipe(Schema, {}, [("steps", text)])
 
 
@@ -201,12 +201,12 @@ def test_a_command_line_that_is_no_list_of_options_is_refused(words: list[str]) 
             [("backbone.image_px", "71"), ("views.size_px", "71")],
             "71 is not a multiple of the patch of 14 px",
         ),
-        ([("accumulation", "0")], "recipe key 'accumulation' was given 0: input should be greater than 0"),
+        ([("accumulation", "0")], "key 'accumulation' was given 0: input should be greater than 0"),
         (
             [("backbone.heads", "0")],
-            "recipe key 'backbone.heads' was given 0: input should be greater than 0",
+            "key 'backbone.heads' was given 0: input should be greater than 0",
         ),
-        ([("seed", "-1")], "recipe key 'seed' was given -1: input should be greater than or equal to 0"),
+        ([("seed", "-1")], "key 'seed' was given -1: input should be greater than or equal to 0"),
         ([("holdout", "1.0")], "holdout is the share of patients held out"),
         (
             [

@@ -73,7 +73,7 @@ def test_a_run_that_mlflow_made_before_is_closed_with_the_sentence(
     run_id = store_in(own_store).create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     assert rehearse(raising(AssertionError("it ran")), "--stpes", "3") == 2
-    sentence = "unknown recipe key 'stpes'; did you mean 'steps'?"
+    sentence = "unknown key 'stpes'; did you mean 'steps'?"
     assert capsys.readouterr().err.strip() == sentence
     run = only_run(own_store)
     assert (run.info.run_id, run.info.status) == (run_id, "FAILED")

@@ -11,6 +11,7 @@ from probes.statistics.bootstrap import TooFewDrawsError, mean_difference, mean_
 from probes.statistics.calibration import decision_curve
 from probes.statistics.checks import TooFewError
 from probes.statistics.delong import delong_interval
+from probes.statistics.estimate import Estimate
 from probes.statistics.metrics import balanced_accuracy, sensitivity_at_90_specificity
 
 ONCE = np.ones((1, 4))
@@ -115,3 +116,8 @@ def test_a_scanner_is_told_apart_from_ten_patients_on(n_patients: int, left_out:
     names = np.array(["a"] * 12 + ["b"] * 12 + ["c"] * n_patients)
     features = np.random.default_rng(0).normal(size=(len(names), 3))
     assert identifiability(features, names, np.arange(len(names)))[1] == left_out
+
+
+def test_a_value_without_an_interval_says_so() -> None:
+    assert str(Estimate(0.0632, float("nan"), float("nan"))) == "0.063 (no interval)"
+    assert str(Estimate(0.9, 0.85, 0.95)) == "0.900 [0.850, 0.950]"
