@@ -110,8 +110,8 @@ def test_a_bug_is_raised_and_the_run_names_its_kind_alone(own_store: Path, error
 def test_ctrl_c_ends_with_130_and_the_run_killed(own_store: Path, open_process: OpenProcess) -> None:
     command, pipe = [sys.executable, "-W", "ignore", "-c", ENDLESS], subprocess.PIPE
     process = open_process(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True)
-    assert process.stdout.readline() == "rehearsal: starting\n"
-    assert process.stdout.readline() == "begun\n"
+    for line in iter(process.stdout.readline, "begun\n"):
+        assert line.startswith("rehearsal: ")  # On a busy machine also that it is at work.
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=WAIT_S)
     assert (process.returncode, said) == (130, "interrupted\n")
