@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,8 +14,6 @@ from PIL import Image
 from pipelines.cohort.folder import Cohort
 from pipelines.ingest.overview import SCALE_BAR_MM, Glance, in_most, look_at_cohort
 from pipelines.runtime.image_axes import image_axes
-
-matplotlib.use("Agg")
 
 _SHOWN_IN_FIGURE = 18
 _STYLE = """

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import cycle
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,8 +12,6 @@ from pipelines.tracking.description import HEADLINE, figure_of, last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.parameters import MACHINE
 from pipelines.tracking.reading import history
-
-matplotlib.use("Agg")
 
 _MOST_KEYS, _MOST_CURVES = 8, 8
 _DERIVED = {"status", "koleo", "campaign", "arm"}

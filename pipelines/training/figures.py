@@ -16,8 +16,6 @@ from pipelines.tracking.run import Run
 from pipelines.training.planes import Shown
 from transforms.views.config import ViewConfig
 
-matplotlib.use("Agg")
-
 _HEADS_SHOWN = 6
 _GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 _CURVES = {

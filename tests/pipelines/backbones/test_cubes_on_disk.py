@@ -210,9 +210,10 @@ def test_slices_farther_apart_than_in_the_pretraining_are_said_to_networks_that_
         config = config if is_told else dataclasses.replace(config, spacing="off")
         save_backbone(tmp_path / name, build_backbone(config), config, record)
         run = Tags()
-        tag_scale(
-            run, open_backbone(str(tmp_path / name)), np.array([0.4999999, 0.7500001]), np.array(slice_mm)
-        )
+        tag_scale(run, open_backbone(str(tmp_path / name)), np.array([0.495, 0.76]), np.array(slice_mm))
         assert (run.seen == {Tag.SCALE: "out of distribution"}) == (is_outside and is_told)
+        farther = Tags()
+        tag_scale(farther, open_backbone(str(tmp_path / name)), np.array([0.5, 0.78]))
+        assert farther.seen == {Tag.SCALE: "out of distribution"}
     said = capsys.readouterr().out
     assert ("1.00 .. 5.00 mm per slice, outside the 1.00 .. 2.50" in said) == is_outside
