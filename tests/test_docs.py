@@ -26,15 +26,33 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert site["strict"] is True
 
 
-def test_links_between_pages_lead_to_pages() -> None:
-    found = 0
-    for page in PAGES:
-        text = (DOCS / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-            if not target.startswith("http"):
-                assert (DOCS / page).parent.joinpath(target).is_file(), f"{page} links to {target}"
-                found += 1
+def prose_of(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as Python-Markdown makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", re.sub(r"[`*]", "", one)).strip().lower() for one in headings]
+    return {re.sub(r"[-\s]+", "-", one) for one in plain}
+
+
+def test_links_of_pages_and_their_anchors_lead_somewhere() -> None:
+    found = anchors = 0
+    root = DOCS.parent
+    pages = [DOCS / page for page in PAGES] + sorted(root.glob("*.md"))
+    for page in pages:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)", prose_of(page)):
+            if target.startswith(("http", "mailto:")):
+                continue
+            leads_to = page.parent / target if target else page
+            assert leads_to.is_file(), f"{page.name} links to {target}"
+            if anchor and leads_to.suffix == ".md":
+                assert anchor in anchors_of(leads_to), f"{page.name} links to {target}#{anchor}"
+                anchors += 1
+            found += 1
     assert found > 10
+    assert anchors > 1
 
 
 def test_files_that_pages_name_are_there() -> None:

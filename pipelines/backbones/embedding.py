@@ -44,6 +44,21 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
         print(f"{reasons.total()} files were left out, {count} of them because: {reason}")
 
 
+def columns_of(width: int) -> pa.Schema:
+    """Return the columns of a table of embeddings with features of this length; docs/tables.md says what they mean."""
+    return pa.schema(
+        [
+            pa.field("volume_id", pa.string()),
+            pa.field("patient_id", pa.string()),
+            pa.field("z", pa.int32()),
+            *(pa.field(f"{axis}_lps_mm", pa.float64()) for axis in "xyz"),
+            pa.field("mm_per_px", pa.float64()),
+            pa.field("is_replicated", pa.bool_()),
+            pa.field("features", pa.list_(pa.float32(), width)),
+        ]
+    )
+
+
 class _Table:
     """The rows of one run; volumes are written one by one, so memory holds one batch of slices."""
 
@@ -53,17 +68,8 @@ class _Table:
         self.n_volumes = self.n_slices = 0
         self.mm_per_px: list[float] = []
         width = loaded.backbone.embed_dim * (2 if config.features == "both" else 1)
-        fields = [
-            pa.field("volume_id", pa.string()),
-            pa.field("patient_id", pa.string()),
-            pa.field("z", pa.int32()),
-            *(pa.field(f"{axis}_lps_mm", pa.float64()) for axis in "xyz"),
-            pa.field("mm_per_px", pa.float64()),
-            pa.field("is_replicated", pa.bool_()),
-            pa.field("features", pa.list_(pa.float32(), width)),
-        ]
         self.schema = pa.schema(
-            fields,
+            columns_of(width),
             metadata={
                 "backbone": loaded.source,
                 "backbone_sha256": loaded.sha256,
