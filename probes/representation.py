@@ -7,6 +7,7 @@ from probes.heads.linear import mean_and_scale
 from probes.statistics.bootstrap import mean_with_interval
 from probes.statistics.checks import (
     Floats,
+    Ints,
     TooFewError,
     UnmeasurableError,
     binary_labels,
@@ -187,6 +188,29 @@ def knn_malignancy(
         nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
         scores[rows] = truth[nearest].mean(axis=1)
     return auroc_with_interval(truth, scores, patient_ids, seed=seed)
+
+
+def nearest_of_others(
+    features: npt.ArrayLike, patient_ids: npt.ArrayLike, rows: Ints, k: int
+) -> tuple[Ints, Floats]:
+    """Find the nearest samples of other patients, by cosine, as `knn_malignancy` does.
+
+    Args:
+        features: (N, D).
+        patient_ids: Patient of each sample, (N,).
+        rows: Samples whose neighbors are wanted, (q,).
+        k: How many; fewer are found where other patients have fewer.
+
+    Returns:
+        Rows of the neighbors, nearest first, and their cosines, (q, k) each.
+    """
+    unit = _unit(finite_features(features, np.size(patient_ids)))
+    patient = patient_index(patient_ids, len(unit))
+    k = min(k, len(unit) - int(np.bincount(patient).max()))
+    cosine = unit[rows] @ unit.T
+    cosine[patient[rows][:, None] == patient] = -np.inf
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return nearest, np.take_along_axis(cosine, nearest, axis=1)
 
 
 def principal_map(features: npt.ArrayLike) -> Floats:

@@ -26,6 +26,7 @@ ORDER = (
     "command",
     "lidc",
     "cohort",
+    "figures",
     "phantom",
     "ingest",
     "nodule",

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pipelines.audit.measures import Audited
 from pipelines.runtime.page import Block, Heading, Picture, Sentence, Table
+from pipelines.runtime.plot_style import REFERENCE, new_figure, stroke
 from pipelines.tracking.names import Tag
 
 STRATA = {"all": "all", "6-15 mm": "6-15 mm", "size: matched 1:2": "size-matched 1:2"}
@@ -221,21 +222,23 @@ def forest(audited: Sequence[Audited]) -> Figure:
         (f"{one.letter}, random weights", one, "random_weights") for one in audited if one.probed.inputs.twins
     ]
     lines += [(_ROWS[name], widest, name) for name in names]
-    figure = Figure(figsize=(8, 1 + 0.35 * len(lines)), layout="constrained")
+    figure = new_figure(7.0, 1.2 + 0.3 * len(lines), "Encoders and baselines")
     axis = figure.subplots()
-    for shift, stratum in ((-0.12, "all"), (0.12, "6-15 mm")):
+    for number, (shift, stratum) in enumerate(((-0.12, "all"), (0.12, "6-15 mm"))):
         found = [(place, one.row(name, stratum)) for place, (_, one, name) in enumerate(lines)]
         found = [(place, row) for place, row in found if np.isfinite(row.get("auroc", np.nan))]
         value = np.array([row["auroc"] for _, row in found])
         ends = np.array([[row[f"auroc_ci_{end}"] for _, row in found] for end in ("low", "high")])
         place = np.array([place + shift for place, _ in found])
         errors = np.abs(ends - value) if len(found) else None
-        axis.errorbar(value, place, xerr=errors, fmt="o", markersize=4, capsize=2, label=stratum)
+        own = stroke(number)
+        style: dict[str, Any] = {"color": own.color, "marker": own.marker, "linestyle": "none"}
+        axis.errorbar(value, place, xerr=errors, capsize=2, label=stratum, **style)
     axis.set_yticks(range(len(lines)), [label for label, _, _ in lines])
     axis.invert_yaxis()
-    axis.axvline(0.5, color="gray", linestyle=":")
+    axis.axvline(0.5, **REFERENCE)
     axis.set(xlabel="AUROC, 95% interval over patients")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

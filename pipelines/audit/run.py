@@ -18,7 +18,7 @@ from pipelines.audit.measures import (
     short,
 )
 from pipelines.audit.page import forest, page
-from pipelines.probing.figures import few_shot_figure
+from pipelines.figures.scores import few_shot_figure
 from pipelines.probing.malignancy import probe
 from pipelines.probing.readers import ProbeError
 from pipelines.probing.reading import open_sources

@@ -83,6 +83,17 @@ def render_rows(sample: SliceSample, rows: NDArray[np.int64], device: torch.devi
     return render_sample(sample, rows, device).global_views
 
 
+def directions_of(sample: SliceSample, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Directions in the patient (RAS) of the axes (z, y, x) of the two views that `render_sample` gives, (2, B, 3, 3).
+
+    Views are mirrored at random, and the x axis with them: where left is cannot be seen in the view itself.
+    """
+    is_flipped = draw_batch(sample.index, rows, sample.views, _VIEW_SEED, 0).is_flipped[:2]
+    directions = np.tile(sample.index.directions_ras(rows), (2, 1, 1, 1))
+    directions[..., 2, :] *= np.where(is_flipped, -1.0, 1.0)[..., None]
+    return directions
+
+
 @torch.no_grad()
 def encode_views(
     sample: SliceSample, backbones: Mapping[NetworkName, Backbone], device: torch.device, batch_size: int = 64

@@ -21,6 +21,11 @@ class DrawnBatch(NamedTuple):
     voxels: TripletBatch | CubeBatch
     draws: ViewDraws | CubeDraws
 
+    @property
+    def is_flipped(self) -> NDArray[np.bool_]:
+        """Which views are mirrored left to right, (V, B)."""
+        return self.draws.places.is_flipped if isinstance(self.draws, CubeDraws) else self.draws.is_flipped
+
     def render(self, device: torch.device, config: ViewConfig) -> Views:
         """Render the views on a device."""
         voxels = self.voxels.to(device, non_blocking=True)

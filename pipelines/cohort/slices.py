@@ -133,6 +133,14 @@ class SliceIndex:
             center_yx_px=torch.from_numpy(np.array(points, dtype=np.float64)),
         )
 
+    def directions_ras(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Directions in the patient of the axes (z, y, x) of some slices' volumes, (B, 3, 3): one a row, RAS."""
+        affines = self.cohort.series.set_index("volume_id")["affine_ras"]
+        axes = [
+            np.reshape(affines[self.volume_ids[volume]], (4, 4))[:3, :3].T for volume in self.volume[rows]
+        ]
+        return np.array(axes, dtype=np.float64).reshape(-1, 3, 3)
+
     def keys(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers that identify some slices in the random draws, the same for any choice of patients."""
         keys: NDArray[np.int64] = self._first_key[self.volume[rows]] + self.z[rows]

@@ -6,41 +6,45 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import cohen_kappa_score
 
-from probes.statistics.estimate import wilson_interval
+from pipelines.runtime.plot_style import BENIGN, MALIGNANT, new_figure
+from probes.statistics.bootstrap import patient_weights
+from probes.statistics.estimate import Estimate, wilson_interval
 
-BENIGN, MALIGNANT = "#4878a8", "#c8553d"
+_DRAWS = 1000
 _EDGES_MM = (3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
 
 
 def rules_figure(rules: pd.DataFrame) -> Figure:
     """Draw the nodules that each rule calls benign and malignant."""
-    figure = Figure(figsize=(8, 0.6 * len(rules) + 1.4), layout="constrained")
+    figure = new_figure(6.5, 0.45 * len(rules) + 1.3, "Nodules under each label rule")
     axis = figure.subplots()
-    axis.barh(rules["rule"], rules["benign"], color=BENIGN, label="benign")
+    axis.barh(rules["rule"], rules["benign"], color=BENIGN, label="benign", hatch="//")
     axis.barh(rules["rule"], rules["malignant"], left=rules["benign"], color=MALIGNANT, label="malignant")
     for place_y, row in enumerate(rules.to_dict("records")):
         text = f" {row['malignant']} + {row['benign']}; 3 is {row['fate_of_3']}"
-        axis.text(row["nodules"], place_y, text, va="center", fontsize=8)
+        axis.text(row["nodules"], place_y, text, va="center", fontsize=7)
     axis.set(xlim=(0, 1.45 * rules["nodules"].max()), xlabel="nodules (malignant + benign)")
     axis.invert_yaxis()
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(loc="lower right")
     return figure
 
 
 def malignancy_figure(nodules: pd.DataFrame) -> Figure:
     """Draw rating against diameter, and the share called malignant by diameter with Wilson intervals."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    n = f"{len(nodules)} nodules ({int(nodules['is_malignant'].sum())} malignant)"
+    figure = new_figure(7.2, 3.6, f"Rating and diameter, {n} of {nodules['patient_id'].nunique()} patients")
     left, right = figure.subplots(1, 2)
     diameter = nodules["diameter_mm"].to_numpy(dtype=np.float64)
     is_malignant = nodules["is_malignant"].to_numpy(dtype=bool)
     jitter = np.random.default_rng(0).uniform(-0.15, 0.15, len(nodules))
-    for chosen, color, name in ((~is_malignant, BENIGN, "benign"), (is_malignant, MALIGNANT, "malignant")):
+    kinds = ((~is_malignant, BENIGN, "o", "benign"), (is_malignant, MALIGNANT, "^", "malignant"))
+    for chosen, color, marker, name in kinds:
         rating = nodules["malignancy_rating"].to_numpy(dtype=np.float64)[chosen] + jitter[chosen]
-        left.scatter(diameter[chosen], rating, s=6, alpha=0.5, color=color, label=f"{name} ({chosen.sum()})")
+        style = {"s": 7, "alpha": 0.6, "color": color, "marker": marker, "linewidth": 0}
+        left.scatter(diameter[chosen], rating, label=f"{name} ({chosen.sum()})", **style)
     left.set_ylabel("rating of the rule (jittered)")
-    left.legend(fontsize=8)
+    left.legend()
     for low, high in pairwise(_EDGES_MM):
         inside = (diameter >= low) & (diameter < high)
         if inside.any():
@@ -50,7 +54,7 @@ def malignancy_figure(nodules: pd.DataFrame) -> Figure:
             right.plot(middle, share.value, "o", color=MALIGNANT)
             right.text(middle, -0.06, str(inside.sum()), ha="center", fontsize=7, color="gray")
     right.set(ylim=(-0.1, 1.02), ylabel="share malignant, 95% interval")
-    right.set_title("gray: number of nodules", fontsize=8)
+    right.set_title("gray: number of nodules")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="readers' mean diameter (mm)")
         axis.set_xticks([3, 5, 10, 20, 40], ["3", "5", "10", "20", "40"])
@@ -59,9 +63,12 @@ def malignancy_figure(nodules: pd.DataFrame) -> Figure:
 
 
 def agreement_figure(nodules: pd.DataFrame) -> Figure:
-    """Draw how often two readers' ratings coincide on the same nodule, with weighted kappa."""
-    counts = rating_pairs(nodules)
-    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+    """Draw how often two readers' ratings coincide on the same nodule, with weighted kappa and its interval."""
+    by_nodule = rating_pairs(nodules)
+    counts, n_shared = by_nodule.sum(axis=0), int((by_nodule.sum(axis=(1, 2)) > 0).sum())
+    found = agreement(by_nodule, nodules["patient_id"].to_numpy(dtype=np.str_))
+    title = f"Agreement of two readers on {n_shared} nodules"
+    figure = new_figure(4.8, 4.8, "\n".join([title, *(f"{name} {value}" for name, value in found.items())]))
     axis = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, origin="lower")
@@ -69,31 +76,58 @@ def agreement_figure(nodules: pd.DataFrame) -> Figure:
         for column in range(5):
             color = "white" if share[row, column] > 0.5 else "black"
             axis.text(
-                column, row, f"{share[row, column]:.2f}", ha="center", va="center", color=color, fontsize=8
+                column, row, f"{share[row, column]:.2f}", ha="center", va="center", color=color, fontsize=7
             )
     axis.set_xticks(range(5), [str(n) for n in range(1, 6)])
     axis.set_yticks(range(5), [f"{n + 1}\n({int(counts[n].sum())})" for n in range(5)])
     axis.set(xlabel="malignancy rating of another reader", ylabel="rating of a reader (pairs)")
-    axis.set_title(f"weighted kappa {weighted_kappa(counts):.2f}", fontsize=10)
     figure.colorbar(image, label="share of the row")
     return figure
 
 
 def rating_pairs(nodules: pd.DataFrame) -> NDArray[np.float64]:
-    """Count ordered pairs of malignancy ratings of two readers of one nodule, (5, 5)."""
-    counts = np.zeros((5, 5))
-    for ratings in nodules["malignancy_ratings"]:
+    """Count ordered pairs of malignancy ratings of two readers of each nodule, (n, 5, 5)."""
+    counts = np.zeros((len(nodules), 5, 5))
+    for own, ratings in zip(counts, nodules["malignancy_ratings"], strict=True):
         for one, other in permutations([int(r) for r in ratings], 2):
-            counts[one - 1, other - 1] += 1
+            own[one - 1, other - 1] += 1
     return counts
 
 
-def weighted_kappa(pairs: NDArray[np.float64]) -> float:
-    """Cohen's kappa with quadratic weights from counts of rating pairs (5, 5); NaN without pairs.
+def agreement(pairs: NDArray[np.float64], patient_ids: NDArray[np.str_]) -> dict[str, Estimate]:
+    """Return weighted kappa and the share of equal ratings, with 95% intervals over patients; nothing without pairs.
+
+    Args:
+        pairs: Of each nodule, (n, 5, 5).
+        patient_ids: Patient of each nodule, (n,).
+    """
+    if not pairs.any():
+        return {}
+    patients, number = np.unique(patient_ids, return_inverse=True)
+    by_patient = np.zeros((len(patients), 5, 5))
+    np.add.at(by_patient, number, pairs)
+    weights = np.concatenate(list(patient_weights(np.arange(len(patients)), _DRAWS, 0)))
+    drawn = np.tensordot(weights, by_patient, 1)
+    measures = {"weighted kappa": weighted_kappa, "equal ratings": _equal_share}
+    return {
+        name: Estimate(float(of(pairs.sum(axis=0))), *np.nanquantile(of(drawn), (0.025, 0.975)).tolist())
+        for name, of in measures.items()
+    }
+
+
+def weighted_kappa(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cohen's kappa with quadratic weights from counts of rating pairs (..., 5, 5); NaN without pairs.
 
     Source: Cohen 1968, doi 10.1037/h0026256.
     """
-    one, other = np.indices(pairs.shape).reshape(2, -1)
-    if not pairs.sum():
-        return float("nan")
-    return float(cohen_kappa_score(one, other, weights="quadratic", sample_weight=pairs.ravel()))
+    one, other = np.indices(pairs.shape[-2:])
+    penalty, total = (one - other) ** 2, pairs.sum(axis=(-2, -1))
+    by_chance = pairs.sum(axis=-1)[..., :, None] * pairs.sum(axis=-2)[..., None, :]
+    with np.errstate(invalid="ignore"):
+        apart = (penalty * pairs).sum(axis=(-2, -1)) * total / (penalty * by_chance).sum(axis=(-2, -1))
+    return np.asarray(1 - apart)
+
+
+def _equal_share(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.trace(pairs, axis1=-2, axis2=-1) / pairs.sum(axis=(-2, -1)))

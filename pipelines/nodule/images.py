@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort, NoNodulesError
+from pipelines.figures.nodule_pictures import draw_crop, said_of
 from pipelines.nodule.baselines import folds_of, labels_of, score_baseline
 from pipelines.nodule.config import NodulesConfig
-from pipelines.nodule.figures import MALIGNANT
 from pipelines.nodule.labeled import nodule_set, warn_of_doubtful_places
 from pipelines.nodule.lidc_masks import read_mask
 from pipelines.runtime.image_axes import image_axes
+from pipelines.runtime.plot_style import BENIGN, MALIGNANT, new_figure
 from probes.labels import Labeled
 from probes.nodule_rays import image_diameter_mm
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_scores
@@ -24,7 +25,6 @@ from probes.splits import Splits
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
 from transforms.nodule_sampling import place
-from transforms.window_policy import CLINICAL_LUNG_HU
 
 PIXEL_SPEC = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
 WIDE_SPEC = CropSpec(size_mm=50.0, out_px=100)
@@ -100,16 +100,16 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
     shown = order[np.linspace(0, len(order) - 1, n_shown).astype(np.int64)]
     n_columns = min(_SHEET_COLUMNS, n_shown)
     n_rows = -(-n_shown // n_columns)
-    figure = Figure(figsize=(1.7 * max(n_columns, 4), 1.95 * n_rows + 0.6), layout="constrained")
+    n = f"{n_shown} of {len(table)} nodules, from the smallest to the largest: diameter, readers' ratings"
+    meaning = "orange: malignant, blue: benign; outline: at least half of the readers; dotted ring: readers' diameter"
+    figure = new_figure(1.35 * max(n_columns, 4), 1.6 * n_rows + 0.6, f"{n}\n{meaning}")
     axes = image_axes(figure, n_rows, n_columns)
     series = cohort.series.set_index("volume_id")
     half = WIDE_SPEC.size_mm / 2
-    low, high = CLINICAL_LUNG_HU
     for axis, number in zip(axes.flat, shown.tolist(), strict=False):
         nodule = table.iloc[number]
-        extent = (-half, half, half, -half)
-        axis.imshow(nodules.wide_hu[number, 1], cmap="gray", vmin=low, vmax=high, extent=extent)
-        color = MALIGNANT if nodule["is_malignant"] else "#6fb7ff"
+        draw_crop(axis, nodules.wide_hu[number, 1], WIDE_SPEC.size_mm, said_of(nodule))
+        color = MALIGNANT if nodule["is_malignant"] else BENIGN
         outline = _outline(cohort, nodule, series.loc[nodule["volume_id"]])
         if outline is None and nodule["diameter_mm"] > 0:
             ring = Circle(
@@ -119,14 +119,6 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
         elif outline is not None:
             axis.contour(*outline, levels=[0.5], colors=[color], linewidths=0.9)
         axis.set(xlim=(-half, half), ylim=(half, -half))  # the ring and the outline would move it
-        ratings = ",".join(str(int(r)) for r in nodule["malignancy_ratings"])
-        size = f"{nodule['diameter_mm']:.0f} mm" if nodule["diameter_mm"] > 0 else "size unknown"
-        axis.set_title(f"{size}   {ratings}", fontsize=7)
-    figure.suptitle(
-        f"{WIDE_SPEC.size_mm:.0f} mm crops, {low:.0f} .. {high:.0f} HU; red: malignant\n"
-        "outline: at least half of the readers; dotted ring: readers' diameter",
-        fontsize=8,
-    )
     return figure
 
 

@@ -25,6 +25,8 @@ def run_nodules(config: NodulesConfig, run: Run) -> None:
     cohort = open_cohort(Path(config.cohort))
     counts, sentence = describe(cohort)
     print(sentence)
+    facts = {"kind": cohort.kind, "volumes": counts["volumes"], "nodules": counts["nodules"]}
+    run.log_dataset(cohort.root.name, cohort.sha256, facts, "evaluation")
     labeled = label_under_every_rule(cohort, read_diagnoses(config.diagnosis), config.rule)
     rules = rules_table(labeled, config)
     print(rules.to_string(index=False, float_format="%.3f"))

@@ -1,6 +1,7 @@
 """Do patch tokens show where the nodule is?"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,20 +13,20 @@ from pipelines.backbones.cube_features import encode_nodule_cubes
 from pipelines.backbones.cube_tokens import CUBES_AT_ONCE, cube_spec
 from pipelines.backbones.features import encode
 from pipelines.backbones.folder import LoadedBackbone, random_twin
+from pipelines.figures.nodule_pictures import masks_figure
 from pipelines.nodule.cubes import CubeBatch
 from pipelines.nodule.masks import MaskedCrops, masked_crops
 from pipelines.probing.config import DenseConfig
+from pipelines.probing.folds import Fold
 from pipelines.probing.readers import open_backbones, readers_of
 from pipelines.probing.setup import labeled_nodules, of_rows, open_cohort, settled_folds
 from pipelines.runtime.distributed import choose_device
-from pipelines.runtime.image_axes import image_axes
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
-from probes.dense import DenseProbe, dense_table
+from probes.dense import DenseProbe, dense_table, dice
 from transforms.hounsfield import named_window
 from transforms.nodule_crop import CropSpec
 from transforms.nodule_cube import CubeSpec
-from transforms.window_policy import ARTICLE_LUNG_HU
 
 
 def run_dense(config: DenseConfig, run: Run) -> None:
@@ -46,17 +47,19 @@ def run_dense(config: DenseConfig, run: Run) -> None:
     slice_mm = nodules.table["spacing_z_mm"].to_numpy(np.float64)
     tokens = [tokens_of(config, reader.loaded, crops, spec, slice_mm) for reader in readers]
     run.set_tags({Tag.MASKS: crops.source})
+    probe = DenseProbe(seed=config.seed, grid=grid_of(first, spec))
     table = dense_table(
         {name: [(one[name], pairs) for one, pairs in zip(tokens, folds, strict=True)] for name in tokens[0]},
         crops.masks,
         nodules.patient_ids,
         crops.reader_masks,
-        DenseProbe(seed=config.seed, grid=grid_of(first, spec)),
+        probe,
     )
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     run.log_metrics(metrics_of(table))
     run.log_table(table, "tables/dense.csv")
-    run.log_figure(example_figure(crops), "figures/masks.png")
+    drawn = example_figure(crops, tokens[0]["features"], folds[0][0], probe, config.size_mm)
+    run.log_figure(drawn, "figures/masks.png")
 
 
 def grid_of(loaded: LoadedBackbone, spec: CropSpec | CubeSpec) -> tuple[int, ...] | None:
@@ -131,16 +134,33 @@ def metrics_of(table: pd.DataFrame) -> dict[str, float]:
     return metrics
 
 
-def example_figure(crops: MaskedCrops, count: int = 12) -> Figure:
-    """Show crops, or the middle slices of cubes, with the outline of their masks."""
-    shown = np.linspace(0, len(crops.kept) - 1, min(count, len(crops.kept))).astype(np.int64)
-    figure = Figure(figsize=(8, 6.2), layout="constrained")
-    axes = image_axes(figure, 3, 4)
-    low, high = ARTICLE_LUNG_HU
-    for axis, number in zip(axes.flat, shown.tolist(), strict=False):
-        hu, mask = crops.crops_hu[number], crops.masks[number]
-        at = len(hu) // 2
-        axis.imshow(hu[at], cmap="gray", vmin=low, vmax=high)
-        axis.contour(mask if mask.ndim == 2 else mask[at], levels=[0.5], colors="tab:orange", linewidths=1)
-    figure.suptitle(f"masks: {crops.source}", fontsize=9)
-    return figure
+def example_figure(
+    crops: MaskedCrops,
+    tokens: NDArray[np.float32],
+    fold: Fold,
+    probe: DenseProbe,
+    size_mm: float,
+    count: int = 12,
+) -> Figure:
+    """Show test nodules of one fold with the mask predicted from tokens over the reference, from low to high Dice.
+
+    Of cubes the middle slice is shown; Dice is that of the whole mask.
+    """
+    train, test = fold
+    fitted = replace(probe).fit(tokens[train], crops.masks[train])
+    predicted = fitted.predict(tokens[test], crops.masks.shape[1:])
+    values = dice(predicted, crops.masks[test])
+    order = np.argsort(values, kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(np.int64)]
+    hu = crops.crops_hu[test][shown]
+    slices_hu = hu[:, hu.shape[1] // 2]
+    masks, found = ([_middle(one[row]) for row in shown] for one in (crops.masks[test], predicted))
+    title = (
+        f"Predicted (dashed) over reference masks ({crops.source}, solid): {len(shown)} of {len(test)} test nodules"
+        f" of one fold, by Dice, mean {values.mean():.2f}"
+    )
+    return masks_figure(slices_hu, size_mm, masks, found, values[shown], title)
+
+
+def _middle(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return mask if mask.ndim == 2 else mask[len(mask) // 2]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pipelines.runtime.interrupts import Interrupted, StopWatch
 from pipelines.runtime.paths import PROJECT_ROOT
+from pipelines.runtime.plot_style import new_figure, stroke
 from pipelines.tracking.outbox import StoreAwayError
 from pipelines.tracking.run import Run
 from pipelines.training.checkpoint import (
@@ -159,10 +160,14 @@ def epoch_table(records: Sequence[FoldRecord]) -> pd.DataFrame:
 
 def epoch_figure(table: pd.DataFrame) -> Figure:
     """Draw training loss, validation loss and validation AUROC by epoch, a line a fold."""
-    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    figure = new_figure(7.2, 3.2, f"Training of {table['fold'].nunique()} folds")
+    axes, units = figure.subplots(1, 3), ("nats", "nats", "AUROC")
     names = ("loss", "validation_loss", "validation_auroc")
-    for axis, name in zip(figure.subplots(1, 3), names, strict=True):
-        for fold, own in table.groupby("fold"):
-            axis.plot(own["epoch"], own[name], marker=".", label=f"fold {fold}")
-        axis.set(xlabel="epoch", title=name.replace("_", " "))
+    for axis, name, unit in zip(axes, names, units, strict=True):
+        for number, (fold, own) in enumerate(table.groupby("fold")):
+            style = stroke(number)
+            axis.plot(own["epoch"], own[name], **style.line, marker=style.marker, label=f"fold {fold}")
+        axis.set(xlabel="epoch", ylabel=unit, title=name.replace("_", " "))
+    handles, texts = axes[0].get_legend_handles_labels()
+    figure.legend(handles[:10], texts[:10], loc="outside lower center", ncols=5)
     return figure

@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 from pipelines.backbones.cube_tokens import CubeTokens
 from pipelines.cohort.folder import Cohort
 from pipelines.encoders.source import Source
+from pipelines.figures.nodule_pictures import errors_figure
+from pipelines.figures.scores import (
+    calibration_figure,
+    decision_figure,
+    few_shot_figure,
+    known_figure,
+    rows_figure,
+)
 from pipelines.nodule.diagnoses import read_diagnoses
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.nodule.reader_marks import marks_of
 from pipelines.probing.config import HeadName, ProbeConfig
 from pipelines.probing.external import Both, ask_frozen, few_shots, join_cohorts, open_test_cohort
-from pipelines.probing.figures import calibration_figure, decision_figure, few_shot_figure, forest_figure
 from pipelines.probing.known import ask_known, known_metrics, known_text, other_reader
 from pipelines.probing.question import Answer, ask
 from pipelines.probing.readers import readers_of
@@ -27,7 +34,7 @@ from pipelines.probing.reading import (
     readable,
     vectors_of,
 )
-from pipelines.probing.rows import Found, Inputs, find_nodules, gather_inputs, score_rows
+from pipelines.probing.rows import SPEC as FOUND_IN, Found, Inputs, find_nodules, gather_inputs, score_rows
 from pipelines.probing.setup import (
     labeled_nodules,
     log_scores,
@@ -106,9 +113,27 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     opens_on = {name: metrics[name] for name in ("probe/gain_over_diameter",) if name in metrics}
     run.log_metrics(opens_on | metrics)
     run.log_table(probed.table, "tables/probe.csv")
-    labels, drawn = log_scores(run, nodules, one_each(probed.scores))
-    run.log_figure(calibration_figure(labels, drawn["features"]), "figures/calibration.png")
-    run.log_figure(decision_figure(labels, drawn), "figures/decision_curve.png")
+    log_scores(run, nodules, one_each(probed.scores))
+    log_figures(run, probed)
+
+
+def log_figures(run: Run, probed: Probed) -> None:
+    """Draw the rows' AUROC, calibration, net benefit, and the most confident errors of the features."""
+    nodules, scores = probed.nodules, one_each(probed.scores)
+    if nodules.has_diameters:
+        size = np.log(nodules.diameter_mm)[:, None]
+        # As probabilities, which millimeters are not: fitted in the folds of the features.
+        scores["diameter"] = probed.target.score([(size, folds) for _, folds in probed.inputs.features])
+    tested = np.isfinite(scores["features"])
+    labels, patients = nodules.labels[tested], nodules.patient_ids[tested]
+    drawn = {name: one[tested] for name, one in scores.items()}
+    if (forest := rows_figure(probed.table)) is not None:
+        run.log_figure(forest, "figures/rows.png")
+    run.log_figure(calibration_figure(labels, drawn["features"], patients), "figures/calibration.png")
+    run.log_figure(decision_figure(labels, drawn, patients), "figures/decision_curve.png")
+    slices_hu = probed.found.slices_hu[tested]
+    errors = errors_figure(nodules.table[tested], slices_hu, FOUND_IN.size_mm, drawn["features"])
+    run.log_figure(errors, "figures/errors.png")
 
 
 def probe(config: ProbeConfig, run: Run, cohort: Cohort, opened: Sequence[Source]) -> Probed:
@@ -209,7 +234,7 @@ def what_is_known(
     if len(known):
         print(known_text(known))
         run.log_table(known, "tables/known.csv")
-        run.log_figure(forest_figure(known), "figures/known.png")
+        run.log_figure(known_figure(known), "figures/known.png")
     if "probe/other_reader_auroc" in metrics:
         n, alone, gain = (
             metrics[f"probe/{name}"]

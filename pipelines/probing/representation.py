@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from models.backbone import Backbone
@@ -14,9 +15,10 @@ from pipelines.backbones.view_retrieval import encode_views
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.meta_volume import crop_at
+from pipelines.figures.features import map_figure, spectrum_figure
+from pipelines.figures.nodule_pictures import nearest_figure
 from pipelines.nodule.labeled import NoduleSet, center_of
 from pipelines.probing.config import RepresentationConfig
-from pipelines.probing.figures import map_figure, spectrum_figure
 from pipelines.probing.folds import slices_of
 from pipelines.probing.kernel_pairs import ENOUGH_PATIENTS, LungCrops, kernel_table, kernel_text, pair_crops
 from pipelines.probing.readers import ProbeError, reader_of
@@ -29,6 +31,7 @@ from probes.representation import (
     class_separation,
     geometry,
     knn_malignancy,
+    nearest_of_others,
     principal_map,
     spectrum,
     stability,
@@ -38,6 +41,7 @@ from probes.statistics.estimate import Estimate
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
 
+_NEIGHBORS = 4
 Features = NDArray[np.float32]
 Measures = dict[str, float | Estimate]
 
@@ -104,7 +108,9 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
         spectrum_figure({name: spectrum(as_is) for name, as_is in features.items()}), "figures/spectrum.png"
     )
     for name, as_is in features.items():
-        run.log_figure(map_figure(principal_map(as_is), colorings(nodules)), f"figures/map_{name}.png")
+        title = f"Map of the features of {'random weights' if name == 'random' else 'the backbone'}"
+        run.log_figure(map_figure(principal_map(as_is), colorings(nodules), title), f"figures/map_{name}.png")
+        run.log_figure(neighbors_figure(nodules, as_is, config.size_mm), f"figures/nearest_{name}.png")
 
     def encoder(network: Backbone) -> Callable[[LungCrops], Features]:
         return lambda crops: _read(
@@ -242,12 +248,26 @@ def metrics_of(measured: dict[str, Measures]) -> dict[str, float]:
 
 def colorings(nodules: NoduleSet) -> dict[str, NDArray[np.generic]]:
     """Return the values that color the map, by title."""
+    known = nodules.table.get("malignancy_ratings")
+    rating: NDArray[np.generic] = np.where(nodules.labels == 1, "malignant", "benign")
+    if known is not None:
+        rating = np.array([np.mean(one) if len(one) else np.nan for one in known], dtype=np.float64)
     return {
-        "patient": nodules.patient_ids,
+        "diameter, mm": nodules.diameter_mm,
+        "readers' mean rating of malignancy" if known is not None else "label": rating,
+        "scanner (nodules)": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
         "slice spacing, mm": nodules.table["spacing_z_mm"].to_numpy(dtype=np.float64),
-        "manufacturer": nodules.table["manufacturer"].to_numpy(dtype=np.str_),
-        "rated malignant": np.where(nodules.labels == 1, "malignant", "benign"),
     }
+
+
+def neighbors_figure(nodules: NoduleSet, features: Features, size_mm: float) -> Figure:
+    """Show two malignant and two benign nodules, of middle and of large size, beside their nearest neighbors."""
+    by_size = np.argsort(nodules.diameter_mm, kind="stable")
+    classes = [by_size[nodules.labels[by_size] == label] for label in (1, 0)]
+    queries = [own[int(share * (len(own) - 1))] for own in classes for share in (0.3, 0.7) if len(own)]
+    chosen = np.array(list(dict.fromkeys(queries)), dtype=np.int64)
+    nearest, cosine = nearest_of_others(features, nodules.patient_ids, chosen, _NEIGHBORS)
+    return nearest_figure(nodules.table, nodules.crops_hu[:, 1], size_mm, chosen, nearest, cosine)
 
 
 def _accuracy(own: Features, values: NDArray[np.str_], patients: NDArray[np.str_], seed: int) -> Estimate:

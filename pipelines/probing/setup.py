@@ -13,10 +13,10 @@ from pipelines.backbones.folder import LoadedBackbone, chosen_backbone, open_bac
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.encoders.source import Source
+from pipelines.figures.scores import roc_figure
 from pipelines.ingest.default_cohort import ensure_cohort
 from pipelines.nodule.labeled import NoduleSet, nodule_set, warn_of_doubtful_places
 from pipelines.probing.config import FoldedProbe, NoduleProbe, ProbeBase
-from pipelines.probing.figures import roc_figure
 from pipelines.probing.folds import Fold, fold_plan
 from pipelines.probing.readers import ProbeError, Reader
 from pipelines.tracking.names import Tag
@@ -177,7 +177,7 @@ def log_scores(
     labels = nodules.labels[tested]
     drawn = {name: values[tested] for name, values in rows.items()}
     diameter = {"diameter": nodules.diameter_mm[tested]} if nodules.has_diameters else {}
-    run.log_figure(roc_figure(labels, drawn | diameter), "figures/roc.png")
+    run.log_figure(roc_figure(labels, drawn | diameter, nodules.patient_ids[tested]), "figures/roc.png")
     return labels, drawn
 
 

@@ -1,13 +1,13 @@
 """Runs beside each other: the keys in which they differ, their headline figures, and their curves in one figure."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.report.facts import Evidence
 from pipelines.runtime.page import Block, Heading, Picture, Sentence, Table
+from pipelines.runtime.plot_style import REFERENCE, band, new_figure, stroke
 from pipelines.tracking.description import HEADLINE, figure_of, last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.parameters import MACHINE
@@ -15,9 +15,6 @@ from pipelines.tracking.reading import history
 
 _MOST_KEYS, _MOST_CURVES = 8, 8
 _DERIVED = {"status", "koleo", "campaign", "arm"}
-_STYLES = ("-", "--", "-.", ":")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Told apart without color vision (Okabe and Ito); lines differ in their strokes too, for print in gray."""
 _PANELS = (
     ("loss/total", "loss"),
     ("teacher/gain", "information gain G, nats"),
@@ -87,25 +84,26 @@ def _value(one: Evidence, key: str) -> str:
 
 def curves(own: Sequence[Evidence]) -> Figure | None:
     """Draw loss, gain and retrieval of pretrainings over their updates, a run a line; None where none was logged."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = new_figure(10.5, 3.8, f"{len(own)} pretrainings")
     axes = figure.subplots(1, len(_PANELS))
     is_drawn = False
-    styles = zip(own, cycle(_COLORS), cycle(_STYLES), strict=False)
-    for one, color, style in styles:
+    for number, one in enumerate(own):
+        style = stroke(number)
         for axis, (metric, _) in zip(axes, _PANELS, strict=True):
             if points := history(one.run.run_id, metric):
                 steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, color=color, linestyle=style, label=name_of(one))
-                _shade(axis, one.run.run_id, metric, color)
+                marked = {"marker": style.marker, "markevery": max(len(steps) // 8, 1)}
+                axis.plot(steps, values, **style.line, **marked, label=name_of(one))
+                _shade(axis, one.run.run_id, metric, style.color)
                 is_drawn = True
     for axis, (_, label) in zip(axes, _PANELS, strict=True):
         axis.set(xlabel="step (optimizer updates)", title=label)
         axis.grid(alpha=0.3)
     for one in own[:1]:  # Slices and views are the same for runs of one recipe and cohort.
         if (chance := one.run.metrics.get("retrieval/random_top1")) is not None:
-            axes[-1].axhline(chance, color="#555555", linewidth=0.8, label="random weights")
+            axes[-1].axhline(chance, **REFERENCE, label="random weights")
     if is_drawn:
-        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure if is_drawn else None
 
 
@@ -113,4 +111,4 @@ def _shade(axis: Axes, run_id: str, metric: str, color: str) -> None:
     low, high = (dict(history(run_id, f"{metric}_ci_{end}")) for end in ("low", "high"))
     steps = sorted(low.keys() & high.keys())
     if steps:
-        axis.fill_between(steps, [low[s] for s in steps], [high[s] for s in steps], color=color, alpha=0.15)
+        band(axis, steps, [low[s] for s in steps], [high[s] for s in steps], color)

@@ -33,6 +33,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 from PIL import Image
 
 from pipelines.runtime.paths import IS_CHECKOUT, git
+from pipelines.runtime.plot_style import PRINT_DPI, STEP_DPI, sign
 from pipelines.tracking.description import description, is_made_up, spoken_name
 from pipelines.tracking.gallery import PAGE, file_of, gallery
 from pipelines.tracking.names import IMAGES, METRICS, TAGS, Tag, refuse_unlisted
@@ -73,6 +74,7 @@ class Run:
         self.store = store
         self.run_id = run_id
         self.outbox: Outbox | None = None
+        self.name = self.cohort_name = ""
 
     @classmethod
     def start(cls, entry_point: str) -> Run:
@@ -119,8 +121,9 @@ class Run:
         Raises:
             NotInStoreError: If it is not in the store.
         """
-        read_run(StoredRun, run_id)
-        return Run(self.store, run_id)
+        stored, run = read_run(StoredRun, run_id), Run(self.store, run_id)
+        run.name = stored.tags.get(Tag.RUN_NAME, "")
+        return run
 
     @answering()
     def history(self, metric: str) -> list[tuple[int, float]]:
@@ -163,14 +166,17 @@ class Run:
             facts: Its kind and counts.
             context: `training`, `evaluation`, ...
         """
+        self.cohort_name = name
         self._post("dataset", {"name": name, "digest": sha256[:36], "facts": dict(facts), "context": context})
 
     @answering()
     def name_it(self, entry_point: str, recipe: str, config: Any) -> None:
         """Name the run, unless a person has: its name is one of MLflow's own making, or the entry point's."""
         given = self.store.get_run(self.run_id).info.run_name or ""
+        self.name = given
         if is_made_up(given) or given == entry_point:
-            self.set_tags({Tag.RUN_NAME: spoken_name(entry_point, recipe, config, self.run_id)})
+            self.name = spoken_name(entry_point, recipe, config, self.run_id)
+            self.set_tags({Tag.RUN_NAME: self.name})
 
     def describe(self, next_step: str = "") -> str:
         """Write the description that MLflow's pages show of the run, from what the store holds; return its page."""
@@ -179,9 +185,10 @@ class Run:
         self.log_gallery()
         return run_page(self.run_id, stored.experiment_id) if self.run_id else ""
 
-    def log_figure(self, figure: Figure, path: str) -> None:
-        """Write a matplotlib figure as an artifact, e.g. "figures/views.png"."""
-        self._log_written(path, figure.savefig)
+    def log_figure(self, figure: Figure, path: str, dpi: int = PRINT_DPI) -> None:
+        """Write a matplotlib figure, e.g. "figures/views.png", under a line with the names of run and cohort."""
+        sign(figure, self.name, f"cohort {self.cohort_name}" if self.cohort_name else "")
+        self._log_written(path, partial(figure.savefig, dpi=dpi))
 
     def log_image(self, figure: Figure, key: str, step: int) -> None:
         """Write a matplotlib figure of a step as an artifact; `log_gallery` shows all steps of a key behind a slider.
@@ -190,7 +197,8 @@ class Run:
             UnlistedNameError: If the key is not in `pipelines.tracking.names`.
         """
         refuse_unlisted([key], IMAGES)
-        self.log_figure(figure, file_of(key, step))
+        sign(figure, f"step {step}")
+        self.log_figure(figure, file_of(key, step), STEP_DPI)
 
     def log_gallery(self) -> None:
         """Write all figures that the store holds of this run as one page; while the store is away, nothing."""
@@ -298,7 +306,10 @@ def _deliver_model(store: MlflowClient, run_id: str, content: dict[str, Any], fo
     store.log_model_artifacts(model_id, str(folder))
     store.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     for metric, value in content["metrics"].items():
-        store.log_metric(run_id, metric, value, content["time"], model_id=model_id)
+        # MLflow adds the point to the run's own curve: at step 0 it would replace where the curve begins.
+        points = by_step(store.get_metric_history(run_id, metric))
+        step = points[-1][0] if points else 0
+        store.log_metric(run_id, metric, value, content["time"], step, model_id=model_id)
     if registered := content["register_as"]:
         if not store.search_registered_models(f"name = '{registered}'"):
             store.create_registered_model(registered)
@@ -311,7 +322,7 @@ class SilentRun(Run):
 
     def __init__(self) -> None:
         """Attach to nothing."""
-        self.run_id = ""
+        self.run_id = self.name = self.cohort_name = ""
         self.outbox = None
 
     @property

@@ -1,15 +1,18 @@
 """View retrieval inside a training run: do two views of a held-out slice find each other?"""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.backbone import Backbone, build_backbone, copy_whitening
 from models.student_teacher import StudentTeacher
 from pipelines.backbones.view_retrieval import (
     Found,
     SliceSample,
+    directions_of,
     encode_views,
     render_sample,
     retrieval_metrics,
@@ -23,6 +26,22 @@ from pipelines.training.indexing import indexed
 
 _LOGGED = ("top1", "top1_ci_low", "top1_ci_high", "top5", "ratio", "n", "student_top1")
 _LOGGED_ONCE = ("random_top1", "random_top1_ci_low", "random_top1_ci_high")
+
+
+class Examples(NamedTuple):
+    """A few views to draw, and what figures say of them.
+
+    Attributes:
+        images: Triplets (B, 3, S, S) or cubes (B, 1, D, S, S).
+        spacing_mm: Sides (z, y, x) of their voxels, (B, 3).
+        directions: Of their axes (z, y, x) in the patient, RAS, (B, 3, 3).
+        window_hu: Lower and upper edges, (B, 2).
+    """
+
+    images: torch.Tensor
+    spacing_mm: torch.Tensor
+    directions: NDArray[np.float64]
+    window_hu: torch.Tensor
 
 
 class RetrievalEvaluation:
@@ -42,12 +61,8 @@ class RetrievalEvaluation:
         self.config, self.device = config, device
         self.teacher_tokens = np.zeros((2, 0, 0), np.float32)
 
-    def examples(self, training: SliceIndex, count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-        """Render the first view of a few slices; of `training` when no patient is held out.
-
-        Returns:
-            Triplets (B, 3, S, S) or cubes (B, 1, D, S, S), and their spacing (B, 3).
-        """
+    def examples(self, training: SliceIndex, count: int = 4) -> Examples:
+        """Render the first view of a few slices; of `training` when no patient is held out."""
         sample = self.sample
         if not len(sample.rows):
             sample = SliceSample(training, np.arange(len(training), dtype=np.int64), sample.views)
@@ -56,7 +71,8 @@ class RetrievalEvaluation:
         # The middles of equal parts, because the first slice of a series shows little.
         chosen = sample.rows[((np.arange(shown) + 0.5) / shown * n_slices).astype(np.int64)]
         views = render_sample(sample, chosen, self.device)
-        return views.global_views[0], views.spacing_mm[0]
+        directions = directions_of(sample, chosen)[0]
+        return Examples(views.global_views[0], views.spacing_mm[0], directions, views.window_hu[0])
 
     def measure(self, networks: StudentTeacher) -> dict[str, float]:
         """Return `retrieval/*` of teacher and student; empty when no patient is held out."""

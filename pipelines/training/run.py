@@ -39,8 +39,9 @@ from pipelines.tracking.run import Run
 from pipelines.tracking.system_metrics import system_metrics, system_monitors
 from pipelines.training.checkpoint import load_checkpoint, newest_step, save_checkpoint
 from pipelines.training.config import PretrainConfig
+from pipelines.training.curves import curves
 from pipelines.training.evaluation import RetrievalEvaluation
-from pipelines.training.figures import curves, token_figures
+from pipelines.training.figures import token_figures
 from pipelines.training.first_backbone import first_backbone
 from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, LoaderError, MicroBatches, stream_batches
@@ -272,9 +273,19 @@ class TrainingRun:
         if self.folder is None:
             return
         self.run.log_image(view_sheet(self.index, self.plan, self.config, step), "views", step)
-        images, spacing_mm = self.evaluation.examples(self.index)
-        seen = self.evaluation.teacher_tokens, self.evaluation.sample.patient_ids
-        for key, figure in token_figures(teacher, images, self.config.views, *seen, spacing_mm):
+        shown = self.evaluation.examples(self.index)
+        tokens, patient_ids = self.evaluation.teacher_tokens, self.evaluation.sample.patient_ids
+        figures = token_figures(
+            teacher,
+            shown.images,
+            self.config.views,
+            tokens,
+            patient_ids,
+            shown.spacing_mm,
+            shown.directions,
+            shown.window_hu,
+        )
+        for key, figure in figures:
             self.run.log_image(figure, key, step)
         self.run.log_gallery()
         if self.config.keep_backbones:
@@ -300,7 +311,7 @@ class TrainingRun:
         print(f"verdict: {verdict} ({ADVICE[verdict]})")
         self._deliver_all()
         self.run.set_tags({Tag.STATUS: verdict, Tag.ADVICE: ADVICE[verdict]})
-        for figure, name in curves(self.run):
+        for figure, name in curves(self.run, self.config):
             self.run.log_figure(figure, f"figures/{name}.png")
         networks = self.trainer.networks
         self._export({"backbone": networks.teacher.backbone, "backbone_student": networks.student.backbone})

@@ -14,7 +14,9 @@ from monai.transforms.utility.dictionary import CopyItemsd
 
 from pipelines.cohort.meta_volume import mapped_volume
 from pipelines.cohort.slices import SliceIndex
+from pipelines.runtime.ct_marks import mark_ct, sides_of
 from pipelines.runtime.image_axes import image_axes
+from pipelines.runtime.plot_style import new_figure, stroke
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan
 from pipelines.training.planes import Shown
@@ -39,45 +41,61 @@ def view_sheet(
     Of a cube the three planes through its middle are shown, and on the slice a frame where it lies.
     """
     rows = plan.rows(step * config.accumulation)[:count]
-    draw, columns, side = (_draw_cubes, 7, 1.8) if config.views.is_3d else (_draw_slices, 3, 2.5)
-    figure = Figure(figsize=(side * columns, side * len(rows)), layout="constrained")
+    draw, columns, side = (_draw_cubes, 7, 1.5) if config.views.is_3d else (_draw_slices, 3, 2.2)
+    title = f"{len(rows)} slices of step {step}, and the two views that the network gets of each"
+    figure = new_figure(side * columns, (side + 0.15) * len(rows) + 0.3, title)
     for line, row in zip(image_axes(figure, len(rows), columns), rows.tolist(), strict=True):
         draw(line, index, row, config, step)
     return figure
 
 
-def _draw_slice(axis: Axes, slice_hu: torch.Tensor) -> None:
+def _draw_slice(axis: Axes, slice_hu: torch.Tensor, affine: Any) -> None:
     axis.imshow(WindowHU(*CLINICAL_LUNG_HU)(slice_hu).numpy(), cmap="gray", vmin=0, vmax=1)
-    axis.set_title("slice, {:.0f} .. {:.0f} HU".format(*CLINICAL_LUNG_HU), fontsize=8)
+    axis.set_title("slice")
+    _mark(axis, affine, CLINICAL_LUNG_HU)
+
+
+def _mark(axis: Axes, affine: Any, window_hu: tuple[float, float]) -> None:
+    """Mark a slice or view whose affine takes (y, x) to RAS mm by its first two columns."""
+    down, right = np.asarray(affine, dtype=np.float64)[:3, :2].T
+    mark_ct(axis, sides_of(down, right), float(np.linalg.norm(right)), window_hu)
 
 
 def _draw_slices(
     axes: Sequence[Axes], index: SliceIndex, row: int, config: PretrainConfig, step: int
 ) -> None:
     shown = slice_and_views(index, row, config.views, config.seed, step)
-    _draw_slice(axes[0], shown["image"][1])
+    _draw_slice(axes[0], shown["image"][1].as_tensor(), shown["image"].affine)
     for axis, view in zip(axes[1:], _VIEWS, strict=True):
         axis.imshow(shown[view][1].numpy(), cmap="gray", vmin=0, vmax=1)
-        low, high = shown[f"{view}_window_hu"]
-        title = f"{shown[f'{view}_mm_per_pixel']:.2f} mm/px, {low:.0f} .. {high:.0f} HU"
-        axis.set_title(title, fontsize=8)
+        axis.set_title(f"{view} view, {shown[f'{view}_mm_per_pixel']:.2f} mm/px")
+        _mark(axis, shown[f"{view}_affine"], shown[f"{view}_window_hu"])
 
 
 def _draw_cubes(axes: Sequence[Axes], index: SliceIndex, row: int, config: PretrainConfig, step: int) -> None:
     shown = slice_and_cubes(index, row, config.views, config.seed, step)
-    _draw_slice(axes[0], shown["image"][0, int(index.z[row])])
-    to_slice = np.linalg.inv(np.asarray(shown["image"].affine))
+    affine = np.asarray(shown["image"].affine)
+    _draw_slice(axes[0], shown["image"].as_tensor()[0, int(index.z[row])], affine[:, 1:])
+    to_slice = np.linalg.inv(affine)
     for number, view in enumerate(_VIEWS):
         cube, spacing_mm = shown[view], shown[f"{view}_spacing_mm"]
-        planes = Shown(cube.as_tensor(), (1, 1, 1), torch.tensor([spacing_mm])).planes(0)
-        low, high = shown[f"{view}_window_hu"]
-        titles = (f"{spacing_mm[1]:.2f} mm", f"z {spacing_mm[0]:.2f} mm", f"{low:.0f} .. {high:.0f} HU")
-        for axis, plane, title in zip(axes[1 + 3 * number :], planes, titles, strict=False):
-            plane.draw(axis, title, cmap="gray", vmin=0, vmax=1)
+        directions = np.asarray(cube.affine)[None, :3, :3].transpose(0, 2, 1)
+        window_hu = torch.tensor([shown[f"{view}_window_hu"]])
+        drawn = Shown(cube.as_tensor(), (1, 1, 1), torch.tensor([spacing_mm]), directions, window_hu)
+        titles = (f"{spacing_mm[1]:.2f} mm/px", f"z {spacing_mm[0]:.2f} mm", "")
+        for axis, plane, title in zip(axes[1 + 3 * number :], drawn.planes(0), titles, strict=False):
+            plane.draw_ct(axis, title)
         edge = cube.shape[-1] - 0.5
         corners = to_slice @ np.asarray(cube.affine) @ np.array([[0, -0.5, -0.5, 1], [0, edge, edge, 1]]).T
         (_, top, left), (_, bottom, right) = corners[:3].T
-        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=f"C{number}")
+        frame = Rectangle(
+            (left, top),
+            right - left,
+            bottom - top,
+            fill=False,
+            edgecolor=stroke(number).color,
+            linestyle=stroke(number).linestyle,
+        )
         axes[0].add_patch(frame)
 
 
@@ -118,7 +136,7 @@ def slice_and_views(
 
     Returns:
         `image`: the triplet (3, H, W) in HU; `first` and `second`: gray in [0, 1], (3, S, S), each with
-        `<view>_mm_per_pixel` and `<view>_window_hu`.
+        `<view>_mm_per_pixel`, `<view>_window_hu` and `<view>_affine`, from its (y, x, 0, 1) to RAS mm.
     """
     batch = index.read([row])
     crop = RandViewCropd(_VIEWS, config, body_key="body", point_key="point")
@@ -137,7 +155,7 @@ def slice_and_views(
     )
     draws = draw_views(batch, config, seed, step)
     for number, view in enumerate(_VIEWS):
-        gray = shown[view].as_tensor()[None]
+        gray, shown[f"{view}_affine"] = shown[view].as_tensor()[None], shown[view].affine
         if any(config.color_jitter):
             brightness, contrast = (
                 torch.from_numpy(drawn[number].astype(np.float32))

@@ -7,9 +7,10 @@ and a few cumulative sums. `auroc_with_interval` and `auroc_difference` are the 
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
-from probes.statistics.bootstrap import paired_difference, with_interval
-from probes.statistics.checks import Floats, Ints
+from probes.statistics.bootstrap import paired_difference, patient_weights, with_interval
+from probes.statistics.checks import Floats, Ints, patient_index
 
 
 def auroc(labels: Ints, scores: Floats, weights: Floats) -> Floats:
@@ -64,6 +65,41 @@ def balanced_accuracy(labels: Ints, scores: Floats, weights: Floats) -> Floats:
 def brier(labels: Ints, scores: Floats, weights: Floats) -> Floats:
     """Mean squared error of predicted probabilities; (B,)."""
     return np.asarray(weights @ (scores - labels) ** 2 / weights.sum(axis=1))
+
+
+def roc_points(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
+    """False and true positive rates at each threshold, from (0, 0) to (1, 1): (G + 1,) each."""
+    true_positive, false_positive, _ = _counts_above(labels, scores, np.ones((1, len(labels))))
+    rates = (np.concatenate([[0.0], side[0] / side[0, -1]]) for side in (false_positive, true_positive))
+    first, second = rates
+    return first, second
+
+
+def roc_band(
+    labels: Ints, scores: Floats, patient_ids: npt.ArrayLike, n_bootstrap: int = 2000, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Pointwise 95% band of the ROC curve over patients, by the draws of `with_interval`.
+
+    Args:
+        labels: 0 or 1, (N,).
+        scores: (N,).
+        patient_ids: Patient of each sample, (N,).
+        n_bootstrap: Number of draws; those that hold one class only are left out.
+        seed: Of the draws.
+
+    Returns:
+        False positive rates, and the lower and upper sensitivity there: (101,) each.
+    """
+    at, curves = np.linspace(0.0, 1.0, 101), []
+    for weights in patient_weights(patient_index(patient_ids, len(labels)), n_bootstrap, seed):
+        true_positive, false_positive, _ = _counts_above(labels, scores, weights)
+        for hits, alarms in zip(true_positive, false_positive, strict=True):
+            if hits[-1] > 0 and alarms[-1] > 0:
+                curves.append(
+                    np.interp(at, np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1]))
+                )
+    low, high = np.quantile(curves, (0.025, 0.975), axis=0)
+    return at, low, high
 
 
 def _class_weights_by_score(labels: Ints, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:

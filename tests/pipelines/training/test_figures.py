@@ -60,4 +60,9 @@ def test_a_sheet_has_a_slice_and_two_views_a_row_with_scale_and_window(index: Sl
         np.testing.assert_allclose(
             first.images[0].get_array(), np.clip((middle + 1350) / 1500, 0, 1), atol=1e-6
         )
-        assert all(" mm/px, " in view.get_title() and view.get_title().endswith("HU") for view in views)
+        assert all(view.get_title().endswith(" mm/px") for view in views)
+        for axis in (first, *views):
+            texts = [text.get_text() for text in axis.texts]
+            assert {"L", "R", "A"} <= {*texts}
+            assert any(text.endswith(" HU") for text in texts)
+            assert any(text.endswith(" mm") for text in texts)

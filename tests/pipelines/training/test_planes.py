@@ -62,7 +62,7 @@ def test_token_figures_of_cubes_have_three_planes() -> None:
         )
     )
     assert list(drawn) == ["tokens/attention", "tokens/pca", "tokens/gram"]
-    assert [len(figure.axes) for figure in drawn.values()] == [2 * 3 * 4, 2 * 6, 2 * 4 + 1]
+    assert [len(figure.axes) for figure in drawn.values()] == [2 * 3 * 4 + 1, 2 * 6, 2 * 4 + 1]
     first = drawn["tokens/pca"].axes[0].images[0].get_array()
     np.testing.assert_allclose(first, (images[0, 0, 6].numpy() * 0.5 + 0.3).clip(0, 1), atol=1e-6)
 

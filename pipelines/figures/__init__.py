@@ -1,0 +1,1 @@
+"""Figures drawn from numbers and images that others measured: no cohort is read here and nothing is fitted."""
