@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from sklearn.metrics import cohen_kappa_score
 
 from pipelines.cohort.folder import Cohort, CohortWriter, NoNodulesError, write_volume
 from pipelines.cohort.tables import ANNOTATIONS, REFUSED, empty_table
@@ -15,7 +16,7 @@ from pipelines.command.cli import run_entry_point
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
 from pipelines.nodule.config import NodulesConfig
-from pipelines.nodule.figures import rating_pairs, weighted_kappa
+from pipelines.nodule.figures import agreement, agreement_figure, rating_pairs, weighted_kappa
 from pipelines.nodule.labeled import nodule_set
 from pipelines.nodule.overview import describe, open_cohort, run_nodules
 from pipelines.tracking.run import SilentRun
@@ -187,8 +188,32 @@ def test_kappa_is_one_for_agreement_nought_for_chance_and_known_in_between() -> 
     assert weighted_kappa(np.diag([3.0, 4, 5, 6, 7])) == 1.0
     assert weighted_kappa(np.outer([1.0, 2, 3, 4, 5], [1.0, 2, 3, 4, 5])) == pytest.approx(0.0)
     pairs = rating_pairs(pd.DataFrame({"malignancy_ratings": [[1, 2], [5], [4, 4, 5]]}))
-    assert (pairs[0, 1], pairs[1, 0], pairs[3, 3], pairs[3, 4], pairs.sum()) == (1, 1, 2, 2, 8)
+    total = pairs.sum(axis=0)
+    assert (total[0, 1], total[1, 0], total[3, 3], total[3, 4], total.sum()) == (1, 1, 2, 2, 8)
+    assert pairs.sum(axis=(1, 2)).tolist() == [2, 0, 6]
     assert np.isnan(weighted_kappa(np.zeros((5, 5))))
+    random = np.random.default_rng(0).integers(1, 9, size=(4, 5, 5)).astype(float)
+    one, other = np.indices((5, 5)).reshape(2, -1)
+    witness = [
+        cohen_kappa_score(one, other, weights="quadratic", sample_weight=own.ravel()) for own in random
+    ]
+    np.testing.assert_allclose(weighted_kappa(random), witness)
+
+
+def test_agreement_has_intervals_over_patients() -> None:
+    """Patients that all agree leave no doubt; one that does not gives an interval, and its repeats do not shrink it."""
+    ratings = [[1, 1], [5, 5], [3, 3], [2, 4]] * 5
+    table = pd.DataFrame({"malignancy_ratings": ratings, "patient_id": list("abcd") * 5})
+    whole = table[table["patient_id"] != "d"]
+    alike = agreement(rating_pairs(whole), whole["patient_id"].to_numpy(str))
+    assert (alike["equal ratings"].value, alike["equal ratings"].ci_low) == (1, 1)
+    clustered = agreement(rating_pairs(table), table["patient_id"].to_numpy(str))["equal ratings"]
+    single = agreement(rating_pairs(table), np.arange(20).astype(str))["equal ratings"]
+    assert clustered.value == single.value == 0.75
+    assert clustered.ci_high - clustered.ci_low > 1.5 * (single.ci_high - single.ci_low)
+    title = agreement_figure(table).get_suptitle()
+    assert "20 nodules" in title
+    assert f"equal ratings {clustered}" in title
 
 
 @pytest.mark.slow

@@ -139,7 +139,9 @@ def test_representation_stands_beside_random_weights(small_cohort, all_seen) -> 
         assert f"representation/random_{measure}" in run.metrics
     assert run.metrics["representation/active_dims"] <= 24
     assert run.tags["dinox.leak"] == "no_holdout"
-    assert run.figures == ["figures/spectrum.png", "figures/map_backbone.png", "figures/map_random.png"]
+    networks = ("backbone", "random")
+    drawn = [f"figures/{what}_{name}.png" for name in networks for what in ("map", "nearest")]
+    assert run.figures == ["figures/spectrum.png", *drawn]
     # Six patients are too few to distinguish manufacturers: this is reported, with no value.
     assert "representation/manufacturer_accuracy" not in run.metrics
 
