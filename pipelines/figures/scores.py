@@ -76,14 +76,16 @@ def roc_figure(labels: Ints, scores: Mapping[str, Floats], patient_ids: Patients
     axis = figure.subplots()
     strokes = row_strokes(scores)
     for row, values in scores.items():
-        false_positive, true_positive = roc_points(labels, values)
-        own = strokes[row]
+        known = np.isfinite(values)  # without the nodules whose diameter is not known, in rows that need it
+        measured = labels[known], values[known]
+        own, area = strokes[row], "" if known.all() else f" (n = {known.sum()})"
         try:
-            area = str(auroc_with_interval(labels, values, patient_ids))
+            area = f"{auroc_with_interval(*measured, patient_ids[known])}{area}"
             if row in _BANDED:
-                band(axis, *roc_band(labels, values, patient_ids), own.color)
+                band(axis, *roc_band(*measured, patient_ids[known]), own.color)
         except UnmeasurableError:
-            area = "without an interval: too few patients"
+            area = f"without an interval, too few patients{area}"
+        false_positive, true_positive = roc_points(*measured)
         axis.plot(false_positive, true_positive, **own.line, label=f"{row_name(row)}: {area}")
     axis.plot([0, 1], [0, 1], **REFERENCE, label="chance: 0.500")
     axis.set(xlim=(-0.005, 1.005), ylim=(-0.005, 1.005), aspect="equal")
@@ -139,8 +141,11 @@ def decision_figure(labels: Ints, probabilities: Mapping[str, Floats], patient_i
     axis = figure.subplots()
     strokes = row_strokes(probabilities)
     for row, values in probabilities.items():
-        curve = decision_curve(labels, values)
-        axis.plot(curve.threshold, curve.net_benefit, **strokes[row].line, label=row_name(row))
+        known = np.isfinite(values)
+        curve = decision_curve(labels[known], values[known])
+        text = row_name(row) + ("" if known.all() else f" (n = {known.sum()})")
+        axis.plot(curve.threshold, curve.net_benefit, **strokes[row].line, label=text)
+    curve = decision_curve(labels, np.full(len(labels), prevalence))
     axis.plot(
         curve.threshold, curve.treat_all, **REFERENCE | {"linestyle": "-"}, label="all called malignant"
     )

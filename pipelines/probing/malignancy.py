@@ -50,7 +50,7 @@ from pipelines.tracking.run import Run
 from probes.evaluation import PREFIXES, evaluate_nodules, headline, matched_by_size
 from probes.heads.attentive import AttentiveProbe
 from probes.heads.mlp import MlpProbe
-from probes.scoring import Factory, Permuted, Target, score_permuted
+from probes.scoring import Factory, Permuted, Target, among_known, score_permuted
 from probes.statistics.metrics import auroc_with_interval
 from transforms.nodule_crop import CropSpec
 
@@ -120,10 +120,10 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
 def log_figures(run: Run, probed: Probed) -> None:
     """Draw the rows' AUROC, calibration, net benefit, and the most confident errors of the features."""
     nodules, scores = probed.nodules, one_each(probed.scores)
-    if nodules.has_diameters:
+    if "pixels_and_diameter" in probed.scores:  # Enough diameters are known to fit to.
         size = np.log(nodules.diameter_mm)[:, None]
-        # As probabilities, which millimeters are not: fitted in the folds of the features.
-        scores["diameter"] = probed.target.score([(size, folds) for _, folds in probed.inputs.features])
+        parts = among_known([(size, folds) for _, folds in probed.inputs.features], nodules.diameter_mm)
+        scores["diameter"] = probed.target.score(parts)  # as probabilities, which millimeters are not
     tested = np.isfinite(scores["features"])
     labels, patients = nodules.labels[tested], nodules.patient_ids[tested]
     drawn = {name: one[tested] for name, one in scores.items()}

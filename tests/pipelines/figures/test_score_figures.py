@@ -66,6 +66,20 @@ def test_roc_names_every_area_with_its_interval_and_bands_features_and_diameter(
     assert axis.get_xlim() == axis.get_ylim() == pytest.approx((-0.005, 1.005))
 
 
+def test_rows_that_know_fewer_nodules_say_how_many() -> None:
+    unknown = SIZE.copy()
+    unknown[:20] = np.nan
+    area = auroc_with_interval(LABELS[20:], SIZE[20:], PATIENTS[20:])
+    said = legend_of(roc_figure(LABELS, {"features": GOOD, "diameter": unknown}, PATIENTS))
+    assert f"diameter (readers'): {area} (n = 100)" in said
+    chance = np.where(np.isfinite(unknown), 0.3, np.nan)
+    figure = decision_figure(LABELS, {"features": GOOD, "diameter": chance}, PATIENTS)
+    assert "diameter (readers') (n = 100)" in legend_of(figure)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    everyone = decision_curve(LABELS, GOOD).treat_all
+    np.testing.assert_array_equal(lines["all called malignant"].get_ydata(), everyone)
+
+
 def test_no_two_rows_of_a_figure_share_a_stroke() -> None:
     rows = [
         "features",
