@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from pipelines.backbones.model_card import CardFacts, model_card
 from pipelines.backbones.shipped import HALVES, MOST_BYTES, NETWORKS, SUMS, write_sums
 from pipelines.backbones.short_loader import open_folder
 from pipelines.cohort.pseudonyms import lidc_scans
-from pipelines.runtime.atomic import write_atomically, writing
+from pipelines.runtime.atomic import whole_folder, write_text
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, fetch_artifact, read_run, search_runs
 from pipelines.tracking.run import Run
@@ -40,6 +39,10 @@ from transforms.refusal import Refusal
 OPSET = 18
 TIMM_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
 """Largest allowed difference of a token; float32 tokens after the final norm are of order 1."""
+
+
+_OWN = {"model.safetensors", "config.json", "dinox.json", "README.md", "model.onnx", "hf", SUMS, *NETWORKS}
+"""Names that an export writes; what else lies in its folder stays."""
 
 
 class ExportError(Refusal):
@@ -54,23 +57,18 @@ def run_export(config: ExportConfig, run: Run) -> None:
     with_onnx = len(networks) == 1 and _is_onnx_wanted(config.onnx)
     if config.hf == "yes" and (len(networks) > 1 or importlib.util.find_spec("transformers") is None):
         raise ExportError("hf=yes takes one backbone, and the extra to check it: pip install -e '.[hf]'")
-    if len(networks) > 1:
-        networks = in_roles(networks)
-        export_box(networks, out)
-    else:
-        export_backbone(networks[0], out)
-    if with_onnx:
-        with writing(out):
-            export_onnx(networks[0].backbone, out / "model.onnx")
-    else:
-        (out / "model.onnx").unlink(missing_ok=True)
-    if config.hf == "yes":
-        with writing(out):
-            export_hugging_face(networks[0].backbone, out / "hf")
-    else:
-        shutil.rmtree(out / "hf", ignore_errors=True)
+    networks = in_roles(networks) if len(networks) > 1 else networks
     card = model_card(networks, card_facts(networks, config), with_onnx, out.name, config.hf == "yes")
-    write_atomically(out / "README.md", lambda file: file.write(card.encode()))
+    with whole_folder(out, _OWN) as made:
+        if len(networks) > 1:
+            export_box(networks, made)
+        else:
+            export_backbone(networks[0], made)
+        if with_onnx:
+            export_onnx(networks[0].backbone, made / "model.onnx")
+        if config.hf == "yes":
+            export_hugging_face(networks[0].backbone, made / "hf")
+        write_text(made / "README.md", card)
     run.set_tags(
         {
             Tag.EXPORTED: ",".join(one.source for one in networks),

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pipelines.runtime.atomic import write_text
 from pipelines.runtime.interrupts import DEADLINE_ENV, watch_deadline
 from pipelines.tracking.heartbeat import HEARTBEAT_S, HOURS
 from pipelines.tracking.names import METRICS, Tag
@@ -57,6 +58,7 @@ class ArmPlan:
         attempt: Number of this attempt; a newer one replaces it.
         lease_s: How long it may run, counted from its own start.
         environment: Variables to set before anything else.
+        environment_file: JSON file of this machine with more of them, which others may not read; "" for none.
     """
 
     campaign: str
@@ -66,6 +68,7 @@ class ArmPlan:
     lease_s: float
     stages: list[StagePlan]
     environment: dict[str, str]
+    environment_file: str = ""
 
     @property
     def name(self) -> str:
@@ -103,8 +106,10 @@ def _run_plan(plan: ArmPlan, started: float, began: float) -> int:
     """Run a plan that started at `started`, as calendars count, and `began`, as `time.monotonic` does."""
     if "DINOX_JOB_FILE" in os.environ:
         # The process that cancels this arm may not be the one that started it.
-        Path(os.environ["DINOX_JOB_FILE"]).write_text(str(os.getpid()), encoding="ascii")
+        write_text(Path(os.environ["DINOX_JOB_FILE"]), str(os.getpid()))
     os.environ.update(plan.environment)
+    if plan.environment_file:
+        os.environ.update(json.loads(Path(plan.environment_file).read_text(encoding="utf-8")))
     os.environ[DEADLINE_ENV] = repr(began + plan.lease_s)
     signal.signal(signal.SIGTERM, _interrupt)
     watch_deadline()

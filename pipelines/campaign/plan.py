@@ -20,7 +20,7 @@ from pipelines.command.recorded import whole_configuration
 from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, search_runs
-from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.store import shown_store, tracking_uri
 
 SHARED_STORE = ("submitit", "skypilot")
 """Executors whose arms run on other machines; these must reach the same store."""
@@ -222,7 +222,7 @@ def check_store(executor: str, artifact_uri: str) -> None:
             f"the tracking server is at {server.hostname}, which on a rented machine is that machine itself; set"
             " MLFLOW_TRACKING_URI to an address that it reaches"
         )
-    if "@" in server.netloc:
+    if uri != shown_store():
         raise CampaignError(
             "MLFLOW_TRACKING_URI holds a user or password, which would be shown in the job's description; give them as"
             " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from pipelines.command.config import adapter
+from pipelines.runtime.atomic import write_text
 from pipelines.runtime.paths import PROJECT_ROOT
 
 SCHEMAS = {
@@ -35,4 +36,4 @@ def schema_text(kind: str) -> str:
 if __name__ == "__main__":
     for one in SCHEMAS:
         file = PROJECT_ROOT / "mlflow_projects" / f"{one}.schema.json"
-        file.write_text(schema_text(one), encoding="utf-8")
+        write_text(file, schema_text(one))

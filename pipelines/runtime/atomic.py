@@ -4,16 +4,20 @@ Every error of the disk while writing becomes one sentence (`TargetError`).
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from transforms.refusal import Refusal
 
 TEMPORARY = ".tmp"
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 class TargetError(Refusal):
@@ -67,6 +71,67 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Write a text atomically, in UTF-8; `mode` are its permissions, such as 0o600, from its first byte on.
+
+    Raises:
+        TargetError: As `write_atomically`.
+    """
+
+    def write(file: BinaryIO) -> None:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
+        file.write(text.encode())
+
+    write_atomically(path, write)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, own: Collection[str]) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `target` when the block has ended, and not if it fails or is killed.
+
+    Args:
+        target: The folder to make or replace; its parent is made when missing.
+        own: Names in it that are written anew; everything else that is there stays.
+
+    Raises:
+        TargetError: If it cannot be written; an older folder stays as it is.
+    """
+    make_folder(target.parent)
+    made, before = (target.with_name(f".{target.name}.{end}{TEMPORARY}") for end in ("new", "old"))
+    with exclusively(target.with_name(f".{target.name}.lock")), writing(target, made, before):
+        if (
+            before.exists() and not target.exists()
+        ):  # Killed between two names, where a disk cannot exchange them.
+            before.rename(target)
+        for left in (made, before):
+            shutil.rmtree(left, ignore_errors=True)
+        made.mkdir()
+        try:
+            yield made
+            for kept in target.iterdir() if target.is_dir() else ():
+                if kept.name not in own:
+                    (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, made / kept.name)
+            for path in (*made.rglob("*"), made):
+                _sync(path)
+            _exchange(made, target, before)
+        finally:
+            for left in (made, before):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _exchange(made: Path, target: Path, before: Path) -> None:
+    """Give a folder the name of another, which gets its name, at one instant where the system can."""
+    if target.exists():
+        exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+        if exchange and not exchange(_HERE, bytes(made), _HERE, bytes(target), _EXCHANGE):
+            _sync(target.parent)
+            return
+        target.rename(before)
+    made.rename(target)
+    _sync(target.parent)
 
 
 def settle(temporary: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from itertools import groupby
 
+from pipelines.runtime.atomic import write_text
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.names import IMAGES, LISTED, Tag
 from pipelines.tracking.old_names import KEYS, METRICS, VALUES
@@ -57,4 +58,4 @@ def names_page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(names_page(), encoding="utf-8")
+    write_text(PAGE, names_page())

@@ -39,7 +39,7 @@ from pipelines.tracking.gallery import PAGE, file_of, gallery
 from pipelines.tracking.names import IMAGES, METRICS, TAGS, Tag, refuse_unlisted
 from pipelines.tracking.outbox import Kind, Outbox, Record, StoreAwayError
 from pipelines.tracking.reading import StoredRun, by_step, read_run, run_page, search_runs
-from pipelines.tracking.store import StoreRefusedError, answering, client
+from pipelines.tracking.store import StoreRefusedError, answering, client, quiet_about_secrets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,7 +294,8 @@ def _deliver(store: MlflowClient, record: Record) -> None:
         case "status" if content["status"] == "RUNNING":
             store.update_run(run_id, status="RUNNING")
         case "status":
-            store.set_terminated(run_id, status=content["status"])
+            with quiet_about_secrets():
+                store.set_terminated(run_id, status=content["status"])
 
 
 def _deliver_model(store: MlflowClient, run_id: str, content: dict[str, Any], folder: Path) -> None:

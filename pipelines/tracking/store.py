@@ -1,12 +1,13 @@
 """The tracking store in use: how it is opened, and how its errors become one sentence."""
 
+import io
 import os
 import re
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient, get_tracking_uri
 from mlflow.exceptions import MlflowException
@@ -22,9 +23,16 @@ STORE_ENV = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
 _SECRETS = (
     re.compile(r"(\bhttps?://)[^/\s]*@"),
-    re.compile(r"((?!https?:|sqlite)\b[\w.+-]+://)\S*@"),  # Of a database, whose password may hold a slash.
-    re.compile(r"(\bpassword=)[^&\s]*"),
+    # A user and a password with a slash; the host and port of an address whose path holds an @ are no such.
+    re.compile(r"(\bhttps?://)(?!localhost[:/]|[^/\s:@]*\.[^/\s:@]*:\d+/)[^/\s:@]*:\S*@"),
+    re.compile(r"((?!https?:|sqlite:)\b[\w.+-]+://)\S*@"),  # Of a database, whose password may hold a slash.
+    re.compile(r"(?i)(\bodbc_connect=)\S+"),
+    re.compile(
+        r"(?i)([?&]key=|\b\w*(?:passw|passphrase|pwd|token|secret|credential|signature|api_?key|access_key)\w*=)"
+        r"[^&\s;#'\"]+"
+    ),
 )
+_KEYS = re.compile(r"(?i)passw|token|secret|_key$")
 _DELETED = re.compile(r"[Rr]un '?(\w+)'? must be in (?:the )?'active' (?:lifecycle_stage|state)")
 _REASON_LENGTH = 200
 _OWN_PACKAGES = {"transforms", "models", "probes", "pipelines"}
@@ -66,6 +74,33 @@ def _without_secrets(text: str) -> str:
     return text
 
 
+def _without_pieces(text: str) -> str:
+    """Hide what a library may quote of a password or key: an address taken apart, a header that cannot be sent."""
+    given = tracking_uri()
+    user, _, _ = given.partition("://")[2].rpartition("@")
+    password = user.partition(":")[2]
+    keys = [value.strip() for name, value in os.environ.items() if _KEYS.search(name)]
+    parts = {password, unquote(password), *re.split(r"[/@:?#&=%]", password)}
+    pieces = {one for one in parts if len(one) >= 4} | {one for one in keys if len(one) >= 8}
+    for piece in sorted(pieces, key=len, reverse=True):
+        text = text.replace(piece, "***")
+    return text
+
+
+@contextmanager
+def quiet_about_secrets() -> Iterator[None]:
+    """Print what MLflow prints meanwhile, such as its closing line, without what an address holds of a password."""
+    if shown_store() == tracking_uri():
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        print(_without_secrets(said.getvalue()), end="")
+
+
 def client(uri: str = "") -> MlflowClient:
     """Open a store, by default the one in use; processes that find no sqlite file yet create it one after the other.
 
@@ -80,7 +115,9 @@ def client(uri: str = "") -> MlflowClient:
     if not uri.startswith(_SQLITE) or not path.parent.is_dir():
         return _opened(uri)
     if path.is_dir():  # MLflow would try for two minutes.
-        raise StoreRefusedError(f"the tracking store {uri} is a folder; set {STORE_ENV} to a file below it")
+        raise StoreRefusedError(
+            f"the tracking store {shown_store()} is a folder; set {STORE_ENV} to a file below it"
+        )
     with exclusively(Path(f"{path}.lock")):
         return _opened(uri)
 
@@ -162,5 +199,6 @@ def _away() -> str:
 
 def _reason(error: Exception) -> str:
     """Return the message of an error, shortened, without a server's page and without secrets of a URI."""
-    text = _without_secrets(str(error).split("[SQL")[0].split(" Response body")[0])
+    text = _without_pieces(str(error).split("[SQL")[0].split(" Response body")[0])
+    text = _without_secrets(text)
     return textwrap.shorten(text, _REASON_LENGTH, placeholder=" ...").rstrip(".")

@@ -8,9 +8,18 @@ import fcntl
 import hashlib
 import json
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +28,27 @@ from models.tensors import differing
 from pipelines.runtime.atomic import make_folder, settle, writing
 from pipelines.runtime.json_files import DamagedFileError, read_json
 from transforms.refusal import Refusal
+
+_STEP = TypeAdapter(NonNegativeInt)
+_OF_A_BUCKET = ("sums", "mean_p", "tokens")
+
+
+class _Watch(BaseModel):
+    """Facts of the watcher."""
+
+    samples: Annotated[list[PositiveInt], Field(max_length=10_000)]
+    first_gain: float | None
+    hopeless_since: int | None
+
+
+class _Facts(BaseModel):
+    """What a checkpoint holds beside tensors; those from before 3D lack the last."""
+
+    model_config = ConfigDict(strict=True)
+    watch: _Watch
+    summed: NonNegativeInt
+    scale_mm: Annotated[list[float], Field(min_length=2, max_length=2)]
+    slice_mm: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 0.0]
 
 
 class CheckpointError(Refusal):
@@ -86,7 +116,40 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             f"checkpoint {head.stem} in {folder} is truncated or was changed since it was written;"
             f" delete {head.name} to continue from the one before it"
         )
-    return Checkpoint(int(record["step"]), load_file(body), record["facts"])
+    try:
+        step = _STEP.validate_python(record["step"])
+        return Checkpoint(step, load_file(body), record["facts"])
+    except (ValidationError, SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {head.stem} in {folder} was not written by this program; delete {head.name}"
+        ) from error
+
+
+def refuse_other_state(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint, of others perhaps, that lacks parts of a training or holds other things in their place.
+
+    Raises:
+        CheckpointError: If it does.
+    """
+    tensors, own = checkpoint.tensors, torch.get_rng_state()
+    try:
+        facts = _Facts.model_validate(checkpoint.facts)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])[:80]
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} holds no valid {place}; delete it"
+        ) from error
+    names = {f"watch/{i}.{name}" for i in range(len(facts.watch.samples)) for name in _OF_A_BUCKET}
+    rng = tensors.get("rng/torch", torch.empty(0))
+    is_rng = rng.shape == own.shape and rng.dtype == own.dtype
+    if not (
+        names <= tensors.keys()
+        and is_rng
+        and all(one.numel() == 1 for one in below("sums", tensors).values())
+    ):
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} lacks parts of a training; delete it"
+        )
 
 
 def newest_step(folder: Path) -> int | None:
@@ -105,11 +168,29 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Load the state that `optimizer_tensors` returned."""
+    """Load the state that `optimizer_tensors` returned.
+
+    Raises:
+        CheckpointError: If it is that of other parameters.
+    """
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    shapes = {
+        f"{i}.{name}": one.shape for i, one in enumerate(parameters) for name in ("exp_avg", "exp_avg_sq")
+    }
+    shapes |= {f"{i}.step": torch.Size([]) for i in range(len(parameters))}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
+        if shapes.get(key) != value.shape or not value.is_floating_point():
+            raise CheckpointError(
+                f"the checkpoint's optimizer is of another architecture, first '{key[:80]}'; resume with the recipe"
+                " that wrote it"
+            )
         state.setdefault(int(index), {})[name] = value
+    if any(len(slot) != 3 for slot in state.values()):
+        raise CheckpointError(
+            "the checkpoint's optimizer lacks parts; delete it to continue from the one before it"
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

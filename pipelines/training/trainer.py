@@ -17,6 +17,7 @@ from pipelines.training.checkpoint import (
     Checkpoint,
     below,
     optimizer_tensors,
+    refuse_other_state,
     restore_module,
     restore_optimizer,
 )
@@ -213,6 +214,7 @@ class Trainer:
         Raises:
             CheckpointError: If it is of another architecture.
         """
+        refuse_other_state(checkpoint)
         tensors, facts = checkpoint.tensors, checkpoint.facts
         restore_module(self.networks, below("networks", tensors), "network")
         restore_module(self.objective, below("objective", tensors), "objective")

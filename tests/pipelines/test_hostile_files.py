@@ -30,7 +30,7 @@ from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import prepare_cohort
 from pipelines.nodule.lidc_masks import read_mask
 from pipelines.tracking.outbox import Outbox, Record
-from pipelines.training.checkpoint import load_checkpoint
+from pipelines.training.checkpoint import Checkpoint, load_checkpoint, refuse_other_state, restore_optimizer
 from tests.pipelines.ingest.test_png_sources import hub_form
 from transforms.refusal import Refusal
 
@@ -317,3 +317,36 @@ def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "step_00000001.json").write_text(json.dumps(record))
         with pytest.raises(Refusal, match="is truncated or was changed"):
             load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("summed", -1),
+        ("watch", 7),
+        ("scale_mm", ["a", 1.0]),
+        ("scale_mm", [1.0]),
+        ("watch", {"samples": [1, 2]}),
+    ],
+)
+def test_facts_of_a_checkpoint_that_cannot_be_are_one_sentence(place: str, value: object) -> None:
+    watch = {"samples": [4], "first_gain": None, "hopeless_since": None}
+    facts = {"watch": watch, "summed": 1, "scale_mm": [0.5, 1.0], "slice_mm": [1.0, 1.0]}
+    names = ("watch/0.sums", "watch/0.mean_p", "watch/0.tokens")
+    tensors = dict.fromkeys(names, torch.zeros(1)) | {"rng/torch": torch.get_rng_state()}
+    refuse_other_state(Checkpoint(1, tensors, facts))
+    with pytest.raises(Refusal, match=f"holds no valid {place}"):
+        refuse_other_state(Checkpoint(1, tensors, facts | {place: value}))
+    with pytest.raises(Refusal, match="lacks parts of a training"):
+        refuse_other_state(Checkpoint(1, tensors | {"rng/torch": torch.zeros(3)}, facts))
+
+
+def test_an_optimizer_of_other_parameters_is_not_restored() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2, 3))])
+    whole = {"0.step": torch.tensor(1.0), "0.exp_avg": torch.zeros(2, 3), "0.exp_avg_sq": torch.zeros(2, 3)}
+    restore_optimizer(optimizer, whole)
+    for wrong in ({"7.step": torch.tensor(1.0)}, {"0.exp_avg": torch.zeros(3)}, {"x": torch.zeros(1)}):
+        with pytest.raises(Refusal, match="of another architecture"):
+            restore_optimizer(optimizer, whole | wrong)
+    with pytest.raises(Refusal, match="lacks parts"):
+        restore_optimizer(optimizer, {"0.step": torch.tensor(1.0)})

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines.campaign.arm import PLAN_ENV, ArmPlan
 from pipelines.campaign.executors.base import JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
-from pipelines.runtime.atomic import exclusively, make_folder
+from pipelines.runtime.atomic import exclusively, make_folder, write_text
 from pipelines.runtime.interrupts import GRACE_S
 from pipelines.runtime.paths import PROJECT_ROOT
 
@@ -77,7 +77,7 @@ class LocalExecutor:
             )
         with (folder / "lock").open("a", encoding="ascii") as lock, (folder / "log.txt").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / "devices").write_text(",".join(devices), encoding="ascii")
+            write_text(folder / "devices", ",".join(devices))
             # In a variable: all users can read command lines, and the store's address may hold a password.
             environment = os.environ | {"DINOX_JOB_FILE": str(folder / "pid"), PLAN_ENV: plan.to_json()}
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
@@ -93,7 +93,7 @@ class LocalExecutor:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        (folder / "pid").write_text(str(process.pid), encoding="ascii")
+        write_text(folder / "pid", str(process.pid))
         # An arm may outlive this executor; whoever lives on waits for it, so that it is not collected while it runs.
         threading.Thread(target=process.wait, name=f"wait for {plan.name}", daemon=True).start()
         return str(folder)

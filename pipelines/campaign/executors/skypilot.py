@@ -110,7 +110,7 @@ def task_config(spec: CampaignSpec, plan: ArmPlan, repository: str, commit: str)
         mounts = {"file_mounts": {_COHORT: needs.cohort_uri}}
         run += [f'mkdir -p "$(dirname {cohort})"', f"ln -sfn {_COHORT} {cohort}"]
     limit = f"timeout --kill-after={GRACE_S:.0f} {math.ceil(plan.lease_s + 2 * GRACE_S)}"
-    run.append(f'{limit} .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"')
+    run.append(f"{limit} .venv/bin/python -m pipelines.campaign.arm")
     return mounts | {
         "name": _name(plan.name),
         "resources": resources,

@@ -4,18 +4,23 @@ squeue reports whether a job still runs. It also lists jobs by name, so a campai
 a job and storing its number finds the job again.
 """
 
+import contextlib
+import dataclasses
+import json
 import math
 import os
 import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.campaign import arm
 from pipelines.campaign.executors.base import JobState
 from pipelines.campaign.spec import CampaignError, ResourcesSpec
+from pipelines.runtime.atomic import make_folder, write_text
 from pipelines.runtime.extras import load_extra
 from pipelines.runtime.interrupts import GRACE_S
 from pipelines.runtime.paths import PROJECT_ROOT
@@ -70,7 +75,8 @@ class SubmititExecutor:
         if needs.partition:
             executor.update_parameters(slurm_partition=needs.partition)
         try:
-            submitted = executor.submit(arm.main, plan.to_json())
+            with _for_this_user_alone():
+                submitted = executor.submit(arm.main, self._without_environment(plan).to_json())
         except self.submitit.core.utils.FailedJobError as error:
             raise CampaignError(
                 f"Slurm does not accept arm {plan.arm}: {' '.join(str(error).split())}; correct resources in the"
@@ -79,6 +85,14 @@ class SubmititExecutor:
         self._jobs[submitted.job_id] = submitted
         self._queue_at = -math.inf
         return str(submitted.job_id)
+
+    def _without_environment(self, plan: arm.ArmPlan) -> arm.ArmPlan:
+        """Return a plan that names a file with its environment: a store's address may hold a password."""
+        make_folder(self.folder)
+        self.folder.chmod(0o700)
+        file = self.folder / f"{plan.name}.environment.json"
+        write_text(file, json.dumps(plan.environment), mode=0o600)
+        return dataclasses.replace(plan, environment={}, environment_file=str(file))
 
     def find(self, name: str) -> str:
         """Ask Slurm for a job of this name."""
@@ -115,6 +129,16 @@ class SubmititExecutor:
             self._queue = {job_id: (state, name) for job_id, state, name in rows}
             self._queue_at = time.monotonic()
         return self._queue
+
+
+@contextlib.contextmanager
+def _for_this_user_alone() -> Iterator[None]:
+    """Let what submitit writes, a pickle and a batch script, be read by this user alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _squeue() -> str:

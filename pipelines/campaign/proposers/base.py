@@ -1,5 +1,6 @@
 """The interface of a proposer, and the check that a proposal lies in the search space."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -72,7 +73,7 @@ def inside_space(proposer: ProposerSpec, overrides: Mapping[str, Any]) -> dict[s
         if "choices" in bounds:
             if not any(value == choice and type(value) is type(choice) for choice in bounds["choices"]):
                 raise ProposalError(f"{key} was given {value!r:.80}; it may be one of {bounds['choices']}")
-        elif isinstance(value, bool) or not isinstance(value, int | float):
+        elif isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
             raise ProposalError(f"{key} was given {value!r:.80}, which is not a number")
         elif not bounds["low"] <= value <= bounds["high"]:
             raise ProposalError(

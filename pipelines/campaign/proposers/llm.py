@@ -7,6 +7,8 @@ text: it is parsed as JSON, checked key by key against the space, and used for n
 import http.client
 import json
 import os
+import queue
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, 
 from pipelines.campaign.spec import CampaignError, CampaignSpec
 
 URL_ENV, KEY_ENV, MODEL_ENV = "DINOX_LLM_URL", "DINOX_LLM_KEY", "DINOX_LLM_MODEL"
-_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
+"""Of a whole answer; `_SILENT_S` of each part of it."""
+_SILENT_S = 60.0
 _MOST_BYTES = 1_000_000
 _HYPOTHESIS_LENGTH = 500
 _NO_JSON = (ValueError, RecursionError)
@@ -24,6 +28,23 @@ _NO_JSON = (ValueError, RecursionError)
 _INSTRUCTIONS = """You plan experiments. Propose the single next arm of this campaign.
 Answer with one JSON object and nothing else: {"hypothesis": "one sentence", "overrides": {"key": value, ...}}.
 Use only keys of the space, with values inside it. Answer {"stop": true} when nothing more is worth trying."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Another address would get the key."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none."""
+
+
+def _received(request: urllib.request.Request, into: "queue.Queue[bytes | str]") -> None:
+    """Put the answer into a queue, or why there is none; without a word of the request, which holds the key."""
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_SILENT_S) as response:
+            into.put(response.read(_MOST_BYTES))
+    except Exception as error:  # An endpoint may answer anything, and urllib raises of many kinds about it.
+        reason = getattr(error, "code", None) or getattr(error, "reason", None)
+        into.put(str(http.client.responses.get(reason, reason) if reason else type(error).__name__)[:100])
 
 
 class LlmProposer:
@@ -44,6 +65,9 @@ class LlmProposer:
         self.url = os.environ[URL_ENV].rstrip("/") + "/chat/completions"
         if not self.url.startswith(("http://", "https://")):
             raise CampaignError(f"{URL_ENV} must be an http or https address")
+        self.key = os.environ.get(KEY_ENV, "").strip()
+        if not all("!" <= letter <= "~" for letter in self.key):
+            raise CampaignError(f"{KEY_ENV} holds a blank or a letter that no key has; set it again")
         self.spec = spec
 
     def propose(self, outcomes: Sequence[Outcome]) -> Proposal | None:
@@ -100,15 +124,18 @@ class LlmProposer:
             ],
         }
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY_ENV):
-            headers["Authorization"] = f"Bearer {os.environ[KEY_ENV]}"
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        answer: queue.Queue[bytes | str] = queue.Queue()
+        # A thread of its own: an endpoint that sends a byte a minute keeps it, and not the campaign.
+        threading.Thread(target=_received, args=(request, answer), name="endpoint", daemon=True).start()
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-                received = response.read(_MOST_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or getattr(error, "code", None) or type(error).__name__
-            raise ProposalError(f"the endpoint did not answer: {reason}") from error
+            received = answer.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            raise ProposalError(f"the endpoint did not answer within {TIMEOUT_S:g} s") from None
+        if isinstance(received, str):
+            raise ProposalError(f"the endpoint did not answer: {received}")
         try:
             content = json.loads(received)["choices"][0]["message"]["content"]
         except (*_NO_JSON, KeyError, IndexError, TypeError) as error:

@@ -105,9 +105,7 @@ def test_the_task_clones_installs_runs_and_ends_with_its_lease(monkeypatch: pyte
     assert task["name"] == "dinox-0123abcd-2"
     assert "git clone https://host/x.git" in task["setup"]
     assert f"git checkout --quiet {'c' * 40}" in task["setup"]
-    assert (
-        'timeout --kill-after=60 210 .venv/bin/python -m pipelines.campaign.arm "$DINOX_PLAN"' in task["run"]
-    )
+    assert "timeout --kill-after=60 210 .venv/bin/python -m pipelines.campaign.arm" in task["run"]
     assert task["file_mounts"] == {"~/dinox_cohort": "s3://bucket/lidc"}
     # The plan travels as a variable: no word of it is ever read by a shell.
     assert ArmPlan.from_json(task["envs"]["DINOX_PLAN"]) == PLAN
@@ -343,6 +341,25 @@ def test_a_job_that_slurm_does_not_take_is_one_sentence(
     with pytest.raises(CampaignError, match=r"Slurm does not accept arm a: .*invalid partition") as caught:
         executor.submit(PLAN)
     assert "\n" not in str(caught.value)
+
+
+def test_a_slurm_job_is_written_for_this_user_alone_and_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'Submitted batch job 7'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    plan = replace(PLAN, environment={"MLFLOW_TRACKING_URI": "https://anna:s3cret@h.example"})
+    executor = open_executor("submitit", load_campaign("demo"), 0, tmp_path / "jobs")
+    assert executor.submit(plan) == "7"
+    files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
+    holding = [path for path in files if b"s3cret" in path.read_bytes()]
+    assert [path.name for path in holding] == [f"{plan.name}.environment.json"]
+    assert len(files) >= 3
+    assert not any(path.stat().st_mode & 0o077 for path in files if path.suffix != ".out")
+    assert not (tmp_path / "jobs" / "submitit").stat().st_mode & 0o077
 
 
 def test_without_slurm_its_executor_says_where_to_run(

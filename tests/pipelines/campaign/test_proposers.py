@@ -1,8 +1,11 @@
 """Proposers: what they may propose, and what becomes of everything else, hostile answers included."""
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,6 +16,7 @@ import yaml
 
 from pipelines.campaign import run as campaign
 from pipelines.campaign.arms import arm_of
+from pipelines.campaign.proposers import llm
 from pipelines.campaign.proposers.base import Outcome, Proposal, ProposalError, inside_space
 from pipelines.campaign.proposers.llm import KEY_ENV, MODEL_ENV, URL_ENV, LlmProposer
 from pipelines.campaign.proposers.optuna import OptunaProposer
@@ -156,6 +160,92 @@ def test_a_model_may_stop_and_may_be_away(model: type[StubModel], monkeypatch: p
     monkeypatch.setenv(URL_ENV, "http://127.0.0.1:9/v1")
     with pytest.raises(ProposalError, match="did not answer"):
         LlmProposer(spec_of("llm")).propose([])
+
+
+JSON = b'{"choices": [{"message": {"content": "%s"}}]}'
+RAW = {
+    "a cut chunked body": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{",
+    "a chunk of no size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{",
+    "a bad status line": b"HTTP/9 fine\r\n\r\n",
+    "no status line": b"\x00\xff\x00\xff",
+    "nothing": b"",
+    "a thousand headers": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
+    "a header of a megabyte": b"HTTP/1.1 200 OK\r\nA: " + b"b" * 1_000_000,
+    "a body that is cut": b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{",
+    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{",
+    "JSON nested deep": b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 500_000,
+    "an integer of 5000 digits": b"HTTP/1.1 200 OK\r\n\r\n" + b"9" * 5000,
+    "megabytes": b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 3_000_000,
+    "no UTF-8": b"HTTP/1.1 200 OK\r\n\r\n\xff\xfe\xff",
+    "another address": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/x\r\n\r\n",
+    "a file's address": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+    "deep JSON in its text": b"HTTP/1.1 200 OK\r\n\r\n" + JSON % (b"[" * 90_000),
+    "5000 digits in its text": b"HTTP/1.1 200 OK\r\n\r\n" + JSON % (b"9" * 5000),
+    "half a letter in its text": b"HTTP/1.1 200 OK\r\n\r\n" + JSON % b"\\ud800",
+    "4000 digits as a value": b"HTTP/1.1 200 OK\r\n\r\n"
+    + JSON % (b'{\\"hypothesis\\": \\"x\\", \\"overrides\\": {\\"batch_size\\": ' + b"9" * 4000 + b"}}"),
+}
+
+
+@contextmanager
+def endpoint(answer: Callable[[socket.socket], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An endpoint on loopback that answers each caller with bytes of its own."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = listening.accept()
+                with caller, suppress(OSError):
+                    caller.recv(65536)
+                    answer(caller)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    monkeypatch.setenv(URL_ENV, f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
+    monkeypatch.setenv(MODEL_ENV, "m")
+    monkeypatch.setenv(KEY_ENV, "s3cret-key")
+    try:
+        yield
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(5)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_whatever_an_endpoint_sends_is_a_refused_proposal(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with endpoint(lambda caller: caller.sendall(RAW[name]), monkeypatch):
+        with pytest.raises(ProposalError) as refusal:
+            LlmProposer(spec_of("llm")).propose([])
+    assert "s3cret" not in str(refusal.value)
+    assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_endpoint_that_drips_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    monkeypatch.setattr(llm, "TIMEOUT_S", 0.6)
+
+    def drip(caller: socket.socket) -> None:
+        caller.sendall(start)
+        for _ in range(30):
+            caller.sendall(b"a")
+            time.sleep(0.1)
+
+    with endpoint(drip, monkeypatch), pytest.raises(ProposalError, match=r"did not answer within 0\.6 s"):
+        LlmProposer(spec_of("llm")).propose([])
+
+
+@pytest.mark.parametrize("key", ["s3cret\nkey", "s3cret key", "s3crét"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(URL_ENV, "http://127.0.0.1:9/v1")
+    monkeypatch.setenv(MODEL_ENV, "m")
+    monkeypatch.setenv(KEY_ENV, key)
+    with pytest.raises(CampaignError, match="holds a blank or a letter that no key has") as refusal:
+        LlmProposer(spec_of("llm"))
+    assert "s3cr" not in str(refusal.value)
 
 
 def test_a_model_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
