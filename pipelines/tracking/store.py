@@ -162,6 +162,10 @@ def answering() -> Iterator[None]:
         if found := _DELETED.search(str(error)):
             raise RunDeletedError(f"run {found[1]} was deleted in MLflow; {restoring(found[1])}") from error
         code = status_code(error)
+        if "disk is full" in str(error):
+            raise StoreAwayError(
+                f"the disk of the tracking store {shown_store()} is full; free space there"
+            ) from error
         if code >= 500:
             raise StoreAwayError(_away()) from error
         hint = ""

@@ -329,6 +329,29 @@ def test_a_deleted_arm_gives_no_budget_back_and_is_said(
     assert [(arm.number, arm.status, arm.run_id != first.run_id) for arm in again] == [(2, "FINISHED", True)]
 
 
+@pytest.mark.slow
+def test_two_campaigns_at_once_write_to_one_store(own_store: Path, open_process: OpenProcess) -> None:
+    started = []
+    for name in ("one", "other"):
+        arms_ = [{"name": f"{name}-{lr}", "overrides": {"lr": lr}} for lr in (0.1, 0.01, 0.001)]
+        file = own_store / f"{name}.yaml"
+        stages = {"rehearsal": {"steps": 40, "seconds": 8.0}}
+        file.write_text(yaml.safe_dump(TREE | {"name": name, "arms": arms_, "stages": stages}))
+        words = [sys.executable, "-m", "pipelines.campaign", "--spec", str(file), "--parallel", "2"]
+        started.append(
+            open_process(words, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    for process in started:
+        said, _ = process.communicate(timeout=5 * WAIT_S)
+        assert process.returncode == 0, said.decode()[-3000:]
+    found = read_arms()
+    assert sorted(arm.name for arm in found) == sorted(
+        f"{n}-{lr}" for n in ("one", "other") for lr in (0.1, 0.01, 0.001)
+    )
+    assert {(arm.status, arm.attempt) for arm in found} == {("FINISHED", 1)}
+    assert all(len(Run(client(), arm.run_id).history("loss/total")) == 40 for arm in found)
+
+
 def test_the_password_of_a_store_is_on_no_command_line(tmp_path: Path) -> None:
     # No store answers there: the arm waits for it, which is long enough to look.
     environment = {"MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9"}
