@@ -1,5 +1,6 @@
 """The exact commands of the README, as a user types them, without pyenv."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import ExecutionException
 
 from pipelines.cohort.folder import Cohort
-from pipelines.mlflow_plugin import _patch, is_this_project, wrap_run
+from pipelines.mlflow_plugin import CALLED_ENV, _patch, is_this_project, wrap_run
+from tests.processes import OpenProcess, answers, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -143,7 +145,7 @@ def test_a_fresh_environment_made_by_uv_works(store: Path, small_cohort: Cohort)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_plugin_minds_its_own_project_alone(tmp_path: Path) -> None:
+def test_the_plugin_minds_its_own_project_alone(own_store: Path, tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text("name: somebody-else\n")
     assert is_this_project(str(ROOT))
     assert is_this_project(f"file://{ROOT}")
@@ -151,16 +153,73 @@ def test_the_plugin_minds_its_own_project_alone(tmp_path: Path) -> None:
     assert not is_this_project("https://example.org/project.git")
     seen = []
     run = wrap_run(
-        lambda self, uri, entry, params, version, config, *rest: seen.append(config["ENV_MANAGER"])
+        lambda self, uri, entry, params, version, config, *rest: seen.append(
+            (config["ENV_MANAGER"], os.environ.get(CALLED_ENV))
+        )
     )
     before = os.environ["PATH"]
-    for uri, given in ((str(tmp_path), None), (str(ROOT), "uv"), (str(ROOT), None)):
+    address = "https://example.org/project.git"
+    for uri, given in (
+        (str(tmp_path), None),
+        (str(ROOT), "uv"),
+        (f"file://{ROOT}", None),
+        (address, "local"),
+    ):
         run(None, uri, "pretrain", {}, None, {"ENV_MANAGER": given}, "", "0")
     assert os.environ["PATH"] == before
-    assert seen == [None, "uv", "local"]
+    assert CALLED_ENV not in os.environ
+    # Only what MLflow fetches into a folder of its own is told where it was called.
+    assert seen == [(None, None), ("uv", None), ("local", None), ("local", str(own_store))]
 
 
-def test_the_plugin_leaves_a_process_that_is_not_its_own_as_it_was(tmp_path: Path) -> None:
+def test_the_plugin_makes_the_store_before_mlflow_does_and_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+    lock = tmp_path / "mlflow.db.lock"
+
+    def held() -> bool:
+        with lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr("pipelines.tracking.store.MlflowClient", lambda uri: made.append(held()))
+    wrap_run(lambda *_: made.append(held()))(None, str(ROOT), "pretrain", {}, None, {"ENV_MANAGER": "local"})
+    assert made == [True, False]
+
+
+@pytest.mark.slow
+def test_a_project_that_mlflow_fetches_writes_where_it_is_called(
+    store: Path, small_cohort: Cohort, tmp_path: Path, open_process: OpenProcess
+) -> None:
+    bare, port, called = tmp_path / "dinox.git", free_port(), tmp_path / "called"
+    called.mkdir()
+    subprocess.run(["git", "clone", "-q", "--bare", str(ROOT), str(bare)], check=True)
+    words = [
+        "git",
+        "daemon",
+        f"--base-path={tmp_path}",
+        "--export-all",
+        "--listen=127.0.0.1",
+        f"--port={port}",
+    ]
+    daemon = open_process(words)
+    wait_until(lambda: answers(port), daemon)
+    environment = {"HOME": str(tmp_path), "PATH": f"{BIN}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [str(BIN / "mlflow"), "run", f"git://127.0.0.1:{port}/dinox.git", "-e", "pretrain"]
+    command += ["--env-manager", "local", "-P", f"cohort={small_cohort.root}", *QUICK]
+    done = subprocess.run(command, cwd=called, env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    (run,) = MlflowClient(f"sqlite:///{called / 'mlflow.db'}").search_runs(["0"])
+    assert (called / "runs" / run.info.run_id / "run.json").is_file()
+    assert run.info.status == "FINISHED"
+
+
+def test_the_plugin_leaves_a_process_that_is_not_its_own_as_it_was(own_store: Path, tmp_path: Path) -> None:
     def run(self: object, *_: object) -> None:
         seen.append(os.environ["PATH"])
         raise RuntimeError("the entry point failed")
