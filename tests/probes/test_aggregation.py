@@ -84,7 +84,7 @@ def test_what_another_classifier_gains_is_not_taken_for_what_neighbors_carry():
     table = table.set_index("aggregator")
     assert list(table.index) == ["center", "attention_z", "attention_center"]
     # A linear probe cannot read that two signs agree, a network can: against it, attention seems to gain by slices.
-    assert table.loc["attention_z", "minus_center_ci_low"] > 0.2
+    assert table.loc["attention_z", "minus_center_ci_low"] > 0.15
     assert abs(table.loc["attention_z", "minus_own_center"]) < 0.05
 
 

@@ -121,4 +121,4 @@ def test_60_20_20_is_by_patient_and_stratified() -> None:
     assert not train & validation
     assert not validation & test
     assert [len(part) / len(ids) for part in parts] == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
-    assert [labels[part].mean() for part in parts] == pytest.approx([labels.mean()] * 3, abs=0.04)
+    assert [labels[part].mean() for part in parts] == pytest.approx([labels.mean()] * 3, abs=0.06)
