@@ -65,6 +65,9 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)+|(?=.*[a-f])(?=.*[0-9])[0-9a-f]{12,64}")
 """A UID, or the hash that some public collections put in its place."""
 
 
+_OF_NODULES = ("volume_id", "x_lps_mm", "y_lps_mm", "z_lps_mm", "diameter_mm", "malignancy_ratings")
+
+
 class NoNodulesError(Refusal):
     """A cohort, a rule and a crop that leave no labeled nodule."""
 
@@ -131,6 +134,13 @@ class Cohort:
         """Hash of the ids and voxels of all volumes."""
         lines = sorted(f"{row.volume_id} {row.sha256}\n" for row in self.series.itertuples())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def nodules_sha256(self) -> str:
+        """Hash of the places, sizes and ratings of all nodules, in whatever order."""
+        columns = [name for name in (*_OF_NODULES, "label") if name in self.nodules]
+        lines = sorted(repr([str(value) for value in row]) for row in self.nodules[columns].to_numpy())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def kind(self) -> CohortKind:

@@ -203,6 +203,13 @@ def tag_probe(
         tags[Tag.LEAK] = leak
         name = loaded.source if loaded is not None else "the backbone"
         print(f"leak ({leak}): {name} may have seen patients that are tested here")
+    drawn_by = "" if loaded is None else loaded.record.get("nodules_sha", "")
+    is_same_ct = loaded is not None and loaded.record.get("cohort_sha") == cohort.sha256
+    if drawn_by and is_same_ct and drawn_by != cohort.nodules_sha256:
+        tags[Tag.NODULES] = "changed"
+        print(
+            f"the table of nodules of {cohort.root} has changed since the pretraining, which drew its views by it"
+        )
     run.set_tags(tags)
     counts = {"volumes": len(cohort.series), "nodules": len(cohort.nodules)}
     run.log_dataset(cohort.root.name, cohort.sha256, {"kind": cohort.kind} | counts, "evaluation")

@@ -47,6 +47,7 @@ HEADLINE = {
 """The metrics of a description, those that a run has, in this order, in a few words each."""
 _WARNINGS = {
     Tag.LEAK: "figures may be too good, some patients or labels were seen before",
+    Tag.NODULES: "the table of nodules has changed since the pretraining, which drew by it",
     Tag.SCALE: "pixels were shown at a size that the pretraining never saw",
 }
 

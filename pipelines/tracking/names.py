@@ -281,6 +281,7 @@ class Tag(StrEnum):
     BACKBONE_SHA = "dinox.backbone_sha", "SHA-256 of the backbone's weights"
     OPENED = "dinox.opened", "how a network that others made was read: names, sizes, gray values"
     SCALE = "dinox.scale", "out of distribution: mm per pixel that the pretraining never saw"
+    NODULES = "dinox.nodules", "changed: the table of nodules is not the one that the pretraining drew by"
     MASKS = "dinox.masks", "where the masks of probe_dense come from"
     RULE = "dinox.rule", "rule that labeled the nodules"
     EXPORTED = "dinox.exported", "backbone that was exported"

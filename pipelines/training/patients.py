@@ -43,6 +43,12 @@ def divide_patients(cohort: Cohort, config: PretrainConfig) -> Patients:
     return Patients(train, held_out, "" if held_out else "no_holdout")
 
 
+def nodules_used(config: PretrainConfig, cohort: Cohort) -> str:
+    """Return the hash of the nodule table that a training draws by; "" if it draws by none."""
+    is_centered = config.views.center == "point" and config.points != "blobs"
+    return cohort.nodules_sha256 if is_centered or config.batches == "diameter" else ""
+
+
 def refuse_too_few(config: PretrainConfig) -> None:
     """Refuse a training whose patients have fewer slices than a batch, and say which options would do.
 

@@ -46,7 +46,7 @@ from pipelines.training.first_backbone import first_backbone
 from pipelines.training.indexing import indexed
 from pipelines.training.loader import BatchPlan, LoaderError, MicroBatches, stream_batches
 from pipelines.training.mixture import Mixture
-from pipelines.training.patients import divide_patients
+from pipelines.training.patients import divide_patients, nodules_used
 from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import NonFiniteLossError, Trainer
 from pipelines.training.view_sheet import view_sheet
@@ -336,6 +336,7 @@ class TrainingRun:
             "run_id": self.run.run_id,
             "recipe": self.recipe,
             "cohort_sha": self.cohort.sha256,
+            "nodules_sha": nodules_used(self.config, self.cohort),
             "holdout": self.config.holdout,
             "leak": self.patients.leak,
             "trained_on": joined(ids_of(self.cohort, self.patients.train), self.seen_before),

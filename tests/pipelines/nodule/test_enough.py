@@ -1,5 +1,6 @@
 """Too little data to probe or to train on is refused before torch loads, with advice that helps, and no other."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,18 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.config import BackboneConfig
+from pipelines.backbones.folder import open_backbone
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.tables import NODULES, write_table
 from pipelines.nodule.enough import refuse_too_few
 from pipelines.probing.config import ProbeConfig, SupervisedConfig
+from pipelines.probing.setup import tag_probe
 from pipelines.training.config import PretrainConfig
-from pipelines.training.patients import divide_patients, refuse_too_few as refuse_too_few_slices
+from pipelines.training.patients import divide_patients, nodules_used, refuse_too_few as refuse_too_few_slices
 from probes.splits import is_held_out
 from probes.statistics.checks import TooFewError
 from tests.conftest import MakeOnce
 from tests.pipelines.probing.grain import nodule_with_grain
 from tests.pipelines.probing.test_probe_malignancy import backbone, cohort_of, probed
+from tests.recorder import Recorder
 from transforms.refusal import Refusal
+from transforms.views.config import ViewConfig
 
 LABELS = [1, 0, 0] * 4
 """Four patients with a malignant nodule, eight with a benign one."""
@@ -125,6 +131,36 @@ def test_a_training_of_few_slices_is_told_batch_size_and_holdout_that_would_do(f
     refuse_too_few_slices(other)
     assert divide_patients(few, other).held_out
     refuse_too_few_slices(PretrainConfig(cohort=str(few.root), holdout=0.5, batch_size=n[0.5]))
+
+
+def test_a_nodule_table_that_changed_since_the_pretraining_is_said(
+    few: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where views were drawn by it, and the CT is the same: in another cohort other nodules are no news."""
+    views = ViewConfig(size_px=28, center="point", extent="mm", fov_mm=(20.0, 30.0))
+    around = PretrainConfig(backbone=BackboneConfig(image_px=28), views=views)
+    drawn_by = nodules_used(around, few)
+    assert (
+        nodules_used(dataclasses.replace(around, points="blobs"), few)
+        == nodules_used(PretrainConfig(), few)
+        == ""
+    )
+    moved = with_nodules(few, tmp_path / "moved", x_lps_mm=few.nodules["x_lps_mm"] + 1)
+    turned = with_nodules(few, tmp_path / "turned")
+    turned.nodules = turned.nodules.iloc[::-1]
+    assert drawn_by == nodules_used(around, turned) != nodules_used(around, moved)
+    for number, (cohort, record, is_said) in enumerate(
+        [
+            (moved, {"nodules_sha": drawn_by, "cohort_sha": few.sha256}, True),
+            (moved, {"nodules_sha": drawn_by, "cohort_sha": "another"}, False),
+            (moved, {"nodules_sha": "", "cohort_sha": few.sha256}, False),
+            (few, {"nodules_sha": drawn_by, "cohort_sha": few.sha256}, False),
+        ]
+    ):
+        run = Recorder()
+        tag_probe(run, cohort, open_backbone(backbone(tmp_path / str(number), **record)), "")
+        assert (run.tags.get("dinox.nodules") == "changed") == is_said
+        assert ("has changed since the pretraining" in capsys.readouterr().out) == is_said
 
 
 def test_all_of_them_are_refused_before_torch_is_imported(few: Cohort, own_store: Path) -> None:
