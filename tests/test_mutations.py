@@ -20,7 +20,7 @@ def test_a_case_follows_from_its_seed_alone(tmp_path: Path) -> None:
     assert len(texts) == 3
     assert len(places(tree)) == 5
     content = bytes(range(200))
-    assert change_bytes(random.Random(4), content) != content
+    assert sum(change_bytes(random.Random(seed), content) != content for seed in range(20)) > 10
 
 
 @pytest.mark.slow
