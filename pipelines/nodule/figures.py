@@ -22,11 +22,11 @@ def rules_figure(rules: pd.DataFrame) -> Figure:
     axis.barh(rules["rule"], rules["benign"], color=BENIGN, label="benign", hatch="//")
     axis.barh(rules["rule"], rules["malignant"], left=rules["benign"], color=MALIGNANT, label="malignant")
     for place_y, row in enumerate(rules.to_dict("records")):
-        text = f" {row['malignant']} + {row['benign']}; 3 is {row['fate_of_3']}"
+        text = f" {row['malignant']} malignant + {row['benign']} benign; rated 3: {row['fate_of_3']}"
         axis.text(row["nodules"], place_y, text, va="center", fontsize=7)
-    axis.set(xlim=(0, 1.45 * rules["nodules"].max()), xlabel="nodules (malignant + benign)")
+    axis.set(xlim=(0, 1.75 * rules["nodules"].max()), xlabel="nodules")
     axis.invert_yaxis()
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

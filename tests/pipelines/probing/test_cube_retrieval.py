@@ -54,6 +54,10 @@ def test_slices_are_accounted_for_and_shown(
     found = retrieve(sample, tokens)
     axes = [axis for axis in contact_sheet(sample, found).axes if axis.images]
     assert {axis.get_title().split()[0] for axis in axes} == {"axial"}
+    for axis in axes:  # each picture says where left is, how long its bar is, and its window
+        texts = [text.get_text() for text in axis.texts]
+        assert {"L", "R", "A"} <= set(texts)
+        assert {text.split()[-1] for text in texts} >= {"mm", "HU"}
     pictures = [np.asarray(axis.images[0].get_array()).tobytes() for axis in axes]
     assert len(pictures) == len(set(pictures)) >= 2
 

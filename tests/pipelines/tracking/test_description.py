@@ -121,10 +121,13 @@ def test_a_model_is_logged_once_with_its_figures_and_opens_by_its_alias(
     config = BackboneConfig(arch="custom", depth=1, embed_dim=16, heads=2, image_px=28)
     network = build_backbone(config)
     save_backbone(tmp_path / "backbone", network, config, {"run_id": run.run_id, "holdout": 0.5})
+    for step, value in ((0, -0.9), (700, 0.5)):
+        run.log_metrics({"teacher/gain": value}, step)
     for _ in range(2):  # as after a store that went away before it answered
         run.log_model("backbone", tmp_path / "backbone", {"teacher/gain": 0.5}, register_as="lung")
     (model,) = store.search_logged_models(["0"])
     assert [(metric.key, metric.value) for metric in model.metrics] == [("teacher/gain", 0.5)]
+    assert run.history("teacher/gain") == [(0, -0.9), (700, 0.5)], "a model's figure is no point at step 0"
     assert [output.model_id for output in store.get_run(run.run_id).outputs.model_outputs] == [model.model_id]
     store.set_registered_model_alias("lung", "best", "1")
     for name in ("models:/lung@best", "models:/lung/1", f"models:/{model.model_id}"):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from PIL import Image
@@ -28,7 +29,11 @@ def test_every_step_is_on_the_page_in_order_and_the_last_is_shown(own_store: Pat
     run.set_tags({Tag.STATUS: "learning"})
     for step in (0, 200, 1000):
         run.log_image(gray(step / 1000), "tokens/pca", step)
-    run.log_figure(gray(0.5, width=30), "figures/loss.png")
+    run.name, run.cohort_name = "pretrain demo", "lidc"
+    large = gray(0.5, width=30)
+    large.suptitle("loss, 5 folds")
+    run.log_figure(large, "figures/loss.png")
+    assert large.get_suptitle() == "pretrain demo · cohort lidc\nloss, 5 folds"
     run.describe()
     names = {Path(file.path).name for file in store.list_artifacts(run.run_id, "figures")}
     assert names == {
@@ -37,6 +42,10 @@ def test_every_step_is_on_the_page_in_order_and_the_last_is_shown(own_store: Pat
         "tokens_pca_step001000.png",
         "loss.png",
     }
+    drawn = Path(store.download_artifacts(run.run_id, "figures", str(own_store)))
+    with Image.open(drawn / "loss.png") as image:
+        assert image.info["dpi"] == (pytest.approx(300, abs=0.1), pytest.approx(300, abs=0.1))
+        assert image.width == 30 * 300
     page = Path(store.download_artifacts(run.run_id, "gallery.html", str(own_store))).read_text(
         encoding="utf-8"
     )

@@ -25,7 +25,7 @@ def test_recipe_demo_3d_ends_with_a_verdict_and_a_backbone_of_cubes_that_knows_i
     own_store: Path, small_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # To draw takes seconds.
-    monkeypatch.setattr(Figure, "savefig", lambda _, file: Image.new("L", (1, 1)).save(file))
+    monkeypatch.setattr(Figure, "savefig", lambda _, file, dpi: Image.new("L", (1, 1)).save(file))
     settings = SMALL | {"cohort": small_cohort.root, "runs_dir": own_store / "runs"}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     assert run_entry_point("pretrain", PretrainConfig, train, "demo_3d", words) == 0
