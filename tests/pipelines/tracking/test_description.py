@@ -108,7 +108,7 @@ def test_a_run_has_a_name_a_description_and_its_data(
 def test_pages_are_those_of_the_store_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://anna:secret@mlflow.example/")
     assert run_page("r", "7") == "https://mlflow.example/#/experiments/7/runs/r"
-    assert runs_page("7") == "https://***@mlflow.example/#/experiments/7?workflowType=machine_learning"
+    assert runs_page("7") == "https://mlflow.example/#/experiments/7?workflowType=machine_learning"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/mlflow.db")
     assert compare_page(["r"], "7").startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22r%22%5D")
 
