@@ -1,9 +1,14 @@
 """What is said of the tracking store."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.store import StoreRefusedError, answering, quiet_about_secrets, shown_store
 
 
@@ -82,3 +87,21 @@ def test_the_closing_line_of_mlflow_holds_no_password(
     with quiet_about_secrets():
         print("View run a at: https://anna:secret@mlflow.example/#/experiments/0")
     assert capsys.readouterr().out == "View run a at: https://***@mlflow.example/#/experiments/0\n"
+
+
+ASKS = """
+import pipelines.tracking.store
+from mlflow.telemetry import get_telemetry_client
+print(get_telemetry_client())
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_reports_its_use_to_nobody() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "PYTEST"))}
+    environment.pop("MLFLOW_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-c", ASKS]
+    ended = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == "None"

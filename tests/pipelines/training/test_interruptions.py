@@ -102,9 +102,8 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", copied(blank_store, folder))
         patch.delenv("MLFLOW_RUN_ID", raising=False)
-        patch.setattr(
-            Figure, "savefig", lambda _, file: Image.new("L", (1, 1)).save(file)
-        )  # To draw takes seconds.
+        # To draw takes seconds.
+        patch.setattr(Figure, "savefig", lambda _, file, dpi: Image.new("L", (1, 1)).save(file))
         assert pretrain(folder, small_cohort) == 0
     return folder, outcome(folder, stored_runs(folder)[0])
 
