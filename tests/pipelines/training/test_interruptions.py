@@ -117,7 +117,7 @@ def copied(store: Path, folder: Path) -> str:
 def folder(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store and a folder of runs; figures, which have tests of their own, are left out for speed."""
     monkeypatch.setattr(training_run, "token_figures", lambda *_: iter(()))
-    monkeypatch.setattr(training_run, "curves", lambda _: iter(()))
+    monkeypatch.setattr(training_run, "curves", lambda *_: iter(()))
     monkeypatch.setattr("pipelines.tracking.run.Run.log_image", lambda *_: None)
     monkeypatch.setattr(training_run, "view_sheet", lambda *_: None)
     return own_store
