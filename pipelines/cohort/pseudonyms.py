@@ -51,7 +51,7 @@ class Pseudonyms:
         public_names: Patient ids and other names that may be stored as they are, beside those of LIDC-IDRI.
         keep_ids: Store every id as it is: the user declared all of them public.
         key: The user's key.
-        drawn: SeriesInstanceUIDs of a phantom; their patient's id is replaced under a key that all users share.
+        drawn: PatientIDs that a phantom drew, which name nobody: they are replaced under a key that all users share.
     """
 
     public_names: frozenset[str] = frozenset()
@@ -81,7 +81,7 @@ class Pseudonyms:
         ):
             return patient_id
         kind, text = ("patient", patient_id) if patient_id else ("study", study_uid or series_uid)
-        return f"anon-{_hash(_DRAWN_KEY if series_uid in self.drawn else self.key, kind, text)}"
+        return f"anon-{_hash(_DRAWN_KEY if patient_id in self.drawn else self.key, kind, text)}"
 
     def key_of(self, patient_id: str, stored: str) -> str:
         """Fingerprint of the key, if the stored id replaces this PatientID; "" where it is made of anything else.

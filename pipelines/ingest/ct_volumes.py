@@ -14,7 +14,7 @@ from pipelines.ingest.config import FolderFormat
 from pipelines.ingest.sources.dicom import DicomJob
 from pipelines.ingest.sources.formats import find_jobs, read_job
 from pipelines.ingest.sources.found import Job
-from pipelines.phantom.source import public_ids, series_uids
+from pipelines.phantom.source import drawn_ids, public_ids
 from pipelines.runtime.parallel import available_cores
 from pipelines.runtime.progress import progress
 from transforms.dicom.load import LoadDicomSeries
@@ -78,7 +78,7 @@ class CtFolder:
         self.jobs: list[Job] = []
         self.refused: list[RefusedFile] = []
         if self.cohort is None:
-            self._pseudonyms = Pseudonyms.of_user(public_ids(root), keep_ids, series_uids(root))
+            self._pseudonyms = Pseudonyms.of_user(public_ids(root), keep_ids, drawn_ids(root))
             found = find_jobs(folder_format, root, self._pseudonyms, None, available_cores())
             self.jobs, self.refused = found.jobs, found.refused
 

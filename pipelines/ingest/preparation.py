@@ -27,7 +27,7 @@ from pipelines.ingest.sources.dicom import DicomJob
 from pipelines.ingest.sources.formats import find_jobs, read_job
 from pipelines.ingest.sources.found import Found, Job
 from pipelines.ingest.sources.hub import fetch_from_hub
-from pipelines.phantom.source import public_ids, series_uids, write_phantom
+from pipelines.phantom.source import drawn_ids, public_ids, write_phantom
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 from pipelines.runtime.progress import progress
 from transforms.refusal import Refusal, RefusedFile, SeriesRefusedError
@@ -150,7 +150,7 @@ def _find(config: PrepareConfig) -> _Source:
     path = _source_folder(config)
     table = table.seen_from(path) if table else None
     known = public_ids(path) | stored_uids(Path(config.cohort))
-    pseudonyms = Pseudonyms.of_user(known, config.keep_ids, series_uids(path))
+    pseudonyms = Pseudonyms.of_user(known, config.keep_ids, drawn_ids(path))
     found = find_jobs(config.from_, path, pseudonyms, table, config.workers or available_cores())
     if not found.jobs and not found.refused:
         raise NothingReadError(f"{path} holds no files; name a folder that holds CT series")

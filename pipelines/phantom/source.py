@@ -27,12 +27,11 @@ from pipelines.phantom.truth import (
     public_ids,
     read_truth,
     rows_for_series,
-    series_uids,
 )
 from pipelines.runtime.parallel import Crashed, available_cores, run_jobs
 from pipelines.runtime.progress import progress
 
-__all__ = ["PERSONAL_STRINGS", "public_ids", "rows_for_series", "series_uids", "write_phantom"]
+__all__ = ["PERSONAL_STRINGS", "drawn_ids", "public_ids", "rows_for_series", "write_phantom"]
 
 SLICE_SPACINGS_MM = (2.5, 1.25, 0.7, 2.0, 1.0, 2.5, 1.25)
 """Taken in turn; seven of them, so that each is combined with both manufacturers."""
@@ -51,6 +50,7 @@ PERSONAL_HEADER = {
     "SeriesDescription": "Thorax Isolde Q follow up",
     "StudyDescription": "Query metastasis, sister is nurse Wilhelmina",
 }
+
 PERSONAL_STRINGS = (
     "Quillfeather",
     "Isolde",
@@ -67,6 +67,12 @@ PERSONAL_STRINGS = (
     "Wilhelmina",
 )
 """Text in the headers or the folder name of one patient, which must not appear in any output."""
+
+
+def drawn_ids(source_root: Path) -> frozenset[str]:
+    """Return the PatientID that a phantom drew as if it were personal; empty where the folder is no phantom."""
+    is_phantom = read_truth(source_root) is not None
+    return frozenset({PERSONAL_HEADER["PatientID"]} if is_phantom else ())
 
 
 def public_id(index: int) -> str:

@@ -82,12 +82,6 @@ def public_ids(source_root: Path) -> frozenset[str]:
     return frozenset(name for name in names if name is not None)
 
 
-def series_uids(source_root: Path) -> frozenset[str]:
-    """Return the SeriesInstanceUIDs of a phantom; empty where the folder is no phantom."""
-    truth = read_truth(source_root)
-    return frozenset(patient["series_uid"] for patient in truth["patients"]) if truth else frozenset()
-
-
 def rows_for_series(source_root: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Return the annotations and the nodules of a phantom, or None where the folder is no phantom.
 

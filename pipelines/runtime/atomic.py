@@ -99,7 +99,8 @@ def whole_folder(target: Path, own: Collection[str]) -> Iterator[Path]:
     Raises:
         TargetError: If it cannot be written; an older folder stays as it is.
     """
-    make_folder(target.parent)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     made, before = (target.with_name(f".{target.name}.{end}{TEMPORARY}") for end in ("new", "old"))
     with exclusively(target.with_name(f".{target.name}.lock")), writing(target, made, before):
         if (
