@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:1rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overflow-x:auto}
 th,td{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}
-th{background:#f4f4f4}img{max-width:100%}figure{margin:.6rem 0}input{width:20rem}h1,h2,h3{margin:.5rem 0;line-height:1.2}
+th{background:#f4f4f4}img{max-width:100%}figure{margin:.6rem 0}input{width:20rem}
+h1,h2,h3{margin:.5rem 0;line-height:1.2}
 .supported{background:#e3f4e3}.not-supported{background:#fbe6e2}.not-testable-here{background:#f1f1f1}
 .note{border-left:4px solid #c89b00;padding:.3rem .8rem;background:#fff9e3}"""
 
