@@ -19,7 +19,7 @@ from pipelines.tracking.arms import read_arms
 from pipelines.tracking.run import Run
 from pipelines.training.trainer import Trainer
 from tests.pipelines.finetuning.test_finetune import OPTIONS
-from tests.pipelines.training.test_interruptions import QUICK
+from tests.pipelines.training.compared import QUICK
 from tests.pipelines.training.test_killed import Server
 from tests.processes import OpenProcess
 

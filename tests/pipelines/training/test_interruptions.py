@@ -6,10 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +14,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Run as MlflowRun
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,71 +22,15 @@ from pipelines.backbones.exporting import card_facts
 from pipelines.backbones.folder import chosen_backbone, open_backbone
 from pipelines.backbones.model_card import model_card
 from pipelines.cohort.folder import Cohort
-from pipelines.command.cli import run_entry_point
 from pipelines.command.recorded import whole_configuration
 from pipelines.probing.retrieval import kept_backbones
 from pipelines.report.run import page
-from pipelines.runtime.distributed import WorldError
 from pipelines.runtime.page import markdown
 from pipelines.tracking.changes import Change, changes_of
 from pipelines.tracking.reading import StoredRun, artifacts, read_run
-from pipelines.tracking.run import SilentRun
 from pipelines.training import run as training_run
-from pipelines.training.config import PretrainConfig
-from pipelines.training.run import train
 from pipelines.training.trainer import Trainer
-from tests.processes import OpenProcess
-
-STEPS = 6
-QUICK = {
-    "steps": STEPS, "batch_size": 4, "log_every": 1, "save_every": 2, "eval_every": 3, "eval_slices": 8,
-    "backbone.depth": 1, "backbone.embed_dim": 16, "backbone.heads": 2, "backbone.image_px": 28,
-    "views.size_px": 28, "head.prototypes": 32, "keep_backbones": "true", "device": "cpu",
-}  # fmt: skip
-
-
-def pretrain(folder: Path, cohort: Cohort, **changes: object) -> int:
-    settings = QUICK | {"cohort": cohort.root, "runs_dir": folder / "runs"} | changes
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return run_entry_point("pretrain", PretrainConfig, train, "demo", words)
-
-
-def stored_runs(folder: Path) -> list[MlflowRun]:
-    """All runs of the test's store, oldest first."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    return sorted(client.search_runs(["0"]), key=lambda run: run.info.start_time)
-
-
-@dataclass
-class Outcome:
-    """What must not depend on interruptions."""
-
-    weights: dict[str, torch.Tensor]
-    curves: dict[str, set[tuple[int, float]]]
-    backbones: list[int]
-
-
-def outcome(folder: Path, run: MlflowRun) -> Outcome:
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    run = client.get_run(run.info.run_id)
-    assert run.info.status == "FINISHED"
-    names = [name for name in run.data.metrics if not name.startswith("perf/")]
-    points = {name: client.get_metric_history(run.info.run_id, name) for name in names}
-    kept = client.list_artifacts(run.info.run_id, "backbones")
-    newest = folder / "runs" / run.info.run_id / "checkpoints" / f"step_{STEPS:08d}.safetensors"
-    return Outcome(
-        load_file(newest),
-        {name: {(point.step, point.value) for point in found} for name, found in points.items()},
-        [int(file.path.split("_")[-1]) for file in kept],
-    )
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert one.curves == other.curves
-    assert one.backbones == other.backbones
-    assert one.weights.keys() == other.weights.keys()
-    for name, tensor in one.weights.items():
-        assert torch.equal(tensor, other.weights[name]), name
+from tests.pipelines.training.compared import STEPS, Outcome, assert_same, outcome, pretrain, stored_runs
 
 
 @pytest.fixture(scope="module")
@@ -431,38 +371,3 @@ def test_a_store_that_does_not_know_the_run_is_named(
     copied(blank_store, folder)
     assert pretrain(folder, small_cohort, resume="auto") == 2
     assert "is not in the store sqlite:" in capsys.readouterr().err
-
-
-def test_a_training_within_one_process_is_not_several() -> None:
-    with pytest.raises(WorldError, match="nproc=2 starts processes from the command line only"):
-        train(PretrainConfig(nproc=2), SilentRun())
-
-
-FOLLOW = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", '''
-import sys, time
-from pipelines.runtime.interrupts import StopWatch
-watch = StopWatch()
-print("listening", flush=True)
-while watch.exit_code is None:
-    time.sleep(0.02)
-print(watch.exit_code, flush=True)
-'''])
-sys.stdin.read()
-"""
-
-
-def test_the_end_of_the_process_above_is_heard(open_process: OpenProcess) -> None:
-    environment = {
-        **os.environ,
-        "MLFLOW_RUN_ID": "any",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
-    }
-    environment.pop("DINOX_DEADLINE", None)
-    pipe, command = subprocess.PIPE, [sys.executable, "-W", "ignore", "-c", FOLLOW]
-    above = open_process(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-    assert above.stdout.readline() == "listening\n"
-    above.kill()
-    above.wait()
-    assert above.stdout.readline() == "143\n"

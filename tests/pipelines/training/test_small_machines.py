@@ -17,7 +17,7 @@ from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
 from pipelines.command.entry_points import ENTRY_POINTS
 from tests.pipelines.probing.test_probe_malignancy import backbone
-from tests.pipelines.training.test_interruptions import QUICK
+from tests.pipelines.training.compared import QUICK
 
 pytestmark = pytest.mark.slow
 _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000

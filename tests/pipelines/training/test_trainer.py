@@ -23,11 +23,9 @@ from pipelines.command.config import load_recipe
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import (
-    BatchError,
     BatchPlan,
     LoaderError,
     MicroBatches,
-    _begin_worker,
     refuse_small_memory,
     stream_batches,
 )
@@ -232,32 +230,6 @@ def test_a_signal_to_the_whole_group_leaves_the_loader_to_the_training(
     wait_until(lambda: not any(loader.is_alive() for loader in loaders))
 
 
-def test_loader_processes_end_when_their_parent_insists() -> None:
-    fork = multiprocessing.get_context("fork")
-    ready, lives_on = fork.Event(), fork.Event()
-
-    def wait() -> None:
-        _begin_worker(0)
-        held_back = signal.getsignal(signal.SIGTERM)
-        ready.set()
-        wait_until(lambda: signal.getsignal(signal.SIGTERM) is not held_back)
-        lives_on.set()
-        time.sleep(10 * WAIT_S)
-
-    loader = fork.Process(target=wait)
-    loader.start()
-    try:
-        assert ready.wait(WAIT_S)
-        loader.terminate()
-        assert lives_on.wait(WAIT_S)
-        loader.terminate()
-        loader.join(WAIT_S)
-        assert loader.exitcode == -signal.SIGTERM
-    finally:
-        loader.kill()
-        loader.join()
-
-
 def test_training_moves_the_student_and_spreads_no_nan(small_cohort: Cohort) -> None:
     config = config_of()
     trainer = build(config)
@@ -410,24 +382,3 @@ def test_the_scale_of_cubes_along_z_is_that_of_their_voxels(small_cohort: Cohort
     run(config, small_cohort, trainer)
     low, high = trainer.slice_mm
     assert 10 / 8 <= low < high <= 15 / 8
-
-
-def test_each_epoch_deals_every_slice_once_whatever_the_processes() -> None:
-    alone = BatchPlan(n_slices=10, batch_size=4, accumulation=1, seed=3)
-    dealt = [row for micro in range(5) for row in alone.rows(micro)]
-    assert sorted(dealt[:10]) == sorted(dealt[10:]) == list(range(10))
-    assert dealt[:10] != dealt[10:]
-    shares = [BatchPlan(10, 4, 1, 3, rank, 2).rows(2).tolist() for rank in range(2)]
-    assert shares[0] + shares[1] == alone.rows(2).tolist()
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ((3, 4, 1, 0), "cannot be drawn from 3 training slices"),
-        ((30, 5, 1, 0, 0, 2), "shared evenly by 2 processes"),
-    ],
-)
-def test_batches_that_cannot_be_are_refused(fields: tuple[int, ...], words: str) -> None:
-    with pytest.raises(BatchError, match=words):
-        BatchPlan(*fields)
