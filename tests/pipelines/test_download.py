@@ -70,6 +70,13 @@ class Server:
                 self.written += 1
 
 
+@pytest.fixture(autouse=True)
+def disk_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests select is gigabytes by its index: the disk of the machine that tests is not asked."""
+    usage = download.shutil.disk_usage("/")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=100_000_000_000))
+
+
 def test_only_the_ct_series_of_the_collection_are_selected_in_order() -> None:
     chosen = select_ct_series(INDEX, "lidc_idri")["SeriesInstanceUID"].tolist()
     assert chosen == ["1.2.1.1", "1.2.1.2", "1.2.3.1", "1.2.7.1", "1.2.12.1"]
