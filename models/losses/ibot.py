@@ -78,7 +78,7 @@ def draw_mask(
 def upload(values: NDArray[np.generic], device: torch.device) -> Tensor:
     """Copy an array to a device; from memory that is not pinned a copy waits for all that is queued on a GPU."""
     host = torch.from_numpy(values)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def _hide_blocks(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> None:

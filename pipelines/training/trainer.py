@@ -26,6 +26,7 @@ from pipelines.training.schedule import Moment, build_optimizer, moment, set_gro
 from pipelines.training.watch import Verdict, Watcher
 from transforms.refusal import Refusal
 from transforms.views.batch import Views
+from transforms.views.resample import upload
 
 _DROP_PATH = 1
 
@@ -103,7 +104,8 @@ class Trainer:
         local = views.local_views.to(self.device, dtype) if views.local_views is not None else None
         batch = Batch(views.global_views.to(self.device, dtype), local, now.teacher_temp, rng)
         if self.networks.student.backbone.takes_spacing:
-            spacing_mm, n_global = views.spacing_mm.to(self.device, dtype), len(views.global_views)
+            spacing_mm = upload(views.spacing_mm.numpy(), self.device).to(dtype)
+            n_global = len(views.global_views)
             batch = batch._replace(spacing_mm=spacing_mm[:n_global], local_spacing_mm=spacing_mm[n_global:])
         enabled = self.autocast_dtype is not None
         if self.config.backbone.drop_path:  # torch's own draws, keyed as the masks are, from another stream.

@@ -142,7 +142,7 @@ def upload(values: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     rendered next would begin with an idle GPU.
     """
     host = torch.from_numpy(values)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def line_bands(
