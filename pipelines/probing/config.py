@@ -87,6 +87,9 @@ class ProbeConfig(FoldedProbe):
     else a column of the table of nodules, of two values, numbers or names (`keep_columns` of prepare). "" takes ratings
     of crops where every nodule has one and the rule sums them up. The AUROC is against the label, or against a column
     of two values."""
+    baselines: Literal["all", "random"] = "all"
+    """`random` leaves out what does not depend on the backbone, such as the dictionaries, and the questions about the
+    readers' characteristics: for the many arms of a campaign, which are compared with each other."""
     n_bootstrap: PositiveInt = 2000
     draws: PositiveInt = 9999
     """Sign flips of the primary test: do the features predict the rating beyond size and attenuation?"""
@@ -149,6 +152,8 @@ class RetrievalConfig(ProbeBase):
 
     slices: Annotated[int, Field(ge=2)] = 4096
     """Held-out slices, spread evenly; all of them, if there are fewer."""
+    views: str = ""
+    """Recipe whose views are drawn, so that backbones are asked the same; "" draws as each was pretrained."""
     adjacent_slices: NonNegativeInt = 2
     """Slices of one series this far apart or less are left out of `not_adjacent`: their triplets overlap."""
     checkpoints: Literal["last", "all"] = "last"

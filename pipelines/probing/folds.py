@@ -14,11 +14,11 @@ from pipelines.backbones.view_retrieval import SliceSample, sample_slices
 from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
-from pipelines.command.config import load_recipe, read_yaml
+from pipelines.command.config import find_recipe, load_recipe, read_yaml
 from pipelines.encoders.source import Source
 from pipelines.nodule.labeled import NoduleSet
 from pipelines.probing.config import FoldedProbe
-from pipelines.probing.readers import Reader
+from pipelines.probing.readers import ProbeError, Reader
 from pipelines.tracking.reading import fetch_artifact
 from pipelines.training.config import PretrainConfig
 from probes.splits import patient_folds, split_60_20_20
@@ -68,17 +68,25 @@ def fold_plan(config: FoldedProbe, reader: Reader[Source] | None, nodules: Nodul
 
 
 def slices_of(
-    loaded: LoadedBackbone, cohort: Cohort, patients: set[str], n_slices: int
+    loaded: LoadedBackbone, cohort: Cohort, patients: set[str], n_slices: int, recipe: str = ""
 ) -> tuple[SliceSample, str]:
     """Choose up to `n_slices` slices of `patients`, and print how many are left out and why.
+
+    Args:
+        loaded: The backbone.
+        cohort: Where the slices are.
+        patients: Whose slices are chosen.
+        n_slices: At most so many.
+        recipe: Whose views are drawn; "" draws those of the backbone's pretraining.
 
     Returns:
         The slices, and the origin of their view configuration.
 
     Raises:
         TooFewError: If they have fewer than two slices.
+        ProbeError: If the network reads cubes and the recipe draws slices, or the other way around.
     """
-    views, origin = training_views(loaded)
+    views, origin = views_of_recipe(loaded, recipe) if recipe else training_views(loaded)
     index = SliceIndex(cohort, patients, views=views)
     for sentence in index.said:
         print(sentence)
@@ -97,6 +105,24 @@ def slices_of(
     }
     print(Accounting("slices", n_all, "compared", n_chosen, +Counter(others)))  # + drops reasons with count 0
     return sample, origin
+
+
+def views_of_recipe(loaded: LoadedBackbone, recipe: str) -> tuple[ViewConfig, str]:
+    """Return the views of a recipe at the backbone's own input size and scale of HU, and their origin as text.
+
+    Raises:
+        ProbeError: If the network reads cubes and the recipe draws slices, or the other way around.
+    """
+    views = load_recipe(PretrainConfig, read_yaml(find_recipe(recipe))).views
+    if views.is_3d != bool(loaded.backbone.image_depth_px):
+        reads, draws = ("slices", "cubes") if views.is_3d else ("cubes", "slices")
+        raise ProbeError(
+            f"backbone {loaded.source} reads {reads} and views={recipe} draws {draws}; name a recipe of {reads}"
+        )
+    window = dataclasses.replace(views.window, hu_scale=loaded.hu_scale)
+    depth_px = loaded.backbone.image_depth_px if views.is_3d else views.depth_px
+    views = dataclasses.replace(views, size_px=loaded.backbone.image_px, depth_px=depth_px, window=window)
+    return views, f"views of recipe {recipe}"
 
 
 def training_views(loaded: LoadedBackbone) -> tuple[ViewConfig, str]:

@@ -45,6 +45,7 @@ from pipelines.probing.setup import (
 )
 from pipelines.probing.target import RATED, Aim, aim_of, column_metrics
 from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.items import RESIDUALS
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.evaluation import PREFIXES, evaluate_nodules, headline, matched_by_size
@@ -99,7 +100,9 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     if probed.answer is not None:
         metrics |= probed.answer.metrics()
         run.log_table(probed.answer.table(), "tables/question.csv")
-        metrics |= what_is_known(config, run, cohort, nodules, inputs, found, probed.target)
+        log_residuals(run, nodules, probed.answer.residuals)
+        if config.baselines == "all":
+            metrics |= what_is_known(config, run, cohort, nodules, inputs, found, probed.target)
     metrics |= column_metrics(config, probed.aim, inputs, found)
     metrics |= told_others_spacing(config, probed)
     other = open_test_cohort(config, nodules)
@@ -115,6 +118,12 @@ def run_probe(config: ProbeConfig, run: Run) -> None:
     run.log_table(probed.table, "tables/probe.csv")
     log_scores(run, nodules, one_each(probed.scores))
     log_figures(run, probed)
+
+
+def log_residuals(run: Run, nodules: NoduleSet, residuals: pd.DataFrame) -> None:
+    """Log what is observed and predicted of each nodule beyond size and attenuation, for paired comparisons."""
+    ids = nodules.table[["nodule_id", "patient_id"]].iloc[residuals["index"]].reset_index(drop=True)
+    run.log_table(ids.join(residuals.drop(columns="index").reset_index(drop=True)), RESIDUALS)
 
 
 def log_figures(run: Run, probed: Probed) -> None:

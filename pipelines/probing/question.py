@@ -4,7 +4,7 @@ Fixed in docs/decisions/0005-the-primary-question.md before it was first run.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -65,6 +65,9 @@ class Answer:
             network tell more than random weights do, so that the cohort can tell them apart. None without a dictionary.
         joined_over_dictionary_r2: Partial R2 of features and dictionary side by side minus that of the dictionary:
             whether the features add to it. None without a dictionary.
+        residuals: One line per tested nodule, by which two runs of the same folds are compared: its `index` among the
+            nodules of the probe, `observed`, the residual of the rating on the base, and what the rows predict of it:
+            `features`, and each random twin, `random_0` and so on.
     """
 
     rows: dict[str, RowAnswer]
@@ -74,6 +77,7 @@ class Answer:
     joined_over_dictionary_r2: Estimate | None = None
     over_diameter_z: float = float("nan")
     permuted_z: tuple[float, ...] = ()
+    residuals: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def is_learned(self) -> bool:
@@ -209,6 +213,13 @@ class Question:
         ]
         return nested_tests(made, ratings, self.base, self.patients, draws, self.seed)
 
+    def residuals(self, results: Mapping[str, NestedResult]) -> pd.DataFrame:
+        """Return the tested nodules' observed residual, and the predictions of each row, by its name."""
+        observed = next(iter(results.values())).observed
+        columns = {name: one.predicted for name, one in results.items()}
+        made = pd.DataFrame({"index": self.rows, "observed": observed} | columns)
+        return made[np.isfinite(observed)]
+
     def permuted(self, parts: Parts, repeats: int) -> tuple[float, ...]:
         """Return z of features that nodules of one tenth of the diameters exchange, each in one repeat's folds."""
         generator = np.random.default_rng(self.seed)
@@ -289,6 +300,9 @@ def ask(
         *question.over_twins(results, twins),
         over_diameter_z,
         question.permuted(inputs.features, config.repeats if config.split == "folds" else 1),
+        question.residuals(
+            {"features": results["features"]} | {f"random_{n}": twin for n, twin in enumerate(twins)}
+        ),
     )
 
 

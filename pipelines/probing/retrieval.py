@@ -21,6 +21,7 @@ from pipelines.probing.folds import slices_of
 from pipelines.probing.readers import ProbeError, reader_of
 from pipelines.probing.setup import open_both, short_retrieval_table, tag_probe
 from pipelines.runtime.distributed import choose_device
+from pipelines.tracking.items import RANKS
 from pipelines.tracking.reading import artifacts
 from pipelines.tracking.run import Run
 from probes.retrieval import RetrievalResult
@@ -30,7 +31,7 @@ def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     """Measure retrieval of teacher, student and random weights, by class token and mean patch token."""
     cohort, loaded = open_both(config)
     reader = reader_of(loaded, cohort, cohort.series["patient_id"].to_numpy(dtype=np.str_), config.leak)
-    sample, origin = slices_of(loaded, cohort, reader.tested, config.slices)
+    sample, origin = slices_of(loaded, cohort, reader.tested, config.slices, config.views)
     n_patients = len(np.unique(sample.patient_ids))
     print(f"backbone {loaded.source}, {origin}; {len(sample.rows)} slices of {n_patients} patients")
     tag_probe(run, cohort, loaded, reader.leak)
@@ -39,6 +40,7 @@ def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     print(short_retrieval_table(table))
     run.log_metrics(retrieval_metrics(found) | {"retrieval/n_patients": float(n_patients)})
     run.log_table(table, "tables/retrieval.csv")
+    run.log_table(ranks_table(sample, found), RANKS)
     run.log_figure(contact_sheet(sample, found["backbone", "class_token"]), "figures/contact_sheet.png")
     if config.checkpoints == "all":
         follow_checkpoints(config, loaded, sample, run)
@@ -60,6 +62,19 @@ def found_by(config: RetrievalConfig, sample: SliceSample, networks: dict[Networ
         for network, by_token in encode_views(sample, networks, device).items()
         for token, pair in by_token.items()
     }
+
+
+def ranks_table(sample: SliceSample, found: Found) -> pd.DataFrame:
+    """Return one line per slice: the rank of its second view with the backbone and with random weights, 0 for a hit."""
+    return pd.DataFrame(
+        {
+            "volume_id": sample.series_ids,
+            "slice_index": sample.slice_index,
+            "patient_id": sample.patient_ids,
+            "rank": found["backbone", "class_token"].rank,
+            "random_rank": found["random", "class_token"].rank,
+        }
+    )
 
 
 def results_table(found: Found) -> pd.DataFrame:

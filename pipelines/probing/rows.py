@@ -114,7 +114,7 @@ def gather_inputs(
             [(reader.twin(config.seed + twin), own) for reader, own in zip(readers, folds, strict=True)]
             for twin in range(min(reader.twins for reader in readers))
         ],
-        without_network(found, every_fold, halves, config.seed),
+        without_network(found, every_fold, halves, config.seed) if config.baselines == "all" else {},
         [(pixels_of(config, cohort, nodules, diagnosis), every_fold)],
     )
 

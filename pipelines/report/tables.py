@@ -12,6 +12,7 @@ import pandas as pd
 from pipelines.command.config import load_recipe, read_yaml
 from pipelines.report.claims import ClaimSpec, welch_p, with_interval
 from pipelines.report.facts import Evidence, matches
+from pipelines.report.pairs import PairSpec
 from pipelines.runtime.page import Table
 from pipelines.runtime.paths import RESOURCES
 from pipelines.tracking.arms import ArmRecord
@@ -62,6 +63,7 @@ class Article:
 
     tables: tuple[TableSpec, ...] = ()
     cost: tuple[CostSpec, ...] = ()
+    pairs: tuple[PairSpec, ...] = ()
 
 
 def load_article() -> Article:

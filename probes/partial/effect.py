@@ -26,7 +26,7 @@ def partial_effect(
     predicted, observed, patient = _tested(result, patient_ids)
     spearman, r2 = [], []
     for weights in (np.ones((1, len(patient))), *patient_weights(patient, n_bootstrap, seed)):
-        r2.append(_r2(predicted, observed, weights))
+        r2.append(weighted_r2(predicted, observed, weights))
         spearman.append(_spearman(predicted, observed, weights))
     return PartialEffect(*(_estimate(float(one[0][0]), np.concatenate(one[1:])) for one in (spearman, r2)))
 
@@ -45,7 +45,8 @@ def r2_over_twins(
     predicted, observed, patient = _tested(result, patient_ids)
     others = [_tested(twin, patient_ids)[0] for twin in twins]
     differences = [
-        _r2(predicted, observed, weights) - np.mean([_r2(one, observed, weights) for one in others], axis=0)
+        weighted_r2(predicted, observed, weights)
+        - np.mean([weighted_r2(one, observed, weights) for one in others], axis=0)
         for weights in (np.ones((1, len(patient))), *patient_weights(patient, n_bootstrap, seed))
     ]
     return _estimate(float(differences[0][0]), np.concatenate(differences[1:]))
@@ -57,7 +58,8 @@ def _tested(result: NestedResult, patient_ids: npt.ArrayLike) -> tuple[Floats, F
     return result.predicted[tested], result.observed[tested], patient_index(everyone, int(tested.sum()))
 
 
-def _r2(predicted: Floats, observed: Floats, weights: Floats) -> Floats:
+def weighted_r2(predicted: Floats, observed: Floats, weights: Floats) -> Floats:
+    """Return the R2 of predicted residuals, (N,), under the weights of each draw, (B, N)."""
     return np.asarray(1.0 - (weights @ (observed - predicted) ** 2) / (weights @ observed**2))
 
 

@@ -17,7 +17,7 @@ FOLDS = NODULES | {"split": "folds", "folds": 5, "repeats": 1, "leak": "avoid"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "ProbeConfig": FOLDS
     | {"repeats": 5, "diagnosis": "", "input": "crop", "image_px": 0, "window": "lung", "runs_dir": "runs"}
-    | {"features": "class_token", "head": "logistic", "n_bootstrap": 2000, "draws": 9999}
+    | {"features": "class_token", "head": "logistic", "n_bootstrap": 2000, "draws": 9999, "baselines": "all"}
     | {"target": "", "test_cohort": "", "shots": "", "encoder": "", "match_mm": 3.0, "voxels": "resampled"},
     "RetrievalConfig": EVERY | {"slices": 4096, "adjacent_slices": 2, "checkpoints": "last", "leak": "avoid"},
     "RepresentationConfig": NODULES

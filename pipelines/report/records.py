@@ -1,0 +1,124 @@
+"""Runs as lines of JSON, so that a page of results can be made again without the store that held them.
+
+One line is one run: its tags and parameters that this project names, its last metrics, its whole configuration, and its
+table of nodules or slices. Paths and what MLflow itself notes, such as the user's name, are left out.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import pandas as pd
+
+from pipelines.command.recorded import whole_configuration
+from pipelines.runtime.atomic import make_folder, write_atomically
+from pipelines.tracking.arms import ArmRecord
+from pipelines.tracking.items import items_of
+from pipelines.tracking.names import Tag
+from pipelines.tracking.parameters import MACHINE
+from pipelines.tracking.reading import StoredRun
+from transforms.refusal import Refusal
+
+FORMAT = 1
+_DIGITS = 5
+_LEFT_OUT = frozenset((Tag.JOB,))
+
+
+class RecordError(Refusal):
+    """A file of records cannot be read."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Runs from a file of records, and their tables by run id."""
+
+    runs: list[StoredRun]
+    arms: list[ArmRecord]
+    tables: dict[str, pd.DataFrame]
+
+    def items(self, run: StoredRun) -> pd.DataFrame | None:
+        """Return the nodules or slices of a run."""
+        return self.tables.get(run.run_id)
+
+
+def write_records(runs: Iterable[StoredRun], path: Path) -> None:
+    """Write finished and failed runs as lines of JSON, oldest first."""
+    lines = [json.dumps(_line(run), sort_keys=True) for run in sorted(runs, key=lambda run: run.started)]
+    make_folder(path.parent)
+    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+def read_records(paths: Sequence[Path]) -> Records:
+    """Read files of records.
+
+    Raises:
+        RecordError: If a file is missing, or holds what `write_records` did not write.
+    """
+    read = Records([], [], {})
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(
+                f"records '{path}' cannot be read ({type(error).__name__}); name a .jsonl file that report wrote"
+            ) from error
+        for number, line in enumerate(lines, 1):
+            _add(read, line, f"line {number} of records '{path}'")
+    return read
+
+
+def _line(run: StoredRun) -> dict[str, Any]:
+    items = items_of(run) if run.status == "FINISHED" else None
+    tags = {name: text for name, text in run.tags.items() if name in set(Tag) - _LEFT_OUT}
+    return {
+        "format": FORMAT,
+        "run_id": run.run_id,
+        "status": run.status,
+        "started": round(run.started),
+        "is_deleted": run.is_deleted,
+        "tags": tags,
+        "params": {key: _named(value) for key, value in _configuration(run).items()},
+        "metrics": {name: _short(value) for name, value in run.metrics.items() if math.isfinite(value)},
+        "items": None if items is None else {str(name): _column(items[name]) for name in items},
+    }
+
+
+def _configuration(run: StoredRun) -> dict[str, str]:
+    whole = whole_configuration(run)
+    return {key: value for key, value in whole.items() if key not in MACHINE or key in run.params}
+
+
+def _named(value: str) -> str:
+    """Return a value without the folders of a machine."""
+    return PurePath(value).name if value.startswith(("/", "~")) else value
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def _column(column: pd.Series) -> list[Any]:
+    if pd.api.types.is_float_dtype(column):
+        return [float(f"{value:.{_DIGITS}g}") for value in column]
+    return list(column.tolist())
+
+
+def _add(read: Records, line: str, where: str) -> None:
+    try:
+        one = json.loads(line)
+        if one["format"] != FORMAT:
+            raise RecordError(f"{where} has format {one['format']}; this version reads format {FORMAT}")
+        fields = {key: one[key] for key in ("run_id", "status", "tags", "metrics", "params", "started")}
+        table = None if one["items"] is None else pd.DataFrame(one["items"])
+        is_deleted = bool(one["is_deleted"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{where} is not a run as report writes it; write the file again") from error
+    run = StoredRun(**fields, is_deleted=is_deleted)
+    read.runs.append(run)
+    if Tag.NUMBER in run.tags and Tag.ARM in run.tags:
+        read.arms.append(ArmRecord(**fields, is_deleted=is_deleted))
+    if table is not None:
+        read.tables[run.run_id] = table
