@@ -80,12 +80,12 @@ def one_operation(flops: float, is_fp32: bool, moved: float) -> Part:
     return Part(flops, flops * is_fp32, moved, products_s, whole_s * (flops > 0), whole_s)
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations by the part of the update that makes them, in both directions."""
 
     def __init__(self) -> None:
         """Start at nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.parts: dict[str, Part] = defaultdict(Part)
         self.tracker = ModuleTracker()
 
@@ -132,7 +132,7 @@ def _products(func: Any, args: Any, kwargs: Any, out: Any) -> tuple[float, bool]
         # As model FLOPs are counted: what the backward pass makes again is left out.
         backward = "backward" in func.name()
         query, key, value = args[1:4] if backward else args[:3]
-        return sdpa_flop_count(query.shape, key.shape, value.shape) * (2 if backward else 1), is_fp32
+        return sdpa_flop_count(query.shape, key.shape, value.shape) * (2 if backward else 1), is_fp32  # type: ignore[no-untyped-call]
     known = flop_registry.get(func._overloadpacket)
     return (float(known(*args, **kwargs, out_val=out)), is_fp32) if known else (0.0, is_fp32)
 
