@@ -24,6 +24,11 @@ class Refusal(Exception):
     exit_code: ClassVar[int] = 2
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun as a sentence has it: 1 patient, 2 patients, 3 series."""
+    return f"{count} {noun}{'' if count == 1 or noun.endswith('s') else 's'}"
+
+
 class SeriesRefusedError(Refusal):
     """A series, or a file of it, that cannot be turned into a valid HU volume.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.figures.scores import row_name
 from pipelines.runtime.plot_style import STROKES, new_figure, stroke
+from transforms.refusal import number_of
 
 Floats = NDArray[np.float64]
 
@@ -17,14 +18,15 @@ _MOST_NAMED = len(STROKES)
 """Of more names the most frequent are told apart, and the rest are one."""
 
 
-def spectrum_figure(spectra: Mapping[str, Floats]) -> Figure:
+def spectrum_figure(spectra: Mapping[str, Floats], n_nodules: int) -> Figure:
     """Draw the share of the variance along each principal direction, by network."""
-    figure = new_figure(5.2, 3.8, "Spectrum of the features")
+    figure = new_figure(5.2, 3.6, f"Spectrum of the features of {number_of(n_nodules, 'nodule')}")
     axis = figure.subplots()
     for number, (name, shares) in enumerate(spectra.items()):
         drawn = shares[shares > 1e-8]
         axis.plot(np.arange(1, len(drawn) + 1), drawn, **stroke(number).line, label=row_name(name))
-    axis.set(yscale="log", xlabel="principal direction", ylabel="share of variance")
+    axis.set(yscale="log", xlabel="principal direction, by variance", ylabel="share of variance")
+    axis.set_xlim(left=1)
     axis.grid()
     axis.legend()
     return figure
@@ -40,14 +42,16 @@ def map_figure(places: Floats, colorings: Mapping[str, NDArray[np.generic]], tit
         title: What the map is of.
     """
     n_rows = -(-len(colorings) // 2)
-    figure = new_figure(7.2, 3.2 * n_rows + 0.4, f"{title}, {len(places)} nodules")
+    figure = new_figure(7.2, 3.2 * n_rows + 0.4, f"{title}, {number_of(len(places), 'nodule')}")
     axes = figure.subplots(n_rows, 2, squeeze=False, sharex=True, sharey=True).ravel()
     for axis, (name, values) in zip(axes, colorings.items(), strict=False):
         if np.issubdtype(values.dtype, np.floating):
             _scatter_numbers(figure, axis, places, values.astype(np.float64), name)
         else:
             _scatter_names(axis, places, values.astype(str))
-        axis.set(title=name, xlabel="principal component 1", ylabel="principal component 2")
+        axis.set(xlabel="principal component 1", ylabel="principal component 2")
+        # Above its axes: no corner of a cloud is empty.
+        axis.legend(title=name, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1)
         axis.label_outer()
     for axis in axes[len(colorings) :]:
         axis.set_axis_off()
@@ -60,7 +64,6 @@ def _scatter_numbers(figure: Figure, axis: Axes, places: Floats, values: Floats,
         axis.scatter(
             places[~is_known, 0], places[~is_known, 1], s=8, marker="x", color="#999999", label="unknown"
         )
-        axis.legend()
     if is_known.any():
         is_log = name.endswith("mm") and values[is_known].min() > 0
         drawn = axis.scatter(
@@ -102,4 +105,3 @@ def _scatter_names(axis: Axes, places: Floats, names: NDArray[np.str_]) -> None:
         axis.scatter(
             own[:, 0], own[:, 1], s=9, color=style.color, marker=style.marker, linewidth=0, label=text
         )
-    axis.legend()

@@ -6,6 +6,7 @@ All are crops, which `transforms.nodule_crop` lays as radiologists see them: the
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.patheffects as effects
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -120,15 +121,20 @@ def masks_figure(
     """
     columns = min(len(slices_hu), 4)
     n_rows = -(-len(slices_hu) // max(columns, 1))
-    figure = new_figure(1.8 * max(columns, 2), 2.0 * n_rows + 0.6, title)
+    figure = new_figure(1.8 * max(columns, 2), 1.95 * n_rows + 0.5, title)
     axes = image_axes(figure, n_rows, columns)
+    on_tissue = [effects.withStroke(linewidth=2.2, foreground="black")]
     at = (np.arange(slices_hu.shape[-1]) + 0.5) / slices_hu.shape[-1] * size_mm - size_mm / 2
     for axis, hu, mask, found, value in zip(axes.flat, slices_hu, masks, predicted, dice, strict=False):
         draw_crop(axis, hu, size_mm, f"Dice {value:.2f}")
-        axis.contour(at, at, mask, levels=[0.5], colors=_REFERENCE_COLOR, linewidths=1.2)
+        axis.contour(at, at, mask, levels=[0.5], colors=_REFERENCE_COLOR, linewidths=1.2).set(
+            path_effects=on_tissue
+        )
         if found.any() and not found.all():
             lines: Any = {"linestyles": "dashed", "linewidths": 1.2}
-            axis.contour(at, at, found, levels=[0.5], colors=_PREDICTED_COLOR, **lines)
+            axis.contour(at, at, found, levels=[0.5], colors=_PREDICTED_COLOR, **lines).set(
+                path_effects=on_tissue
+            )
         axis.set(xlim=(-size_mm / 2, size_mm / 2), ylim=(size_mm / 2, -size_mm / 2))
     return figure
 

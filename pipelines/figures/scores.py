@@ -15,6 +15,7 @@ from probes.statistics.calibration import calibration_intercept, calibration_slo
 from probes.statistics.checks import UnmeasurableError
 from probes.statistics.estimate import wilson_interval
 from probes.statistics.metrics import auroc_with_interval, roc_band, roc_points
+from transforms.refusal import number_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,6 +29,7 @@ _NAMES = {
     "diameter": "diameter (readers')",
     "image_diameter": "diameter in the image",
     "shuffled_labels": "features, labels shuffled",
+    "random": "random weights",
 }
 _ORDER = (
     "features",
@@ -64,7 +66,8 @@ def row_strokes(rows: Iterable[str]) -> dict[str, Stroke]:
 def counted(labels: Ints, patient_ids: Patients) -> str:
     """Return how many nodules a figure is of."""
     n_positive = int(labels.sum())
-    return f"{len(labels)} nodules ({n_positive} malignant) of {len(np.unique(patient_ids))} patients"
+    n_patients = number_of(len(np.unique(patient_ids)), "patient")
+    return f"{number_of(len(labels), 'nodule')} ({n_positive} malignant) of {n_patients}"
 
 
 def roc_figure(labels: Ints, scores: Mapping[str, Floats], patient_ids: Patients) -> Figure:
@@ -72,7 +75,8 @@ def roc_figure(labels: Ints, scores: Mapping[str, Floats], patient_ids: Patients
 
     The band is the 95% interval of the sensitivity at each specificity, over the same draws of patients.
     """
-    figure = new_figure(5.2, 5.6, f"ROC, {counted(labels, patient_ids)}")
+    # Square axes as wide as the figure, and a line of legend for each row.
+    figure = new_figure(4.2, 4.75 + 0.14 * len(scores), f"ROC, {counted(labels, patient_ids)}")
     axis = figure.subplots()
     strokes = row_strokes(scores)
     for row, values in scores.items():
@@ -168,7 +172,8 @@ def rows_figure(table: pd.DataFrame, stratum: str = "all") -> Figure | None:
     if own.empty:
         return None
     first = own.iloc[0]
-    n = f"{first['n_nodules']} nodules ({first['n_positive']} malignant) of {first['n_patients']} patients"
+    n_patients = number_of(first["n_patients"], "patient")
+    n = f"{number_of(first['n_nodules'], 'nodule')} ({first['n_positive']} malignant) of {n_patients}"
     has_gap = "minus_diameter" in own and bool(own["minus_diameter"].notna().any())
     figure = new_figure(7.2, 1.3 + 0.24 * len(own), f"Rows of the probe, {n}; 95% intervals over patients")
     axes = figure.subplots(1, 1 + has_gap, sharey=True, squeeze=False)[0]

@@ -24,6 +24,8 @@ MM_PER_PX = {"series": 2.5, "patch": 0.5}
 SCALE_BAR_MM = {"series": 100, "patch": 20}
 MOST_PX = 260
 """A side beyond this, 650 mm of a series, is cut off: it is wrong, and noted."""
+_LEAST_MARKED_PX = 24
+"""A bar in less height would lie on the letters; every axial slice has one."""
 _USUAL: dict[str, tuple[str, float, float]] = {
     "step_mm": ("slices {:.2g} mm apart", 0.4, 5.0),
     "steps": ("slices lie {:.2g} times their thickness apart", 0.25, 1.5),
@@ -187,5 +189,6 @@ def _drawn(slice_hu: NDArray[Any], pixel_mm: tuple[float, float], kind: str) -> 
     draw.text((2, 1), "R", fill=255, stroke_width=1, stroke_fill=0)
     draw.text((image.width - 9, 1), "L", fill=255, stroke_width=1, stroke_fill=0)
     bar = round(SCALE_BAR_MM[kind] / scale)
-    draw.rectangle((4, image.height - 6, 4 + bar, image.height - 4), fill=255, outline=0)
+    if image.height >= _LEAST_MARKED_PX:
+        draw.rectangle((4, image.height - 6, 4 + bar, image.height - 4), fill=255, outline=0)
     return image

@@ -3,19 +3,24 @@
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from pipelines.cohort.folder import Cohort
 from pipelines.ingest.overview import SCALE_BAR_MM, Glance, in_most, look_at_cohort
 from pipelines.runtime.image_axes import image_axes
+from pipelines.runtime.plot_style import STEP_DPI, new_figure, stroke
+from transforms.refusal import number_of
 
-_SHOWN_IN_FIGURE = 18
+_SHOWN_IN_FIGURE, _PER_LINE, _WIDTH_IN = 18, 6, 9.0
+_GAP_PX = 4
 _STYLE = """
 body { font: 14px/1.4 sans-serif; margin: 24px; color: #222; background: #fafafa }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start }
@@ -37,17 +42,12 @@ def overview(cohort: Cohort) -> tuple[str, Figure]:
     most = in_most(seen)
     seen = [replace(one, unusual={k: v for k, v in one.unusual.items() if k not in most}) for one in seen]
     seen.sort(key=lambda glance: -len(glance.unusual))  # else by volume_id
-    lines = -(-min(len(seen), _SHOWN_IN_FIGURE) // 6)
-    figure = Figure(figsize=(15, 2.6 + 2.2 * lines))
-    histograms, sheet = np.array(figure.subfigures(2, 1, height_ratios=[2.6, 2.2 * lines])).ravel()
-    _draw_histograms(histograms, seen)
-    histograms.suptitle("; ".join(most.values()), fontsize=8, color="tab:red", y=0.99)
-    _draw_sheet(sheet, seen[:_SHOWN_IN_FIGURE])
     n_odd = sum(bool(glance.unusual) for glance in seen)
+    n_patients = number_of(cohort.series["patient_id"].nunique(), "patient")
+    n = f"{number_of(len(seen), 'series')} of {n_patients}, {number_of(len(cohort.nodules), 'nodule')}"
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Overview</title><style>{_STYLE}</style><body>",
-        f"<h1>{len(seen)} series of {cohort.series['patient_id'].nunique()} patients, {len(cohort.nodules)} nodules"
-        "</h1>",
+        f"<h1>{n}</h1>",
         f"<p>Those with something unusual come first: {n_odd}. Each: a slice through the middle of the lungs and a "
         "coronal one, lung window, at one scale; R and L are the patient's sides, the bar is "
         f"{SCALE_BAR_MM['series']} mm ({SCALE_BAR_MM['patch']} mm in patches around a nodule).</p>",
@@ -58,7 +58,23 @@ def overview(cohort: Cohort) -> tuple[str, Figure]:
         *map(_card, seen),
         "</div></body></html>\n",
     ]
-    return "\n".join(parts), figure
+    return "\n".join(parts), _figure(n, seen, most)
+
+
+def _figure(n: str, seen: Sequence[Glance], most: dict[str, str]) -> Figure:
+    """The histograms of all series, and below them the first series."""
+    shown = seen[:_SHOWN_IN_FIGURE]
+    tallest = max(max(one.axial.height, one.coronal.height) / _pair_width(one) for one in shown)
+    sheet_in = -(-len(shown) // _PER_LINE) * (_WIDTH_IN / _PER_LINE * tallest + 0.2)
+    kinds = {str(one.row["kind"]) for one in seen}
+    bars = " or ".join(f"{mm} mm ({kind})" for kind, mm in SCALE_BAR_MM.items() if kind in kinds)
+    few = f"first {len(shown)}, those with something unusual in front: " if len(shown) < len(seen) else ""
+    title = "\n".join([n, *most.values(), f"{few}axial and coronal slice, lung window, bar {bars}"])
+    figure = new_figure(_WIDTH_IN, 1.6 + sheet_in + 0.2 * (1 + title.count("\n")), title)
+    histograms, sheet = figure.subfigures(2, 1, height_ratios=[1.6, sheet_in])
+    _draw_histograms(histograms, seen)
+    _draw_sheet(sheet, shown)
+    return figure
 
 
 def _card(glance: Glance) -> str:
@@ -116,55 +132,59 @@ def _embedded(image: Image.Image) -> str:
 
 
 def _histograms(seen: Sequence[Glance]) -> str:
-    figure = Figure(figsize=(13, 3))
+    figure = new_figure(_WIDTH_IN, 1.7)
     _draw_histograms(figure, seen)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
+    figure.savefig(buffer, format="png", dpi=STEP_DPI)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _draw_histograms(figure: Figure, seen: Sequence[Glance]) -> None:
+def _draw_histograms(figure: FigureBase, seen: Sequence[Glance]) -> None:
     """Spacing, thickness, air and fat as histograms; manufacturers and kernels as the most frequent ones."""
     axes = figure.subplots(1, 6)
-    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.15, top=0.83, wspace=0.6)
     numbers = {
         "between slices, mm": [glance.figures["step_mm"] for glance in seen],
         "slice thickness, mm": [glance.row["slice_thickness_mm"] for glance in seen],
         "air and fat, HU": [],
+        "pixel, mm": [glance.figures["pixel_mm"] for glance in seen],
     }
     for axis, (title, values) in zip(axes, numbers.items(), strict=False):
-        axis.set_title(title, fontsize=9)
-        if values:
-            axis.hist(pd.Series(values, dtype=float).dropna(), bins=20)
-    for name, color in (("air_hu", "tab:blue"), ("fat_hu", "tab:orange")):
+        known = pd.Series(values, dtype=float).dropna()
+        axis.set_title(title if len(known) or not values else f"{title}:\nnot stated")
+        if len(known):
+            axis.hist(known, bins=20, color=stroke(0).color)
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for number, name in enumerate(("air_hu", "fat_hu")):
         values = [glance.figures[name] for glance in seen]
         bins = np.arange(-1100, 20, 20)
-        axes[2].hist(pd.Series(values, dtype=float).dropna(), bins=bins, color=color, label=name[:3])
-    axes[2].legend(fontsize=7)
-    axes[3].hist([glance.figures["pixel_mm"] for glance in seen], bins=20)
-    axes[3].set_title("pixel, mm", fontsize=9)
+        axes[2].hist(pd.Series(values, dtype=float).dropna(), bins, color=stroke(3 * number).color, label=name[:3])
+    axes[2].legend(handlelength=1)
+    axes[0].set_ylabel("series")
     for axis, name in zip(axes[4:], ("manufacturer", "kernel"), strict=True):
         counts = pd.Series([str(glance.row[name]) or "not stated" for glance in seen]).value_counts()[:8][
             ::-1
         ]
-        axis.barh([label[:12] for label in counts.index], counts)
-        axis.set_title(name, fontsize=9)
-    for axis in axes:
-        axis.tick_params(labelsize=7)
+        axis.barh([label[:12] for label in counts.index], counts, color=stroke(0).color)
+        axis.set_title(f"series by {name}")
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def _draw_sheet(figure: Figure, seen: Sequence[Glance]) -> None:
-    """The first series, six a line: axial beside coronal, and what is unusual."""
-    axes = image_axes(figure, -(-len(seen) // 6), 6)
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.92, bottom=0.01, wspace=0.02)
+def _draw_sheet(figure: FigureBase, seen: Sequence[Glance]) -> None:
+    """The first series, some a line: axial beside coronal, and what is unusual."""
+    axes = image_axes(figure, -(-len(seen) // _PER_LINE), _PER_LINE)
     for axis, glance in zip(axes.flat, seen, strict=False):
         pair = Image.new(
-            "L",
-            (glance.axial.width + glance.coronal.width + 4, max(glance.axial.height, glance.coronal.height)),
+            "L", (_pair_width(glance), max(glance.axial.height, glance.coronal.height)), color="white"
         )
         pair.paste(glance.axial, (0, 0))
-        pair.paste(glance.coronal, (glance.axial.width + 4, 0))
-        axis.imshow(pair, cmap="gray", vmin=0, vmax=255)
+        pair.paste(glance.coronal, (glance.axial.width + _GAP_PX, 0))
+        axis.imshow(pair, cmap="gray", vmin=0, vmax=255, interpolation="none")
         is_odd = bool(glance.unusual)
-        said = next(iter(glance.unusual.values()), str(glance.row["volume_id"])[-30:])[:44]
-        axis.set_title(said, fontsize=7, color="tab:red" if is_odd else "black")
+        said = next(iter(glance.unusual.values()), str(glance.row["volume_id"])[-24:])[:44]
+        axis.set_title(
+            "\n".join(textwrap.wrap(said, 26)), fontsize=6, fontweight="bold" if is_odd else "normal"
+        )
+
+
+def _pair_width(glance: Glance) -> int:
+    return glance.axial.width + glance.coronal.width + _GAP_PX

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipelines.runtime.plot_style import BENIGN, MALIGNANT, new_figure
 from probes.statistics.bootstrap import patient_weights
 from probes.statistics.estimate import Estimate, wilson_interval
+from transforms.refusal import number_of
 
 _DRAWS = 1000
 _EDGES_MM = (3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
@@ -32,8 +33,9 @@ def rules_figure(rules: pd.DataFrame) -> Figure:
 
 def malignancy_figure(nodules: pd.DataFrame) -> Figure:
     """Draw rating against diameter, and the share called malignant by diameter with Wilson intervals."""
-    n = f"{len(nodules)} nodules ({int(nodules['is_malignant'].sum())} malignant)"
-    figure = new_figure(7.2, 3.6, f"Rating and diameter, {n} of {nodules['patient_id'].nunique()} patients")
+    n = f"{number_of(len(nodules), 'nodule')} ({int(nodules['is_malignant'].sum())} malignant)"
+    n_patients = number_of(nodules["patient_id"].nunique(), "patient")
+    figure = new_figure(7.2, 3.4, f"Rating and diameter, {n} of {n_patients}")
     left, right = figure.subplots(1, 2)
     diameter = nodules["diameter_mm"].to_numpy(dtype=np.float64)
     is_malignant = nodules["is_malignant"].to_numpy(dtype=bool)
@@ -55,10 +57,14 @@ def malignancy_figure(nodules: pd.DataFrame) -> Figure:
             right.text(middle, -0.06, str(inside.sum()), ha="center", fontsize=7, color="gray")
     right.set(ylim=(-0.1, 1.02), ylabel="share malignant, 95% interval")
     right.set_title("gray: number of nodules")
+    known = diameter[diameter > 0]
+    first, last = (known.min() / 1.1, known.max() * 1.1) if len(known) else (_EDGES_MM[0], _EDGES_MM[-1])
+    ticks = [size for size in (1, 2, 3, 5, 10, 20, 40, 80) if first <= size <= last]
     for axis in (left, right):
         axis.set(xscale="log", xlabel="readers' mean diameter (mm)")
-        axis.set_xticks([3, 5, 10, 20, 40], ["3", "5", "10", "20", "40"])
+        axis.set_xticks(ticks, [str(size) for size in ticks])
         axis.minorticks_off()
+        axis.set_xlim(first, last)
     return figure
 
 
@@ -67,8 +73,11 @@ def agreement_figure(nodules: pd.DataFrame) -> Figure:
     by_nodule = rating_pairs(nodules)
     counts, n_shared = by_nodule.sum(axis=0), int((by_nodule.sum(axis=(1, 2)) > 0).sum())
     found = agreement(by_nodule, nodules["patient_id"].to_numpy(dtype=np.str_))
-    title = f"Agreement of two readers on {n_shared} nodules"
-    figure = new_figure(4.8, 4.8, "\n".join([title, *(f"{name} {value}" for name, value in found.items())]))
+    measures = "; ".join(f"{name} {value}" for name, value in found.items())
+    title = f"Agreement of two readers on {number_of(n_shared, 'nodule')}"
+    if measures:
+        title += f"; 95% intervals over patients\n{measures}"
+    figure = new_figure(4.6, 4.2, title)
     axis = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, origin="lower")
@@ -81,7 +90,7 @@ def agreement_figure(nodules: pd.DataFrame) -> Figure:
     axis.set_xticks(range(5), [str(n) for n in range(1, 6)])
     axis.set_yticks(range(5), [f"{n + 1}\n({int(counts[n].sum())})" for n in range(5)])
     axis.set(xlabel="malignancy rating of another reader", ylabel="rating of a reader (pairs)")
-    figure.colorbar(image, label="share of the row")
+    figure.colorbar(image, label="share of the row", shrink=0.85)
     return figure
 
 

@@ -102,7 +102,7 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
     n_rows = -(-n_shown // n_columns)
     n = f"{n_shown} of {len(table)} nodules, from the smallest to the largest: diameter, readers' ratings"
     meaning = "orange: malignant, blue: benign; outline: at least half of the readers; dotted ring: readers' diameter"
-    figure = new_figure(1.35 * max(n_columns, 4), 1.6 * n_rows + 0.6, f"{n}\n{meaning}")
+    figure = new_figure(1.35 * max(n_columns, 4), 1.5 * n_rows + 0.6, f"{n}\n{meaning}")
     axes = image_axes(figure, n_rows, n_columns)
     series = cohort.series.set_index("volume_id")
     half = WIDE_SPEC.size_mm / 2

@@ -75,9 +75,10 @@ def trajectory(steps: Sequence[int], found: Sequence[RetrievalResult]) -> Figure
     band(axis, steps, top1[:, 1], top1[:, 2], first.color, "95% interval over patients")
     axis.plot(steps, [one.top5.value for one in found], **second.line, marker=second.marker, label="top-5")
     axis.axhline(found[0].chance, **REFERENCE, label=f"chance, 1 / {found[0].n}")
-    axis.set(yscale="log", ylim=(found[0].chance / 2, 1.2), xlabel="step (optimizer updates)")
+    axis.set(ylim=(0, 1.05 * max(one.top5.value for one in found)), xlabel="step (optimizer updates)")
     axis.set(ylabel="share of slices")
-    axis.legend()
+    axis.grid()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -104,9 +104,8 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     print(table.to_string(index=False))
     run.log_metrics(metrics_of(measured) | {"representation/n_nodules": float(len(nodules.labels))})
     run.log_table(table, "tables/representation.csv")
-    run.log_figure(
-        spectrum_figure({name: spectrum(as_is) for name, as_is in features.items()}), "figures/spectrum.png"
-    )
+    spectra = {name: spectrum(as_is) for name, as_is in features.items()}
+    run.log_figure(spectrum_figure(spectra, len(nodules.labels)), "figures/spectrum.png")
     for name, as_is in features.items():
         title = f"Map of the features of {'random weights' if name == 'random' else 'the backbone'}"
         run.log_figure(map_figure(principal_map(as_is), colorings(nodules), title), f"figures/map_{name}.png")

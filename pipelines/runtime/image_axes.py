@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 
-def image_axes(figure: Figure, rows: int, columns: int) -> NDArray[Any]:
+def image_axes(figure: FigureBase, rows: int, columns: int) -> NDArray[Any]:
     """Add axes (rows, columns) without frames; ticks that nobody sees would take longer to lay out than the images."""
     axes = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for axis in axes.flat:

@@ -98,7 +98,8 @@ def retrieval_figure(found: Mapping[str, Points]) -> Figure:
         axis.axhline(value, **line, label=f"random weights, {value:.3g}")
     if n:
         axis.axhline(1 / n, **REFERENCE, label=f"chance, 1 / {n}")
-    axis.set(yscale="log", ylim=(0.5 / n if n else None, 1.3), xlabel=_STEP, ylabel="top-1, share of slices")
+    highest = max(value for points in (found["top1"], found["top1_ci_high"]) for _, value in points)
+    axis.set(ylim=(0, 1.15 * max(highest, 1e-3)), xlabel=_STEP, ylabel="top-1, share of slices")
     axis.grid()
     _legend(figure, [axis], [])
     return figure

@@ -13,10 +13,13 @@ from models.backbone import Backbone, class_attention
 from pipelines.runtime.image_axes import image_axes
 from pipelines.runtime.plot_style import new_figure, stroke
 from pipelines.training.planes import Shown
+from transforms.refusal import number_of
 from transforms.views.config import ViewConfig
 
 _HEADS_SHOWN = 6
 _MOST_RANKED = 2**24  # torch ranks no more
+_MOST_MAPPED = 128
+"""Slices of the map of class tokens: the lines of a thousand hide each other."""
 _MAP_TOP = 0.995
 """Quantile of all attention that the scale ends at; what is above has its last color."""
 
@@ -72,7 +75,7 @@ def attention_figure(shown: Shown, attention: torch.Tensor) -> Figure:
     names = ["mean", *(f"head {head + 1}" for head in range(maps.shape[1] - 1))]
     top = max(float(torch.quantile(maps.flatten()[:_MOST_RANKED], _MAP_TOP)), 1e-6)
     lines = [(view, plane) for view in range(len(shown)) for plane in range(len(shown.planes(view)))]
-    figure, axes = _grid(len(lines), 1 + len(names), f"Attention of the class token, {len(shown)} views")
+    figure, axes = _grid(len(lines), 1 + len(names), f"Attention of the class token, {number_of(len(shown), 'view')}")
     for line, (view, plane) in zip(axes, lines, strict=True):
         on_patches = f"{float(attention[view].sum(-1).mean()):.0%} on patches"
         shown.planes(view)[plane].draw_ct(line[0], on_patches)
@@ -99,7 +102,7 @@ def pca_figure(shown: Shown, patch_tokens: torch.Tensor) -> Figure:
     colors = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
     colors = colors.view(*patch_tokens.shape[:2], -1)
     variance = ", ".join(f"{share:.0%}" for share in shares)
-    title = f"PCA of patch tokens, {len(shown)} views; red, green, blue: variance {variance}"
+    title = f"PCA of patch tokens, {number_of(len(shown), 'view')}; red, green, blue: variance {variance}"
     figure, axes = _grid(len(shown), 2 * len(shown.planes(0)), title)
     for view, line in enumerate(axes):
         both = zip(shown.planes(view), shown.maps(view, colors[view]), line[::2], line[1::2], strict=True)
@@ -111,15 +114,15 @@ def pca_figure(shown: Shown, patch_tokens: torch.Tensor) -> Figure:
 
 
 def gram_figure(shown: Shown, patch_tokens: torch.Tensor) -> Figure:
-    """Show views beside the cosine Gram matrix of their patch tokens, (B, N, D)."""
+    """Show views beside the cosine Gram matrix of their patch tokens, (B, N, D), in a scale that a gray print keeps."""
     unit = F.normalize(patch_tokens, dim=-1)
     gram = unit @ unit.transpose(1, 2)
-    title = f"Cosine of patch tokens, {len(shown)} views"
+    title = f"Cosine of patch tokens, {number_of(len(shown), 'view')}"
     figure, axes = _grid(len(shown), 1 + len(shown.planes(0)), title)
     for view, line in enumerate(axes):
         for plane, axis in zip(shown.planes(view), line, strict=False):
             plane.draw_ct(axis)
-        drawn = line[-1].imshow(gram[view].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        drawn = line[-1].imshow(gram[view].numpy(), cmap="cividis", vmin=-1, vmax=1)
         line[-1].set_title(f"all pairs, mean {float(gram[view].mean()):.2f}", fontsize=6.5)
     figure.colorbar(drawn, ax=axes[:, -1].tolist(), shrink=0.6, label="cosine of two patches")
     return figure
@@ -132,9 +135,11 @@ def class_map_figure(class_tokens: NDArray[np.float32], patient_ids: NDArray[np.
     different slices are far apart.
     """
     scores, shares = principal_components(torch.from_numpy(class_tokens).flatten(0, 1), 2)
-    points = scores.view(2, -1, 2).numpy()
-    patients, number = np.unique(patient_ids, return_inverse=True)
-    n = f"{points.shape[1]} slices of {len(patients)} patients"
+    points, given = scores.view(2, -1, 2).numpy(), len(patient_ids)
+    drawn = np.linspace(0, given - 1, min(given, _MOST_MAPPED)).astype(np.int64)
+    points, (patients, number) = points[:, drawn], np.unique(patient_ids[drawn], return_inverse=True)
+    few = f"{len(drawn)} of " if len(drawn) < given else ""
+    n = f"{few}{number_of(given, 'slice')}, {number_of(len(patients), 'patient')}"
     figure = new_figure(5.2, 4.6, f"Class tokens of two views of {n}")
     axis = figure.subplots()
     for i, patient in enumerate(number):

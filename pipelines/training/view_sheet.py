@@ -21,6 +21,7 @@ from pipelines.training.config import PretrainConfig
 from pipelines.training.loader import BatchPlan
 from pipelines.training.planes import Shown
 from transforms.hounsfield import RandWindowHUd, WindowHU
+from transforms.refusal import number_of
 from transforms.triplet import SliceTripletd
 from transforms.views.batch import draw_views
 from transforms.views.config import ViewConfig
@@ -42,7 +43,7 @@ def view_sheet(
     """
     rows = plan.rows(step * config.accumulation)[:count]
     draw, columns, side = (_draw_cubes, 7, 1.5) if config.views.is_3d else (_draw_slices, 3, 2.2)
-    title = f"{len(rows)} slices of step {step}, and the two views that the network gets of each"
+    title = f"{number_of(len(rows), 'slice')}, and the two views that the network gets of each"
     figure = new_figure(side * columns, (side + 0.15) * len(rows) + 0.3, title)
     for line, row in zip(image_axes(figure, len(rows), columns), rows.tolist(), strict=True):
         draw(line, index, row, config, step)

@@ -93,7 +93,7 @@ def test_every_figure_is_drawn_and_the_run_does_not_notice() -> None:
     patients = np.array(list("aabbcc"))
     drawn = dict(token_figures(backbone, images, ViewConfig(size_px=28), tokens, patients))
     assert list(drawn) == ["tokens/attention", "tokens/pca", "tokens/gram", "tokens/class_map"]
-    assert "two views of 6 slices of 3 patients" in drawn["tokens/class_map"].get_suptitle()
+    assert "two views of 6 slices, 3 patients" in drawn["tokens/class_map"].get_suptitle()
     assert backbone.training
     assert torch.equal(before, torch.get_rng_state())
     nobody = token_figures(backbone, images, ViewConfig(size_px=28), tokens[:, :0], patients[:0])
