@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from probes.label_rules import LabelRule
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 Fate = Literal["benign", "malignant", "dropped", "not read"]
 
@@ -50,7 +50,7 @@ class RuleCounts:
         dropped: Reason -> nodules dropped for it; n_given = n_malignant + n_benign + sum of these.
     """
 
-    rule: LabelRule
+    rule: LabelRule | Literal["none"]
     n_given: int
     n_malignant: int
     n_benign: int
@@ -66,11 +66,14 @@ class RuleCounts:
 
     def __str__(self) -> str:
         """Render the counts and what becomes of 3 in one line."""
+        patients = number_of(self.n_patients, "patient")
+        if self.rule == "none":
+            return f"labels are not read: {number_of(self.n_given, 'nodule')} from {patients}"
         dropped = "".join(f"; dropped {n}: {reason}" for reason, n in self.dropped.items())
         three = f"{self.n_three} rated exactly 3, {self.fate_of_three}"
         return (
-            f"{self.rule}: {self.n_labeled} nodules = {self.n_malignant} malignant + {self.n_benign} benign"
-            f" from {self.n_patients} patients; "
+            f"{self.rule}: {number_of(self.n_labeled, 'nodule')} = {self.n_malignant} malignant"
+            f" + {self.n_benign} benign from {patients}; "
             f"{'ratings are not read' if self.fate_of_three == 'not read' else three}{dropped}"
         )
 
@@ -176,6 +179,12 @@ def label_nodules(
         _require("annotations", annotations, _MARK_NEEDS)
         nodules = group_by_z(annotations) if rule == "article" else _without_small_marks(annotations, nodules)
     return _by_rating(rule, _RATING_RULES[rule], nodules)
+
+
+def without_labels(nodules: pd.DataFrame) -> Labeled:
+    """Return all nodules, for a probe that reads no label; `is_malignant` is False for all, and means nothing."""
+    n = len(nodules)
+    return _labeled("none", nodules.assign(malignancy_rating=np.nan), [False] * n, [""] * n, 0, "not read")
 
 
 def group_by_z(annotations: pd.DataFrame) -> pd.DataFrame:
@@ -301,7 +310,7 @@ def _with_median(nodules: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labeled(
-    rule: LabelRule,
+    rule: LabelRule | Literal["none"],
     nodules: pd.DataFrame,
     labels: list[bool | None],
     reasons: list[str],

@@ -18,6 +18,7 @@ class HoldoutError(Refusal):
     """An invalid holdout."""
 
 
+_CLASSES = {"malignant": 1, "benign": 0}
 Holdout = float | Literal["half_a", "half_b"]
 
 
@@ -84,7 +85,7 @@ class Splits:
 
 def patient_folds(
     patient_ids: Sequence[str],
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     tested: Collection[str] | None = None,
     n_folds: int = 5,
@@ -95,7 +96,7 @@ def patient_folds(
 
     Args:
         patient_ids: Patient of each row, (n,).
-        labels: Binary label of each row, (n,).
+        labels: Binary label of each row, (n,). None: patients alone are split, and no class is asked for.
         tested: Patients that test folds draw on; training folds use every patient outside the test fold. None: all.
         n_folds: Test folds per repeat.
         n_repeats: Times the patients are shuffled.
@@ -106,7 +107,7 @@ def patient_folds(
     """
     patients, truth = _checked(patient_ids, labels)
     testable = np.flatnonzero(np.isin(patients, patients if tested is None else sorted(tested)))
-    _enough_patients(patients[testable], truth[testable], n_folds)
+    _enough_patients(patients[testable], None if labels is None else truth[testable], n_folds)
     folds = []
     for repeat in range(n_repeats):
         dealer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed + repeat)
@@ -118,7 +119,7 @@ def patient_folds(
 
 
 def split_60_20_20(
-    patient_ids: Sequence[str], labels: ArrayLike, seed: int = 0
+    patient_ids: Sequence[str], labels: ArrayLike | None, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Stratified split of the patients into 60% training, 20% validation and 20% test, as the article designed it.
 
@@ -126,28 +127,32 @@ def split_60_20_20(
         Row numbers of the three parts: to fit, to choose, to score.
 
     Raises:
-        TooFewError: If a class has fewer than five patients.
+        TooFewError: If a class, or all rows where there are no labels, has fewer than five patients.
 
     Source: the DINO-X article's probe protocol.
     """
     patients, truth = _checked(patient_ids, labels)
-    _enough_patients(patients, truth, 5)
+    _enough_patients(patients, None if labels is None else truth, 5)
     dealer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     fifths = [test for _, test in dealer.split(truth, truth, patients)]
     return np.sort(np.concatenate(fifths[2:])), fifths[1], fifths[0]
 
 
-def _checked(patient_ids: Sequence[str], labels: ArrayLike) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
-    patients, truth = np.asarray(patient_ids, dtype=np.str_), np.asarray(labels).astype(np.int64)
+def _checked(
+    patient_ids: Sequence[str], labels: ArrayLike | None
+) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    given = np.zeros(len(patient_ids)) if labels is None else labels
+    patients, truth = np.asarray(patient_ids, dtype=np.str_), np.asarray(given).astype(np.int64)
     if len(patients) != len(truth):
         raise ValueError(f"{len(patients)} patient ids for {len(truth)} labels; each row needs one of both")
     return patients, truth
 
 
-def _enough_patients(patients: NDArray[np.str_], truth: NDArray[np.int64], n_folds: int) -> None:
-    for value, name in ((1, "malignant"), (0, "benign")):
-        n_patients = len(np.unique(patients[truth == value]))
+def _enough_patients(patients: NDArray[np.str_], truth: NDArray[np.int64] | None, n_folds: int) -> None:
+    everyone = {"nodule": patients}
+    if truth is not None:
+        everyone = {f"{name} nodule": patients[truth == value] for name, value in _CLASSES.items()}
+    for name, own in everyone.items():
+        n_patients = len(np.unique(own))
         if n_patients < n_folds:
-            raise TooFewError(
-                f"{n_patients} patients to test on have a {name} nodule, too few for {n_folds} folds"
-            )
+            raise TooFewError(f"{n_patients} patients to test on have a {name}, too few for {n_folds} folds")

@@ -1,5 +1,6 @@
 """The page of an audit: what a reviewer needs to see beside a claim, and nothing that names a patient."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipelines.audit.measures import Audited
 from pipelines.runtime.page import Block, Heading, Picture, Sentence, Table
 from pipelines.runtime.plot_style import REFERENCE, new_figure, stroke
 from pipelines.tracking.names import Tag
+from transforms.refusal import number_of
 
 STRATA = {"all": "all", "6-15 mm": "6-15 mm", "size: matched 1:2": "size-matched 1:2"}
 """Strata of the probe's table, and their names on the page."""
@@ -216,13 +218,17 @@ def forest(audited: Sequence[Audited]) -> Figure:
     widest = max(audited, key=lambda one: one.row().get("n_nodules", 0))
     names = [name for name in ("diameter", "pixels", "hu", "dictionary", "random_words") if widest.row(name)]
     lines = [
-        (f"{one.letter}: {one.name.partition('+')[0][-_MOST_SHOWN:]}", one, "features") for one in audited
+        (f"{one.letter}: {_shown(one.name)}\n(n = {one.row().get('n_nodules', 0):.0f})", one, "features")
+        for one in audited
     ]
     lines += [
         (f"{one.letter}, random weights", one, "random_weights") for one in audited if one.probed.inputs.twins
     ]
     lines += [(_ROWS[name], widest, name) for name in names]
-    figure = new_figure(7.0, 1.2 + 0.3 * len(lines), "Encoders and baselines")
+    first = widest.row()
+    n = f"{number_of(int(first['n_nodules']), 'nodule')} ({first['n_positive']:.0f} malignant)"
+    title = f"Encoders, and baselines on {n} of {number_of(int(first['n_patients']), 'patient')}"
+    figure = new_figure(7.0, 1.2 + 0.3 * len(lines), title)
     axis = figure.subplots()
     for number, (shift, stratum) in enumerate(((-0.12, "all"), (0.12, "6-15 mm"))):
         found = [(place, one.row(name, stratum)) for place, (_, one, name) in enumerate(lines)]
@@ -240,6 +246,11 @@ def forest(audited: Sequence[Audited]) -> Figure:
     axis.set(xlabel="AUROC, 95% interval over patients")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _shown(name: str) -> str:
+    """Return a name without its options, the id of a run as short as in its name, and of what is long the end."""
+    return re.sub(r"runs:/([0-9a-f]{4})[0-9a-f]{28}", r"runs:/\1", name.partition("+")[0])[-_MOST_SHOWN:]
 
 
 def _area(row: Mapping[str, float]) -> str:

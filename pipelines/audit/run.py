@@ -18,7 +18,7 @@ from pipelines.audit.measures import (
     short,
 )
 from pipelines.audit.page import forest, page
-from pipelines.figures.scores import few_shot_figure
+from pipelines.figures.scores import counted, few_shot_figure
 from pipelines.probing.malignancy import probe
 from pipelines.probing.readers import ProbeError
 from pipelines.probing.reading import open_sources
@@ -80,15 +80,16 @@ def run_audit(config: AuditConfig, run: Run) -> None:
     }
     nodules = max((one.probed.nodules for one in audited), key=lambda own: len(own.labels))
     facts = (
-        f"{len(nodules.labels)} nodules ({int(nodules.labels.sum())} malignant) of {len(set(nodules.patient_ids))}"
-        f" patients, {cohort.kind}; rule {config.rule}; {config.repeats} x {config.folds} patient folds, seed"
-        f" {config.seed}; cohort {cohort.sha256[:12]}."
+        f"{counted(nodules.labels, nodules.patient_ids)}, {cohort.kind}; rule {config.rule}; {config.repeats} x"
+        f" {config.folds} patient folds, seed {config.seed}; cohort {cohort.sha256[:12]}."
     )
     blocks = page(audited, compared, scanners, kernels, facts)
     shots = pd.concat([one.shots.assign(row=one.letter) for one in audited])
     if len(shots):
-        blocks.append(Picture("Few-shot AUROC", few_shot_figure(shots)))
+        blocks.append(Picture("Few-shot AUROC", few_shot_figure(shots, "all other patients")))
     _write(config, run, markdown(blocks), page_html(blocks))
+    counts = {"kind": cohort.kind, "volumes": len(cohort.series), "nodules": len(cohort.nodules)}
+    run.log_dataset(cohort.root.name, cohort.sha256, counts, "evaluation")
     run.set_tags({Tag.COHORT_SHA: cohort.sha256, Tag.COHORT_KIND: cohort.kind, Tag.PROBED: ",".join(named)})
     leaks = [f"{one.letter}: {one.tags[Tag.LEAK]}" for one in audited if Tag.LEAK in one.tags]
     run.set_tags({Tag.LEAK: "; ".join(leaks)} if leaks else {})

@@ -132,7 +132,7 @@ _LIST = (
         "pipelines.probing.config:DenseConfig",
         "pipelines.probing.dense:run_dense",
         is_stage=True,
-        needs=_LABELS,
+        needs="pipelines.nodule.enough:refuse_too_few_patients",
     ),
     EntryPoint(
         "audit",

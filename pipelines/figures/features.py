@@ -50,8 +50,10 @@ def map_figure(places: Floats, colorings: Mapping[str, NDArray[np.generic]], tit
         else:
             _scatter_names(axis, places, values.astype(str))
         axis.set(xlabel="principal component 1", ylabel="principal component 2")
-        # Above its axes: no corner of a cloud is empty.
-        axis.legend(title=name, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1)
+        if axis.get_legend_handles_labels()[0]:  # Above its axes: no corner of a cloud is empty.
+            axis.legend(title=name, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1)
+        else:
+            axis.set_title(name)
         axis.label_outer()
     for axis in axes[len(colorings) :]:
         axis.set_axis_off()

@@ -232,9 +232,9 @@ def known_figure(known: pd.DataFrame) -> Figure:
     return figure
 
 
-def few_shot_figure(shots: pd.DataFrame) -> Figure:
-    """Draw the AUROC on the test cohort against the number of nodules fitted on: mean and range of the draws."""
-    figure = new_figure(5.2, 4.2, "Few-shot AUROC on the test cohort: mean and range of the draws")
+def few_shot_figure(shots: pd.DataFrame, tested_on: str = "the test cohort") -> Figure:
+    """Draw the AUROC against the number of nodules fitted on: mean and range of the draws."""
+    figure = new_figure(5.2, 4.2, f"Few-shot AUROC on {tested_on}: mean and range of the draws")
     axis, strokes = figure.subplots(), row_strokes(map(str, shots["row"].unique()))
     for number, (row, own) in enumerate(shots.groupby("row")):
         areas = own.groupby("n_nodules")["auroc"].agg(["mean", "min", "max"])
@@ -246,6 +246,6 @@ def few_shot_figure(shots: pd.DataFrame) -> Figure:
     axis.axhline(0.5, **REFERENCE, label="chance")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(shots["n_nodules"].unique()), sorted(shots["n_nodules"].unique()))
-    axis.set(xlabel="nodules to fit on", ylabel="AUROC on the test cohort")
-    axis.legend()
+    axis.set(xlabel="nodules to fit on", ylabel="AUROC")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure

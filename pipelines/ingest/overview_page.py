@@ -157,7 +157,9 @@ def _draw_histograms(figure: FigureBase, seen: Sequence[Glance]) -> None:
     for number, name in enumerate(("air_hu", "fat_hu")):
         values = [glance.figures[name] for glance in seen]
         bins = np.arange(-1100, 20, 20)
-        axes[2].hist(pd.Series(values, dtype=float).dropna(), bins, color=stroke(3 * number).color, label=name[:3])
+        axes[2].hist(
+            pd.Series(values, dtype=float).dropna(), bins, color=stroke(3 * number).color, label=name[:3]
+        )
     axes[2].legend(handlelength=1)
     axes[0].set_ylabel("series")
     for axis, name in zip(axes[4:], ("manufacturer", "kernel"), strict=True):

@@ -20,11 +20,13 @@ from probes.label_rules import LabelRule
 from probes.labels import label_nodules
 from probes.splits import is_held_out, patient_folds, split_60_20_20
 from probes.statistics.checks import TooFewError
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 _MEASURABLE = 3
 """Patients of each class without which a table has no AUROC."""
 _INNER_FOLDS = 5
+_ARTICLE_FOLDS = 5
+"""Of which the article's split makes its three parts."""
 _RECORD = "dinox.json"
 _HOLDOUTS = [round(0.05 * step, 2) for step in range(1, 11)]
 
@@ -140,6 +142,35 @@ def refuse_too_few(config: Folded) -> None:
         raise TooFewError(
             f"patients to test{whose} with a malignant nodule: {malignant}, with a benign one: {benign}"
             f" (rule {config.rule}), too few for {way}; {f'what would do: {found}' if found else _NOTHING}"
+        )
+
+
+def refuse_too_few_patients(config: Folded) -> None:
+    """Refuse a probe that reads no label, if fewer patients than folds may be tested, and say what would do.
+
+    Raises:
+        TooFewError: With the number of patients.
+        Refusal: If the cohort cannot be opened.
+    """
+    if not _is_there(config.cohort):
+        return
+    cohort = Cohort.open(Path(config.cohort))
+    there = cohort.nodules["volume_id"].isin(cohort.series["volume_id"])
+    everyone = frozenset(cohort.nodules.loc[there, "patient_id"].astype(str))
+    needed = _ARTICLE_FOLDS if config.split == "article" else config.folds
+    for _, record in _records(config):
+        tested = everyone & _may_test(record, frozenset(cohort.series["patient_id"].astype(str)), config.leak)
+        if not everyone or len(tested) >= needed:
+            continue
+        ways = [
+            f"split=folds and folds={len(tested)}" if config.split == "article" else f"folds={len(tested)}"
+        ]
+        ways = ways if len(tested) > 1 else []
+        if len(everyone) >= needed:
+            ways.append("leak=allow, which tests on patients that the backbone saw, and tags the run")
+        raise TooFewError(
+            f"{number_of(len(tested), 'patient')} to test with a nodule, too few for {needed} folds;"
+            f" {'what would do: ' + '; or '.join(ways) if ways else _NOTHING}"
         )
 
 

@@ -12,7 +12,7 @@ from pipelines.cohort.accounting import Accounting
 from pipelines.cohort.folder import Cohort, NoNodulesError
 from pipelines.cohort.meta_volume import crop_at
 from probes.label_rules import LabelRule
-from probes.labels import Labeled, label_nodules
+from probes.labels import Labeled, LabelError, label_nodules, without_labels
 from probes.scoring import has_most
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import Crop, CropSpec
@@ -83,6 +83,7 @@ def nodule_set(
     spec: CropSpec,
     whole_slice: bool = False,
     diagnosis: pd.DataFrame | None = None,
+    labels_needed: bool = True,
 ) -> NoduleSet:
     """Label the nodules of a cohort and crop each; rows in = rows kept + rows dropped.
 
@@ -92,17 +93,18 @@ def nodule_set(
         spec: What to cut.
         whole_slice: Take the whole slice through the nodule instead, resized to the crop's pixels, as the article did.
         diagnosis: TCIA's table for the rule `tcia_diagnosis`.
+        labels_needed: If not, all nodules are taken where the rule does not apply or leaves none.
 
     Raises:
         NoNodulesError: If the cohort has no nodule, or none that has a label can be cropped.
-        LabelError: If the rule does not apply, or leaves no nodule.
+        LabelError: If a label is needed, and the rule does not apply.
     """
     if cohort.nodules.empty:
         raise NoNodulesError(
             f"cohort {cohort.root} has no nodules; prepare it with series of LIDC-IDRI, or with"
             " -P annotations=FILE.csv"
         )
-    labeled = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
+    labeled = _labels(cohort, rule, diagnosis, labels_needed)
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     kept: list[dict[Hashable, Any]] = []
     crops: list[Crop] = []
@@ -136,6 +138,18 @@ def nodule_set(
         labeled=labeled,
         place_mm=_all_places_mm(kept, series, crops) if spec.form == "slices" else None,
     )
+
+
+def _labels(cohort: Cohort, rule: LabelRule, diagnosis: pd.DataFrame | None, labels_needed: bool) -> Labeled:
+    try:
+        labeled = label_nodules(rule, cohort.annotations, cohort.nodules, diagnosis)
+    except LabelError:
+        if labels_needed:
+            raise
+    else:
+        if labels_needed or len(labeled.nodules):
+            return labeled
+    return without_labels(cohort.nodules)
 
 
 def warn_of_doubtful_places(nodules: NoduleSet) -> None:

@@ -1,7 +1,7 @@
 """Configuration of the probes of a backbone; nothing heavy is imported here."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints
 
@@ -30,6 +30,7 @@ class ProbeBase:
 class NoduleProbe(ProbeBase):
     """A probe of crops of labeled nodules."""
 
+    labels_needed: ClassVar[bool] = True
     rule: LabelRule = "consensus"
     size_mm: PositiveFloat = 50.0
     """Side of the crop; at the backbone's input size this fixes the mm per pixel and per patch."""
@@ -183,6 +184,7 @@ class RepresentationConfig(NoduleProbe):
 class DenseConfig(FoldedProbe):
     """A linear probe from the patch tokens of one backbone to the masks of nodules."""
 
+    labels_needed: ClassVar[bool] = False
     window: OneWindow = "lung"
     jitter_mm: float = 12.0
     """Largest distance of the nodule from the middle of the crop, along x and along y; in cubes along z too."""

@@ -46,13 +46,27 @@ def fold_plan(config: FoldedProbe, reader: Reader[Source] | None, nodules: Nodul
         nodules: Nodules to split, by patient.
 
     Raises:
-        TooFewError: If a class has too few patients to test on.
+        TooFewError: If a class, or, for a probe that needs no label, all nodules have too few patients to test on.
     """
-    patients, labels = nodules.patient_ids, nodules.labels
+    try:
+        return _plan(config, reader, nodules.patient_ids, nodules.labels)
+    except TooFewError:
+        if config.labels_needed:
+            raise
+        return _plan(config, reader, nodules.patient_ids, None)
+
+
+def _plan(
+    config: FoldedProbe,
+    reader: Reader[Source] | None,
+    patients: NDArray[np.str_],
+    labels: NDArray[np.int64] | None,
+) -> FoldPlan:
     tested = set(patients.tolist()) if reader is None else reader.tested
     if config.split == "article":
         rows = np.flatnonzero(np.isin(patients, sorted(tested)))
-        fit, choose, score = split_60_20_20(patients[rows].tolist(), labels[rows], config.seed)
+        truth = None if labels is None else labels[rows]
+        fit, choose, score = split_60_20_20(patients[rows].tolist(), truth, config.seed)
         train = rows[np.sort(np.concatenate([fit, choose]))]
         table = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": np.unique(patients[rows[score]])})
         return FoldPlan([(train, rows[score])], table)

@@ -45,7 +45,7 @@ def labeled_nodules(
     diagnosis: pd.DataFrame | None = None,
 ) -> NoduleSet:
     """Label and crop the nodules of a probe."""
-    nodules = nodule_set(cohort, config.rule, spec, whole_slice, diagnosis)
+    nodules = nodule_set(cohort, config.rule, spec, whole_slice, diagnosis, config.labels_needed)
     print(nodules.labeled.counts)
     warn_of_doubtful_places(nodules)
     return nodules

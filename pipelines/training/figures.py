@@ -75,7 +75,9 @@ def attention_figure(shown: Shown, attention: torch.Tensor) -> Figure:
     names = ["mean", *(f"head {head + 1}" for head in range(maps.shape[1] - 1))]
     top = max(float(torch.quantile(maps.flatten()[:_MOST_RANKED], _MAP_TOP)), 1e-6)
     lines = [(view, plane) for view in range(len(shown)) for plane in range(len(shown.planes(view)))]
-    figure, axes = _grid(len(lines), 1 + len(names), f"Attention of the class token, {number_of(len(shown), 'view')}")
+    figure, axes = _grid(
+        len(lines), 1 + len(names), f"Attention of the class token, {number_of(len(shown), 'view')}"
+    )
     for line, (view, plane) in zip(axes, lines, strict=True):
         on_patches = f"{float(attention[view].sum(-1).mean()):.0%} on patches"
         shown.planes(view)[plane].draw_ct(line[0], on_patches)
