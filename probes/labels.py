@@ -7,7 +7,7 @@ the table of nodules.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -48,9 +48,10 @@ class RuleCounts:
         n_three: Nodules with enough readers whose summary rating is exactly 3, "indeterminate".
         fate_of_three: What becomes of a summary rating of exactly 3 under the rule.
         dropped: Reason -> nodules dropped for it; n_given = n_malignant + n_benign + sum of these.
+        is_read: Whether anything reads these labels.
     """
 
-    rule: LabelRule | Literal["none"]
+    rule: LabelRule
     n_given: int
     n_malignant: int
     n_benign: int
@@ -58,6 +59,7 @@ class RuleCounts:
     n_three: int
     fate_of_three: Fate
     dropped: dict[str, int]
+    is_read: bool = True
 
     @property
     def n_labeled(self) -> int:
@@ -67,7 +69,7 @@ class RuleCounts:
     def __str__(self) -> str:
         """Render the counts and what becomes of 3 in one line."""
         patients = number_of(self.n_patients, "patient")
-        if self.rule == "none":
+        if not self.is_read:
             return f"labels are not read: {number_of(self.n_given, 'nodule')} from {patients}"
         dropped = "".join(f"; dropped {n}: {reason}" for reason, n in self.dropped.items())
         three = f"{self.n_three} rated exactly 3, {self.fate_of_three}"
@@ -184,7 +186,8 @@ def label_nodules(
 def without_labels(nodules: pd.DataFrame) -> Labeled:
     """Return all nodules, for a probe that reads no label; `is_malignant` is False for all, and means nothing."""
     n = len(nodules)
-    return _labeled("none", nodules.assign(malignancy_rating=np.nan), [False] * n, [""] * n, 0, "not read")
+    found = _labeled("given", nodules.assign(malignancy_rating=np.nan), [False] * n, [""] * n, 0, "not read")
+    return replace(found, counts=replace(found.counts, is_read=False))
 
 
 def group_by_z(annotations: pd.DataFrame) -> pd.DataFrame:
@@ -310,7 +313,7 @@ def _with_median(nodules: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labeled(
-    rule: LabelRule | Literal["none"],
+    rule: LabelRule,
     nodules: pd.DataFrame,
     labels: list[bool | None],
     reasons: list[str],

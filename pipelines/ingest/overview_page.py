@@ -71,9 +71,9 @@ def _figure(n: str, seen: Sequence[Glance], most: dict[str, str]) -> Figure:
     few = f"first {len(shown)}, those with something unusual in front: " if len(shown) < len(seen) else ""
     title = "\n".join([n, *most.values(), f"{few}axial and coronal slice, lung window, bar {bars}"])
     figure = new_figure(_WIDTH_IN, 1.6 + sheet_in + 0.2 * (1 + title.count("\n")), title)
-    histograms, sheet = figure.subfigures(2, 1, height_ratios=[1.6, sheet_in])
-    _draw_histograms(histograms, seen)
-    _draw_sheet(sheet, shown)
+    parts = np.array(figure.subfigures(2, 1, height_ratios=[1.6, sheet_in]))
+    _draw_histograms(parts[0], seen)
+    _draw_sheet(parts[1], shown)
     return figure
 
 
