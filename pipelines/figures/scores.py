@@ -151,7 +151,10 @@ def decision_figure(labels: Ints, probabilities: Mapping[str, Floats], patient_i
         axis.plot(curve.threshold, curve.net_benefit, **strokes[row].line, label=text)
     curve = decision_curve(labels, np.full(len(labels), prevalence))
     axis.plot(
-        curve.threshold, curve.treat_all, **REFERENCE | {"linestyle": "-"}, label="all called malignant"
+        curve.threshold,
+        curve.treat_all,
+        **REFERENCE | {"linestyle": (0, (8, 1, 1, 1))},
+        label="all called malignant",
     )
     axis.axhline(0, **REFERENCE, label="none called malignant")
     axis.set(xlim=(0, 1), ylim=(-0.1 * prevalence, 1.1 * prevalence))

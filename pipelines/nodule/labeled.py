@@ -100,10 +100,8 @@ def nodule_set(
         LabelError: If a label is needed, and the rule does not apply.
     """
     if cohort.nodules.empty:
-        raise NoNodulesError(
-            f"cohort {cohort.root} has no nodules; prepare it with series of LIDC-IDRI, or with"
-            " -P annotations=FILE.csv"
-        )
+        remedy = "prepare it with series of LIDC-IDRI, or with -P annotations=FILE.csv"
+        raise NoNodulesError(f"cohort {cohort.root} has no nodules; {remedy}")
     labeled = _labels(cohort, rule, diagnosis, labels_needed)
     series = {str(row["volume_id"]): row for row in cohort.series.to_dict("records")}
     kept: list[dict[Hashable, Any]] = []
