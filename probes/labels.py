@@ -141,12 +141,10 @@ def label_nodules(
     - `consensus_clear`: clusters of >= 3 readers, mean >= 3.5 against <= 2.5, the rest dropped.
     - `lora`: clusters of >= 2 readers, mean >= 3 against < 3.
     - `any_reader`: clusters of >= 1 reader, median > 3 against <= 3.
-    - `luna_fmcib`: marks under 3 mm dropped, then clusters of >= 3 readers, mean rounded half to even, 3
-    dropped, {1, 2}
-      against {4, 5}. Source: Pai et al. 2024, doi 10.1038/s42256-024-00807-9 (on LUNA16's nodules).
+    - `luna_fmcib`: marks under 3 mm dropped, then clusters of >= 3 readers, mean rounded half to even, 3 dropped,
+      {1, 2} against {4, 5}. Source: Pai et al. 2024, doi 10.1038/s42256-024-00807-9 (on LUNA16's nodules).
     - `tcia_diagnosis`: the patient's diagnosis, given to the patient's largest nodule: primary or metastatic against
-      benign,
-      unknown dropped. Source: the table of patient diagnoses of LIDC-IDRI, The Cancer Imaging Archive.
+      benign, unknown dropped. Source: the table of patient diagnoses of LIDC-IDRI, The Cancer Imaging Archive.
     - `given`: the column `label` of a table of nodules, 1 malignant against 0 benign, as LUNA25, DLCS and NLST
       state it; nodules without one dropped.
 

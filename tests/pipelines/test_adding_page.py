@@ -28,7 +28,7 @@ def test_every_block_is_a_file_a_change_or_a_command() -> None:
         ("sh", False),
     }
     assert len(BLOCKS) == PAGE.count("\n```") // 2
-    for heading in ("recipe", "loss", "n encoder", "probe", "source"):
+    for heading in ("recipe", "loss", "n encoder", "probe", "source", "label rule"):
         assert re.search(rf"^## An? ?{heading}", PAGE.replace("## An e", "## A n e"), re.MULTILINE)
 
 
@@ -66,6 +66,10 @@ def test_the_page_is_followed_word_for_word(
     assert "probe/auroc" in runs["probe_malignancy"].data.metrics
     assert 0 < runs["probe_brightness"].data.metrics["brightness/auroc"] < 1
     assert "loss/variance" in (copy / "docs" / "names.md").read_text(encoding="utf-8")
+    rules = pd.read_csv(store.download_artifacts(runs["nodules"].info.run_id, "tables/rules.csv"))
+    by_rule = rules.set_index("rule")["malignant"]
+    assert by_rule["most_suspicious"] == by_rule["any_reader"] == sum(turn[0] == 5 for turn in turns)
+    assert runs["nodules"].data.tags["dinox.rule"] == "most_suspicious"
     made = Cohort.open(copy / "cohorts" / "npz")
     assert made.series["shape"].map(list).tolist() == [[20, 64, 64]]
     assert made.series["spacing_mm"].map(list).tolist() == [[2.0, 1.0, 1.0]]
