@@ -1,7 +1,6 @@
 """The probes of a frozen backbone, run on a small phantom cohort with an untrained backbone."""
 
 import copy
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from pipelines.backbones.folder import open_backbone, save_backbone
 from pipelines.backbones.view_retrieval import encode_views, render_rows, sample_slices
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.slices import SliceIndex
-from pipelines.cohort.tables import NODULES, write_table
 from pipelines.command.config import nested
-from pipelines.nodule.enough import refuse_too_few_patients
 from pipelines.nodule.labeled import nodule_set, places_mm
 from pipelines.nodule.masks import disc, marks_of, masked_crops
 from pipelines.probing.aggregation import run_aggregation
@@ -39,7 +36,6 @@ from pipelines.probing.setup import ProbeError, left_out, of_rows
 from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out
-from probes.statistics.checks import TooFewError
 from tests.recorder import Recorder
 from transforms.geometry import VolumeGeometry, index_to_lps, lps_to_index
 from transforms.nodule_crop import CropSpec, crop_nodule
@@ -270,27 +266,6 @@ def test_dense_probe_prints_tokens_beside_pixels_random_weights_and_readers(smal
     assert run.tags["dinox.leak"] == "no_holdout"
     with pytest.raises(ValueError, match="less than half of size_mm"):
         DenseConfig(jitter_mm=30.0)
-
-
-@pytest.mark.parametrize("labels", ["one class", "no rating"])
-def test_masks_are_probed_without_labels(small_cohort, all_seen, tmp_path, labels: str) -> None:
-    root, ratings = tmp_path / "c", [[1, 1, 1] if labels == "one class" else []] * len(small_cohort.nodules)
-    shutil.copytree(small_cohort.root, root)
-    write_table(root / "nodules.parquet", small_cohort.nodules.assign(malignancy_ratings=ratings), NODULES)
-    run = Recorder(draws=False)
-    config = DenseConfig(cohort=str(root), backbone=all_seen, size_mm=40.0, folds=2, device="cpu")
-    refuse_too_few_patients(config)
-    run_dense(config, run)
-    assert run.metrics["dense/n_nodules"] == len(small_cohort.nodules) - len(
-        run.tables["tables/dropped.parquet"]
-    )
-    assert run.metrics["dense/n_nodules"] > 5
-    tested = run.tables["tables/splits.parquet"]
-    assert not tested["patient_id"].duplicated().any()
-    with pytest.raises(
-        TooFewError, match="patients to test with a nodule, too few for 99 folds; what would do"
-    ):
-        refuse_too_few_patients(dataclasses.replace(config, folds=99))
 
 
 def test_every_aggregator_is_tested_against_the_center_on_the_same_nodules(rated_cohort, all_seen) -> None:
