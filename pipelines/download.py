@@ -20,7 +20,7 @@ from pipelines.command.cli import main
 from pipelines.runtime.atomic import make_folder, writing
 from pipelines.runtime.extras import load_extra
 from pipelines.runtime.progress import progress
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
@@ -132,7 +132,7 @@ def describe(selection: pd.DataFrame, missing: pd.DataFrame) -> str:
     sources = ", ".join(sorted(selection["source_DOI"].dropna().unique()))
     return (
         f"{', '.join(selection['collection_id'].unique())}: {len(selection)} CT series of"
-        f" {selection['PatientID'].nunique()} patients, {_gigabytes(selection):.1f} GB\n"
+        f" {number_of(selection['PatientID'].nunique(), 'patient')}, {_gigabytes(selection):.1f} GB\n"
         f"license: {licenses} (give credit: https://doi.org/{sources})\n"
         f"to fetch: {len(missing)} series, {_gigabytes(missing):.1f} GB; already here: {len(selection) - len(missing)}"
     )

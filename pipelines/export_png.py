@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.command.cli import main
 from pipelines.tracking.names import Tag
+from transforms.refusal import number_of
 
 if TYPE_CHECKING:
     from pipelines.tracking.run import Run
@@ -39,7 +40,8 @@ def run_export_png(config: ExportPngConfig, run: Run) -> None:
     run.set_tags({Tag.COHORT_SHA: cohort.sha256})
     run.log_metrics({"export/slices": n_slices})
     print(
-        f"{out}: {n_slices} slices of {len(cohort.series)} volumes; read them with prepare -P from=png -P source={out}"
+        f"{out}: {number_of(n_slices, 'slice')} of {number_of(len(cohort.series), 'volume')}; read them with"
+        f" prepare -P from=png -P source={out}"
     )
 
 

@@ -34,6 +34,7 @@ from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.estimate import Estimate, holm
 from probes.statistics.metrics import auroc, auroc_difference
 from transforms.nodule_crop import CropSpec
+from transforms.refusal import number_of
 
 RANDOM = "random_weights"
 DISK_MM = 10.0
@@ -255,7 +256,7 @@ def kernel_distance(cohort: Cohort, own: ProbeConfig, loaded: Source, patients: 
     value = str(moved) if isinstance(moved, Estimate) else f"{moved:.3f}"
     shape = "disk" if cubes is None else "ball"
     read = f", read in a {shape} of {DISK_MM:g} mm" if own.features == "roi" else ""
-    return f"{value} of the squared distance of two patients{read}; {crops.n_patients} patients{few}"
+    return f"{value} of the squared distance of two patients{read}; {number_of(crops.n_patients, 'patient')}{few}"
 
 
 def probe_config(config: AuditConfig, named: str) -> ProbeConfig:

@@ -21,6 +21,7 @@ from pipelines.tracking.arms import ArmRecord
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, search_runs
 from pipelines.tracking.store import shown_store, tracking_uri
+from transforms.refusal import number_of
 
 SHARED_STORE = ("submitit", "skypilot")
 """Executors whose arms run on other machines; these must reach the same store."""
@@ -50,7 +51,7 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
     written = [
         f"campaign {spec.name}: {spec.question}",
         f"endpoint: {spec.endpoint.goal} {spec.endpoint.metric}",
-        f"{len(arms)} arms",
+        number_of(len(arms), "arm"),
     ]
     for arm, configuration, need in zip(arms, configurations, hours, strict=True):
         kept = {True: "  on record", False: "  not on record, added", None: ""}[arm.on_record]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipelines.runtime.ct_marks import RADIOLOGICAL, mark_ct
 from pipelines.runtime.image_axes import image_axes
 from pipelines.runtime.plot_style import BENIGN, MALIGNANT, new_figure
+from transforms.refusal import number_of
 from transforms.window_policy import CLINICAL_LUNG_HU
 
 Floats = NDArray[np.float64]
@@ -59,7 +60,7 @@ def errors_figure(
     lowest = order[is_malignant[order]][:count]
     highest = order[~is_malignant[order]][::-1][:count]
     columns = max(len(lowest), len(highest), 3)
-    n = f"{len(table)} nodules ({int(is_malignant.sum())} malignant)"
+    n = f"{number_of(len(table), 'nodule')} ({int(is_malignant.sum())} malignant)"
     title = f"Most confident errors of {n}: score, diameter, readers' ratings"
     figure = new_figure(1.25 * columns + 0.2, 3.7, title)
     axes = image_axes(figure, 2, columns)
@@ -87,7 +88,7 @@ def nearest_figure(
     """
     columns = 1 + nearest.shape[1]
     title = (
-        f"Nearest of {len(table)} nodules, by cosine of the features, other patients' alone"
+        f"Nearest of {number_of(len(table), 'nodule')}, by cosine of the features, other patients' alone"
         "\nframe: orange malignant, blue benign"
     )
     figure = new_figure(1.35 * columns, 1.65 * max(len(queries), 1) + 0.4, title)

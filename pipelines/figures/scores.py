@@ -215,7 +215,9 @@ def known_figure(known: pd.DataFrame) -> Figure:
     names, rows = known["characteristic"].unique().tolist(), known["row"].unique().tolist()
     strokes, n = row_strokes(rows), int(known["n_nodules"].max())
     figure = new_figure(
-        6.5, 1.6 + 0.55 * len(names), f"What readers see, beyond size and attenuation; {n} nodules"
+        6.5,
+        1.6 + 0.55 * len(names),
+        f"What readers see, beyond size and attenuation; {number_of(n, 'nodule')}",
     )
     axis = figure.subplots()
     for number, row in enumerate(rows):

@@ -39,6 +39,7 @@ from probes.evaluation import headline
 from probes.heads.fitting import FitSettings, early_stopping_fold
 from probes.statistics.metrics import auroc_difference
 from transforms.nodule_crop import CropSpec
+from transforms.refusal import number_of
 
 
 def run_finetune(config: FinetuneConfig, run: Run) -> None:
@@ -140,8 +141,9 @@ class FineTuning:
     def _report(self, record: FoldRecord, network: Tuned) -> None:
         best = min(record.figures, key=lambda one: one.validation_loss)
         print(
-            f"fold {record.number + 1}: {len(record.figures)} epochs, best at {record.figures.index(best) + 1}:"
-            f" validation loss {best.validation_loss:.3f}, AUROC {best.validation_auroc:.3f}"
+            f"fold {record.number + 1}: {number_of(len(record.figures), 'epoch')}, best at"
+            f" {record.figures.index(best) + 1}: validation loss {best.validation_loss:.3f},"
+            f" AUROC {best.validation_auroc:.3f}"
         )
         if record.number == 0:
             trained, everything = network.n_trained()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from pipelines.cohort.identity import same_voxels, same_voxels_said
 from pipelines.ingest.preparation import Prepared
+from transforms.refusal import number_of
 
 _MOST_REASONS = 12
 
@@ -36,8 +37,9 @@ def lines(prepared: Prepared) -> Iterator[str]:
     cohort = prepared.cohort
     n_unsized = int(cohort.nodules["diameter_mm"].isna().sum())
     yield (
-        f"{cohort.root}: {len(cohort.series)} volumes of {cohort.series['patient_id'].nunique()} patients "
-        f"({prepared.n_new} new), {len(cohort.nodules)} nodules"
+        f"{cohort.root}: {number_of(len(cohort.series), 'volume')} of"
+        f" {number_of(cohort.series['patient_id'].nunique(), 'patient')} ({prepared.n_new} new),"
+        f" {number_of(len(cohort.nodules), 'nodule')}"
         + (f" ({n_unsized} without a diameter)" if n_unsized else "")
     )
     yield from _files(prepared)
@@ -63,7 +65,9 @@ def _files(prepared: Prepared) -> Iterator[str]:
     """Refusals by reason with counts and one path of each; files that are no images apart."""
     others = [one for one in prepared.refused if not one.is_image]
     images = [one for one in prepared.refused if one.is_image]
-    said = f"{prepared.files.n_in} files of {prepared.source}: {prepared.files.n_kept} in volumes"
+    said = (
+        f"{number_of(prepared.files.n_in, 'file')} of {prepared.source}: {prepared.files.n_kept} in volumes"
+    )
     if images:
         said += f", {len(images)} refused (refused.parquet has them all)"
     if others:

@@ -25,6 +25,7 @@ from probes.splits import Splits
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
 from transforms.nodule_sampling import place
+from transforms.refusal import number_of
 
 PIXEL_SPEC = CropSpec(size_mm=PIXEL_SIZE_MM, out_px=PIXEL_OUT_PX)
 WIDE_SPEC = CropSpec(size_mm=50.0, out_px=100)
@@ -100,7 +101,7 @@ def contact_sheet(cohort: Cohort, nodules: ImagedNodules) -> Figure:
     shown = order[np.linspace(0, len(order) - 1, n_shown).astype(np.int64)]
     n_columns = min(_SHEET_COLUMNS, n_shown)
     n_rows = -(-n_shown // n_columns)
-    n = f"{n_shown} of {len(table)} nodules, from the smallest to the largest: diameter, readers' ratings"
+    n = f"{n_shown} of {number_of(len(table), 'nodule')}, from the smallest to the largest: diameter, readers' ratings"
     meaning = "orange: malignant, blue: benign; outline: at least half of the readers; dotted ring: readers' diameter"
     figure = new_figure(1.35 * max(n_columns, 4), 1.5 * n_rows + 0.6, f"{n}\n{meaning}")
     axes = image_axes(figure, n_rows, n_columns)

@@ -18,6 +18,7 @@ from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
 from probes.label_rules import LabelRule
 from probes.labels import Labeled, LabelError, label_nodules
+from transforms.refusal import number_of
 
 
 def run_nodules(config: NodulesConfig, run: Run) -> None:
@@ -106,9 +107,10 @@ def describe(cohort: Cohort) -> tuple[dict[str, int], str]:
     }
     by_reader = "/".join(str(counts[f"nodules_of_{n}_readers"]) for n in range(1, MAX_READERS + 1))
     sentence = (
-        f"{counts['scans']} scans, {counts['patients']} patients, {counts['annotations']} annotations, "
-        f"{counts['nodules']} nodules of 1/2/3/4 readers: {by_reader}, of more: {counts['nodules_of_more_readers']}; "
-        f"{counts['flagged']} flagged, {counts['volumes']} volumes with images"
+        f"{number_of(counts['scans'], 'scan')}, {number_of(counts['patients'], 'patient')},"
+        f" {number_of(counts['annotations'], 'annotation')}, {number_of(counts['nodules'], 'nodule')} of 1/2/3/4"
+        f" readers: {by_reader}, of more: {counts['nodules_of_more_readers']};"
+        f" {counts['flagged']} flagged, {counts['volumes']} volumes with images"
     )
     return counts, sentence
 

@@ -32,6 +32,7 @@ from probes.aggregation import (
     compare_aggregators,
 )
 from transforms.nodule_crop import CropSpec
+from transforms.refusal import number_of
 
 _NAMES: tuple[AggregatorName, ...] = ("center", "mean", "max", "center3_mean", "center3_max", "attention_z")
 
@@ -55,7 +56,7 @@ def run_aggregation(config: AggregationConfig, run: Run) -> None:
     everyone = labeled_nodules(config, cohort, CropSpec(size_mm=config.size_mm, out_px=size_px))
     cut = nodule_set(cohort, config.rule, CropSpec(form="planes", size_mm=config.size_mm, out_px=size_px))
     nodules = among(everyone, cut)
-    print(f"backbone {config.backbone or backbones[0].source}; {len(nodules.labels)} nodules")
+    print(f"backbone {config.backbone or backbones[0].source}; {number_of(len(nodules.labels), 'nodule')}")
     readers = readers_of(config.backbone, backbones, cohort, nodules.patient_ids, config.leak)
     volumes = volumes_beside(config, readers, cohort, nodules)
     together = [joined(*pair) for pair in zip(readers, volumes, strict=True)] if volumes else readers

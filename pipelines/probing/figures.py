@@ -12,6 +12,7 @@ from pipelines.runtime.image_axes import image_axes
 from pipelines.runtime.plot_style import REFERENCE, band, new_figure, stroke
 from pipelines.training.planes import Shown
 from probes.retrieval import RetrievalResult
+from transforms.refusal import number_of
 
 Ints = NDArray[np.int64]
 
@@ -26,7 +27,7 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
         *_each_new(np.flatnonzero(found.rank == 0), found.nearest, count, shown),
         *_each_new(np.flatnonzero(found.rank > 0), found.nearest, count, shown),
     ]
-    title = f"Retrieval of {found.n} slices: hits and misses"
+    title = f"Retrieval of {number_of(found.n, 'slice')}: hits and misses"
     figure = new_figure(5.4, 1.85 * max(len(chosen), 1) + 0.4, title)
     axes = image_axes(figure, max(len(chosen), 1), 3)
     series = sample.series_ids
@@ -37,7 +38,7 @@ def contact_sheet(sample: SliceSample, found: RetrievalResult, count: int = 4) -
             relation = f"hit: the nearest of {found.n}"
         elif series[nearest] == series[query]:
             apart = abs(int(sample.slice_index[nearest]) - int(sample.slice_index[query]))
-            relation = f"miss: same series, {apart} slices off"
+            relation = f"miss: same series, {number_of(apart, 'slice')} off"
         else:
             relation = "miss: another series"
         titles = ("query", f"its own view (rank {int(found.rank[query]) + 1})", relation)
@@ -68,7 +69,7 @@ def _shown(sample: SliceSample, number: int) -> list[Shown]:
 
 def trajectory(steps: Sequence[int], found: Sequence[RetrievalResult]) -> Figure:
     """Draw top-1 with its interval over patients, and top-5, over the steps of a pretraining."""
-    figure = new_figure(5.2, 3.8, f"View retrieval of the kept backbones, {found[0].n} slices")
+    figure = new_figure(5.2, 3.8, f"View retrieval of the kept backbones, {number_of(found[0].n, 'slice')}")
     axis, first, second = figure.subplots(), stroke(0), stroke(1)
     top1 = np.array([[one.top1.value, one.top1.ci_low, one.top1.ci_high] for one in found])
     axis.plot(steps, top1[:, 0], **first.line, marker=first.marker, label="top-1")

@@ -22,7 +22,7 @@ from probes.statistics.estimate import Estimate
 from transforms.body_grid import GRID, LUNG
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
-from transforms.refusal import NoCropError
+from transforms.refusal import NoCropError, number_of
 
 ENOUGH_PATIENTS = 5
 """Fewer give no interval over patients, and nothing is concluded from them."""
@@ -246,8 +246,8 @@ def kernel_text(crops: PairCrops | None, measured: Mapping[str, Mapping[str, flo
         return f"kernel pairs: not testable: none of the tested patients has one; {needed}"
     heads = ("network", "other kernel", "next slice", "other patient")
     lines = [
-        f"kernel pairs: {len(crops.first.places)} slices of {crops.n_patients} patient(s) reconstructed twice"
-        f" ({', '.join(crops.kernels)}); squared distances over that of two patients",
+        f"kernel pairs: {number_of(len(crops.first.places), 'slice')} of {number_of(crops.n_patients, 'patient')}"
+        f" reconstructed twice ({', '.join(crops.kernels)}); squared distances over that of two patients",
         "{:10} {:24} {:24} {}".format(*heads),
     ]
     lines += [

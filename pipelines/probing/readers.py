@@ -12,7 +12,7 @@ from pipelines.backbones.shipped import NETWORKS, SCHEME, is_box, sight_of
 from pipelines.cohort.folder import Cohort
 from pipelines.encoders.source import Source
 from probes.splits import is_held_out
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)
 S = TypeVar("S", bound=Source)
@@ -88,7 +88,7 @@ def readers_of(
         own = left & sight.unseen(number)
         left -= own
         if own:
-            print(f"{loaded.source} reads {len(own)} patients that it never saw")
+            print(f"{loaded.source} reads {number_of(len(own), 'patient')} that it never saw")
             readers.append(Reader(loaded, own, "unknown" if own & sight.unknown else ""))
     if left:
         raise ProbeError(

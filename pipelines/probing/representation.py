@@ -40,6 +40,7 @@ from probes.statistics.checks import TooFewError, UnmeasurableError
 from probes.statistics.estimate import Estimate
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import CropSpec
+from transforms.refusal import number_of
 
 _NEIGHBORS = 4
 Features = NDArray[np.float32]
@@ -74,7 +75,9 @@ def run_representation(config: RepresentationConfig, run: Run) -> None:
     spec = CropSpec(size_mm=config.size_mm, out_px=loaded.backbone.image_px)
     nodules = of_patients(labeled_nodules(config, cohort, spec), reader.tested)
     n_patients = len(np.unique(nodules.patient_ids))
-    print(f"backbone {loaded.source}; {len(nodules.labels)} nodules of {n_patients} patients")
+    print(
+        f"backbone {loaded.source}; {number_of(len(nodules.labels), 'nodule')} of {number_of(n_patients, 'patient')}"
+    )
     tag_probe(run, cohort, loaded, reader.leak, nodules.mm_per_px)
     n_given = nodules.labeled.counts.n_given
     print(Accounting.of("nodules", n_given, "measured", len(nodules.labels), nodules.dropped["kind"]))

@@ -25,6 +25,7 @@ from pipelines.tracking.items import RANKS
 from pipelines.tracking.reading import artifacts
 from pipelines.tracking.run import Run
 from probes.retrieval import RetrievalResult
+from transforms.refusal import number_of
 
 
 def run_retrieval(config: RetrievalConfig, run: Run) -> None:
@@ -33,7 +34,8 @@ def run_retrieval(config: RetrievalConfig, run: Run) -> None:
     reader = reader_of(loaded, cohort, cohort.series["patient_id"].to_numpy(dtype=np.str_), config.leak)
     sample, origin = slices_of(loaded, cohort, reader.tested, config.slices, config.views)
     n_patients = len(np.unique(sample.patient_ids))
-    print(f"backbone {loaded.source}, {origin}; {len(sample.rows)} slices of {n_patients} patients")
+    asked = f"{number_of(len(sample.rows), 'slice')} of {number_of(n_patients, 'patient')}"
+    print(f"backbone {loaded.source}, {origin}; {asked}")
     tag_probe(run, cohort, loaded, reader.leak)
     found = found_by(config, sample, networks_of(loaded, config.seed))
     table = results_table(found)

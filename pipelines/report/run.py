@@ -31,7 +31,7 @@ from pipelines.tracking.old_names import current_metric
 from pipelines.tracking.reading import StoredRun, read_run, search_runs
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 SUSPICION = (
     "LIDC-IDRI ratings are how suspicious four radiologists found a nodule, not whether it was cancer. An AUROC here"
@@ -129,12 +129,15 @@ def page(
         items: Where the nodules and slices of a run are.
     """
     article, evidence = load_article(), gather(runs)
+    has_area = is_whole or any("auroc" in name for one in evidence for name in one.run.metrics)
+    note = [Sentence(SUSPICION, is_note=True)] if has_area else []
     blocks: list[Block] = [
         Heading(1, "Results"),
         Sentence(
-            f"Generated {now:%Y-%m-%d %H:%M} UTC by `mlflow run . -e report` from {len(evidence)} finished runs."
+            f"Generated {now:%Y-%m-%d %H:%M} UTC by `mlflow run . -e report` from"
+            f" {number_of(len(evidence), 'finished run')}."
         ),
-        Sentence(SUSPICION, is_note=True),
+        *note,
         Sentence(NO_PATIENTS, is_note=True),
     ]
     if not is_whole:
@@ -151,7 +154,7 @@ def page(
     told = [
         Sentence(f"{name_of(one)} changed on resume: {changes_said(own)}.") for one, own in changed if own
     ]
-    return [*blocks, Heading(2, "Runs"), _runs_table(evidence), *told, Sentence(SUSPICION, is_note=True)]
+    return [*blocks, Heading(2, "Runs"), _runs_table(evidence), *told, *note]
 
 
 def _primary(evidence: Sequence[Evidence]) -> list[Block]:

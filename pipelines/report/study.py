@@ -12,6 +12,7 @@ from pipelines.tracking.description import HEADLINE, figure_of, last_parts
 from pipelines.tracking.names import Tag
 from pipelines.tracking.parameters import MACHINE
 from pipelines.tracking.reading import history
+from transforms.refusal import number_of
 
 _MOST_KEYS, _MOST_CURVES = 8, 8
 _DERIVED = {"status", "koleo", "campaign", "arm"}
@@ -84,7 +85,7 @@ def _value(one: Evidence, key: str) -> str:
 
 def curves(own: Sequence[Evidence]) -> Figure | None:
     """Draw loss, gain and retrieval of pretrainings over their updates, a run a line; None where none was logged."""
-    figure = new_figure(10.5, 3.8, f"{len(own)} pretrainings")
+    figure = new_figure(10.5, 3.8, number_of(len(own), "pretraining"))
     axes = figure.subplots(1, len(_PANELS))
     is_drawn = False
     for number, one in enumerate(own):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipelines.runtime.atomic import make_folder, write_atomically, writing
 from pipelines.runtime.json_files import read_json
 from pipelines.runtime.paths import inside
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 Kind = Literal["batch", "file", "image", "dataset", "model", "status"]
 
@@ -105,7 +105,7 @@ class Outbox:
             path.unlink()
             shutil.rmtree(path.with_suffix(".payload"), ignore_errors=True)
         if waiting:
-            print(f"the tracking store answers again: {len(waiting)} records delivered")
+            print(f"the tracking store answers again: {number_of(len(waiting), 'record')} delivered")
         self._next_attempt = 0.0
         return True
 

@@ -51,6 +51,7 @@ from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import NonFiniteLossError, Trainer
 from pipelines.training.view_sheet import view_sheet
 from pipelines.training.watch import ADVICE, Verdict
+from transforms.refusal import number_of
 from transforms.views.batch import Views
 
 
@@ -195,7 +196,8 @@ class TrainingRun:
         self.run.log_text("\n".join(self.patients.held_out) + "\n", "held_out_patients.txt")
         if self.folder is not None:
             print(
-                f"{counts['data/train_slices']} slices of {counts['data/train_patients']} patients,"
+                f"{number_of(counts['data/train_slices'], 'slice')} of"
+                f" {number_of(counts['data/train_patients'], 'patient')},"
                 f" {counts['data/held_out_patients']} held out; device {self.device}"
             )
             held_out = [f"held out: {sentence}" for sentence in self.evaluation.sample.index.said]

@@ -173,7 +173,7 @@ def test_the_probe_prints_and_logs_kernel_pairs_beside_random_weights(
             name = f"representation/{network}{measure}"
             assert run.metrics[f"{name}_ci_low"] <= run.metrics[name] <= run.metrics[f"{name}_ci_high"]
     printed = capsys.readouterr().out
-    assert "of 6 patient(s) reconstructed twice (B and ULTRA, STANDARD and ULTRA)" in printed
+    assert "of 6 patients reconstructed twice (B and ULTRA, STANDARD and ULTRA)" in printed
 
 
 def cubes_of(network: Callable[[np.ndarray], np.ndarray]) -> CubeEncoder:

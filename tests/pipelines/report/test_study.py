@@ -87,7 +87,7 @@ def test_a_report_of_a_study_holds_no_article_and_opens_offline(
     text = (own_store / "mine.md").read_text(encoding="utf-8")
     for absent in ("ViT-L", "article", "not measured", "not testable", "somebody"):
         assert absent not in text
-    assert text.count(SUSPICION) == 2
+    assert SUSPICION not in text  # it is about AUROC, and these runs have none
     page = Path(run.store.download_artifacts(run.run_id, "report.html", str(own_store))).read_text(
         encoding="utf-8"
     )
