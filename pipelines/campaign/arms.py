@@ -31,6 +31,7 @@ class Arm:
         overrides: Dotted keys of the first stage with their values.
         stages: Its entry points in order, each with keys shared by all arms.
         hypothesis: Why a proposer added it; "" for arms of the file.
+        slices_per_s: Training slices per second for estimates; 0 takes the campaign's.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm:
     on_record: bool | None = None
     note: str = ""
     hypothesis: str = ""
+    slices_per_s: float = 0.0
 
 
 def expand(spec: CampaignSpec) -> list[Arm]:
@@ -92,6 +94,7 @@ def _arms_of(spec: CampaignSpec, line: ArmSpec) -> list[Arm]:
                     stages=line.stages or spec.stages,
                     on_record=line.on_record,
                     note=line.note,
+                    slices_per_s=line.slices_per_s,
                 )
             )
     return arms

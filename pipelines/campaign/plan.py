@@ -41,7 +41,10 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
     has_training = any("accumulation" in configuration for configuration in configurations)
     query = f"tags.`{Tag.ENTRY_POINT}` = 'pretrain' and attributes.status = 'FINISHED'"
     runs = search_runs(StoredRun, query) if has_training else []
-    speeds = [training_speed(spec, configuration, runs) for configuration in configurations]
+    speeds = [
+        training_speed(_as_seen_by(arm, spec), configuration, runs)
+        for arm, configuration in zip(arms, configurations, strict=True)
+    ]
     hours = [
         arm_hours(spec, arm, configuration, speed)
         for arm, configuration, (speed, _) in zip(arms, configurations, speeds, strict=True)
@@ -66,6 +69,12 @@ def plan_table(spec: CampaignSpec, arms: Sequence[Arm], configurations: Sequence
     written.append(f"total {_hours(total)}  {_cost(spec, total)} ({source})")
     written.append(f"budget: {budget_text(spec)}")
     return "\n".join(written)
+
+
+def _as_seen_by(arm: Arm, spec: CampaignSpec) -> CampaignSpec:
+    """Return the campaign with the arm's own recipe and speed, where it has them."""
+    resources = replace(spec.resources, slices_per_s=arm.slices_per_s or spec.resources.slices_per_s)
+    return replace(spec, recipe=str(arm.overrides.get("recipe", spec.recipe)), resources=resources)
 
 
 def budget_text(spec: CampaignSpec) -> str:

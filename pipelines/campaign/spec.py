@@ -51,6 +51,8 @@ class ArmSpec:
     """Seeds of this arm; empty takes those of the campaign."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Entry points of this arm if they differ from the campaign's."""
+    slices_per_s: float = 0.0
+    """As in `resources`, for an arm of another speed; 0 takes the campaign's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

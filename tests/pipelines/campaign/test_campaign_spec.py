@@ -81,6 +81,20 @@ def test_the_article_s_arms_see_its_views_and_its_optimizer_in_true_hu(name: str
         )
 
 
+def test_the_plan_for_whole_lidc_takes_each_network_at_its_own_speed(own_store: Path) -> None:
+    spec = load_campaign("whole_lidc")
+    arms = expand(spec)
+    first = check_arguments([(arm.name, *stage_arguments(spec, arm, ["0"])[0]) for arm in arms])
+    assert [one["backbone.arch"] for one in first] == ["vit_small"] * 3 + ["vit_large"] * 3
+    assert {(one["views.extent"], one["steps"]) for one in first} == {("mm", 100_000)}
+    table = plan_table(spec, arms, first)
+    small, large = 100_000 * 64 / 1770 / 3600 + 3 * 0.2, 100_000 * 16 / 180 / 3600 + 3 * 0.2
+    assert f"vit_s-seed=0   100000 steps  {small:7.3f} h  {small * 2.5:.3f} USD" in table
+    assert f"vit_l-seed=2   100000 steps  {large:7.3f} h  {large * 2.5:.3f} USD" in table
+    assert f"total {3 * (small + large):7.3f} h" in table
+    assert "from 1770 slices/s given in the file; from 180 slices/s given in the file" in table
+
+
 def test_grids_and_seeds_are_crossed(tmp_path: Path) -> None:
     arms = expand(written(tmp_path))
     assert [arm.name for arm in arms] == [f"a-lr={lr}-seed={seed}" for lr in (0.1, 0.01) for seed in (0, 1)]
