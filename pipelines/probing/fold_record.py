@@ -167,7 +167,8 @@ def epoch_figure(table: pd.DataFrame) -> Figure:
         for number, (fold, own) in enumerate(table.groupby("fold")):
             style = stroke(number)
             axis.plot(own["epoch"], own[name], **style.line, marker=style.marker, label=f"fold {fold}")
-        axis.set(xlabel="epoch", ylabel=unit, title=name.replace("_", " "))
+        axis.set(xlabel="epoch", ylabel=unit, title=name.replace("_", " ").replace("auroc", "AUROC"))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(handles[:10], texts[:10], loc="outside lower center", ncols=5)
     return figure

@@ -252,6 +252,12 @@ def test_the_forest_of_an_audit_states_n_and_shortens_what_is_long(drawn: dict[s
     assert legend_of(drawn["audit"]) == ["all", "6-15 mm"]
 
 
+def test_epochs_are_whole_numbers(drawn: dict[str, Figure]) -> None:
+    for axis in drawn["epochs"].axes:
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+    assert legend_of(drawn["epochs"]) == ["fold 0", "fold 1", "fold 2"]
+
+
 def test_rules_and_ratings_are_counted(drawn: dict[str, Figure]) -> None:
     (axis,) = drawn["rules"].axes
     assert [bar.get_width() for bar in axis.patches] == [247, 190, 133, 190]
