@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from pipelines.command.config import RecipeError, Seed, find_recipe, load_recipe, read_yaml
+from pipelines.command.config import RecipeError, Seed, find_recipe, load_recipe, read_yaml, shown
 from pipelines.runtime.paths import RESOURCES
 from pipelines.tracking.arms import NAME
 from transforms.refusal import Refusal
@@ -209,7 +209,7 @@ def load_campaign(name_or_path: str) -> CampaignSpec:
         tree = read_yaml(find_recipe(name_or_path, CAMPAIGNS))
         arms = tree.pop("arms", None) or []
         if not isinstance(arms, list):
-            raise RecipeError(f"key 'arms' is a list; it was given {arms!r}")
+            raise RecipeError(f"key 'arms' is a list; it was given {shown(arms)}")
         return load_recipe(
             CampaignSpec, tree | {"arms": [_arm(number, arm) for number, arm in enumerate(arms)]}
         )
@@ -220,7 +220,7 @@ def load_campaign(name_or_path: str) -> CampaignSpec:
 
 def _arm(number: int, tree: Any) -> ArmSpec:
     if not isinstance(tree, dict):
-        raise RecipeError(f"key 'arms.{number}' is a mapping; it was given {tree!r}")
+        raise RecipeError(f"key 'arms.{number}' is a mapping; it was given {shown(tree)}")
     try:
         arm = load_recipe(ArmSpec, tree)
     except RecipeError as error:

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import difflib
 import os.path
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -35,7 +36,14 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1001)]
 
 
 class RecipeError(Refusal):
-    """A recipe or an override is not valid; one sentence gives the reason and the correct form."""
+    """A recipe or an override is not valid; one sentence gives the reason and the correct form.
+
+    What a sentence quotes of a file may be of any length: words of more than 400 letters are cut.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Say `text`."""
+        super().__init__(re.sub(r"(\S{120})\S{280,}", r"\1...", text))
 
 
 class _NotReadError(yaml.YAMLError):
@@ -191,10 +199,11 @@ def _from_text(key: str, text: str) -> Any:
     try:
         return yaml.load(text, _Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"key '{key}' was given {_shown(text)}, which is not a YAML value") from error
+        raise RecipeError(f"key '{key}' was given {shown(text)}, which is not a YAML value") from error
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as a sentence quotes it: its beginning."""
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
@@ -213,13 +222,13 @@ def _sentence(error: ValidationError, known: list[str]) -> str:
     if first["type"] in _UNKNOWN:
         return f"unknown key '{key}'{_near(key, known)}"
     if first["type"] == "dataclass_type":
-        return f"key '{key}' is a section; it was given {_shown(first['input'])}"
+        return f"key '{key}' is a section; it was given {shown(first['input'])}"
     if first["type"] == "value_error":
         return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
     # For a union type, such as a name or a number, pydantic reports one error for each part.
     reasons = [one["msg"] for one in errors if _key_of(one["loc"], known) == key]
     reason = " or ".join(f"{text[0].lower()}{text[1:]}" for text in dict.fromkeys(reasons))
-    return f"key '{key}' was given {_shown(first['input'])}: {reason}"
+    return f"key '{key}' was given {shown(first['input'])}: {reason}"
 
 
 def _key_of(place: tuple[int | str, ...], known: list[str]) -> str:

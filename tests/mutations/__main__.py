@@ -3,16 +3,19 @@
 python -m tests.mutations --out FOLDER [--kinds dicom,recipe,...] [--count N] [--through read|command] [--again]
 
 Each case is made from (seed, kind, number) alone. FOLDER/KIND-read.jsonl gets one line a case: read, refused, crash (an
-exception that is no refusal, or a message that is no sentence), hang (10 s of processor time) or memory (1 GB more than
-at the start). `--again NUMBER` repeats one case of one kind with its trace.
+exception that is no refusal, a message that is no sentence, a process that ended), hang (10 s of processor time; of a
+command, 10 s more than with the unchanged input) or memory (1 GB more than at the start). `--again NUMBER` repeats one
+case of one kind with its trace.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,8 +24,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MOST_S, MOST_MB = {"read": 10, "command": 60}, 1000
-"""A command does its whole work, a training and its figures too."""
+MOST_S, MOST_MB = 10.0, 1000
+"""A command does its whole work, a training and its figures: it may take 10 s more than with the unchanged input."""
+_TOGETHER = {"read": 25, "command": 1}
+"""Cases that share a fork: to fork, and to write to memory for the first time, takes as long as to read a case."""
 _WALL_S = 120.0
 """Of a case that computes nothing and does not end either; other work on the machine must not make a hang."""
 _ENDINGS = {0: "read", 2: "refused", 3: "refused"}
@@ -48,7 +53,7 @@ def _outcome(kind: Any, folder: Path, shared: Path, through: str) -> tuple[str, 
         if through == "read":
             kind.read(folder, shared)
             return "read", ""
-        return _by_command(*kind.command(folder, shared), folder)
+        return _by_command(*kind.command(folder, shared), folder, shared.parent / "mlflow.db")
     except (Refusal, SeriesRefusedError) as refusal:
         said = " ".join(str(refusal).split())
         return ("refused" if _is_sentence(said) else "crash"), said[:300]
@@ -58,11 +63,11 @@ def _outcome(kind: Any, folder: Path, shared: Path, through: str) -> tuple[str, 
         return "crash", traceback.format_exc()[-1500:]
 
 
-def _by_command(name: str, arguments: list[str], folder: Path) -> tuple[str, str]:
+def _by_command(name: str, arguments: list[str], folder: Path, store: Path) -> tuple[str, str]:
     """Call the command line's own function, in this process, with a store of its own."""
     from pipelines.command.cli import main
 
-    shutil.copy(folder.parents[1] / "mlflow.db", folder / "mlflow.db")
+    shutil.copy(store, folder / "mlflow.db")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     os.chdir(folder)
     said = open(folder / "said.txt", "w+", encoding="utf-8")
@@ -79,42 +84,78 @@ def _by_command(name: str, arguments: list[str], folder: Path) -> tuple[str, str
     return (outcome if is_said else "crash"), f"exit {code}: {last[:300]}"
 
 
-def _one(name: str, number: int, seed: int, base: Path, through: str) -> dict[str, Any]:
-    """Make a case, read it in a fork, and return its line."""
+def _one(name: str, number: int, seed: int, base: Path, through: str, most_s: float) -> dict[str, Any]:
+    """Make a case (unchanged if its number is below 0), read it in this process, and return its line."""
     from tests.mutations.kinds import KINDS
 
     kind, began = KINDS[name], time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(base / name, Path(scratch) / "case"))
+        if number >= 0:
+            kind.change(random.Random(f"{seed}/{name}/{number}"), folder)
+        Path("/proc/self/clear_refs").write_text("5")  # The highest memory counts from here.
+        before, used = _mb("VmRSS"), time.process_time()
+        for limit, most in (("AS", (_mb("VmSize") + 4000) * 2**20), ("CPU", used + most_s + 1)):
+            which = getattr(resource, f"RLIMIT_{limit}")
+            resource.setrlimit(which, (int(most), resource.getrlimit(which)[1]))
+        outcome, said = _outcome(kind, folder, base / "shared", through)
+        os.chdir(base)
+        peak, cpu = _mb("VmHWM") - before, time.process_time() - used
+    if peak > MOST_MB:
+        outcome, said = "memory", f"{peak:.0f} MB; {outcome}: {said}"
+    told = {"number": number, "seconds": round(time.monotonic() - began, 2), "cpu": round(cpu, 2)}
+    return told | {"outcome": outcome, "said": said, "mb": round(peak)}
+
+
+def _in_fork(
+    name: str, numbers: list[int], seed: int, base: Path, through: str, most_s: float = MOST_S
+) -> list[dict[str, Any]]:
+    """Read cases one after the other in one fork; return their lines, up to the one that ended the fork."""
     with tempfile.TemporaryDirectory(dir=base) as scratch:
-        folder, report = Path(scratch) / "case", Path(scratch) / "report.json"
+        report = Path(scratch) / "lines.jsonl"
+        report.touch()
         pid = os.fork()
         if not pid:
             try:
-                shutil.copytree(base / name, folder)
-                kind.change(random.Random(f"{seed}/{name}/{number}"), folder)
-                Path("/proc/self/clear_refs").write_text("5")
-                before = _mb("VmRSS")
-                resource.setrlimit(resource.RLIMIT_AS, (int((_mb("VmSize") + 4000) * 2**20),) * 2)
-                used = int(time.process_time())
-                resource.setrlimit(
-                    resource.RLIMIT_CPU, (used + MOST_S[through] + 1, used + MOST_S[through] + 2)
-                )
-                outcome, said = _outcome(kind, folder, base / "shared", through)
-                peak = _mb("VmHWM") - before
-                if peak > MOST_MB:
-                    outcome, said = "memory", f"{peak:.0f} MB; {outcome}: {said}"
-                report.write_text(json.dumps({"outcome": outcome, "said": said, "mb": round(peak)}))
+                tempfile.tempdir = scratch
+                with report.open("a", encoding="utf-8") as file:
+                    for number in numbers:
+                        line = _one(name, number, seed, base, through, most_s)
+                        file.write(json.dumps(line) + "\n")
+                        file.flush()
             finally:
                 os._exit(0)
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-            if time.monotonic() - began > _WALL_S:
-                os.kill(pid, 9)
-                os.waitpid(pid, 0)
-                break
-        found = (
-            json.loads(report.read_text()) if report.is_file() else {"outcome": "hang", "said": "", "mb": 0}
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            time.sleep(0.01)
+            if time.time() - report.stat().st_mtime > _WALL_S + 6 * most_s:
+                os.kill(pid, signal.SIGKILL)
+        lines = [json.loads(line) for line in report.read_text().splitlines()]
+    if len(lines) < len(numbers):
+        by = os.waitstatus_to_exitcode(ended[1])
+        outcome = "hang" if by in (-signal.SIGXCPU, -signal.SIGKILL) else "crash"
+        lines.append(
+            {"number": numbers[len(lines)], "outcome": outcome, "said": f"its process ended with {by}"}
         )
-    return {"number": number, "seconds": round(time.monotonic() - began, 2), **found}
+    return lines
+
+
+def _warm(name: str, base: Path) -> None:
+    """Read the unchanged input here once, so that no fork imports or builds again what all of them need."""
+    from tests.mutations.kinds import KINDS
+
+    with tempfile.TemporaryDirectory(dir=base) as scratch, Path("/dev/null").open("w") as nowhere:
+        folder = Path(shutil.copytree(base / name, Path(scratch) / "case"))
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            KINDS[name].read(folder, base / "shared")
+
+
+def _most_s(name: str, base: Path) -> float:
+    """Return the processor time that a command may take: what it takes with the unchanged input, and the limit more."""
+    line = _in_fork(name, [-1], 0, base, "command", 1e6)[0]
+    if line["outcome"] != "read":
+        raise SystemExit(f"the unchanged input of {name} is not read: {line}")
+    print(f"{name}: its command takes {line['cpu']} s of processor time with the unchanged input", flush=True)
+    return float(line["cpu"]) + MOST_S
 
 
 def make_bases(base: Path, names: list[str]) -> None:
@@ -164,12 +205,17 @@ def run(
         log = base / f"{name}-{through}.jsonl"
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         done = {line["number"] for line in lines}
+        missing = [number for number in range(count) if number not in done]
+        if missing:
+            _warm(name, base)
+        most_s = MOST_S if through == "read" or not missing else _most_s(name, base)
         with log.open("a", encoding="utf-8") as file:
-            for number in range(count):
-                if number not in done:
-                    lines.append(_one(name, number, seed, base, through))
-                    file.write(json.dumps(lines[-1]) + "\n")
-                    file.flush()
+            while missing:
+                new = _in_fork(name, missing[: _TOGETHER[through]], seed, base, through, most_s)
+                file.writelines(json.dumps(line) + "\n" for line in new)
+                file.flush()
+                lines += new
+                missing = missing[len(new) :]
         ended[name] = Counter(line["outcome"] for line in lines if line["number"] < count)
     return ended
 
@@ -188,11 +234,8 @@ def main() -> None:
     base, names = given.out.resolve(), given.kinds.split(",")
     if given.again >= 0:
         run(base, names, 0, given.seed)
-        print(
-            json.dumps(_one(names[0], given.again, given.seed, base, given.through), indent=1).replace(
-                "\\n", "\n"
-            )
-        )
+        line = _in_fork(names[0], [given.again], given.seed, base, given.through, 600.0)[0]
+        print(json.dumps(line, indent=1).replace("\\n", "\n"))
         return
     for name, ended in run(base, names, given.count, given.seed, given.through).items():
         print(f"{name:12} {sum(ended.values()):6} cases: {dict(ended)}")

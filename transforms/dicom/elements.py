@@ -12,9 +12,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataelem import RawDataElement
@@ -271,13 +271,29 @@ def _read_by_pydicom(path: Path, bare_syntax: str = "") -> Elements:
         if is_deflated:
             dataset = read_deflated(path)
         else:
-            dataset = pydicom.dcmread(
-                path, stop_before_pixels=True, specific_tags=tags, force=bool(bare_syntax)
-            )
+            dataset = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=bool(bare_syntax))
         values = raw_values(dataset)
         syntax = bare_syntax or str(dataset.file_meta.get("TransferSyntaxUID", ""))
         syntax = DEFLATED if is_deflated else syntax
         return Elements(syntax, bool(dataset.original_encoding[1]), values)
+
+
+class _Within(BufferedReader):
+    """A file that is never asked for more than it has: memory is taken for what is asked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self._size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def dcmread(path: Path, **options: Any) -> pydicom.FileDataset:
+    """`pydicom.dcmread`, which takes 4 GB of memory for an element that claims to be so long in a file of 2 KB."""
+    with _Within(path) as file:
+        return pydicom.dcmread(file, **options)
 
 
 def read_deflated(path: Path, pixel_bytes: int = 0) -> pydicom.FileDataset:

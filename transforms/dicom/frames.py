@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pydicom
 
-from transforms.dicom.elements import DEFLATED, Elements, decoding, raw_values, read_deflated
+from transforms.dicom.elements import DEFLATED, Elements, dcmread, decoding, raw_values, read_deflated
 from transforms.refusal import refuse_if
 
 _GROUPS = (
@@ -30,7 +30,7 @@ def frame_elements(path: Path, elements: Elements) -> list[Elements]:
         if elements.transfer_syntax == DEFLATED:
             dataset: pydicom.Dataset = read_deflated(path)
         else:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            dataset = dcmread(path, stop_before_pixels=True, force=True)
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
         frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
         n_frames = int(dataset.get("NumberOfFrames") or 0)

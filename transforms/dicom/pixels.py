@@ -12,7 +12,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from transforms.dicom.codestream import check_codestream
-from transforms.dicom.elements import DEFLATED, decoding, read_deflated
+from transforms.dicom.elements import DEFLATED, dcmread, decoding, read_deflated
 from transforms.dicom.header import PixelEncoding, SliceHeader, check_pixel_bytes
 from transforms.plausible import PADDING_HU, PLAUSIBLE_HU, outer_fill
 from transforms.refusal import refuse_if
@@ -187,14 +187,14 @@ def _open_pixels(header: SliceHeader) -> pydicom.Dataset:
         head = (
             read_deflated(path)
             if is_deflated
-            else pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"], force=True)
+            else dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"], force=True)
         )
         n_bytes *= int(head.get("NumberOfFrames") or 1)
         refuse_if(
             path.stat().st_size > _FREE_FILE_BYTES + 2 * n_bytes,
             f"the file has {path.stat().st_size} bytes, far more than the {n_bytes} of its pixels",
         )
-    dataset = read_deflated(path, n_bytes) if is_deflated else pydicom.dcmread(path, force=True)
+    dataset = read_deflated(path, n_bytes) if is_deflated else dcmread(path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its file header
         dataset.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
     refuse_if("PixelData" not in dataset, "the file holds no pixel data")

@@ -194,6 +194,19 @@ def test_a_campaign_that_cannot_be_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"name": "x" * 5000 + "!"}, {"arms": "x" * 5000}, {"arms": ["x" * 5000]}]
+)
+def test_what_is_quoted_of_a_campaign_does_not_hide_the_sentence(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        CampaignError, match=r"name must be letters|key 'arms(.0)?' is a (list|mapping)"
+    ) as error:
+        written(tmp_path, **changes)
+    assert len(str(error.value)) < 1500
+
+
 def test_a_second_budget_does_not_replace_the_first_without_a_word(tmp_path: Path) -> None:
     file = tmp_path / "campaign.yaml"
     file.write_text(yaml.safe_dump(TREE) + "budget: {hours: 100.0}\n")

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pydicom.uid import (
 )
 
 from transforms.dicom.elements import TAGS, Elements, _read_by_pydicom, read_elements
+from transforms.dicom.frames import frame_elements
 from transforms.dicom.series import CtSeries, read_series
 from transforms.geometry import index_to_lps
 from transforms.refusal import SeriesRefusedError
@@ -185,6 +187,28 @@ def test_the_short_walk_and_pydicom_read_the_same_elements(
     if walked.pixel_offset >= 0:
         assert same_elements(walked, _read_by_pydicom(files[1]))
         assert walked.pixel_offset + walked.pixel_bytes <= os.path.getsize(files[1])
+
+
+@pytest.mark.parametrize("is_header", [True, False])
+def test_an_element_that_claims_gigabytes_takes_no_memory(
+    write_ct_series: Writer, tmp_path: Path, is_header: bool
+) -> None:
+    """Within an item without an end, where pydicom reads; for the header, and for the groups of frames."""
+    (path, *_) = write_ct_series(tmp_path, n_slices=1)
+    content = path.read_bytes()
+    start = 144 + struct.unpack_from("<L", content, 140)[0]
+    claims = struct.pack("<HH2sHL", 0x0008, 0x1115, b"SQ", 0, 0xFFFFFFFF)
+    claims += struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    claims += struct.pack("<HH2sHL", 0x0009, 0x1001, b"UN", 0, 0xFFFFFF00)
+    path.write_bytes(content[:start] + claims + content[start:])
+    elements = Elements("1.2.840.10008.1.2.1", True, {})
+    tracemalloc.start()
+    try:
+        with pytest.raises(SeriesRefusedError, match="damaged"):
+            read_elements(path) if is_header else frame_elements(path, elements)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def same_elements(walked: Elements, by_pydicom: Elements) -> bool:
