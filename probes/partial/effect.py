@@ -59,8 +59,10 @@ def _tested(result: NestedResult, patient_ids: npt.ArrayLike) -> tuple[Floats, F
 
 
 def weighted_r2(predicted: Floats, observed: Floats, weights: Floats) -> Floats:
-    """Return the R2 of predicted residuals, (N,), under the weights of each draw, (B, N)."""
-    return np.asarray(1.0 - (weights @ (observed - predicted) ** 2) / (weights @ observed**2))
+    """Return the R2 of predicted residuals, (N,), under the weights of each draw, (B, N); NaN where none varies."""
+    total = weights @ observed**2
+    missed = weights @ (observed - predicted) ** 2
+    return np.asarray(1.0 - np.divide(missed, total, out=np.full_like(total, np.nan), where=total > 0))
 
 
 def _spearman(predicted: Floats, observed: Floats, weights: Floats) -> Floats:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from probes.partial.effect import weighted_r2
 from probes.partial.frozen import frozen_score, frozen_test
 from tests.probes.partial.test_nested import naive_residuals, simulated
 
@@ -58,3 +59,9 @@ def test_rejections_among_simulated_pairs_of_cohorts(known: float, low: float, h
         score = frozen_score(*first[:3], second[0])
         rejected.append(frozen_test(score, *second[1:], draws=99).p < 0.05)
     assert low <= np.mean(rejected) <= high
+
+
+def test_what_does_not_vary_has_no_share_of_variance() -> None:
+    predicted, weights = np.array([0.5, -0.5]), np.array([[1.0, 1.0], [2.0, 0.0]])
+    assert np.isnan(weighted_r2(predicted, np.zeros(2), weights)).all()
+    np.testing.assert_allclose(weighted_r2(predicted, 2 * predicted, weights), 0.75)
