@@ -180,6 +180,7 @@ def read_parquet(path: Path, schema: pa.Schema = _ANY) -> pd.DataFrame:
             f"table {path} states {stated.num_rows} rows, more than any table here; write it again"
         )
     table = pq.read_table(path)
+    table.validate(full=True)  # Text that is no UTF-8 would be found where it is used.
     for number, name in enumerate(table.column_names):
         if name in schema.names and table.schema.field(number).type != schema.field(name).type:
             table = table.set_column(number, name, table.column(number).cast(schema.field(name).type))

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cohort.folder import Cohort
 from pipelines.cohort.identity import same_voxels
-from pipelines.cohort.tables import CohortError
+from pipelines.cohort.tables import CohortError, read_parquet
 from pipelines.ingest.config import PrepareConfig
 from pipelines.ingest.preparation import PrepareError, prepare_cohort
 
@@ -158,3 +160,11 @@ def test_the_same_voxels_of_two_patients_are_said(write_ct_series: Writer, confi
     write_ct_series(Path(config.source, "again"), series_uid="1.2.3.9", change=of_another)
     (patients,) = same_voxels(prepare_cohort(config).cohort).values()
     assert patients == ["somebody", "somebody else"]
+
+
+def test_text_that_is_no_utf8_is_refused_where_a_table_is_read(tmp_path: Path) -> None:
+    text = pa.array([b"1.2.\xfa"]).cast(pa.binary())
+    column = pa.StringArray.from_buffers(1, text.buffers()[1], text.buffers()[2])
+    pq.write_table(pa.table({"series_uid": column}), tmp_path / "t.parquet")
+    with pytest.raises(pa.ArrowException, match="UTF8"):
+        read_parquet(tmp_path / "t.parquet")
