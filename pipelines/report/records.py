@@ -46,7 +46,7 @@ class Records:
 
 def write_records(runs: Iterable[StoredRun], path: Path) -> None:
     """Write finished and failed runs as lines of JSON, oldest first."""
-    lines = [json.dumps(_line(run), sort_keys=True) for run in sorted(runs, key=lambda run: run.started)]
+    lines = [json.dumps(_line(run)) for run in sorted(runs, key=lambda run: run.started)]
     make_folder(path.parent)
     write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
 

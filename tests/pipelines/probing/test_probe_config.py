@@ -19,7 +19,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     | {"repeats": 5, "diagnosis": "", "input": "crop", "image_px": 0, "window": "lung", "runs_dir": "runs"}
     | {"features": "class_token", "head": "logistic", "n_bootstrap": 2000, "draws": 9999, "baselines": "all"}
     | {"target": "", "test_cohort": "", "shots": "", "encoder": "", "match_mm": 3.0, "voxels": "resampled"},
-    "RetrievalConfig": EVERY | {"slices": 4096, "adjacent_slices": 2, "checkpoints": "last", "leak": "avoid"},
+    "RetrievalConfig": EVERY
+    | {"slices": 4096, "adjacent_slices": 2, "checkpoints": "last", "leak": "avoid", "views": ""},
     "RepresentationConfig": NODULES
     | {"window": "lung", "other_window": "wide", "features": "class_token", "slices": 512},
     "DenseConfig": FOLDS | {"window": "lung", "jitter_mm": 12.0},

@@ -29,6 +29,7 @@ from pipelines.probing.config import (
     RetrievalConfig,
 )
 from pipelines.probing.dense import run_dense
+from pipelines.probing.folds import views_of_recipe
 from pipelines.probing.readers import patients_to_test
 from pipelines.probing.representation import crops_one_slice_further, run_representation
 from pipelines.probing.retrieval import run_retrieval
@@ -83,11 +84,34 @@ def test_retrieval_asks_held_out_patients_alone_and_says_so_otherwise(
     assert set(run.tables["tables/retrieval.csv"]["token"]) == {"class_token", "mean_patch"}
     assert run.figures == ["figures/contact_sheet.png"]
 
+    ranks = run.tables["tables/ranks.parquet"]
+    assert (ranks["rank"] == 0).mean() == run.metrics["retrieval/top1"]
+    assert (ranks["random_rank"] == 0).mean() == run.metrics["retrieval/random_top1"]
+    assert set(ranks["patient_id"]) == held_out
+
     leaky = retrieved(small_cohort, all_seen, slices=40)
     assert leaky.tags["dinox.leak"] == "no_holdout"
     assert leaky.metrics["retrieval/n_patients"] == 6
     allowed = patients_to_test(open_backbone(backbone), small_cohort.series["patient_id"], "allow")
     assert allowed == (set(small_cohort.series["patient_id"]), "allowed")
+
+
+def test_views_of_a_recipe_ask_every_backbone_the_same_at_its_own_size_and_scale(
+    small_cohort, backbone, tmp_path, capsys
+) -> None:
+    recipe = tmp_path / "narrow.yaml"
+    recipe.write_text("views: {extent: mm, fov_mm: [30, 31], window: {policy: article}}\n")
+    other = save_tiny(tmp_path / "other", holdout="half_a", leak="", steps=10, hu_scale=0.1)
+    views, origin = views_of_recipe(open_backbone(other), str(recipe))
+    assert (views.size_px, views.fov_mm, views.window.hu_scale) == (28, (30.0, 31.0), 0.1)
+    assert origin == f"views of recipe {recipe}"
+    own = retrieved(small_cohort, backbone, slices=40).tables["tables/ranks.parquet"]
+    asked = retrieved(small_cohort, backbone, slices=40, views=str(recipe)).tables["tables/ranks.parquet"]
+    assert asked["slice_index"].tolist() == own["slice_index"].tolist()
+    assert asked["rank"].tolist() != own["rank"].tolist()
+    assert f"views of recipe {recipe}" in capsys.readouterr().out
+    with pytest.raises(ProbeError, match="reads slices and views=vit_small_3d draws cubes"):
+        retrieved(small_cohort, backbone, views="vit_small_3d")
 
 
 def test_views_are_the_same_whenever_they_are_rendered_and_batches_do_not_matter(

@@ -75,13 +75,27 @@ def test_every_row_of_the_question_is_stored(grained: Recorder) -> None:
     assert low <= value <= high
 
 
+def test_residuals_of_each_nodule_give_the_metrics_again(grained: Recorder) -> None:
+    items = grained.tables["tables/residuals.parquet"]
+    assert len(items) == N == items["nodule_id"].nunique()
+    observed = items["observed"]
+
+    def r2(column: str) -> float:
+        return float(1 - ((observed - items[column]) ** 2).sum() / (observed**2).sum())
+
+    twins = [r2(name) for name in items if name.startswith("random_")]
+    assert len(twins) > 1
+    assert r2("features") == pytest.approx(grained.metrics["probe/partial_r2"])
+    assert r2("features") - np.mean(twins) == pytest.approx(grained.metrics["probe/over_random_r2"])
+
+
 def test_random_weights_of_another_seed_are_not_learned(grained: Recorder) -> None:
     assert grained.metrics["probe/over_random_r2_ci_low"] < 0.05
 
 
 def test_features_of_constant_images_answer_nothing(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path, lambda number: np.full((40, 40, 5), -700), LABELS[:28])
-    few = QUESTION | {"n_bootstrap": 20, "draws": 99}
+    few = QUESTION | {"n_bootstrap": 20, "draws": 99, "baselines": "random"}
     run = probed(cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **few)
     assert (run.metrics["probe/nested_z"], run.metrics["probe/nested_p"]) == (0.0, 1.0)
     assert run.metrics["probe/over_random_r2"] == pytest.approx(0.0, abs=1e-9)
@@ -144,12 +158,14 @@ def test_features_that_hold_the_label_are_called_a_leak(
         return reader.nodules.labels[:, None] + np.random.default_rng(0).normal(0, 1e-3, (N, 2))
 
     monkeypatch.setattr(FrozenFeatures, "learned", learned)
-    few = QUESTION | {"n_bootstrap": 20, "draws": 99}
+    few = QUESTION | {"n_bootstrap": 20, "draws": 99, "baselines": "random"}
     run = probed(grained_cohort, backbone(tmp_path / "b", holdout=1.0), tmp_path / "runs", **few)
     assert run.metrics["probe/auroc"] > 0.985
     assert run.metrics["probe/partial_r2"] > 0.98
     assert run.metrics["probe/over_diameter_z"] > 3
     assert run.tags["dinox.leak"] == "features hold the rating"
+    assert set(run.tables["tables/question.csv"]["row"]) == {"features", "random"}  # as baselines=random asks
+    assert "tables/known.csv" not in run.tables
     assert "leak (features hold the rating)" in capsys.readouterr().out
 
 
