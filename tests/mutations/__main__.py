@@ -10,6 +10,7 @@ case of one kind with its trace.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,12 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from tests.mutations.kinds import Kind
 
 MOST_S, MOST_MB = 10.0, 1000
 """A command does its whole work, a training and its figures: it may take 10 s more than with the unchanged input."""
@@ -84,15 +90,26 @@ def _by_command(name: str, arguments: list[str], folder: Path, store: Path) -> t
     return (outcome if is_said else "crash"), f"exit {code}: {last[:300]}"
 
 
+def _changed(kind: "Kind", case: str, unchanged: Path, scratch: Path, is_changed: bool) -> Path:
+    """Return a copy of an input with the change of a case; a change that no file can hold is drawn again."""
+    for draw in itertools.count():
+        folder = Path(shutil.copytree(unchanged, scratch / f"case{draw}"))
+        try:
+            if is_changed:
+                kind.change(random.Random(case if not draw else f"{case}/{draw}"), folder)
+        except (ValueError, pa.ArrowException):  # Circular JSON, a type that Parquet does not have.
+            continue
+        return folder
+    raise AssertionError
+
+
 def _one(name: str, number: int, seed: int, base: Path, through: str, most_s: float) -> dict[str, Any]:
     """Make a case (unchanged if its number is below 0), read it in this process, and return its line."""
     from tests.mutations.kinds import KINDS
 
     kind, began = KINDS[name], time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(shutil.copytree(base / name, Path(scratch) / "case"))
-        if number >= 0:
-            kind.change(random.Random(f"{seed}/{name}/{number}"), folder)
+        folder = _changed(kind, f"{seed}/{name}/{number}", base / name, Path(scratch), number >= 0)
         Path("/proc/self/clear_refs").write_text("5")  # The highest memory counts from here.
         before, used = _mb("VmRSS"), time.process_time()
         for limit, most in (("AS", (_mb("VmSize") + 4000) * 2**20), ("CPU", used + most_s + 1)):
@@ -116,6 +133,7 @@ def _in_fork(
         report.touch()
         pid = os.fork()
         if not pid:
+            code = 1
             try:
                 tempfile.tempdir = scratch
                 with report.open("a", encoding="utf-8") as file:
@@ -123,8 +141,11 @@ def _in_fork(
                         line = _one(name, number, seed, base, through, most_s)
                         file.write(json.dumps(line) + "\n")
                         file.flush()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(code)
         while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
             time.sleep(0.01)
             if time.time() - report.stat().st_mtime > _WALL_S + 6 * most_s:
