@@ -60,7 +60,8 @@ def run_report(config: ReportConfig, run: Run) -> None:
         items = items_of
     if config.keep:
         write_records(runs, Path(config.keep))
-    blocks = page(runs, arms, datetime.now(UTC), config.article == "all", items)
+    told = f" -P records={config.records}" if config.records else ""
+    blocks = page(runs, arms, datetime.now(UTC), config.article == "all", items, told)
     text = markdown(blocks)
     run.log_text(text, "report.md")
     run.log_text(page_html(blocks), "report.html")
@@ -118,6 +119,7 @@ def page(
     now: datetime,
     is_whole: bool = True,
     items: Items = items_of,
+    told: str = "",
 ) -> list[Block]:
     """Return the report: runs beside each other, the primary question, the article, campaigns and their cost.
 
@@ -127,6 +129,7 @@ def page(
         now: When it is made.
         is_whole: Whether tables and claims of the article are shown that no run answers.
         items: Where the nodules and slices of a run are.
+        told: Options of the command that say where the runs are.
     """
     article, evidence = load_article(), gather(runs)
     has_area = is_whole or any("auroc" in name for one in evidence for name in one.run.metrics)
@@ -209,7 +212,7 @@ def _paired(article: Article, evidence: Sequence[Evidence], is_whole: bool, item
     blocks: list[Block] = []
     for endpoint, made in compare_all(article.pairs, evidence, items).items():
         if is_whole or any(len(one.draws) for one in made):
-            blocks += [Heading(3, endpoint.capitalize()), pairs_table(made)]
+            blocks += [Heading(3, endpoint[0].upper() + endpoint[1:]), pairs_table(made)]
     if not blocks:
         return []
     said = (

@@ -59,8 +59,10 @@ def test_records_hold_no_folder_and_no_user(own_store: Path, tmp_path: Path) -> 
     for absent in ("somebody", "/scratch", "mlflow.user", "mlflow.source", str(tmp_path)):
         assert absent not in text
     lines = [json.loads(line) for line in text.splitlines()]
-    assert [line["params"].get("cohort") for line in lines] == ["lidc", None]
-    assert lines[0]["metrics"]["retrieval/top1"] == 0.1234568
+    trained, keys, probe = lines
+    assert (trained["params"]["cohort"], trained["metrics"]["retrieval/top1"]) == ("lidc", 0.1234568)
+    assert probe["items"]["keys"] == keys["keys"]
+    assert probe["items"]["columns"] == {"rank": [0, 2], "random_rank": [5, 0]}
 
 
 def test_report_keeps_runs_and_reads_them_where_the_store_is_empty(own_store: Path, tmp_path: Path) -> None:
