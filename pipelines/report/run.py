@@ -60,8 +60,8 @@ def run_report(config: ReportConfig, run: Run) -> None:
         items = items_of
     if config.keep:
         write_records(runs, Path(config.keep))
-    told = f" -P records={config.records}" if config.records else ""
-    blocks = page(runs, arms, datetime.now(UTC), config.article == "all", items, told)
+    options = f" -P records={config.records}" if config.records else ""
+    blocks = page(runs, arms, datetime.now(UTC), config.article == "all", items, options)
     text = markdown(blocks)
     run.log_text(text, "report.md")
     run.log_text(page_html(blocks), "report.html")
@@ -119,7 +119,7 @@ def page(
     now: datetime,
     is_whole: bool = True,
     items: Items = items_of,
-    told: str = "",
+    options: str = "",
 ) -> list[Block]:
     """Return the report: runs beside each other, the primary question, the article, campaigns and their cost.
 
@@ -129,7 +129,7 @@ def page(
         now: When it is made.
         is_whole: Whether tables and claims of the article are shown that no run answers.
         items: Where the nodules and slices of a run are.
-        told: Options of the command that say where the runs are.
+        options: Options of the command that say where the runs are.
     """
     article, evidence = load_article(), gather(runs)
     has_area = is_whole or any("auroc" in name for one in evidence for name in one.run.metrics)
@@ -137,7 +137,7 @@ def page(
     blocks: list[Block] = [
         Heading(1, "Results"),
         Sentence(
-            f"Generated {now:%Y-%m-%d %H:%M} UTC by `mlflow run . -e report` from"
+            f"Generated {now:%Y-%m-%d %H:%M} UTC by `mlflow run . -e report{options}` from"
             f" {number_of(len(evidence), 'finished run')}."
         ),
         *note,
