@@ -42,6 +42,12 @@ NO_PATIENTS = (
 )
 
 
+EARLIER = (
+    "Figures from before runs were kept as records are in `docs/earlier_results.md`, and the pretrainings that were tried"
+    " on nodules in `docs/nodule_arms.md`."
+)
+
+
 class ReportError(Refusal):
     """There is no run to report."""
 
@@ -152,7 +158,7 @@ def page(
     blocks += _campaigns(runs, arms)
     if is_whole:
         basis = _basis(article, evidence)
-        blocks += [Heading(2, "Cohorts and runs behind these figures"), *basis]
+        blocks += [Heading(2, "Cohorts and runs behind these figures"), *basis, Sentence(EARLIER)]
     changed = [(one, changes_of(one.run.tags)) for one in evidence]
     told = [
         Sentence(f"{name_of(one)} changed on resume: {changes_said(own)}.") for one, own in changed if own
