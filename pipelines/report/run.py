@@ -43,8 +43,8 @@ NO_PATIENTS = (
 
 
 EARLIER = (
-    "Figures from before runs were kept as records are in `docs/earlier_results.md`, and the pretrainings that were tried"
-    " on nodules in `docs/nodule_arms.md`."
+    "Figures from before runs were kept as records are in `docs/earlier_results.md`, and the pretrainings that were"
+    " tried on nodules in `docs/nodule_arms.md`."
 )
 
 
