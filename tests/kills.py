@@ -1,11 +1,11 @@
 """kill -9 of every command at random instants: nothing torn, each goes on when given again, and ends as if undisturbed.
 
-Run: python -m tests.kills --folder DIR [--kills 200] [--minutes 60] [--seed 0] [--only prepare,campaign,demo]
+Run: python -m tests.kills --folder DIR [--kills 200] [--minutes 60] [--seed 0] [--only prepare,campaign]
 
 A cycle is a folder of its own in which a command is killed a few times, is given once more, and is compared with one
 that nothing happened to. Cycles are drawn from the seed, and counts are kept in DIR/counts.json, so the same command
 line goes on after any interruption. Commands are forks of one process that has imported everything: to import takes
-longer than these commands do. The demo is a clone of the checkout, and takes minutes: it is run only if it is named.
+longer than these commands do. The demo has a module of its own, `tests.kills_demo`.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 import traceback
@@ -41,7 +40,6 @@ KILLS_A_CYCLE = 4
 SHARES = {"prepare": 30, "pretrain": 40, "probe_malignancy": 30, "finetune": 30, "export": 20, "nodules": 30}
 SHARES |= {"report": 20, "campaign": 10}
 """Kills of each command, in proportion to `--kills`."""
-DEMO_KILLS = 10
 _PRETRAIN = {
     "steps": 12, "batch_size": 4, "log_every": 2, "save_every": 2, "eval_every": 6, "eval_slices": 8,
     "backbone.depth": 1, "backbone.embed_dim": 16, "backbone.heads": 2, "backbone.image_px": 28,
@@ -292,30 +290,6 @@ def cycle(setup: Path, folder: Path, command: str, seed: str, seconds: float, ex
     return kills
 
 
-def run_demo(folder: Path, seed: str) -> int:
-    """Kill the demo at random instants and let it end."""
-    draw, clone = random.Random(seed), folder / "demo"
-    if not clone.exists():
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    environment = os.environ | {
-        "PYTHONPATH": str(clone),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{clone / 'mlflow.db'}",
-    }
-    kills = 0
-    for number in range(DEMO_KILLS + 1):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.demo"], cwd=clone, env=environment, start_new_session=True
-        )
-        try:
-            limit = draw.uniform(0.0, 480.0) if number < DEMO_KILLS else None
-            assert process.wait(limit) == 0
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    return kills
-
-
 def main() -> int:
     """Go on until all kills are done or the time is over; return 0 if nothing was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -373,9 +347,6 @@ def main() -> int:
         own["cycles"] += 1
         keep()
         print(command, own["cycles"], own["kills"], len(own["faults"]), flush=True)
-    if "demo" in names and "demo" not in counts:
-        counts["demo"] = {"kills": run_demo(folder, f"{given.seed}-demo"), "cycles": 1, "faults": []}
-        keep()
     for name, own in counts.items():
         print(f"{name}: {own['kills']} kills in {own['cycles']} cycles, {len(own['faults'])} faults")
     return int(any(own["faults"] for own in counts.values()))
