@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from probes.statistics.checks import TooFewError
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 
 class HoldoutError(Refusal):
@@ -155,4 +155,6 @@ def _enough_patients(patients: NDArray[np.str_], truth: NDArray[np.int64] | None
     for name, own in everyone.items():
         n_patients = len(np.unique(own))
         if n_patients < n_folds:
-            raise TooFewError(f"{n_patients} patients to test on have a {name}, too few for {n_folds} folds")
+            raise TooFewError(
+                f"{number_of(n_patients, 'patient')} to test on with a {name}: too few for {n_folds} folds"
+            )

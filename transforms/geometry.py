@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from transforms.refusal import TransformError
+from transforms.refusal import TransformError, number_of
 
 Points = NDArray[np.float64]
 Number = TypeVar("Number", int, float)
@@ -263,7 +263,9 @@ def triplet_indices(
         TransformError: If z is not a slice of the volume, or a distance is not positive.
     """
     if not 0 <= z < n_slices:
-        raise TransformError(f"slice {z} is not in a volume of {n_slices} slices; the last is {n_slices - 1}")
+        raise TransformError(
+            f"slice {z} is not in a volume of {number_of(n_slices, 'slice')}, counted from 0"
+        )
     if distance_mm is not None:
         if spacing_z_mm is None or not spacing_z_mm > 0:
             raise TransformError(

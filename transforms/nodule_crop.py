@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from transforms.geometry import VolumeGeometry, triplet_indices
 from transforms.nodule_sampling import Placement, Volume, place, sample_box, sample_windows
-from transforms.refusal import NoCropError, TransformError
+from transforms.refusal import NoCropError, TransformError, number_of
 
 CropForm = Literal["triplet", "slices", "cube", "planes"]
 
@@ -120,8 +120,9 @@ def crop_nodule(
             if is_patch and is_replicated:
                 raise NoCropError(
                     "crop reaches outside a patch",
-                    f"slices within {spec.z_range_mm} mm reach outside this patch of {len(volume_hu)} slices, which "
-                    "is as long as its nodule: the repeats would reveal the label; use the form triplet",
+                    f"slices within {spec.z_range_mm} mm reach outside this patch of"
+                    f" {number_of(len(volume_hu), 'slice')}, which is as long as its nodule: the"
+                    " repeats would reveal the label; use the form triplet",
                 )
             return Crop(np.stack([crop.hu for crop in crops]), is_replicated)
         case "cube":

@@ -20,6 +20,7 @@ from pipelines.runtime.atomic import make_folder, write_atomically
 from pipelines.runtime.distributed import choose_device
 from pipelines.tracking.names import Tag
 from pipelines.tracking.run import Run
+from transforms.refusal import number_of
 
 
 def run_embed(config: EmbedConfig, run: Run) -> None:
@@ -41,7 +42,7 @@ def run_embed(config: EmbedConfig, run: Run) -> None:
     print(f"{out}: {table.n_slices} {what} of {table.n_volumes} volumes, tokens of length {width}")
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        print(f"{reasons.total()} files were left out, {count} of them because: {reason}")
+        print(f"left out: {number_of(reasons.total(), 'file')}, {count} because: {reason}")
 
 
 def columns_of(width: int) -> pa.Schema:

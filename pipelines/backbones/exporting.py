@@ -34,7 +34,7 @@ from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun, fetch_artifact, read_run, search_runs
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import NotInStoreError
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 
 OPSET = 18
 TIMM_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
@@ -189,7 +189,8 @@ def in_roles(networks: Sequence[LoadedBackbone]) -> list[LoadedBackbone]:
             raise ExportError(f"backbones '{one.source}' and '{rest[0].source}' are of two architectures")
     seen = [set(one.record["trained_on"]["patient"]) for one in ordered[1:]]
     if seen[0] & seen[1]:
-        raise ExportError(f"{len(seen[0] & seen[1])} patients were seen by both halves; pretrain them apart")
+        shared = number_of(len(seen[0] & seen[1]), "patient")
+        raise ExportError(f"both halves were trained on the same {shared}; pretrain them apart")
     size = sum(tensor.nbytes for one in ordered for tensor in one.backbone.vit.state_dict().values())
     if size > MOST_BYTES:
         raise ExportError(

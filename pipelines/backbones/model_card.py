@@ -12,6 +12,7 @@ from pipelines.backbones.shipped import NETWORKS
 from pipelines.tracking.changes import changes_of, changes_said
 from pipelines.tracking.names import Tag
 from pipelines.tracking.reading import StoredRun
+from transforms.refusal import number_of
 from transforms.window_policy import CHANNEL_RANGES_HU, PROBE_WINDOWS_HU
 
 LEAKS = {
@@ -229,7 +230,8 @@ def _data(loaded: LoadedBackbone, facts: CardFacts) -> str:
             patients, slices, held_out = (int(metrics[name]) for name in named)
             cubes = "cubes around " * bool(loaded.backbone.image_depth_px)
             lines.append(
-                f"{cubes}{slices} axial slices of {patients} patients; {held_out} patients were held out."
+                f"{cubes}{number_of(slices, 'axial slice')} of {number_of(patients, 'patient')}; held out:"
+                f" {number_of(held_out, 'patient')}."
             )
     if "cohort_sha" in loaded.record:
         lines.append(f"SHA-256 of the cohort (volume ids and voxels): `{loaded.record['cohort_sha']}`.")

@@ -17,7 +17,7 @@ from probes.scoring import has_most
 from transforms.geometry import VolumeGeometry
 from transforms.nodule_crop import Crop, CropSpec
 from transforms.nodule_sampling import BORDER_HU, place, sample_windows
-from transforms.refusal import NoCropError
+from transforms.refusal import NoCropError, number_of
 
 AIR_AND_LUNG_HU = -700.0
 """None of 740 nodules of LIDC is darker at its center; of places in a lung mirrored from LPS to RAS, 29% are."""
@@ -154,7 +154,9 @@ def warn_of_doubtful_places(nodules: NoduleSet) -> None:
     """Print the first labeled nodule that has no crop, and how many show no nodule at their center."""
     n, refused = len(nodules.labels), nodules.dropped.iloc[len(nodules.labeled.dropped) :]
     if len(refused):
-        print(f"{len(refused)} labeled nodules have no crop; of the first {refused['reason'].iloc[0]}")
+        print(
+            f"no crop of {number_of(len(refused), 'labeled nodule')}; of the first {refused['reason'].iloc[0]}"
+        )
     n_dark = int((nodules.table["center_hu"] < AIR_AND_LUNG_HU).sum())
     if n_dark > 0.05 * n:
         print(

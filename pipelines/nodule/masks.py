@@ -102,7 +102,7 @@ def masked_crops(cohort: Cohort, table: pd.DataFrame, spec: Spec, jitter_mm: flo
         readers.append(by_reader)
     if not kept:
         where = "in its cube" if is_3d else "on its middle slice"
-        raise NoNodulesError(f"none of the {len(table)} nodules of cohort {cohort.root} has a mask {where}")
+        raise NoNodulesError(f"no mask {where} for any nodule ({len(table)}) of cohort {cohort.root}")
     left_out = pd.DataFrame(dropped, columns=["nodule_id", "reason", "kind"])
     return MaskedCrops(np.array(kept), left_out, np.stack(crops), np.stack(masks), readers, source)
 

@@ -125,8 +125,8 @@ def volumetric_vectors(
     missing = int((~cubes.can_be_cut()).sum())
     if missing:
         raise ProbeError(
-            f"slices are missing inside the cubes of {missing} nodules, so that not all rows are of the same ones; take"
-            " a smaller size_mm"
+            f"slices are missing inside the cubes of {number_of(missing, 'nodule')}, so that not all rows are of"
+            " the same ones; take a smaller size_mm"
         )
     device = choose_device(config.device)
     networks = {VOLUMETRIC: loaded.backbone, VOLUMETRIC_RANDOM: random_twin(loaded, config.seed)}

@@ -27,6 +27,7 @@ from probes.scoring import Parts, Target, permutation
 from probes.splits import is_held_out
 from probes.statistics.metrics import auroc
 from transforms.nodule_crop import CropSpec
+from transforms.refusal import number_of
 
 FEW_SHOT_DRAWS = 20
 SEEN = ("in the first cohort", "in the pretraining")
@@ -114,7 +115,7 @@ def join_cohorts(
     )
     if unknown:
         print(
-            f"leak (unknown): ids of {unknown} patients cannot be compared with those that were seen before"
+            f"leak (unknown): ids of {number_of(unknown, 'patient')} cannot be compared with those seen before"
         )
     own = find_nodules(config, other, second, diagnosis)
     nodules = _joined(first, second)

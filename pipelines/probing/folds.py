@@ -23,6 +23,7 @@ from pipelines.tracking.reading import fetch_artifact
 from pipelines.training.config import PretrainConfig
 from probes.splits import patient_folds, split_60_20_20
 from probes.statistics.checks import TooFewError
+from transforms.refusal import number_of
 from transforms.views.config import ViewConfig
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -106,7 +107,8 @@ def slices_of(
         print(sentence)
     if len(index) < 2:
         raise TooFewError(
-            f"{len(patients)} held-out patients have {len(index)} slices in cohort {cohort.root}; retrieval needs two"
+            f"{number_of(len(index), 'slice')} of {number_of(len(patients), 'held-out patient')} in cohort"
+            f" {cohort.root}; retrieval needs two slices"
         )
     sample = sample_slices(index, views, n_slices)
     n_all, n_chosen = sum(int(shape[0]) for shape in cohort.series["shape"]), len(sample.rows)

@@ -168,7 +168,7 @@ def of_patients(nodules: NoduleSet, patients: set[str]) -> NoduleSet:
     chosen = np.isin(nodules.patient_ids, sorted(patients))
     if chosen.sum() < 2:
         raise TooFewError(
-            f"{len(patients)} held-out patients have {int(chosen.sum())} labeled nodules; two are needed"
+            f"labeled nodules of held-out patients ({len(patients)}): {int(chosen.sum())}; two are needed"
         )
     return of_rows(
         nodules, np.flatnonzero(chosen), left_out(nodules, ~chosen, "patient that the backbone saw")

@@ -24,6 +24,7 @@ from pipelines.tracking.run import Run
 from probes.pixels import PIXEL_OUT_PX, PIXEL_SIZE_MM, pixel_features
 from probes.statistics.estimate import Estimate
 from transforms.nodule_crop import CropSpec
+from transforms.refusal import number_of
 
 
 def open_cohort(config: ProbeBase) -> Cohort:
@@ -158,7 +159,7 @@ def refuse_shared(folds: Sequence[Sequence[Fold]]) -> None:
     shared = len(tested) - len(np.unique(tested))
     if shared:
         raise ProbeError(
-            f"{shared} nodules are tested by several backbones; cross-fit backbones whose"
+            f"several backbones test the same {number_of(shared, 'nodule')}; cross-fit backbones whose"
             " held-out patients differ, such as holdout=half_a and holdout=half_b"
         )
 
@@ -228,8 +229,8 @@ def report_unknown_diameters(nodules: NoduleSet) -> None:
         if nodules.has_diameters:
             consequence = "rows with the diameter and the stratum of 6-15 mm are without them"
         print(
-            f"{n_unknown} of {len(nodules.labels)} nodules have no diameter: {consequence}; entry point nodules"
-            " measures a diameter from the image"
+            f"no diameter for {n_unknown} of {number_of(len(nodules.labels), 'nodule')}: {consequence}; entry point"
+            " nodules measures a diameter from the image"
         )
 
 

@@ -253,7 +253,20 @@ def primary_table(evidence: Sequence[Evidence]) -> Table:
         adjusted |= dict(zip((one.run.run_id for one in family), holm(raw).tolist(), strict=True))
     if not probes:
         return Table(_PRIMARY_HEAD, [("no finished probe", *[""] * 7, NOT_TESTABLE, *[""] * 7)])
-    return Table(_PRIMARY_HEAD, [_primary_row(one, adjusted.get(one.run.run_id)) for one in probes])
+    rows = [_primary_row(one, adjusted.get(one.run.run_id)) for one in probes]
+    same = Counter(row[:2] for row in rows)
+    return Table(
+        _PRIMARY_HEAD,
+        [
+            (f"{_run_name(one)}: {row[0]}", *row[1:]) if same[row[:2]] > 1 else row
+            for one, row in zip(probes, rows, strict=True)
+        ],
+    )
+
+
+def _run_name(one: Evidence) -> str:
+    """Return what tells a run from another of the same backbone's recipe and reading."""
+    return f"{one.run.tags.get(Tag.RUN_NAME, '')} [{one.run.run_id[:6]}]".lstrip()
 
 
 def _families(probes: Sequence[Evidence]) -> list[list[Evidence]]:

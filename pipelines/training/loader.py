@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.cohort.drawn import DrawnBatch, draw_batch
 from pipelines.cohort.slices import SliceIndex
 from pipelines.training.mixture import Mixture
-from transforms.refusal import Refusal
+from transforms.refusal import Refusal, number_of
 from transforms.views.batch import Views
 from transforms.views.config import ViewConfig
 
@@ -68,7 +68,7 @@ class BatchPlan:
         """Refuse batches that cannot be filled or divided."""
         if self.batch_size > self.n_slices:
             raise BatchError(
-                f"a batch of {self.batch_size} slices cannot be drawn from {self.n_slices} training slices;"
+                f"batch_size={self.batch_size} cannot be drawn from {number_of(self.n_slices, 'training slice')};"
                 " lower batch_size or prepare more series"
             )
         if self.batch_size % self.processes:

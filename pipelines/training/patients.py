@@ -9,6 +9,7 @@ from pipelines.cohort.tables import CohortError
 from pipelines.cohort.union import cohort_roots, open_cohorts
 from pipelines.training.config import PretrainConfig
 from probes.splits import is_held_out, patient_hash
+from transforms.refusal import number_of
 
 _HOLDOUTS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 
@@ -65,8 +66,9 @@ def refuse_too_few(config: PretrainConfig) -> None:
         return
     found = "; or ".join(_remedies(cohort, config, n_slices))
     raise CohortError(
-        f"{n_patients} training patients of cohort {config.cohort} (holdout={config.holdout}) have {n_slices} slices,"
-        f" too few for batch_size={config.batch_size}; {f'what would do: {found}' if found else 'prepare more series'}"
+        f"{number_of(n_slices, 'slice')} of {number_of(n_patients, 'training patient')} of cohort {config.cohort}"
+        f" (holdout={config.holdout}) are too few for batch_size={config.batch_size};"
+        f" {f'what would do: {found}' if found else 'prepare more series'}"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from probes.splits import Fold, patient_folds
 from probes.statistics.checks import Floats, Ints, TooFewError, UnmeasurableError, binary_labels
 from probes.statistics.metrics import auroc
+from transforms.refusal import number_of
 
 S_contra = TypeVar("S_contra", contravariant=True)
 Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
@@ -203,7 +204,7 @@ def early_stopping_fold(truth: Ints, patient_ids: npt.ArrayLike, settings: FitSe
     usable = [fold for fold in folds if np.unique(truth[fold.train]).size == 2]
     if not usable:
         raise TooFewError(
-            f"{rarer} patients of the rarer class cannot be split for early stopping; more are needed"
+            f"the rarer class has {number_of(rarer, 'patient')}, too few to split for early stopping"
         )
     return usable[0]
 

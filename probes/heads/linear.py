@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 from probes.heads.logistic import fit_logistic, log_loss, row_space
 from probes.splits import Fold, Splits, patient_folds
 from probes.statistics.checks import Floats, Ints, TooFewError, binary_labels, finite_features
+from transforms.refusal import number_of
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
 _UNPENALIZED = 1e-3  # a negligible ridge keeps coefficients finite where a column separates the classes
@@ -120,7 +121,7 @@ class LinearProbe:
             n_tested += len(fold.test)
         if n_tested == 0:
             raise TooFewError(
-                f"{rarer} patients of the rarer class all fall into one inner fold; give c as one number"
+                f"the rarer class ({number_of(rarer, 'patient')}) falls into one inner fold; give c as one number"
             )
         return total / n_tested
 

@@ -120,7 +120,7 @@ def test_a_backbone_is_trained_and_probed_through_the_transforms_and_nothing_per
     ("words", "sentence"),
     [
         (["--cohort", "nowhere"], r"no cohort in nowhere; make it with `mlflow run \. -e prepare"),
-        (["--batch_size", "5000", "--cohort", "SMALL"], "a batch of 5000 slices cannot be drawn from"),
+        (["--batch_size", "5000", "--cohort", "SMALL"], "batch_size=5000 cannot be drawn from"),
         (["--resume", "abc", "--cohort", "SMALL"], "there is no run 'abc' to resume"),
         (["--device", "abacus", "--cohort", "SMALL"], "device 'abacus' is unknown"),
         (
@@ -190,7 +190,7 @@ def test_random_weights_are_shown_what_the_backbone_beside_them_is_shown(
 def test_cross_fitted_backbones_may_not_test_the_same_nodules() -> None:
     first, second = ([(np.array([8, 9]), np.array(test))] for test in ([0, 2], [1]))
     refuse_shared([first, second])
-    with pytest.raises(ProbeError, match="2 nodules are tested by several backbones"):
+    with pytest.raises(ProbeError, match="several backbones test the same 2 nodules"):
         refuse_shared([first, first])
 
 

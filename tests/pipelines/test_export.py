@@ -169,7 +169,7 @@ def test_the_card_states_figures_with_intervals_and_leaks(saved: Path) -> None:
     assert "| retrieval/top1 | 0.500 | 0.400 to 0.600 |" in card
     assert "| probe/auroc_6_15mm | 0.710 | 0.610 to 0.810 |" in card
     assert "no patients were held out" in card
-    assert "95 axial slices of 4 patients; 2 patients were held out" in card
+    assert "95 axial slices of 4 patients; held out: 2 patients." in card
     for words in ("Six phantoms.", "abc123", "steps: 20", "0.90 to 1.20 mm per pixel", "learning"):
         assert words in card
     assert "loss/total" not in card

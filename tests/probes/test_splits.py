@@ -104,7 +104,7 @@ def test_the_table_names_each_tested_patient_once_a_repeat() -> None:
 
 def test_too_few_patients_of_a_class_are_refused_with_their_number() -> None:
     with pytest.raises(
-        TooFewError, match="2 patients to test on have a malignant nodule, too few for 5 folds"
+        TooFewError, match="2 patients to test on with a malignant nodule: too few for 5 folds"
     ):
         patient_folds(list("abcdefg"), [1, 1, 0, 0, 0, 0, 0])
     with pytest.raises(ValueError, match="each row needs one of both"):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from transforms.body_grid import GRID
 from transforms.geometry import VolumeGeometry, lps_to_ras, unbroken_run
-from transforms.refusal import TransformError
+from transforms.refusal import TransformError, number_of
 from transforms.triplet import VOLUME_KEYS
 from transforms.views.config import ViewConfig
 from transforms.views.crops import UNIFORMS_PER_CROP
@@ -139,7 +139,7 @@ class _Volume:
         n_slices, *size_hw = self.voxels.shape
         if not 0 <= z < n_slices:
             raise TransformError(
-                f"slice {z} is not in a volume of {n_slices} slices; the last is {n_slices - 1}"
+                f"slice {z} is not in a volume of {number_of(n_slices, 'slice')}, counted from 0"
             )
         return CubeFrames(
             z=np.array([z]),

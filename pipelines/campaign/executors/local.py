@@ -20,6 +20,7 @@ from pipelines.campaign.spec import CampaignError, ResourcesSpec
 from pipelines.runtime.atomic import exclusively, make_folder, write_text
 from pipelines.runtime.interrupts import GRACE_S
 from pipelines.runtime.paths import PROJECT_ROOT
+from transforms.refusal import number_of
 
 _LOG_TAIL = 4000
 
@@ -53,7 +54,7 @@ class LocalExecutor:
             shared = (
                 "its GPUs are shared out among all" if resources.gpus else "its cores are not divided anew"
             )
-            print(f"{others} arms of other campaigns run on this machine: {shared}")
+            print(f"other campaigns run {number_of(others, 'arm')} on this machine: {shared}")
 
     @property
     def parallel(self) -> int:

@@ -170,10 +170,7 @@ def test_campaigns_of_several_names_share_the_devices_of_a_machine(
     with (job / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         executor = LocalExecutor(ResourcesSpec(gpus=1), 0, tmp_path / "this-campaign")
-        assert (
-            "1 arms of other campaigns run on this machine: its GPUs are shared out"
-            in capsys.readouterr().out
-        )
+        assert "other campaigns run 1 arm on this machine: its GPUs are shared out" in capsys.readouterr().out
         assert (executor.parallel, executor._free_devices()) == (1, ["5"])
         (job / "devices").write_text("2,5,7")
         assert executor.parallel == 0

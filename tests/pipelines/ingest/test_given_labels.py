@@ -146,7 +146,7 @@ def test_without_diameters_the_rows_of_diameter_are_left_out_and_that_is_said(
     )  # the wide ones are the malignant ones, and pixels see that
     assert not [name for name in run.metrics if "diameter" in name.replace("image_diameter", "")]
     assert run.tables["tables/predictions.parquet"]["diameter_mm"].isna().all()
-    assert "24 of 24 nodules have no diameter: the table has no diameter row" in capsys.readouterr().out
+    assert "no diameter for 24 of 24 nodules: the table has no diameter row" in capsys.readouterr().out
     assert "figures/roc.png" in run.figures
 
 
@@ -166,7 +166,7 @@ def test_supervised_networks_do_without_diameters_too(unsized: Cohort, capsys: A
     run_supervised(config, run)
     rows = set(run.tables["tables/supervised.csv"]["row"])
     assert rows == {"pixels", "supervised_2d"}
-    assert "24 of 24 nodules have no diameter" in capsys.readouterr().out
+    assert "no diameter for 24 of 24 nodules" in capsys.readouterr().out
 
 
 def test_tables_and_figures_of_nodules_need_no_diameter_either(unsized: Cohort, capsys: Any) -> None:
@@ -198,7 +198,7 @@ def test_nodules_without_a_crop_and_centers_without_a_nodule_are_told(
     shown = capsys.readouterr().out
     assert "23 of 23 nodules show nothing above -700 HU within 2 mm of their center" in shown
     assert "24 nodules: 23 tested, 1 left out: 1 no crop (center outside the volume)" in shown
-    assert "1 labeled nodules have no crop; of the first the nodule's center lies at" in shown
+    assert "no crop of 1 labeled nodule; of the first the nodule's center lies at" in shown
 
 
 def test_a_rule_that_reads_ratings_names_the_one_that_reads_labels(

@@ -253,6 +253,19 @@ def test_the_primary_question_is_corrected_over_the_probes_of_one_cohort() -> No
     assert verdicts_of([]) == ["not testable here"]
 
 
+def test_arms_of_one_recipe_are_told_apart_by_their_runs() -> None:
+    arms = [
+        probe(n, 0.02, 0.02, **{"dinox.probed_recipe": "demo", "mlflow.runName": f"arm {n}"}) for n in (0, 1)
+    ]
+    other = probe(2, 0.02, 0.02, **{"dinox.probed_recipe": "else", "mlflow.runName": "arm 2"})
+    named = [row[0] for row in primary_table(gather([*arms, other])).rows]
+    assert named == [
+        "arm 0 [p0]: demo (roi, full, consensus)",
+        "arm 1 [p1]: demo (roi, full, consensus)",
+        "else (roi, full, consensus)",
+    ]
+
+
 def test_only_the_newest_default_reading_of_a_backbone_is_in_the_family() -> None:
     first, again = (probe(number, 0.02, 0.02, **{"dinox.backbone_sha": "b"}) for number in (0, 1))
     assert verdicts_of([first, again]) == ["outside the family", "supported"]
