@@ -24,6 +24,10 @@ from pipelines.tracking.store import tracking_uri
 
 _STEPS_EVERY_S = 10.0
 _AWAY_S = 15.0
+_PAUSES = 4.0
+"""Pause after a look at the store, in times of what the look took (up to `_LONGEST_PAUSE_S`): hundreds of runs are long
+to read, and the arms need the processor."""
+_LONGEST_PAUSE_S = 10.0
 
 
 class CampaignLoop:
@@ -39,6 +43,7 @@ class CampaignLoop:
         self.given_up: set[str] = set()
         self.canceled: set[str] = set()
         self.is_over_budget = False
+        self.pause_s = executor.poll_s
         self.table = LiveTable()
         self.steps: dict[str, int] = {}
         self._steps_at = -math.inf
@@ -56,7 +61,7 @@ class CampaignLoop:
             self.record.run.reopen()
             self.record.run.set_tags({Tag.ERROR: ""})  # The error of an earlier call.
             while not (is_over := self._is_over(stop)):
-                time.sleep(self.executor.poll_s)
+                time.sleep(self.pause_s)
         finally:
             stop.close()
             if not is_over:  # The caller reports the error; a continued parent run is closed here.
@@ -65,8 +70,12 @@ class CampaignLoop:
 
     def _is_over(self, stop: StopWatch) -> bool:
         """Poll, account, start; return whether nothing runs and nothing is left to start."""
+        started = time.monotonic()
         try:
-            return self._turn(stop)
+            is_over = self._turn(stop)
+            took = time.monotonic() - started
+            self.pause_s = max(self.executor.poll_s, min(_PAUSES * took, _LONGEST_PAUSE_S))
+            return is_over
         except StoreAwayError as error:
             # Arms continue within their leases; their records are read when the store answers again.
             print(f"{error}; trying again in {_AWAY_S:.0f} s")
@@ -79,7 +88,7 @@ class CampaignLoop:
         self.research.prune(records, self.executor)
         usages = self._usages(records)
         running = [record for record in records if record.is_open] + gone
-        self.is_over_budget |= is_spent(self.spec.budget, usages, self.executor.poll_s)
+        self.is_over_budget |= is_spent(self.spec.budget, usages, self.pause_s)
         if stop.exit_code is not None or self.is_over_budget:
             for record in running:
                 self.canceled.add(record.run_id)

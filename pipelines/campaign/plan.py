@@ -28,6 +28,8 @@ SHARED_STORE = ("submitit", "skypilot")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _CHECK_S = 5.0
 _SPEED = "perf/slices_per_s"
+_AT_SPEED = 100
+"""Updates after which a training's last reported speed is its speed: the first ones load, compile and warm up."""
 _SETS_SPEED = (
     *(f"backbone.{key}" for key in ("arch", "depth", "embed_dim", "image_px", "grad_checkpointing")),
     *("objective.kind", "views.n_local", "nproc"),
@@ -99,7 +101,7 @@ def training_speed(
 
     Finished runs of this recipe and this network, on the same kind of cohort, come first, then the value in the
     campaign's file. Other runs are not used: a ViT-S and a ViT-L differ too much in speed, and so do slices of 64 px
-    and of 512 px.
+    and of 512 px, a CPU and a GPU, and a run too short to be at its speed.
     """
     if "accumulation" not in asked:
         return 0.0, "from resources.stage_hours of the file"
@@ -110,6 +112,9 @@ def training_speed(
         for run in runs
         if run.tags.get(Tag.RECIPE) == recipe
         and run.metrics.get(_SPEED, 0.0) > 0
+        and int(run.params.get("steps", 0)) >= min(_AT_SPEED, asked["steps"])
+        and Tag.DEVICE in run.tags  # Of older runs it is not known.
+        and (run.tags[Tag.DEVICE] == "cpu") == (spec.resources.gpus == 0)
         and (run.tags.get(Tag.COHORT_KIND) == kind if kind else run.params.get("cohort") == asked["cohort"])
     ]
     wanted = {key: str(asked[key]) for key in _SETS_SPEED}

@@ -83,6 +83,11 @@ def widest_over_ranks(span: list[float]) -> list[float]:
     return [-float(ends[0]), float(ends[1])]
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU's model, or the kind of another device: cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device of this process; `auto` takes a GPU where there is one.
 

@@ -254,6 +254,7 @@ class Tag(StrEnum):
     COHORT_SHA = "dinox.cohort_sha", "SHA-256 of the cohort: its volume ids and voxels"
     TEST_COHORT_SHA = "dinox.test_cohort_sha", "SHA-256 of a probe's test cohort, on which nothing was fitted"
     COHORT_KIND = "dinox.cohort_kind", "what the cohort is made of: real CT, phantom or synthetic slices"
+    DEVICE = "dinox.device", "what a training ran on, in the end: cpu, or the GPU's name"
     ERROR = "dinox.error", "why the run failed, as one sentence, or the kind of error that a bug raised"
     RUN_NAME = "mlflow.runName", "name of the run in MLflow's pages"
     DESCRIPTION = (

@@ -24,6 +24,7 @@ from pipelines.runtime.distributed import (
     WorldError,
     agreed_stop,
     choose_device,
+    device_name,
     done_by_rank_zero,
     from_rank_zero,
     process_group,
@@ -165,6 +166,7 @@ class TrainingRun:
 
     def _describe(self) -> None:
         cohort_tags = {Tag.COHORT_SHA: self.cohort.sha256, Tag.COHORT_KIND: self.cohort.kind}
+        cohort_tags[Tag.DEVICE] = device_name(self.device)
         if self.trainer.step == 0:
             cohort_tags[Tag.STATUS] = "too early"
         if self.folder is not None and self.folder.is_resumed:

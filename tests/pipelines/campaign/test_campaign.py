@@ -207,22 +207,27 @@ def test_hours_are_estimated_from_runs_of_the_same_network_alone(own_store: Path
     ):
         run = Run.start("pretrain")
         run.log_params(configuration | changes)
-        run.set_tags({"dinox.recipe": spec.recipe})
+        run.set_tags({"dinox.recipe": spec.recipe, "dinox.device": "NVIDIA H100"})
         run.log_metrics({"perf/slices_per_s": speed})
         run.finish("FINISHED")
         assert f"{shown:7.3f} h" in plan_table(spec, arms_, [configuration])
 
 
-def test_hours_are_estimated_from_runs_on_the_same_kind_of_cohort_alone(
+def test_hours_are_estimated_from_whole_runs_on_the_same_kind_of_cohort_and_device_alone(
     own_store: Path, small_cohort: Cohort
 ) -> None:
     spec = replace(load_campaign("article_vit_l"), cohort=str(small_cohort.root))
     line = stage_arguments(spec, expand(spec)[0], ["0"])[0]
     configuration = check_arguments([("a", *line)])[0]
-    for kind, speed in ((small_cohort.kind, 30.0), ("real CT", 300.0)):
+    for kind, device, steps, speed in (
+        (small_cohort.kind, "NVIDIA H100", 2000, 30.0),
+        ("real CT", "NVIDIA H100", 2000, 300.0),
+        (small_cohort.kind, "cpu", 2000, 3.0),
+        (small_cohort.kind, "NVIDIA H100", 2, 1.0),
+    ):
         run = Run.start("pretrain")
-        run.log_params(configuration)
-        run.set_tags({"dinox.recipe": spec.recipe, "dinox.cohort_kind": kind})
+        run.log_params(configuration | {"steps": steps})
+        run.set_tags({"dinox.recipe": spec.recipe, "dinox.cohort_kind": kind, "dinox.device": device})
         run.log_metrics({"perf/slices_per_s": speed})
         run.finish("FINISHED")
     runs = search_runs(StoredRun, "tags.`dinox.entry_point` = 'pretrain'")
