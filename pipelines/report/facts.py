@@ -24,7 +24,8 @@ class Evidence:
     """A finished run with its facts.
 
     Attributes:
-        facts: `pretrain.<key>` and `probe.<key>` of the configurations, cohort, koleo, status, campaign, arm.
+        facts: `pretrain.<key>` and `probe.<key>` of the configurations, cohort, recipe, koleo, status,
+            campaign, arm.
     """
 
     run: StoredRun
@@ -68,6 +69,7 @@ def _facts(run: StoredRun, by_id: Mapping[str, StoredRun], kinds: Mapping[str, s
     if run is not pretraining:
         facts |= _configuration(run, "probe")
     facts["cohort"] = kinds.get(run.tags.get(Tag.COHORT_SHA, ""), UNKNOWN)
+    facts["recipe"] = "" if pretraining is None else pretraining.tags.get(Tag.RECIPE, "")
     facts["status"] = run.tags.get(Tag.STATUS, "")
     facts["campaign"] = run.tags.get(Tag.CAMPAIGN, "")
     facts["arm"] = run.tags.get(Tag.ARM) or run.tags.get(Tag.ARM_OF, "")

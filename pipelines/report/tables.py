@@ -76,22 +76,26 @@ def load_article() -> Article:
 
 
 def article_table(table: TableSpec, evidence: Sequence[Evidence]) -> Table:
-    """Return our runs beside the article's rows, one line per kind of cohort (and value of `split_by`)."""
+    """Return our runs beside the article's rows, one line per kind of cohort and recipe (and value of `split_by`)."""
     own = [one for one in evidence if one.run.entry_point == table.entry_point]
     lines: list[tuple[str, ...]] = []
     for row in table.rows:
-        groups: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
+        groups: dict[str, list[Evidence]] = defaultdict(list)
         for one in own:
             if matches(one.facts, row.where):
-                groups[one.cohort, one.facts.get(table.split_by, "")].append(one)
+                groups[_where(one, table.split_by)].append(one)
         if not groups:
             lines.append((row.label, row.article, NOT_MEASURED, *[""] * (len(table.metrics) + 2)))
-        for (cohort, split), group in sorted(groups.items()):
-            where = f"{cohort}, KoLeo {split}" if table.split_by == "koleo" else f"{cohort} {split}".strip()
+        for where, group in sorted(groups.items()):
             counts = f"{len(group)}, {len({one.seed for one in group})}"
             cells = [over_runs(group, metric) for metric in table.metrics]
             lines.append((row.label, row.article, where, *cells, _verdicts(group), counts))
     return Table(("", "article", "ours, on", *table.metrics, "verdicts", "runs, seeds"), lines)
+
+
+def _where(one: Evidence, split_by: str) -> str:
+    split = f"KoLeo {one.facts.get('koleo', '')}" if split_by == "koleo" else one.facts.get(split_by, "")
+    return ", ".join(filter(None, (one.cohort, one.facts["recipe"], split)))
 
 
 def over_runs(group: Sequence[Evidence], metric: str) -> str:
