@@ -191,6 +191,10 @@ def _of_article(
     judged = judge_all([(t.entry_point, claim) for t in article.tables for claim in t.claims], evidence)
     shown = [one for one in judged if is_whole or one.verdict != NOT_TESTABLE]
     blocks: list[Block] = [Heading(2, "Claims of the article"), claims_table(shown)] if shown else []
+    if is_whole:
+        blocks.append(
+            Sentence("A claim that no run of the article's size tests may be asked at small size, below.")
+        )
     tables = [(table, article_table(table, evidence)) for table in article.tables]
     measured = [
         (table, Table(made.head, [row for row in made.rows if is_whole or row[2] != NOT_MEASURED]))
