@@ -1,5 +1,6 @@
 """Files that nothing imports: how torch is chosen, what is released, and which Pythons are tested."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,22 @@ def test_the_workflow_tests_every_python_that_is_allowed() -> None:
     pythons = jobs["known"]["strategy"]["matrix"]["python"]
     assert PROJECT["requires-python"] == f">={pythons[0]}"
     assert {"known", "newest", "lowest", "wheel"} <= jobs.keys()
+
+
+def test_the_audit_asks_for_one_version_of_every_package_and_passes_none_in_silence(tmp_path: Path) -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8"))["jobs"]
+    (line,) = (
+        step["run"] for job in jobs.values() for step in job["steps"] if "pip-audit" in step.get("run", "")
+    )
+    lock, audit = line.removeprefix("pip install pip-audit && ").split(" && ")
+    assert f"{lock} && {audit}" in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert "--strict" in audit  # Else what is not found counts as free of advisories.
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
+    subprocess.run(lock, shell=True, cwd=tmp_path, check=True)
+    locked = (tmp_path / audit.partition("--requirement ")[2].split()[0]).read_text()
+    pins = [one for one in locked.splitlines() if one and not one.startswith("#")]
+    assert len(pins) > 40
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", one) for one in pins)
 
 
 def test_the_image_says_that_shared_memory_is_needed_and_runs_as_no_root() -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from pipelines.runtime.atomic import exclusively
+from pipelines.runtime.atomic import TargetError, exclusively
 from pipelines.runtime.paths import PROJECT_ROOT
 from pipelines.tracking.outbox import RunDeletedError, StoreAwayError
 from transforms.refusal import Refusal
@@ -104,7 +104,9 @@ def quiet_about_secrets() -> Iterator[None]:
 def client(uri: str = "") -> MlflowClient:
     """Open a store, by default the one in use; processes that find no sqlite file yet create it one after the other.
 
-    Without the lock, processes that create the tables at the same time end with a database error, all but one.
+    Without the lock, processes that create the tables at the same time end with a database error, all but one. The
+    artifacts of a new file lie beside it, in `mlruns`: MLflow would put them where it is called, be it a checkout that
+    cannot be written.
 
     Raises:
         StoreAwayError: If a database server cannot be reached.
@@ -118,8 +120,14 @@ def client(uri: str = "") -> MlflowClient:
         raise StoreRefusedError(
             f"the tracking store {shown_store()} is a folder; set {STORE_ENV} to a file below it"
         )
-    with exclusively(Path(f"{path}.lock")):
-        return _opened(uri)
+    is_new = path.is_absolute() and not path.exists()
+    try:
+        with exclusively(Path(f"{path}.lock")), chdir(path.parent) if is_new else nullcontext():
+            return _opened(uri)
+    except TargetError as error:
+        raise StoreRefusedError(
+            f"{error}: the tracking store lies there; {STORE_ENV}={_SQLITE}FILE names another"
+        ) from error
 
 
 def _opened(uri: str) -> MlflowClient:

@@ -1,6 +1,7 @@
 """Proposers: what they may propose, and what becomes of everything else, hostile answers included."""
 
 import json
+import os
 import socket
 import threading
 import time
@@ -220,6 +221,15 @@ def test_whatever_an_endpoint_sends_is_a_refused_proposal(monkeypatch: pytest.Mo
             LlmProposer(spec_of("llm")).propose([])
     assert "s3cret" not in str(refusal.value)
     assert len(str(refusal.value)) < 300
+
+
+def test_an_address_that_an_answer_names_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[socket.socket] = []
+    with endpoint(asked.append, monkeypatch):
+        moved = f"HTTP/1.1 302 Found\r\nLocation: {os.environ[URL_ENV]}\r\n\r\n".encode()
+        with endpoint(lambda caller: caller.sendall(moved), monkeypatch), pytest.raises(ProposalError):
+            LlmProposer(spec_of("llm")).propose([])
+    assert asked == []  # It would have got the key.
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pipelines.campaign import run as campaign
 from pipelines.cohort.folder import Cohort
 from pipelines.command.cli import run_entry_point
 from pipelines.command.entry_points import ENTRY_POINTS
+from pipelines.runtime.paths import PROJECT_ROOT
 from tests.pipelines.probing.test_probe_malignancy import backbone
 from tests.pipelines.training.compared import QUICK
 
@@ -162,3 +164,62 @@ def test_a_megabyte_of_shared_memory_is_refused_before_the_first_batch(
     assert code == 2, said
     assert "8 loader processes need" in said.strip().splitlines()[-1]
     assert "--shm-size=1g, or give workers=" in said
+
+
+def in_a_read_only_checkout(
+    commands: list[tuple[str, dict[str, object]]], log: Path
+) -> tuple[list[str], str]:
+    """Give commands, one after the other, where the folder of this project cannot be written; their exit codes."""
+
+    def do() -> int:
+        os.chdir(PROJECT_ROOT)
+        with pytest.raises(OSError, match="Read-only"):
+            (PROJECT_ROOT / "x").touch()
+        for command, options in commands:
+            print(f"code {given(command, options)}", flush=True)
+        return 0
+
+    code, said = mounted(["--bind", "-o", "ro", str(PROJECT_ROOT), str(PROJECT_ROOT)], do, log)
+    assert code == 0, said
+    return re.findall(r"^code (\d)$", said, re.MULTILINE), said
+
+
+def test_a_checkout_that_cannot_be_written_writes_where_it_is_told(
+    own_store: Path, small_phantom_source: Path, own_key: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_store / "new").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{own_store / 'new' / 'mlflow.db'}")
+    cohort = own_store / "c"
+    commands: list[tuple[str, dict[str, object]]] = [
+        ("prepare", {"source": small_phantom_source, "cohort": cohort, "workers": 1}),
+        ("pretrain", QUICK | {"cohort": cohort, "runs_dir": own_store / "runs"}),
+        ("probe_retrieval", {"cohort": cohort}),
+        ("export", {"out": own_store / "e", "onnx": "no"}),
+        ("embed", {"source": cohort, "out": own_store / "e.parquet"}),
+        ("export_png", {"cohort": cohort, "out": own_store / "png", "workers": 1}),
+        ("report", {"out": own_store / "report"}),
+    ]
+    codes, said = in_a_read_only_checkout(commands, own_store / "log")
+    assert codes == ["0"] * len(commands), said
+    assert list((own_store / "new" / "mlruns" / "0").iterdir())
+
+
+@pytest.mark.parametrize("store", ["", "named"])
+def test_a_checkout_that_cannot_be_written_is_one_sentence(
+    store: str, own_store: Path, small_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not store:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(own_store))
+    commands: list[tuple[str, dict[str, object]]] = [
+        ("prepare", {}),
+        ("pretrain", QUICK | {"cohort": small_cohort.root}),
+        ("export", {"backbone": backbone(own_store / "b"), "onnx": "no"}),
+        ("embed", {"backbone": own_store / "b", "source": small_cohort.root}),
+        ("export_png", {"cohort": small_cohort.root}),
+        ("campaign", {}),
+    ]
+    codes, said = in_a_read_only_checkout(commands, own_store / "log")
+    assert codes == ["2"] * len(commands), said
+    assert "Traceback" not in said
+    assert said.count("Read-only file system") == len(commands), said
