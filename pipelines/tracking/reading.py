@@ -131,7 +131,7 @@ def newest_backbone_run() -> str | None:
 
 
 def newest_run(entry_point: str, name: str) -> StoredRun:
-    """Return the newest run of an entry point with this name.
+    """Return the newest run of an entry point with this name, or the one that it resumed.
 
     Raises:
         NotInStoreError: If there is none.
@@ -140,7 +140,8 @@ def newest_run(entry_point: str, name: str) -> StoredRun:
     found = search_runs(StoredRun, query)
     if not found:
         raise NotInStoreError(f"there is no run '{name}' of {entry_point} in {shown_store()}")
-    return found[0]
+    resumed = found[0].tags.get(Tag.RESUMES, "")
+    return read_run(StoredRun, resumed) if resumed else found[0]
 
 
 @answering()

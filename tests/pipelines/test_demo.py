@@ -1,10 +1,14 @@
 """The demo's last table and how it reads nodules; the demo itself takes minutes and is run by hand."""
 
+from pathlib import Path
+
 from pipelines.command.config import find_recipe, load_recipe, read_yaml
 from pipelines.demo import _ROWS, AT_THE_NODULE, table
 from pipelines.phantom.nodules import DIAMETER_RANGE_MM
 from pipelines.probing.config import ProbeConfig
 from pipelines.tracking.names import METRICS
+from pipelines.tracking.reading import newest_run
+from pipelines.tracking.run import Run
 from pipelines.training.config import PretrainConfig
 
 
@@ -34,3 +38,14 @@ def test_the_probe_of_the_demo_reads_patches_smaller_than_every_nodule() -> None
     assert (probe.features, probe.window) == ("roi", "full")
     assert probe.image_px % network.patch_px == 0
     assert network.patch_px * probe.size_mm / probe.image_px < DIAMETER_RANGE_MM[0]
+
+
+def test_a_demo_given_again_reads_the_training_that_it_continued(own_store: Path) -> None:
+    killed, wrapper, other = (Run.start("pretrain") for _ in range(3))
+    for run, name in ((killed, "arm"), (wrapper, "arm"), (other, "other")):
+        run.set_tags({"mlflow.runName": name})
+    wrapper.set_tags({"dinox.resumes": killed.run_id})
+    for run in (other, wrapper, killed):
+        run.finish("FINISHED")
+    assert newest_run("pretrain", "arm").run_id == killed.run_id
+    assert newest_run("pretrain", "other").run_id == other.run_id
