@@ -187,9 +187,12 @@ def _say_what_came_out(run: Run, name: str, config: Any) -> None:
     """Write the description of a run that is done, and print where it is seen and what usually follows."""
     from pipelines.tracking.reading import how_served
 
-    step = next_step(name, config, run.run_id)
     with contextlib.suppress(StoreAwayError):  # Its figures are logged, or wait to be.
-        if page := run.describe(step):
+        run_id = run.stored().tags.get(
+            Tag.RESUMES, run.run_id
+        )  # That of a resumed training holds its backbone.
+        step = next_step(name, config, run_id)
+        if page := run.describe(step).replace(run.run_id, run_id):
             by = f"by `{command}` " if (command := how_served()) else ""
             print(f"{f'next: {step}; ' if step else ''}seen {by}at {page}")
 

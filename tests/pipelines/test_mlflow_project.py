@@ -1,6 +1,7 @@
 """The exact commands of the README, as a user types them, without pyenv."""
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -192,6 +193,33 @@ def test_the_plugin_makes_the_store_before_mlflow_does_and_one_process_at_a_time
     assert made == [True, False]
 
 
+def pretrained_in(called: Path, *words: str) -> str:
+    """Run `mlflow run ... -e pretrain` in a folder without a word of its store; return what it said."""
+    environment = {"HOME": str(called.parent), "PATH": f"{BIN}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [str(BIN / "mlflow"), "run", *words, "-e", "pretrain", *QUICK]
+    done = subprocess.run(command, cwd=called, env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_checkout_that_is_named_by_its_path_holds_the_runs_and_the_folder_of_the_call_their_store(
+    small_cohort: Cohort, tmp_path: Path
+) -> None:
+    checkout, called = tmp_path / "checkout", tmp_path / "called"
+    called.mkdir()
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(checkout)], check=True)
+    words = (str(checkout), "-P", f"cohort={small_cohort.root}", "-P", "resume=auto")
+    pretrained_in(called, *words)
+    (run,) = MlflowClient(f"sqlite:///{called / 'mlflow.db'}").search_runs(["0"])
+    record = checkout / "runs" / run.info.run_id / "run.json"
+    # As if it had been killed after its last update.
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": False}))
+    assert f"continues run {run.info.run_id}" in pretrained_in(called, *words)
+    assert {path.name for path in called.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlruns"}
+    assert not {"mlflow.db", "mlruns"} & {path.name for path in checkout.iterdir()}
+
+
 @pytest.mark.slow
 def test_a_project_that_mlflow_fetches_writes_where_it_is_called(
     store: Path, small_cohort: Cohort, tmp_path: Path, open_process: OpenProcess
@@ -209,11 +237,8 @@ def test_a_project_that_mlflow_fetches_writes_where_it_is_called(
     ]
     daemon = open_process(words)
     wait_until(lambda: answers(port), daemon)
-    environment = {"HOME": str(tmp_path), "PATH": f"{BIN}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    command = [str(BIN / "mlflow"), "run", f"git://127.0.0.1:{port}/dinox.git", "-e", "pretrain"]
-    command += ["--env-manager", "local", "-P", f"cohort={small_cohort.root}", *QUICK]
-    done = subprocess.run(command, cwd=called, env=environment, capture_output=True, text=True, timeout=3600)
-    assert done.returncode == 0, done.stderr
+    address = f"git://127.0.0.1:{port}/dinox.git"
+    pretrained_in(called, address, "--env-manager", "local", "-P", f"cohort={small_cohort.root}")
     (run,) = MlflowClient(f"sqlite:///{called / 'mlflow.db'}").search_runs(["0"])
     assert (called / "runs" / run.info.run_id / "run.json").is_file()
     assert run.info.status == "FINISHED"

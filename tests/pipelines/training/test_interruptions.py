@@ -213,8 +213,11 @@ def test_what_a_resumed_run_changed_is_in_its_record_report_and_card(
     changed = {"optim.lr": 0.01, "resume": "auto"}
     assert pretrain(folder, small_cohort, allow_changes="optim.lr", **changed) == 0
     said = "optim.lr from 0.001 to 0.01 at step 3"
-    assert f"changed on resume: {said}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"changed on resume: {said}" in out
     run = read_run(StoredRun, stored_runs(folder)[0].info.run_id)
+    assert f"backbone=runs:/{run.run_id}/backbone" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith(f"/runs/{run.run_id}")
     assert changes_of(run.tags) == [Change(3, "optim.lr", 0.001, 0.01)]
     assert {"config.yaml", "config_from_step_00000003.yaml"} <= set(artifacts(run.run_id))
     assert said in run.tags["mlflow.note.content"]
