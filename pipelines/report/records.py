@@ -122,7 +122,7 @@ def _column(column: pd.Series) -> list[Any]:
 
 
 def _add(read: Records, keys: dict[str, dict[str, Any]], line: str, where: str) -> None:
-    """Add the run of a line, or what its table and later ones are of."""
+    """Add the run of a line that is not there yet, or what its table and later ones are of."""
     try:
         one = json.loads(line)
         if one["format"] != FORMAT:
@@ -136,6 +136,8 @@ def _add(read: Records, keys: dict[str, dict[str, Any]], line: str, where: str) 
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{where} is not a run as report writes it; write the file again") from error
     run = StoredRun(**fields, is_deleted=is_deleted)
+    if any(run.run_id == other.run_id for other in read.runs):
+        return  # The pretraining of a probe is kept with each of the two.
     read.runs.append(run)
     if Tag.NUMBER in run.tags and Tag.ARM in run.tags:
         read.arms.append(ArmRecord(**fields, is_deleted=is_deleted))

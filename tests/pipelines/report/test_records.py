@@ -52,6 +52,18 @@ def test_a_page_of_records_equals_that_of_the_store(own_store: Path, tmp_path: P
     pd.testing.assert_frame_equal(read.tables[probe.run_id], expected, check_dtype=False)
 
 
+def test_a_run_in_two_files_counts_once(own_store: Path, tmp_path: Path) -> None:
+    logged(tmp_path)
+    probe = next(run for run in chosen_runs(ReportConfig())[0] if run.entry_point == "probe_retrieval")
+    write_records(chosen_runs(ReportConfig())[0], tmp_path / "all.jsonl")
+    # With the pretraining, whose configuration says which row of the article a probe belongs to.
+    write_records(chosen_runs(ReportConfig(runs=probe.run_id))[0], tmp_path / "probe.jsonl")
+    one = read_records([tmp_path / "all.jsonl"])
+    both = read_records([tmp_path / "all.jsonl", tmp_path / "probe.jsonl"])
+    assert len(read_records([tmp_path / "probe.jsonl"]).runs) == 2
+    assert [run.run_id for run in both.runs] == [run.run_id for run in one.runs]
+
+
 def test_records_hold_no_folder_and_no_user(own_store: Path, tmp_path: Path) -> None:
     logged(tmp_path)
     write_records(chosen_runs(ReportConfig())[0], tmp_path / "runs.jsonl")
