@@ -22,7 +22,7 @@ MEETS_THE_WALL = ("optim.teacher_temp=0.1",)
 HELD_OUT = "holdout=0.6"
 """Twice as many patients as in the recipe, so that about 200 nodules are left to tell features from one another."""
 GOES_ON = ("save_every=100", "resume=auto")
-"""A demo that was interrupted, given again, continues its trainings at what they saved. The recipe saves less often, and
+"""A demo that was interrupted, given again, continues its trainings at what they saved. The recipe saves less often and
 stays as it is: a campaign is known by the hash of its recipe."""
 AT_THE_NODULE = ("features=roi", "window=full", "size_mm=36", "image_px=168")
 """How the probe reads: patches of 3 mm inside a nodule and around it, with all of its HU."""
