@@ -51,7 +51,7 @@ from pipelines.training.patients import divide_patients, nodules_used
 from pipelines.training.run_folder import RunFolder, claim_folder
 from pipelines.training.trainer import NonFiniteLossError, Trainer
 from pipelines.training.view_sheet import view_sheet
-from pipelines.training.watch import ADVICE, Verdict
+from pipelines.training.watch import Verdict, advice
 from transforms.refusal import number_of
 from transforms.views.batch import Views
 
@@ -312,9 +312,10 @@ class TrainingRun:
     def _finish(self, verdict: Verdict) -> None:
         if self.folder is None:
             return
-        print(f"verdict: {verdict} ({ADVICE[verdict]})")
+        said = advice(verdict, self.config.objective.kind)
+        print(f"verdict: {verdict} ({said})")
         self._deliver_all()
-        self.run.set_tags({Tag.STATUS: verdict, Tag.ADVICE: ADVICE[verdict]})
+        self.run.set_tags({Tag.STATUS: verdict, Tag.ADVICE: said})
         for figure, name in curves(self.run, self.config):
             self.run.log_figure(figure, f"figures/{name}.png")
         networks = self.trainer.networks

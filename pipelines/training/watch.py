@@ -24,7 +24,7 @@ from probes.statistics.rank import effective_rank
 Verdict = Literal["too early", "wall", "collapsed", "learning"]
 VERDICT_NUMBER: dict[Verdict, float] = {"too early": 0, "wall": 1, "collapsed": 2, "learning": 3}
 
-ADVICE: dict[Verdict, str] = {
+_ADVICE: dict[Verdict, str] = {
     "too early": "too few updates to judge",
     "learning": "the code of one view predicts that of the other better than the mean code does",
     "wall": "the teacher outputs nearly the uniform distribution for all slices: give KoLeo the class token with center"
@@ -32,9 +32,27 @@ ADVICE: dict[Verdict, str] = {
     "collapsed": "the teacher gives every slice the same few prototypes, so a low loss has no meaning: with center"
     " momentum 0.999 put KoLeo on head logits, else 0.9 with KoLeo on the class token, or lower the learning rate",
 }
+_WITHOUT_PROTOTYPES: dict[str, dict[Verdict, str]] = {
+    "simclr": {
+        "learning": "a view is told from those of other slices better than at first",
+        "wall": "a view is not told from those of other slices better than at first: more updates, a larger batch, or a"
+        " higher learning rate",
+        "collapsed": "all slices get nearly one class token: lower the learning rate",
+    },
+    "mae": {
+        "learning": "masked patches are predicted better than by their means",
+        "wall": "masked patches are not predicted better than by their means: more updates, or a higher learning rate",
+        "collapsed": "all slices get nearly one class token: lower the learning rate",
+    },
+}
 _BUCKETS = 8
 _TOKENS_KEPT = 64
 """Class tokens kept of each bucket: 8 x 64 give the rank and the cosine."""
+
+
+def advice(verdict: Verdict, objective: str) -> str:
+    """Return what a verdict means for an objective (`dino`, `simclr`, `mae`), and what to try next."""
+    return _WITHOUT_PROTOTYPES.get(objective, {}).get(verdict, _ADVICE[verdict])
 
 
 @dataclass(slots=True)

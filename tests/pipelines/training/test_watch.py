@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.losses.objective import Seen
 from pipelines.training.config import WatchConfig
-from pipelines.training.watch import Verdict, Watcher
+from pipelines.training.watch import Verdict, Watcher, advice
 
 K, TEMP = 64, 0.1
 CONFIG = WatchConfig(window_samples=512, min_steps=10, patience_steps=50)
@@ -185,3 +185,10 @@ def test_thresholds_of_gain_and_entropy_decide_the_verdict() -> None:
 
     assert (verdict(0.4, 0.9), verdict(0.4, 0.9, learning_gain=0.5)) == ("learning", "wall")
     assert (verdict(0.0, 0.6), verdict(0.0, 0.6, wall_share=0.7)) == ("wall", "collapsed")
+
+
+def test_the_advice_is_of_what_the_objective_has() -> None:
+    for objective, has in (("dino", "teacher"), ("simclr", "view"), ("mae", "masked patches")):
+        assert has in advice("wall", objective)
+        assert ("prototypes" in advice("collapsed", objective)) == (objective == "dino")
+    assert advice("too early", "mae") == advice("too early", "dino")
