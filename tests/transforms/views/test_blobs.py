@@ -65,6 +65,7 @@ def test_two_blobs_never_overlap_and_there_are_at_most_64() -> None:
     assert (apart > np.maximum.outer(blobs[:, 3], blobs[:, 3]) / 2 - 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.lidc
 def test_most_real_nodules_are_among_the_blobs(dinox_data: Path, tmp_path: Path) -> None:
     """16 annotated nodules of two patients: 13 were found within 2.2 mm; three lie against wall or vessels."""
