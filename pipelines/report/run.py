@@ -67,6 +67,7 @@ def run_report(config: ReportConfig, run: Run) -> None:
     if config.keep:
         write_records(runs, Path(config.keep))
     options = f" -P records={config.records}" if config.records else ""
+    options += " -P article=all" if config.article == "all" else ""
     blocks = page(runs, arms, datetime.now(UTC), config.article == "all", items, options)
     text = markdown(blocks)
     run.log_text(text, "report.md")

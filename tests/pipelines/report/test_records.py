@@ -85,7 +85,9 @@ def test_report_keeps_runs_and_reads_them_where_the_store_is_empty(own_store: Pa
     assert len(written.splitlines()) >= 2
     report = Run.start("report")
     run_report(ReportConfig(records=str(kept), article="all", out=str(tmp_path / "page.md")), report)
-    assert "| real CT | probe_retrieval | 1 |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| real CT | probe_retrieval | 1 |" in text
+    assert f"`mlflow run . -e report -P records={kept} -P article=all`" in text
 
 
 @pytest.mark.parametrize(
