@@ -188,9 +188,8 @@ def _say_what_came_out(run: Run, name: str, config: Any) -> None:
     from pipelines.tracking.reading import how_served
 
     with contextlib.suppress(StoreAwayError):  # Its figures are logged, or wait to be.
-        run_id = run.stored().tags.get(
-            Tag.RESUMES, run.run_id
-        )  # That of a resumed training holds its backbone.
+        # Of a training that was continued, the run that holds the backbone.
+        run_id = run.stored().tags.get(Tag.RESUMES, run.run_id)
         step = next_step(name, config, run_id)
         if page := run.describe(step).replace(run.run_id, run_id):
             by = f"by `{command}` " if (command := how_served()) else ""
